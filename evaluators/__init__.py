@@ -1,0 +1,1 @@
+"""How we know: judge scores, ranking, ROUGE-L, human votes, statistics, report."""

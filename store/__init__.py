@@ -1,0 +1,1 @@
+"""What we keep: record types, pools, the SQLite ledger, exports. Knows nothing of the teacher."""

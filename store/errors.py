@@ -1,0 +1,37 @@
+"""The root of the error tree and the store's part of it.
+
+    DistillError                 everything this program raises on purpose
+    ├── UsageError               bad flags or input; the command exits 2
+    │   └── PoolError            a pool that cannot be used at all
+    ├── RunFolderError           the run folder cannot be used (held, unwritable); exits 2
+    └── StorageError             the disk failed us in the middle; exits 3, resumable
+        └── DiskFull             no space left; the reserve file has been given up
+"""
+
+
+class DistillError(Exception):
+    """Root of all errors of this program; its text is written for the person who runs it."""
+
+    exit_code = 2
+
+
+class UsageError(DistillError):
+    """The user asked for something impossible: says what, where and what to do."""
+
+
+class PoolError(UsageError):
+    """No row of the pool can be used, or its file cannot be read."""
+
+
+class RunFolderError(DistillError):
+    """The run folder is held by another process, or cannot be written."""
+
+
+class StorageError(DistillError):
+    """A write failed while running; what was stored before is safe."""
+
+    exit_code = 3
+
+
+class DiskFull(StorageError):
+    """The disk is full."""

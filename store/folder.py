@@ -1,0 +1,84 @@
+"""The run folder: one process at a time, and a reserve that is given up when the disk is full."""
+
+import contextlib
+import errno
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from store.errors import RunFolderError
+
+LEDGER = "ledger.db"
+LOCK = "lock"
+RESERVE = "reserve"
+
+
+def ledger_path(run: Path) -> Path:
+    """RUN/ledger.db, which must exist. Raises RunFolderError with what to do."""
+    path = run / LEDGER
+    if not path.is_file():
+        raise RunFolderError(f"no ledger in {run}: it is not a run folder (expected {path})")
+    return path
+
+
+@contextlib.contextmanager
+def held(run: Path) -> Iterator[Path]:
+    """The folder, made if need be, held by an advisory lock until the context ends.
+
+    The lock goes with the process: a kill leaves nothing to clean up.
+    """
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(run / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        raise RunFolderError(
+            f"cannot write run folder {run}: {error.strerror}; name another with --run"
+        ) from error
+    try:
+        _lock(descriptor, run)
+        yield run
+    finally:
+        os.close(descriptor)
+
+
+def _lock(descriptor: int, run: Path) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in (errno.EAGAIN, errno.EACCES):
+            raise RunFolderError(f"cannot lock {run / LOCK}: {error.strerror}") from error
+        holder = os.pread(descriptor, 32, 0).decode(errors="replace").strip() or "unknown"
+        raise RunFolderError(
+            f"run folder {run} is in use by process {holder}; "
+            "wait for it, stop it, or name another folder with --run"
+        ) from error
+    with contextlib.suppress(OSError):  # the pid is a courtesy; a full disk must not stop us here
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+
+
+def make_reserve(run: Path, size: int) -> int:
+    """Writes the reserve file, at most a quarter of the free space; returns its size in bytes."""
+    path = run / RESERVE
+    free = shutil.disk_usage(run).free + (path.stat().st_size if path.exists() else 0)
+    size = min(size, free // 4)
+    try:
+        with path.open("wb") as file:
+            file.write(bytes(size))
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        path.unlink(missing_ok=True)
+        raise RunFolderError(f"cannot write in run folder {run}: {error.strerror}") from error
+    return size
+
+
+def give_up_reserve(run: Path) -> bool:
+    """Frees the reserve's space; false if it was gone already."""
+    try:
+        (run / RESERVE).unlink()
+    except OSError:
+        return False
+    return True

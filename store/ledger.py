@@ -1,0 +1,235 @@
+"""The ledger: one SQLite file that never forgets a paid answer.
+
+Calls come from the event loop, one writer thread commits (WAL, `synchronous=FULL`). Commits
+are grouped by natural batching: whatever has queued while the last commit was on its way goes
+into the next one. `await committed()` returns when all that was put before is on the disk.
+When the disk is full the reserve file is given up, the commit is made in its space, and
+`on_full` is called so that the run can stop. Deliberately knows nothing of HTTP or limits.
+"""
+
+import asyncio
+import json
+import os
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from queue import SimpleQueue
+
+from store.batch import Batch
+from store.errors import DiskFull, RunFolderError, StorageError
+from store.folder import LEDGER, give_up_reserve
+from store.records import Cause, Request, Response
+from store.schema import STAGE_SHIFT, migrate
+
+CHECKPOINT_PAGES = 4000
+_IOERR, _FULL = 10, 13  # primary SQLite result codes
+
+
+def connect_writer(run: Path) -> sqlite3.Connection:
+    """The one writing connection, with the schema brought up to date."""
+    try:
+        connection = sqlite3.connect(run / LEDGER, isolation_level=None, check_same_thread=False)
+        connection.execute("PRAGMA page_size = 8192")
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = FULL")
+        connection.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}")
+        migrate(connection)
+    except sqlite3.Error as error:
+        raise RunFolderError(f"cannot open {run / LEDGER}: {error}") from error
+    return connection
+
+
+class Ledger:
+    """Open it inside a running event loop, in a folder that is held; close it in the end."""
+
+    def __init__(self, run: Path, on_full: Callable[[], None] = lambda: None) -> None:
+        self.run = run
+        self._on_full = on_full
+        self._connection = connect_writer(run)
+        self._loop = asyncio.get_running_loop()
+        self._batch, self._busy, self._scheduled = Batch(), False, False
+        self._broken: StorageError | None = None
+        self._handed: SimpleQueue[Batch | None] = SimpleQueue()
+        self._last = {t: self._max_id(t) for t in ("requests", "attempts", "responses", "errors")}
+        self._thread = threading.Thread(target=self._write, name="ledger", daemon=True)
+        self._thread.start()
+
+    def _max_id(self, table: str) -> int:
+        return int(self._connection.execute(f"SELECT ifnull(max(id), 0) FROM {table}").fetchone()[0])
+
+    @property
+    def last_request(self) -> int:
+        """The highest request id in use when the ledger was opened."""
+        return self._last["requests"]
+
+    def begin(
+        self, stage: str, task: str, samples: int, settings: Mapping[str, object]
+    ) -> tuple[int, int]:
+        """Opens a stage and a run of it; returns (stage id, run id)."""
+        with self._connection as db:
+            db.execute(
+                "INSERT INTO stages (name, task, samples) VALUES (?, ?, ?) "
+                "ON CONFLICT (name) DO UPDATE SET task = excluded.task, samples = excluded.samples",
+                (stage, task, samples),
+            )
+            (number,) = db.execute("SELECT id FROM stages WHERE name = ?", (stage,)).fetchone()
+            cursor = db.execute(
+                "INSERT INTO runs (stage, started, pid, settings) VALUES (?, ?, ?, ?)",
+                (number, time.time(), os.getpid(), json.dumps(settings, ensure_ascii=False)),
+            )
+        return int(number), int(cursor.lastrowid or 0)
+
+    def execute(self, sql: str, values: tuple[object, ...] = ()) -> None:
+        """A rare statement of its own (totals, end of a run), written at once."""
+        with self._guarded():
+            self._connection.execute(sql, values)
+
+    def place(self, stage: int, position: int, item: bytes, requests: list[tuple[int, int]]) -> None:
+        """Remembers a pool row and the request of each of its samples: [(sample, request)]."""
+        self._batch.rows.append(((stage << STAGE_SHIFT) + position, item))
+        self._batch.samples.extend((stage, position, sample, r) for sample, r in requests)
+        self._schedule()
+
+    def journal(self, run: int, stage: int, request: Request, new: bool, worst_micro: int) -> int:
+        """Puts down that the request is about to be sent; returns the attempt's id."""
+        self._last["attempts"] += 1
+        attempt = self._last["attempts"]
+        if new:
+            self._batch.add_request(request)
+        self._batch.attempts.append((attempt, run, request.id, time.time(), worst_micro))
+        account = self._batch.account(stage)
+        account.sent += 1
+        account.at_risk += worst_micro
+        self._schedule()
+        return attempt
+
+    def put(
+        self, stage: int, attempt: int, request: int, response: Response, worst_micro: int, final: bool
+    ) -> None:
+        """A reply with its raw body, outcome, usage and cost; `final` if it is the answer."""
+        self._last["responses"] += 1
+        number = self._last["responses"]
+        self._batch.add_response(number, attempt, request, response, time.time())
+        if final:
+            self._batch.answers.append((number, request))
+        account = self._batch.account(stage)
+        account.spent += response.cost_micro
+        account.at_risk -= worst_micro
+        account.prompt_tokens += response.usage.prompt_tokens
+        account.completion_tokens += response.usage.completion_tokens
+        account.ended += 1
+        self._schedule()
+
+    def error(
+        self,
+        stage: int,
+        attempt: int,
+        request: int,
+        cause: Cause,
+        status: int | None,
+        message: str,
+        released_micro: int,
+    ) -> int:
+        """An attempt that brought no reply; what may have been billed all the same stays at risk."""
+        self._last["errors"] += 1
+        number = self._last["errors"]
+        self._batch.errors.append((number, attempt, request, cause, status, message, time.time()))
+        account = self._batch.account(stage)
+        account.at_risk -= released_micro
+        account.ended += 1
+        self._schedule()
+        return number
+
+    def fail(self, request: int, error: int) -> None:
+        """Ends a request: it is not asked again until `retry`."""
+        self._batch.failures.append((error, request))
+        self._schedule()
+
+    async def committed(self) -> None:
+        """Returns when everything put so far is on the disk. Raises StorageError if it cannot be."""
+        if self._broken:
+            raise self._broken
+        waiter: asyncio.Future[None] = self._loop.create_future()
+        self._batch.waiters.append(waiter)
+        self._schedule()
+        await waiter
+
+    async def close(self) -> None:
+        """Commits what is left, folds the WAL in and lets go of the file."""
+        try:
+            if not self._broken:
+                await self.committed()
+        finally:
+            self._handed.put(None)
+            await asyncio.to_thread(self._thread.join)
+            self._connection.close()
+
+    def _schedule(self) -> None:
+        if not (self._busy or self._scheduled):
+            self._scheduled = True
+            self._loop.call_soon(self._hand_over)
+
+    def _hand_over(self) -> None:
+        self._scheduled, self._busy = False, True
+        batch, self._batch = self._batch, Batch()
+        self._handed.put(batch)
+
+    def _write(self) -> None:
+        while (batch := self._handed.get()) is not None:
+            error = self._apply(batch)
+            self._loop.call_soon_threadsafe(self._done, batch, error)
+
+    def _apply(self, batch: Batch) -> StorageError | None:
+        try:
+            with self._guarded():
+                batch.apply(self._connection)
+        except DiskFull as error:
+            return self._apply_in_reserve(batch, error)
+        except StorageError as error:
+            return error
+        return None
+
+    def _apply_in_reserve(self, batch: Batch, error: StorageError) -> StorageError | None:
+        self._loop.call_soon_threadsafe(self._on_full)
+        if not give_up_reserve(self.run):
+            return error
+        return self._apply(batch)
+
+    def _guarded(self) -> "_Guard":
+        return _Guard(self.run)
+
+    def _done(self, batch: Batch, error: StorageError | None) -> None:
+        self._busy = False
+        self._broken = self._broken or error
+        for waiter in batch.waiters:
+            if not waiter.done():
+                waiter.set_exception(error) if error else waiter.set_result(None)
+        if self._has_work():
+            self._schedule()
+
+    def _has_work(self) -> bool:
+        batch = self._batch
+        return bool(batch.waiters or batch.spending or batch.samples or batch.failures)
+
+
+class _Guard:
+    """Maps SQLite's errors to ours at this one edge."""
+
+    def __init__(self, run: Path) -> None:
+        self._run = run
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if not isinstance(error, sqlite3.Error):
+            return
+        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+        if code in (_IOERR, _FULL):
+            raise DiskFull(
+                f"no room to write {self._run / LEDGER} ({error}); nothing stored is lost: "
+                "free some space and run the same command again"
+            ) from error
+        raise StorageError(f"writing {self._run / LEDGER} failed: {error}") from error

@@ -1,0 +1,229 @@
+"""Reads pools of instructions as a stream: JSONL, a JSON list, CSV, Parquet, gzip of these, `-`.
+
+A bad row is data, not a crash: it is yielded as a BadRow with its line and the rest goes on.
+Positions count usable rows from 0, so that they do not move when a bad row is mended in place
+at the end. Deliberately knows nothing about models, prompts or the ledger.
+"""
+
+import csv
+import gzip
+import io
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any, cast
+
+import orjson
+
+from store.errors import PoolError
+from store.records import BadRow, Instruction, PoolRow
+
+MAX_ROW_BYTES = 64 * 2**20
+GZIP_MAGIC = b"\x1f\x8b"
+PARQUET_MAGIC = b"PAR1"
+
+Raw = tuple[int, object]  # line (or item) number and what stands there; a str is a complaint
+
+
+class Pool:
+    """A pool that can be read several times (but standard input only once).
+
+    `fraction` says how far the current pass is, by bytes of the file as it lies on disk;
+    it is 0 where that cannot be known (standard input).
+    """
+
+    def __init__(self, source: str | Path) -> None:
+        self.source = str(source)
+        self.is_stdin = self.source == "-"
+        self._size = 0
+        self._file: IO[bytes] | None = None
+        if not self.is_stdin:
+            self._size = self._checked_size(Path(self.source))
+
+    @staticmethod
+    def _checked_size(path: Path) -> int:
+        if path.is_dir():
+            raise PoolError(f"pool {path} is a folder; name a file in it, or '-' for standard input")
+        try:
+            with path.open("rb"):
+                return path.stat().st_size
+        except OSError as error:
+            raise PoolError(f"cannot read pool {path}: {error.strerror}") from error
+
+    @property
+    def fraction(self) -> float:
+        """Share of the file that has been read, 0-1."""
+        if self._file is None or not self._size:
+            return 0.0
+        try:
+            return min(1.0, self._file.tell() / self._size)
+        except (OSError, ValueError):
+            return 1.0
+
+    def __iter__(self) -> Iterator[PoolRow | BadRow]:
+        """Usable and bad rows in the order of the file. Raises PoolError if it cannot be read."""
+        position = 0
+        try:
+            for line, raw in self._raw_rows():
+                row = _as_row(position, line, raw)
+                if isinstance(row, PoolRow):
+                    position += 1
+                yield row
+        except (OSError, EOFError) as error:
+            raise PoolError(f"reading pool {self.source} failed: {error}") from error
+        finally:
+            if self._file is not None and not self.is_stdin:
+                self._file.close()
+
+    def _raw_rows(self) -> Iterator[Raw]:
+        raw = sys.stdin.buffer if self.is_stdin else Path(self.source).open("rb")
+        self._file = raw
+        head = cast(io.BufferedReader, raw).peek(8)
+        zipped = head.startswith(GZIP_MAGIC)
+        stream: IO[bytes] = cast(IO[bytes], gzip.GzipFile(fileobj=raw)) if zipped else raw
+        buffered = io.BufferedReader(cast(io.RawIOBase, stream), 1 << 20)
+        head = _first_bytes(buffered)
+        if head.startswith(PARQUET_MAGIC):
+            return _parquet_rows(buffered, spool=zipped or self.is_stdin)
+        if head.startswith(b"["):
+            return _list_rows(buffered)
+        name = self.source.lower().removesuffix(".gz")
+        if name.endswith((".csv", ".tsv")):
+            return _csv_rows(buffered, "\t" if name.endswith(".tsv") else ",")
+        return _json_lines(buffered)
+
+
+def _first_bytes(stream: io.BufferedReader) -> bytes:
+    """The first bytes that are not white space, after skipping a UTF-8 byte order mark."""
+    if stream.peek(3)[:3] == b"\xef\xbb\xbf":
+        stream.read(3)
+    return stream.peek(4096)[:4096].lstrip()[:8]
+
+
+def _json_lines(stream: io.BufferedReader) -> Iterator[Raw]:
+    number = 0
+    while line := stream.readline(MAX_ROW_BYTES + 1):
+        number += 1
+        if len(line) > MAX_ROW_BYTES and not line.endswith(b"\n"):
+            while (rest := stream.readline(MAX_ROW_BYTES)) and not rest.endswith(b"\n"):
+                pass
+            yield number, f"longer than {MAX_ROW_BYTES >> 20} MiB"
+        elif stripped := line.strip():
+            yield number, _parsed(stripped, torn=not line.endswith(b"\n"))
+
+
+def _parsed(line: bytes, torn: bool) -> object:
+    try:
+        return orjson.loads(line)
+    except orjson.JSONDecodeError as error:
+        return _parsed_leniently(line, str(error), torn)
+
+
+def _parsed_leniently(line: bytes, complaint: str, torn: bool) -> object:
+    """Lone surrogates are legal in JSON escapes, though not in Unicode: they become U+FFFD."""
+    import json
+
+    try:
+        text = line.decode()
+    except UnicodeDecodeError as error:
+        return f"not UTF-8 (byte {error.start}: 0x{line[error.start]:02x})"
+    try:
+        return _mended(json.loads(text))
+    except (ValueError, RecursionError):
+        return f"not JSON: {complaint}" + ("; the last line is torn" if torn else "")
+
+
+def _mended(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    if isinstance(value, dict):
+        return {_mended(k): _mended(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_mended(v) for v in value]
+    return value
+
+
+def _list_rows(stream: io.BufferedReader) -> Iterator[Raw]:
+    import ijson
+
+    number = 0
+    try:
+        for item in ijson.items(stream, "item", use_float=True):
+            number += 1
+            yield number, _mended(item)
+    except (ijson.JSONError, UnicodeDecodeError) as error:
+        text = str(error).split("\n")[0].strip()
+        yield number + 1, f"the JSON list breaks off after item {number}: {text}"
+
+
+def _csv_rows(stream: io.BufferedReader, delimiter: str) -> Iterator[Raw]:
+    csv.field_size_limit(MAX_ROW_BYTES)
+    text = io.TextIOWrapper(stream, encoding="utf-8", errors="surrogateescape", newline="")
+    reader = csv.DictReader((line.replace("\0", "�") for line in text), delimiter=delimiter)
+    while True:
+        try:
+            row = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            yield reader.line_num, f"not CSV: {error}"
+            continue
+        values = [v for v in row.values() if isinstance(v, str)]
+        if any("\udc80" <= c <= "\udcff" for v in values if not v.isascii() for c in v):
+            yield reader.line_num, "not UTF-8"
+        else:
+            yield reader.line_num, row
+
+
+def _parquet_rows(stream: io.BufferedReader, spool: bool) -> Iterator[Raw]:
+    """Parquet is read from its end: what cannot seek cheaply goes through a temporary file."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    with tempfile.TemporaryFile() as spooled:
+        source: IO[bytes] = stream
+        if spool:
+            shutil.copyfileobj(stream, spooled)
+            source = spooled
+        try:
+            number = 0
+            for batch in pq.ParquetFile(source).iter_batches(batch_size=4096):
+                for row in batch.to_pylist():
+                    number += 1
+                    yield number, row
+        except (pa.ArrowException, UnicodeDecodeError) as error:
+            yield number + 1, f"the Parquet file breaks off: {error}"
+
+
+def _as_row(position: int, line: int, raw: object) -> PoolRow | BadRow:
+    if isinstance(raw, str):
+        return BadRow(line, raw)
+    if not isinstance(raw, dict):
+        return BadRow(line, f"not an object but {type(raw).__name__}")
+    item = _as_instruction(raw, str(position))
+    return BadRow(line, item) if isinstance(item, str) else PoolRow(position, line, item)
+
+
+def _as_instruction(row: dict[str, Any], fallback_id: str) -> Instruction | str:
+    """Alpaca's shape; Self-Instruct's `instances` and FastChat's `question_id`/`text` as well."""
+    instruction = row.get("instruction")
+    if instruction is None and "question_id" in row:
+        instruction = row.get("text")
+    if not isinstance(instruction, str) or not instruction.strip():
+        return "no instruction" if not instruction else f"instruction is not text: {instruction!r:.60}"
+    source = row
+    instances = row.get("instances")
+    if "input" not in row and isinstance(instances, list) and instances and isinstance(instances[0], dict):
+        source = instances[0]
+    given, output = source.get("input") or "", source.get("output") or ""
+    if not isinstance(given, str):
+        return f"input is not text: {given!r:.60}"
+    identity = row.get("id", row.get("question_id"))
+    return Instruction(
+        fallback_id if identity is None else str(identity),
+        instruction,
+        given,
+        output if isinstance(output, str) else "",
+    )

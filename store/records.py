@@ -1,0 +1,102 @@
+"""The types that flow: what goes in, what is asked, what came back, what goes out.
+
+Frozen dataclasses without behaviour. Money is integer micro-dollars, times are Unix seconds.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+Outcome = Literal["stop", "length", "content_filter", "refusal", "untranslated"]
+OUTCOMES: tuple[Outcome, ...] = ("stop", "length", "content_filter", "refusal", "untranslated")
+
+Cause = Literal[
+    "rate_limit",
+    "timeout",
+    "connection",
+    "server",
+    "bad_request",
+    "too_large",
+    "not_found",
+    "auth",
+    "malformed",
+    "unparsed",
+]
+CAUSES: tuple[Cause, ...] = (
+    "rate_limit",
+    "timeout",
+    "connection",
+    "server",
+    "bad_request",
+    "too_large",
+    "not_found",
+    "auth",
+    "malformed",
+    "unparsed",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Instruction:
+    """One row of a pool in Alpaca's shape; `output` is empty until somebody answers."""
+
+    id: str
+    instruction: str
+    input: str = ""
+    output: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class PoolRow:
+    """A usable row: its position among the usable rows (from 0), its line, its content."""
+
+    position: int
+    line: int
+    item: Instruction
+
+
+@dataclass(frozen=True, slots=True)
+class BadRow:
+    """A row that cannot be used: where it stands and what is wrong with it."""
+
+    line: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One question to the teacher, ready to be sent.
+
+    key: SHA-256 of the canonical JSON of what is sent and the sample's index (32 bytes).
+    body: the JSON sent, without the sample's index. prompt_tokens: as the API bills them.
+    max_tokens: the most that the reply may cost, 0 where the request sets no bound.
+    """
+
+    id: int
+    key: bytes
+    sample: int
+    body: bytes
+    prompt_tokens: int
+    max_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens as billed. cached_tokens are part of prompt, reasoning_tokens of completion."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cached_tokens: int = 0
+    reasoning_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """A reply with status 200, as it is stored; `outcome` is `malformed` where reading failed."""
+
+    outcome: Outcome | Literal["malformed"]
+    finish_reason: str
+    usage: Usage
+    raw: bytes
+    cost_micro: int
+    latency: float
+    served_model: str = ""

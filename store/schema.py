@@ -1,0 +1,117 @@
+"""The ledger's tables, views and migrations. The one place where the schema is told.
+
+Bodies are appended by rowid and lie apart from the narrow tables, so that counting never
+walks over text. Money is integer micro-dollars; times are Unix seconds; `rows.id` is
+`stage * 2**40 + position`, which keeps pool order without a second index.
+"""
+
+import sqlite3
+
+VERSION = 1
+STAGE_SHIFT = 40  # rows.id = stage << 40 | position
+
+TABLES = """
+CREATE TABLE stages (
+  id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, task TEXT NOT NULL,
+  samples INTEGER NOT NULL DEFAULT 1,  -- answers wanted for each row
+  total INTEGER,                       -- usable pool rows x samples, once known
+  bad_rows INTEGER NOT NULL DEFAULT 0);
+CREATE TABLE runs (
+  id INTEGER PRIMARY KEY, stage INTEGER NOT NULL REFERENCES stages(id),
+  started REAL NOT NULL, ended REAL, exit_code INTEGER, pid INTEGER NOT NULL,
+  settings TEXT NOT NULL,              -- JSON: model, parameters, prompts, pool, limits
+  estimate TEXT,                       -- JSON: what `estimate` said at the start
+  -- JSON: share of each limit that was used, 0-1
+  utilisation TEXT);
+CREATE TABLE rows (
+  id INTEGER PRIMARY KEY,              -- stage << 40 | position in the pool
+  -- JSON: id, instruction, input
+  item TEXT NOT NULL);
+CREATE TABLE samples (
+  stage INTEGER NOT NULL, position INTEGER NOT NULL, sample INTEGER NOT NULL,
+  request INTEGER NOT NULL REFERENCES requests(id),
+  PRIMARY KEY (stage, position, sample)) WITHOUT ROWID;
+CREATE TABLE requests (
+  id INTEGER PRIMARY KEY, key BLOB NOT NULL,  -- SHA-256 of what is sent and the sample's index
+  sample INTEGER NOT NULL, prompt_tokens INTEGER NOT NULL,
+  answer INTEGER REFERENCES responses(id),    -- the reply that counts
+  -- the error that ended it; null again by `retry`
+  failure INTEGER REFERENCES errors(id));
+CREATE TABLE attempts (
+  id INTEGER PRIMARY KEY, run INTEGER NOT NULL REFERENCES runs(id),
+  request INTEGER NOT NULL REFERENCES requests(id), sent_at REAL NOT NULL,
+  -- the most that it can cost
+  worst_micro INTEGER NOT NULL);
+CREATE TABLE responses (
+  id INTEGER PRIMARY KEY, attempt INTEGER NOT NULL REFERENCES attempts(id),
+  request INTEGER NOT NULL REFERENCES requests(id),
+  outcome TEXT NOT NULL, finish_reason TEXT NOT NULL, model TEXT NOT NULL,
+  prompt_tokens INTEGER NOT NULL, completion_tokens INTEGER NOT NULL,
+  cached_tokens INTEGER NOT NULL, reasoning_tokens INTEGER NOT NULL,
+  cost_micro INTEGER NOT NULL, latency REAL NOT NULL, received_at REAL NOT NULL);
+CREATE TABLE bodies (
+  response INTEGER PRIMARY KEY REFERENCES responses(id),
+  -- the reply as it came: TEXT, or BLOB if it is not UTF-8
+  raw NOT NULL);
+CREATE TABLE errors (
+  id INTEGER PRIMARY KEY, attempt INTEGER NOT NULL, request INTEGER NOT NULL,
+  cause TEXT NOT NULL, status INTEGER, message TEXT NOT NULL, at REAL NOT NULL);
+CREATE TABLE spending (
+  stage INTEGER PRIMARY KEY REFERENCES stages(id),
+  spent_micro INTEGER NOT NULL DEFAULT 0,    -- known from usage
+  at_risk_micro INTEGER NOT NULL DEFAULT 0,  -- the most that requests without an answer can cost
+  prompt_tokens INTEGER NOT NULL DEFAULT 0, completion_tokens INTEGER NOT NULL DEFAULT 0,
+  sent INTEGER NOT NULL DEFAULT 0, ended INTEGER NOT NULL DEFAULT 0);
+"""
+
+VIEWS = """
+CREATE VIEW answers AS
+  SELECT s.name AS stage, a.position, a.sample, json_extract(w.item, '$.id') AS id,
+    json_extract(w.item, '$.instruction') AS instruction,
+    json_extract(w.item, '$.input') AS input,
+    CASE WHEN typeof(b.raw) = 'text' AND json_valid(b.raw)
+      THEN json_extract(b.raw, '$.choices[0].message.content') END AS output,
+    p.outcome, p.model, p.prompt_tokens, p.completion_tokens,
+    p.cost_micro / 1e6 AS cost_usd, p.latency, p.received_at
+  FROM samples a JOIN stages s ON s.id = a.stage
+  JOIN rows w ON w.id = (a.stage << 40) + a.position
+  JOIN requests r ON r.id = a.request JOIN responses p ON p.id = r.answer
+  JOIN bodies b ON b.response = p.id;
+CREATE VIEW failures AS
+  SELECT s.name AS stage, a.position, a.sample, json_extract(w.item, '$.instruction') AS instruction,
+    e.cause, e.status, e.message, e.at
+  FROM samples a JOIN stages s ON s.id = a.stage
+  JOIN rows w ON w.id = (a.stage << 40) + a.position
+  JOIN requests r ON r.id = a.request JOIN errors e ON e.id = r.failure
+  WHERE r.answer IS NULL;
+CREATE VIEW unanswered AS
+  SELECT t.id AS attempt, t.request, t.run, t.sent_at, t.worst_micro / 1e6 AS worst_usd
+  FROM attempts t
+  WHERE t.id NOT IN (SELECT attempt FROM responses) AND t.id NOT IN (SELECT attempt FROM errors);
+CREATE VIEW costs AS
+  SELECT s.name AS stage, c.spent_micro / 1e6 AS spent_usd, c.at_risk_micro / 1e6 AS at_risk_usd,
+    c.prompt_tokens, c.completion_tokens, c.sent, c.sent - c.ended AS unanswered
+  FROM spending c JOIN stages s ON s.id = c.stage;
+CREATE VIEW replies AS
+  SELECT p.*, b.raw FROM responses p JOIN bodies b ON b.response = p.id;
+"""
+
+
+def migrate(connection: sqlite3.Connection) -> None:
+    """Brings the ledger to VERSION; the fast path costs one PRAGMA and imports nothing."""
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    if version == VERSION:
+        return
+    import sqlite_utils
+    from sqlite_utils.migrations import Migrations
+
+    migrations = Migrations("distill")
+
+    @migrations()
+    def m001_ledger(db: sqlite_utils.Database) -> None:
+        for statement in (TABLES + VIEWS).split(";\n"):
+            if statement.strip():
+                db.execute(statement)
+
+    migrations.apply(sqlite_utils.Database(connection))
+    connection.execute(f"PRAGMA user_version = {VERSION}")
