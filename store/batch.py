@@ -33,6 +33,7 @@ class Batch:
     answers: list[tuple[int, int]] = field(default_factory=list)
     failures: list[tuple[int, int]] = field(default_factory=list)
     spending: dict[int, Spending] = field(default_factory=dict)
+    notes: list[tuple[str, tuple[object, ...]]] = field(default_factory=list)
     waiters: list[Future[None]] = field(default_factory=list)
 
     def account(self, stage: int) -> Spending:
@@ -76,6 +77,8 @@ class Batch:
                     _SPEND,
                     (stage, s.spent, s.at_risk, s.prompt_tokens, s.completion_tokens, s.sent, s.ended),
                 )
+            for sql, note in self.notes:
+                connection.execute(sql, note)
             connection.execute("COMMIT")
         except BaseException:
             if connection.in_transaction:

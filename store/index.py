@@ -8,7 +8,7 @@ from array import array
 from bisect import bisect_left
 from collections.abc import Iterator
 
-DUE, ANSWERED, FAILED = 0, 1, 2
+DUE, ANSWERED, FAILED, TAKEN = 0, 1, 2, 3  # taken: being asked in this run
 _BUCKET_BITS = 12
 
 
@@ -42,6 +42,13 @@ class KeyIndex:
         while at < len(prints) and prints[at] == fingerprint:
             yield self._ids[bucket][at]
             at += 1
+
+    def copy(self) -> "KeyIndex":
+        other = KeyIndex()
+        other._fingerprints = [array("Q", bucket) for bucket in self._fingerprints]
+        other._ids = [array("Q", bucket) for bucket in self._ids]
+        other._states = bytearray(self._states)
+        return other
 
     def state(self, request: int) -> int:
         return self._states[request]

@@ -13,7 +13,7 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from queue import SimpleQueue
 
@@ -53,6 +53,7 @@ class Ledger:
         self._broken: StorageError | None = None
         self._handed: SimpleQueue[Batch | None] = SimpleQueue()
         self._last = {t: self._max_id(t) for t in ("requests", "attempts", "responses", "errors")}
+        self._using = threading.Lock()
         self._thread = threading.Thread(target=self._write, name="ledger", daemon=True)
         self._thread.start()
 
@@ -68,7 +69,8 @@ class Ledger:
         self, stage: str, task: str, samples: int, settings: Mapping[str, object]
     ) -> tuple[int, int]:
         """Opens a stage and a run of it; returns (stage id, run id)."""
-        with self._connection as db:
+        with self._using, _Guard(self.run), self._connection as db:
+            db.execute("BEGIN IMMEDIATE")
             db.execute(
                 "INSERT INTO stages (name, task, samples) VALUES (?, ?, ?) "
                 "ON CONFLICT (name) DO UPDATE SET task = excluded.task, samples = excluded.samples",
@@ -81,32 +83,54 @@ class Ledger:
             )
         return int(number), int(cursor.lastrowid or 0)
 
-    def execute(self, sql: str, values: tuple[object, ...] = ()) -> None:
-        """A rare statement of its own (totals, end of a run), written at once."""
-        with self._guarded():
-            self._connection.execute(sql, values)
+    def note(self, sql: str, *values: object) -> None:
+        """A rare statement of its own (totals, end of a run), in the next commit."""
+        self._batch.notes.append((sql, values))
+        self._schedule()
 
-    def place(self, stage: int, position: int, item: bytes, requests: list[tuple[int, int]]) -> None:
-        """Remembers a pool row and the request of each of its samples: [(sample, request)]."""
+    def place(
+        self,
+        stage: int,
+        position: int,
+        item: bytes,
+        requests: list[tuple[int, int]],
+        new: Sequence[Request] = (),
+    ) -> None:
+        """Remembers a pool row and the request of each of its samples: [(sample, request)].
+
+        `new` requests go into the same commit, so that no row ever points at nothing.
+        """
+        self.add(new)
         self._batch.rows.append(((stage << STAGE_SHIFT) + position, item))
         self._batch.samples.extend((stage, position, sample, r) for sample, r in requests)
         self._schedule()
 
-    def journal(self, run: int, stage: int, request: Request, new: bool, worst_micro: int) -> int:
+    def add(self, new: Sequence[Request]) -> None:
+        """Requests without a place in a pool (yet)."""
+        for request in new:
+            self._batch.add_request(request)
+        self._schedule()
+
+    def journal(self, run: int, stage: int, request: int, worst_micro: int) -> int:
         """Puts down that the request is about to be sent; returns the attempt's id."""
         self._last["attempts"] += 1
         attempt = self._last["attempts"]
-        if new:
-            self._batch.add_request(request)
-        self._batch.attempts.append((attempt, run, request.id, time.time(), worst_micro))
+        self._batch.attempts.append((attempt, run, request, time.time(), worst_micro))
         account = self._batch.account(stage)
         account.sent += 1
         account.at_risk += worst_micro
         self._schedule()
         return attempt
 
+    def withdraw(self, stage: int, attempt: int, worst_micro: int) -> None:
+        """Takes a journalled attempt back: it was never sent."""
+        self.note("DELETE FROM attempts WHERE id = ?", attempt)
+        account = self._batch.account(stage)
+        account.sent -= 1
+        account.at_risk -= worst_micro
+
     def put(
-        self, stage: int, attempt: int, request: int, response: Response, worst_micro: int, final: bool
+        self, stage: int, attempt: int, request: int, response: Response, released_micro: int, final: bool
     ) -> None:
         """A reply with its raw body, outcome, usage and cost; `final` if it is the answer."""
         self._last["responses"] += 1
@@ -116,7 +140,7 @@ class Ledger:
             self._batch.answers.append((number, request))
         account = self._batch.account(stage)
         account.spent += response.cost_micro
-        account.at_risk -= worst_micro
+        account.at_risk -= released_micro
         account.prompt_tokens += response.usage.prompt_tokens
         account.completion_tokens += response.usage.completion_tokens
         account.ended += 1
@@ -131,14 +155,18 @@ class Ledger:
         status: int | None,
         message: str,
         released_micro: int,
+        ended: bool = True,
     ) -> int:
-        """An attempt that brought no reply; what may have been billed all the same stays at risk."""
+        """What went wrong with an attempt; what may have been billed all the same stays at risk.
+
+        `ended` is false where a stored (malformed) reply has ended the attempt already.
+        """
         self._last["errors"] += 1
         number = self._last["errors"]
         self._batch.errors.append((number, attempt, request, cause, status, message, time.time()))
         account = self._batch.account(stage)
         account.at_risk -= released_micro
-        account.ended += 1
+        account.ended += ended
         self._schedule()
         return number
 
@@ -183,7 +211,7 @@ class Ledger:
 
     def _apply(self, batch: Batch) -> StorageError | None:
         try:
-            with self._guarded():
+            with self._using, _Guard(self.run):
                 batch.apply(self._connection)
         except DiskFull as error:
             return self._apply_in_reserve(batch, error)
@@ -197,9 +225,6 @@ class Ledger:
             return error
         return self._apply(batch)
 
-    def _guarded(self) -> "_Guard":
-        return _Guard(self.run)
-
     def _done(self, batch: Batch, error: StorageError | None) -> None:
         self._busy = False
         self._broken = self._broken or error
@@ -211,7 +236,9 @@ class Ledger:
 
     def _has_work(self) -> bool:
         batch = self._batch
-        return bool(batch.waiters or batch.spending or batch.samples or batch.failures)
+        return bool(
+            batch.waiters or batch.spending or batch.samples or batch.failures or batch.notes
+        )
 
 
 class _Guard:

@@ -13,7 +13,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, Any, TypeAlias, cast
 
 import orjson
 
@@ -24,6 +24,7 @@ MAX_ROW_BYTES = 64 * 2**20
 GZIP_MAGIC = b"\x1f\x8b"
 PARQUET_MAGIC = b"PAR1"
 
+Bytes: TypeAlias = "io.BufferedReader[Any]"
 Raw = tuple[int, object]  # line (or item) number and what stands there; a str is a complaint
 
 
@@ -38,7 +39,7 @@ class Pool:
         self.source = str(source)
         self.is_stdin = self.source == "-"
         self._size = 0
-        self._file: IO[bytes] | None = None
+        self._file: io.FileIO | None = None
         if not self.is_stdin:
             self._size = self._checked_size(Path(self.source))
 
@@ -78,12 +79,13 @@ class Pool:
                 self._file.close()
 
     def _raw_rows(self) -> Iterator[Raw]:
-        raw = sys.stdin.buffer if self.is_stdin else Path(self.source).open("rb")
+        raw = _unbuffered_stdin() if self.is_stdin else io.FileIO(self.source)
         self._file = raw
-        head = cast(io.BufferedReader, raw).peek(8)
-        zipped = head.startswith(GZIP_MAGIC)
-        stream: IO[bytes] = cast(IO[bytes], gzip.GzipFile(fileobj=raw)) if zipped else raw
-        buffered = io.BufferedReader(cast(io.RawIOBase, stream), 1 << 20)
+        buffered: Bytes = io.BufferedReader(raw, 1 << 20)
+        zipped = buffered.peek(2).startswith(GZIP_MAGIC)
+        if zipped:
+            unzipped = gzip.GzipFile(fileobj=buffered)
+            buffered = io.BufferedReader(cast(io.RawIOBase, unzipped), 1 << 20)
         head = _first_bytes(buffered)
         if head.startswith(PARQUET_MAGIC):
             return _parquet_rows(buffered, spool=zipped or self.is_stdin)
@@ -95,14 +97,19 @@ class Pool:
         return _json_lines(buffered)
 
 
-def _first_bytes(stream: io.BufferedReader) -> bytes:
+def _unbuffered_stdin() -> io.FileIO:
+    """A pipe must hand over its rows as they come, not by the megabyte."""
+    return io.FileIO(sys.stdin.fileno(), closefd=False)
+
+
+def _first_bytes(stream: Bytes) -> bytes:
     """The first bytes that are not white space, after skipping a UTF-8 byte order mark."""
     if stream.peek(3)[:3] == b"\xef\xbb\xbf":
         stream.read(3)
     return stream.peek(4096)[:4096].lstrip()[:8]
 
 
-def _json_lines(stream: io.BufferedReader) -> Iterator[Raw]:
+def _json_lines(stream: Bytes) -> Iterator[Raw]:
     number = 0
     while line := stream.readline(MAX_ROW_BYTES + 1):
         number += 1
@@ -145,7 +152,7 @@ def _mended(value: Any) -> Any:
     return value
 
 
-def _list_rows(stream: io.BufferedReader) -> Iterator[Raw]:
+def _list_rows(stream: Bytes) -> Iterator[Raw]:
     import ijson
 
     number = 0
@@ -158,7 +165,7 @@ def _list_rows(stream: io.BufferedReader) -> Iterator[Raw]:
         yield number + 1, f"the JSON list breaks off after item {number}: {text}"
 
 
-def _csv_rows(stream: io.BufferedReader, delimiter: str) -> Iterator[Raw]:
+def _csv_rows(stream: Bytes, delimiter: str) -> Iterator[Raw]:
     csv.field_size_limit(MAX_ROW_BYTES)
     text = io.TextIOWrapper(stream, encoding="utf-8", errors="surrogateescape", newline="")
     reader = csv.DictReader((line.replace("\0", "�") for line in text), delimiter=delimiter)
@@ -177,7 +184,7 @@ def _csv_rows(stream: io.BufferedReader, delimiter: str) -> Iterator[Raw]:
             yield reader.line_num, row
 
 
-def _parquet_rows(stream: io.BufferedReader, spool: bool) -> Iterator[Raw]:
+def _parquet_rows(stream: Bytes, spool: bool) -> Iterator[Raw]:
     """Parquet is read from its end: what cannot seek cheaply goes through a temporary file."""
     import pyarrow as pa
     import pyarrow.parquet as pq

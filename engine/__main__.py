@@ -1,0 +1,5 @@
+"""`python -m engine` is `distill`."""
+
+from engine.cli import main
+
+main()

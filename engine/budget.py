@@ -1,0 +1,47 @@
+"""The hard cap: known spending plus the most that every request without an answer can cost.
+
+Reserved before sending, released when the reply's real cost is known. What was sent and never
+answered, in this run or an earlier one, stays reserved: it may have been billed.
+"""
+
+import asyncio
+from collections import deque
+
+from engine.errors import BudgetReached
+
+
+class Budget:
+    """Micro-dollars; `cap` None for no cap. `committed` counts spent and at risk together."""
+
+    def __init__(self, cap: int | None, spent: int, at_risk: int) -> None:
+        self.cap = cap
+        self.spent = spent
+        self.lost = at_risk  # in requests that will never be answered
+        self.in_flight = 0
+        self._waiters: deque[asyncio.Event] = deque()
+
+    async def reserve(self, worst: int) -> None:
+        """Sets the request's worst cost aside. Raises BudgetReached when it can never fit."""
+        while self.cap is not None and self.spent + self.lost + self.in_flight + worst > self.cap:
+            if not self.in_flight:
+                raise BudgetReached(self._words(worst))
+            event = asyncio.Event()
+            self._waiters.append(event)
+            await event.wait()
+        self.in_flight += worst
+
+    def settle(self, worst: int, cost: int, lost: int = 0) -> None:
+        """A request has ended: `cost` is known, `lost` may have been billed without an answer."""
+        self.in_flight -= worst
+        self.spent += cost
+        self.lost += lost
+        while self._waiters:
+            self._waiters.popleft().set()
+
+    def _words(self, worst: int) -> str:
+        assert self.cap is not None
+        risk = f" and ${self.lost / 1e6:.4f} at risk in unanswered requests" if self.lost else ""
+        return (
+            f"the budget of ${self.cap / 1e6:.2f} is reached: ${self.spent / 1e6:.4f} spent{risk}, "
+            f"and the next request could cost ${worst / 1e6:.4f}; go on with a larger --budget"
+        )

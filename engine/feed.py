@@ -1,0 +1,224 @@
+"""Turns the pool into requests that are still due, in a thread, a bounded handful at a time.
+
+Reads the pool in order, builds and seals each row's requests, and looks every key up: in the
+rows that the ledger remembers at the same positions (the usual case of a resumed run), else
+in the fingerprint index, confirmed in SQLite. Equal rows share one request. Holds nothing per
+row but the index. Knows nothing of limits, money or the network.
+"""
+
+import asyncio
+import sqlite3
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from queue import SimpleQueue
+
+import orjson
+
+from engine.keys import Message, Sealer
+from engine.tokens import Tokenizer
+from store.index import ANSWERED, DUE, FAILED, TAKEN, KeyIndex
+from store.pool import Pool
+from store.read import connect_reader, placed_page
+from store.records import BadRow, Instruction, PoolRow, Request
+
+PAGE = 4096  # positions read from the ledger at once
+SLICE_SECONDS = 0.2  # a chunk is handed over at the latest after this
+FRESH_KEPT = 8192  # keys that may not be in the ledger yet
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How a stage makes requests out of rows."""
+
+    build: Callable[[Instruction], Sequence[Message]]
+    sealer: Sealer
+    tokenizer: Tokenizer
+    samples: int
+    max_tokens: int
+    limit: int | None
+    only: frozenset[int] | None = None  # positions, for a pilot
+
+
+@dataclass(slots=True)
+class Placement:
+    """A row whose place in the ledger is new or has changed."""
+
+    position: int
+    item: bytes
+    requests: list[tuple[int, int]]
+    new: list[Request]
+
+
+@dataclass(slots=True)
+class Chunk:
+    """A stretch of the pool: what to remember, what to ask, and what needs nothing."""
+
+    placements: list[Placement] = field(default_factory=list)
+    due: list[Request] = field(default_factory=list)
+    bad: list[BadRow] = field(default_factory=list)
+    known: Counter[int] = field(default_factory=Counter)  # ANSWERED, FAILED -> samples
+    shared: Counter[int] = field(default_factory=Counter)  # request -> more samples that wait for it
+    rows: int = 0
+    outputs: list[str] = field(default_factory=list)  # of the due rows, for `import`
+    ended: bool = False
+
+
+class Feed:
+    """`await chunk(n)` for up to n due requests; `position` counts the rows read."""
+
+    def __init__(
+        self,
+        pool: Pool,
+        plan: Plan,
+        run: Path,
+        stage: int,
+        index: KeyIndex,
+        keep_output: bool = False,
+    ) -> None:
+        self._pool, self._plan, self._stage, self._run = pool, plan, stage, run
+        self._keep_output = keep_output
+        self.position = 0
+        self.index = index
+        self._fresh: dict[int, bytes] = {}
+        self._page: dict[int, tuple[bytes, dict[int, tuple[int, bytes]]]] = {}
+        self._commands: SimpleQueue[tuple[int, asyncio.Future[Chunk]] | None] = SimpleQueue()
+        self._loop = asyncio.get_running_loop()
+        threading.Thread(target=self._serve, name="feed", daemon=True).start()
+
+    async def chunk(self, want: int) -> Chunk:
+        """The next stretch. It may hold no due request and not be the end. Raises PoolError."""
+        future: asyncio.Future[Chunk] = self._loop.create_future()
+        self._commands.put((want, future))
+        return await future
+
+    @property
+    def samples(self) -> int:
+        return self._plan.samples
+
+    def close(self) -> None:
+        self._commands.put(None)
+
+    def _serve(self) -> None:
+        self._reader = connect_reader(self._run)
+        self._next_id = len(self.index) + 1
+        rows = self._rows()
+        while (command := self._commands.get()) is not None:
+            want, future = command
+            try:
+                chunk = self._collect(rows, want)
+            except Exception as error:  # handed to the loop, which knows what to do with it
+                self._answer(future.set_exception, error, future)
+            else:
+                self._answer(future.set_result, chunk, future)
+        self._reader.close()
+
+    def _answer(self, deliver: Callable[..., None], value: object, future: asyncio.Future[Chunk]) -> None:
+        def now() -> None:
+            if not future.done():
+                deliver(value)
+
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(now)
+
+    def _rows(self) -> Iterator[PoolRow | BadRow]:
+        for row in self._pool:
+            if self._plan.limit is not None and self.position >= self._plan.limit:
+                return
+            yield row
+
+    def _collect(self, rows: Iterator[PoolRow | BadRow], want: int) -> Chunk:
+        chunk = Chunk()
+        deadline = time.monotonic() + SLICE_SECONDS
+        want = 1 if self._pool.is_stdin else want
+        while len(chunk.due) < want:
+            row = next(rows, None)
+            if row is None:
+                chunk.ended = True
+                break
+            if isinstance(row, BadRow):
+                chunk.bad.append(row)
+            elif self._plan.only is None or self.position in self._plan.only:
+                self._add(row.item, chunk)
+            else:
+                self.position += 1
+            if time.monotonic() > deadline:
+                break
+        return chunk
+
+    def _add(self, item: Instruction, chunk: Chunk) -> None:
+        position = self.position
+        self.position += 1
+        chunk.rows += 1
+        messages = self._plan.build(item)
+        body, keys = self._plan.sealer.seal(messages, self._plan.samples)
+        text = orjson.dumps({"id": item.id, "instruction": item.instruction, "input": item.input})
+        old_text, placed = self._placed(position)
+        placement = Placement(position, text, [], [])
+        moved = old_text != text
+        for sample, key in enumerate(keys):
+            number, known_place = self._find(key, placed.get(sample))
+            if number is None:
+                request = self._new(key, sample, body, messages)
+                number = request.id
+                placement.new.append(request)
+                chunk.due.append(request)
+            elif self.index.state(number) == DUE:  # known from an earlier run, not answered yet
+                self.index.mark(number, TAKEN)
+                chunk.due.append(self._request(number, key, sample, body, messages))
+            else:
+                self._count_known(number, chunk)
+            placement.requests.append((sample, number))
+            if self._keep_output and len(chunk.outputs) < len(chunk.due):
+                chunk.outputs.append(item.output)
+            moved = moved or not known_place
+        if moved:
+            chunk.placements.append(placement)
+
+    def _count_known(self, request: int, chunk: Chunk) -> None:
+        state = self.index.state(request)
+        if state in (ANSWERED, FAILED):
+            chunk.known[state] += 1
+        else:
+            chunk.shared[request] += 1
+
+    def _find(self, key: bytes, placed: tuple[int, bytes] | None) -> tuple[int | None, bool]:
+        """(request, whether the ledger has it at this very place)."""
+        if placed and placed[1] == key:
+            return placed[0], True
+        for candidate in self.index.candidates(key):
+            if self._stored_key(candidate) == key:
+                return candidate, False
+        return None, False
+
+    def _stored_key(self, request: int) -> bytes | None:
+        row = self._reader.execute("SELECT key FROM requests WHERE id = ?", (request,)).fetchone()
+        return row[0] if row else self._fresh.get(request)
+
+    def _new(self, key: bytes, sample: int, body: bytes, messages: Sequence[Message]) -> Request:
+        request = self._request(self._next_id, key, sample, body, messages)
+        self.index.add(key, self._next_id, TAKEN)
+        self._fresh[self._next_id] = key
+        if len(self._fresh) > FRESH_KEPT:
+            self._forget_committed()
+        self._next_id += 1
+        return request
+
+    def _forget_committed(self) -> None:
+        (last,) = self._reader.execute("SELECT ifnull(max(id), 0) FROM requests").fetchone()
+        self._fresh = {number: key for number, key in self._fresh.items() if number > last}
+
+    def _request(
+        self, number: int, key: bytes, sample: int, body: bytes, messages: Sequence[Message]
+    ) -> Request:
+        tokens = self._plan.tokenizer.count_messages(messages)
+        return Request(number, key, sample, body, tokens, self._plan.max_tokens)
+
+    def _placed(self, position: int) -> tuple[bytes, dict[int, tuple[int, bytes]]]:
+        """What the ledger remembers at a position: the item's JSON, and (request, key) by sample."""
+        if position % PAGE == 0:
+            self._page = placed_page(self._reader, self._stage, position, position + PAGE)
+        return self._page.get(position, (b"", {}))

@@ -1,0 +1,200 @@
+"""The engine options, declared once and lent to every command that asks a teacher.
+
+Here the environment is read (the API key, OPENAI_BASE_URL, proxies); nothing below does.
+"""
+
+import functools
+import inspect
+import os
+import urllib.request
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+from urllib.parse import urlsplit
+
+import typer
+
+from store.errors import UsageError
+
+if TYPE_CHECKING:
+    from engine.settings import Settings
+
+PANEL_WHO, PANEL_HOW, PANEL_LIMITS, PANEL_MONEY = "Teacher", "What is asked", "Limits", "Money"
+
+
+def _option(*names: str, text: str, panel: str, metavar: str | None = None) -> Any:
+    return typer.Option(*names, help=text, rich_help_panel=panel, metavar=metavar, show_default=False)
+
+
+def engine_options(
+    model: Annotated[str, _option("--model", text="the teacher's name", panel=PANEL_WHO, metavar="M")],
+    base_url: Annotated[
+        list[str] | None,
+        _option("--base-url", text="the API's address [OPENAI_BASE_URL, else OpenAI]", panel=PANEL_WHO, metavar="URL"),
+    ] = None,
+    api_key_env: Annotated[
+        str,
+        _option("--api-key-env", text="variable that holds the key [OPENAI_API_KEY]", panel=PANEL_WHO, metavar="NAME"),
+    ] = "OPENAI_API_KEY",
+    samples: Annotated[int, _option("--samples", text="answers wanted for each row [1]", panel=PANEL_HOW)] = 1,
+    temperature: Annotated[float, _option("--temperature", text="[1.0]", panel=PANEL_HOW)] = 1.0,
+    top_p: Annotated[float, _option("--top-p", text="[1.0]", panel=PANEL_HOW)] = 1.0,
+    max_tokens: Annotated[
+        int,
+        _option(
+            "--max-tokens",
+            text="[512]; sent as max_completion_tokens where the model wants it",
+            panel=PANEL_HOW,
+        ),
+    ] = 512,
+    param: Annotated[
+        list[str] | None,
+        _option("--param", text="a further parameter to send (value as JSON, else text)", panel=PANEL_HOW, metavar="K=V"),
+    ] = None,
+    omit: Annotated[
+        list[str] | None, _option("--omit", text="a parameter not to send", panel=PANEL_HOW, metavar="K")
+    ] = None,
+    system: Annotated[str | None, _option("--system", text="system message", panel=PANEL_HOW, metavar="TEXT")] = None,
+    prompt: Annotated[
+        Path | None,
+        _option("--prompt", text="template with {instruction} and {input} [Alpaca's]", panel=PANEL_HOW, metavar="FILE"),
+    ] = None,
+    stage: Annotated[
+        str | None, _option("--stage", text="name of the stage [the task's]", panel=PANEL_HOW, metavar="NAME")
+    ] = None,
+    limit: Annotated[int | None, _option("--limit", text="only the first N pool rows", panel=PANEL_HOW, metavar="N")] = None,
+    rpm: Annotated[float | None, _option("--rpm", text="requests a minute", panel=PANEL_LIMITS)] = None,
+    tpm: Annotated[float | None, _option("--tpm", text="tokens a minute", panel=PANEL_LIMITS)] = None,
+    rpd: Annotated[float | None, _option("--rpd", text="requests a day", panel=PANEL_LIMITS)] = None,
+    tpd: Annotated[float | None, _option("--tpd", text="tokens a day", panel=PANEL_LIMITS)] = None,
+    concurrency: Annotated[
+        int | None,
+        _option("--concurrency", text="requests in flight [found from latency, or up to 1024]", panel=PANEL_LIMITS),
+    ] = None,
+    attempts: Annotated[
+        int, _option("--attempts", text="asks of a row that fails for passing reasons [8]", panel=PANEL_LIMITS)
+    ] = 8,
+    timeout: Annotated[float, _option("--timeout", text="seconds for one reply [300]", panel=PANEL_LIMITS)] = 300.0,
+    give_up: Annotated[
+        float, _option("--give-up", text="seconds of outage after which the run stops [1800]", panel=PANEL_LIMITS)
+    ] = 1800.0,
+    budget: Annotated[
+        float | None, _option("--budget", text="hard cap for this run folder", panel=PANEL_MONEY, metavar="USD")
+    ] = None,
+    price_in: Annotated[
+        float | None, _option("--price-in", text="USD a million prompt tokens", panel=PANEL_MONEY, metavar="USD")
+    ] = None,
+    price_out: Annotated[
+        float | None, _option("--price-out", text="USD a million completion tokens", panel=PANEL_MONEY, metavar="USD")
+    ] = None,
+) -> None:
+    """Only its signature is used."""
+
+
+def with_engine_options(command: Callable[..., None]) -> Callable[..., None]:
+    """The command gets one more argument, `options`: all engine options by name."""
+    own = inspect.signature(command)
+    lent = inspect.signature(engine_options)
+    mine = [p for name, p in own.parameters.items() if name != "options"]
+    both = [
+        p.replace(kind=inspect.Parameter.KEYWORD_ONLY) if p.default is p.empty or i >= len(mine) else p
+        for i, p in enumerate([*mine, *lent.parameters.values()])
+    ]
+
+    @functools.wraps(command)
+    def wrapper(**values: Any) -> None:
+        options = {name: values.pop(name) for name in lent.parameters}
+        command(**values, options=options)
+
+    shown: Any = wrapper
+    shown.__signature__ = own.replace(
+        parameters=[p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in both]
+    )
+    wrapper.__annotations__ = {
+        **{k: v for k, v in command.__annotations__.items() if k != "options"},
+        **engine_options.__annotations__,
+    }
+    del shown.__wrapped__
+    return wrapper
+
+
+def settings_from(options: Mapping[str, Any], task: str) -> "Settings":
+    """A checked value from flags and environment. Raises UsageError with the flag's name."""
+    from pydantic import ValidationError
+
+    from engine.settings import OPENAI_URL, Settings
+
+    urls = options["base_url"] or [os.environ.get("OPENAI_BASE_URL") or OPENAI_URL]
+    if len(urls) > 1:
+        raise UsageError("--base-url may be given once: several endpoints are not supported yet")
+    values = {k: v for k, v in options.items() if k not in ("base_url", "api_key_env", "prompt", "param", "omit")}
+    values.update(
+        task=task,
+        stage=options["stage"] or task,
+        base_url=_checked_url(urls[0]),
+        api_key=_key(options["api_key_env"]),
+        proxy=_proxy_for(urls[0]),
+        prompt=_text_of(options["prompt"]),
+        param=_params(options["param"] or []),
+        omit=tuple(options["omit"] or ()),
+    )
+    try:
+        return Settings(**values)
+    except ValidationError as error:
+        raise UsageError(_first_problem(error)) from None
+
+
+def _first_problem(error: Any) -> str:
+    problem = error.errors(include_input=False, include_url=False)[0]
+    name = "--" + "-".join(str(part) for part in problem["loc"]).replace("_", "-")
+    return f"{name}: {problem['msg'][:1].lower()}{problem['msg'][1:]}"
+
+
+def _key(variable: str) -> str | None:
+    key = os.environ.get(variable)
+    if key is not None and not (key.isascii() and key.isprintable()):
+        raise UsageError(f"the API key in {variable} holds characters that no header can carry")
+    return key or None
+
+
+def _checked_url(url: str) -> str:
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise UsageError(f"--base-url {url!r} is no address; expected for example http://127.0.0.1:8080/v1")
+    if parts.username or parts.password:
+        raise UsageError("--base-url must not hold a password: give the key with --api-key-env")
+    return url.rstrip("/")
+
+
+def _proxy_for(url: str) -> str | None:
+    """The proxy that the environment names for this address, as every HTTP client does."""
+    parts = urlsplit(url)
+    from engine.prices import is_loopback
+
+    if is_loopback(url) or urllib.request.proxy_bypass(parts.hostname or ""):
+        return None
+    return urllib.request.getproxies().get(parts.scheme)
+
+
+def _text_of(path: Path | None) -> str | None:
+    if path is None:
+        return None
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"cannot read --prompt {path}: {error}") from error
+
+
+def _params(pairs: list[str]) -> dict[str, Any]:
+    import orjson
+
+    params: dict[str, Any] = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not (name and equals):
+            raise UsageError(f"--param {pair!r}: expected NAME=VALUE, for example --param seed=7")
+        try:
+            params[name] = orjson.loads(value)
+        except orjson.JSONDecodeError:
+            params[name] = value
+    return params

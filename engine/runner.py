@@ -1,0 +1,258 @@
+"""Asks what is due, at the limit, and stores what comes: the one loop that everything runs through.
+
+A canary goes first. Then the pool is streamed; each request is a task that lives until its
+answer is on the disk or its row has failed. At most four times the concurrency is outstanding,
+sleeping or not. Decisions lie elsewhere (asking, limits, breaker, budget): here is the order.
+"""
+
+import asyncio
+from collections import Counter, deque
+
+from engine.asking import Again, Answered, Asker, Failed
+from engine.breaker import Breaker, Effort
+from engine.concurrency import Adaptive, Gate
+from engine.errors import AllRefused, RunStopped
+from engine.feed import Chunk, Feed
+from engine.state import BAD_ROWS_KEPT, RunState
+from store.errors import DistillError
+from store.index import ANSWERED, FAILED
+from store.ledger import Ledger
+from store.records import Request
+
+OUTSTANDING = 4  # times the concurrency
+CANARIES = 10
+CHUNK = 64
+DRAIN_SECONDS = 5.0
+
+
+class Interrupted(RunStopped):
+    """SIGINT or SIGTERM."""
+
+    exit_code = 130
+
+
+class Runner:
+    """One stage on one endpoint. `run()` returns when the pool is done or raises RunStopped."""
+
+    def __init__(
+        self,
+        feed: Feed,
+        ledger: Ledger,
+        breaker: Breaker,
+        gate: Gate,
+        stage: int,
+        state: RunState,
+        most: int,
+    ) -> None:
+        self.feed, self.ledger, self.breaker, self.gate = feed, ledger, breaker, gate
+        self.stage, self.state, self.most = stage, state, most
+        self.asker: Asker  # set before run(): it asks us whether we have stopped
+        self._due: deque[Request] = deque()
+        self._ended = False
+        self._shared: Counter[int] = Counter()
+        self._tasks: dict[asyncio.Task[None], bool] = {}  # task -> whether it is in flight
+        self._sleeping = 0
+        self._changed = asyncio.Event()
+        self._stopped: DistillError | None = None
+        self._drain: float | None = None
+        self._proven = False  # the server has answered a row of this run
+        self._refusals: list[tuple[Request, Failed]] = []
+
+    async def run(self) -> None:
+        """Raises RunStopped if it ended early, StorageError if the ledger could not be written."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                self._group = group
+                await self._canary()
+                self._fix_concurrency()
+                await self._bulk()
+                await self._wind_down()
+        except BaseExceptionGroup as errors:
+            raise _first(errors) from None
+        if self._stopped:
+            raise self._stopped
+
+    @property
+    def is_stopped(self) -> bool:
+        return self._stopped is not None
+
+    def stop(self, reason: DistillError, drain: float | None = None) -> None:
+        """Admits nobody any more; what is in flight may land (within `drain` seconds, if given)."""
+        if drain is not None:
+            self._drain = drain
+        if self._stopped is None:
+            self._stopped = reason
+            for task, in_flight in list(self._tasks.items()):
+                if not in_flight:
+                    task.cancel()
+        self._changed.set()
+
+    async def _canary(self) -> None:
+        """One row at a time until the server has answered one, or refused ten in the same way."""
+        while not self._proven and not self._stopped and (request := await self._next_due()):
+            await asyncio.wait([self._spawn(request)])
+            if self._refusals and not self._proven:
+                self._judge_refusals()
+        if not self._stopped:
+            for request, failed in self._refusals:
+                self._fail(request, failed)
+            self._refusals.clear()
+
+    def _fix_concurrency(self) -> None:
+        """A server that told its limits in the canary's headers is paced by them, not by latency."""
+        if self.asker.adaptive and self.asker.limiter.knows_limits:
+            self.asker.adaptive = None
+            self.gate.resize(self.most)
+
+    def _judge_refusals(self) -> None:
+        count, last = len(self._refusals), self._refusals[-1][1]
+        alike = all(failed.status == last.status for _, failed in self._refusals)
+        if last.status == 404 or (alike and count >= CANARIES):
+            rows = "the first row was" if count == 1 else f"the first {count} rows were all"
+            self.stop(AllRefused(f"{rows} refused, so nothing more is asked: {last.words}"))
+
+    async def _bulk(self) -> None:
+        while not self._stopped and (request := await self._next_due()):
+            while not (self._stopped or self._has_room()):
+                self._changed.clear()
+                await self._changed.wait()
+            if not self._stopped:
+                self._spawn(request)
+
+    def _has_room(self) -> bool:
+        active = len(self._tasks) - self._sleeping
+        return active < self.gate.limit and len(self._tasks) < OUTSTANDING * self.gate.limit
+
+    async def _wind_down(self) -> None:
+        """Waits for what is outstanding: all of it, or after a stop what is in flight."""
+        deadline: float | None = None
+        loop = asyncio.get_running_loop()
+        while self._tasks:
+            if self._drain is not None:
+                deadline = min(deadline or loop.time() + self._drain, loop.time() + self._drain)
+            self._changed.clear()
+            try:
+                async with asyncio.timeout_at(deadline):
+                    await self._changed.wait()
+            except TimeoutError:
+                for task in list(self._tasks):
+                    task.cancel()
+                await asyncio.wait(list(self._tasks))
+
+    async def _next_due(self) -> Request | None:
+        while not (self._due or self._ended or self._stopped):
+            await self._take(await self.feed.chunk(CHUNK))
+        return self._due.popleft() if self._due and not self._stopped else None
+
+    async def _take(self, chunk: Chunk) -> None:
+        state = self.state
+        for p in chunk.placements:
+            self.ledger.place(self.stage, p.position, p.item, p.requests, p.new)
+        if len(chunk.placements) > CHUNK:
+            await self.ledger.committed()
+        state.rows += chunk.rows
+        state.bad_rows += len(chunk.bad)
+        state.bad_shown.extend(chunk.bad[: BAD_ROWS_KEPT - len(state.bad_shown)])
+        state.known += chunk.known[ANSWERED]
+        state.done += chunk.known[ANSWERED]
+        self._count_earlier(chunk.known[FAILED])
+        for request, count in chunk.shared.items():
+            self._count_shared(request, count)
+        self._due.extend(chunk.due)
+        if chunk.ended:
+            self._ended = True
+            state.total = state.rows * self.feed.samples
+
+    def _count_earlier(self, failed: int) -> None:
+        if failed:
+            self.state.failed["earlier"] += failed
+
+    def _count_shared(self, request: int, count: int) -> None:
+        """Equal rows: they are done when the one request that they share is."""
+        known = self.feed.index.state(request)
+        if known == ANSWERED:
+            self.state.done += count
+        elif known == FAILED:
+            self._count_earlier(count)
+        else:
+            self._shared[request] += count
+
+    def _spawn(self, request: Request) -> asyncio.Task[None]:
+        task = self._group.create_task(self._ask(request))
+        self._tasks[task] = False
+        task.add_done_callback(self._task_ended)
+        return task
+
+    def _task_ended(self, task: asyncio.Task[None]) -> None:
+        del self._tasks[task]
+        self._changed.set()
+
+    async def _ask(self, request: Request) -> None:
+        """One request until it is answered or has failed."""
+        effort = Effort()
+        try:
+            while True:
+                verdict = await self._attempt(request, effort)
+                if isinstance(verdict, Answered):
+                    return self._answered(request)
+                if isinstance(verdict, Failed):
+                    return self._failed(request, verdict)
+                if self._stopped:
+                    return
+                await self._sleep(verdict.seconds)
+        except RunStopped as reason:
+            self.stop(reason)
+
+    async def _attempt(self, request: Request, effort: Effort) -> Answered | Again | Failed:
+        """Through the breaker and the gate; a retry stands at the head of both queues."""
+        probe = await self.breaker.admit()
+        try:
+            await self.gate.enter(first=effort.asks > 0)
+            try:
+                return await self.asker.attempt(request, effort, probe, self._mark_in_flight)
+            finally:
+                self.gate.leave()
+                self._mark_in_flight(False)
+                self._changed.set()
+        finally:
+            self.breaker.abandoned(probe)
+
+    def _mark_in_flight(self, in_flight: bool = True) -> None:
+        task = asyncio.current_task()
+        if task in self._tasks:
+            self._tasks[task] = in_flight
+
+    async def _sleep(self, seconds: float) -> None:
+        if seconds <= 0:
+            return
+        self._sleeping += 1
+        self._changed.set()
+        try:
+            await asyncio.sleep(seconds)
+        finally:
+            self._sleeping -= 1
+
+    def _answered(self, request: Request) -> None:
+        self._proven = True
+        self.feed.index.mark(request.id, ANSWERED)
+        self.state.done += 1 + self._shared.pop(request.id, 0)
+
+    def _failed(self, request: Request, failed: Failed) -> None:
+        """Refusals before the first answer may be the run's fault: they wait for the verdict."""
+        if failed.refused and not self._proven:
+            self._refusals.append((request, failed))
+        else:
+            self._fail(request, failed)
+
+    def _fail(self, request: Request, failed: Failed) -> None:
+        self.ledger.fail(request.id, failed.error)
+        self.feed.index.mark(request.id, FAILED)
+        self.state.failed[failed.cause] += 1 + self._shared.pop(request.id, 0)
+
+
+def _first(errors: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The first of our own errors, else the first of all: one sentence for one cause."""
+    ours, _ = errors.split(DistillError)
+    group = ours or errors
+    first = group.exceptions[0]
+    return _first(first) if isinstance(first, BaseExceptionGroup) else first

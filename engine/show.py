@@ -1,0 +1,139 @@
+"""Tables for people: an estimate, the end of a run, the status of a run folder."""
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from engine.estimate import Estimate, Range
+from engine.prices import Price
+from engine.session import Result
+from engine.settings import Settings
+from engine.terminal import dollars, duration, percent, plain
+
+
+def _grid() -> Table:
+    table = Table.grid(padding=(0, 2))
+    table.add_column(justify="right", style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    return table
+
+
+def _money(cost: Range | None) -> str:
+    if cost is None:
+        return "unknown: give --price-in and --price-out"
+    return f"{dollars(cost.expected)}  (95 %: {dollars(cost.low)} to {dollars(cost.high)})"
+
+
+def print_estimate(told: Estimate, settings: Settings, to_stdout: bool = False) -> None:
+    """The estimate as a table, on stderr (before a run) or stdout (`estimate`)."""
+    done = f", {told.already_answered:,} stored already" if told.already_answered else ""
+    bad = f", {told.bad_rows:,} bad rows" if told.bad_rows else ""
+    tokens = told.completion_tokens
+    count = "exact" if told.exact_tokens else "counted with o200k_base; this model's own differ"
+    table = _grid()
+    table.add_row("model", Text(plain(settings.model, 80)))
+    table.add_row("requests", f"{told.requests:,}  ({told.rows:,} rows{done}{bad})")
+    table.add_row("prompt tokens", f"{told.prompt_tokens:,}  ({count})")
+    table.add_row(
+        "completion tokens",
+        f"{tokens.expected:,.0f}  (95 %: {tokens.low:,.0f} to {tokens.high:,.0f}; by {told.completion_from})",
+    )
+    table.add_row("cost", _money(told.cost_usd))
+    if told.batch_cost_usd and told.cost_usd and told.cost_usd.expected:
+        table.add_row("as a batch", _money(told.batch_cost_usd))
+    s = told.seconds
+    table.add_row(
+        "time", f"{duration(s.expected)}  ({duration(s.low)} to {duration(s.high)}; bound by {told.bound_by})"
+    )
+    Console(stderr=not to_stdout, highlight=False).print(table)
+
+
+def print_result(
+    result: Result, settings: Settings, price: Price, told: Estimate | None, run: Path
+) -> None:
+    """The end of a run, with estimate and bill side by side."""
+    state = result.state
+    table = _grid()
+    total = "?" if state.total is None else f"{state.total:,}"
+    before = f"  ({state.known:,} from before)" if state.known else ""
+    table.add_row("done", f"{state.done:,} of {total}{before}")
+    if state.failed.total():
+        table.add_row("failed", ", ".join(f"{c} {n:,}" for c, n in sorted(state.failed.items()) if n))
+    if state.outcomes:
+        table.add_row("outcomes", ", ".join(f"{o} {n:,}" for o, n in sorted(state.outcomes.items())))
+    if state.bad_rows:
+        table.add_row("bad rows", f"{state.bad_rows:,} left out")
+        for bad in state.bad_shown:
+            table.add_row("", Text(f"line {bad.line}: {plain(bad.reason, 100)}"))
+    if state.answered:
+        speed = state.answered / max(result.seconds, 1e-9)
+        table.add_row("asked", f"{state.asked:,} in {duration(result.seconds)} ({speed:.1f} answers a second)")
+        used = [f"{n} {percent(u)}" for n, u in result.utilisation.items() if u is not None]
+        if used:
+            table.add_row("of the limit", ", ".join(used) + f"; {state.limited:,} x 429")
+        ratio = state.billed_ratio
+        if ratio and abs(ratio - 1) > 0.005:
+            table.add_row("tokens", f"billed prompt tokens are {ratio:.2f} of what was counted")
+        _add_bill(table, result, price, told)
+    console = Console(stderr=True, highlight=False)
+    console.print(table)
+    if result.stopped:
+        console.print(Text(f"distill: {plain(str(result.stopped), 600)}", style="bold"))
+    elif state.failed.total():
+        console.print(Text(f"see them: bin/distill status {run}; ask again: bin/distill retry {run}"))
+
+
+def _add_bill(table: Table, result: Result, price: Price, told: Estimate | None) -> None:
+    state = result.state
+    if told is not None and told.requests:
+        mean = told.completion_tokens.expected / told.requests
+        estimated = state.counted_prompt * float(price.prompt) + state.answered * mean * float(price.completion)
+        table.add_row(
+            "completion tokens",
+            f"estimated {state.answered * mean:,.0f}, billed {state.completion_tokens:,}",
+        )
+        if not price.free:
+            ratio = f"  ({state.cost_micro / estimated:.2f} of it)" if estimated else ""
+            table.add_row(
+                "cost", f"estimated {dollars(estimated / 1e6)}, billed {dollars(state.cost_micro / 1e6)}{ratio}"
+            )
+    elif not price.free:
+        table.add_row("cost", f"billed {dollars(state.cost_micro / 1e6)}")
+
+
+def print_status(status: Mapping[str, Any], run: Path) -> None:
+    """`status` for people, on stdout."""
+    console = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for name in ("stage", "done", "failed", "outcomes", "tokens in", "tokens out", "cost"):
+        table.add_column(name, justify="left" if name in ("stage", "failed", "outcomes") else "right")
+    for name, s in status["stages"].items():
+        total = "?" if s["total"] is None else f"{s['total']:,}"
+        table.add_row(
+            Text(plain(name, 40)),
+            f"{s['done']:,} of {total}",
+            ", ".join(f"{c} {n:,}" for c, n in s["failed"].items()) or "0",
+            ", ".join(f"{o} {n:,}" for o, n in s["outcomes"].items()) or "-",
+            f"{s['prompt_tokens']:,}",
+            f"{s['completion_tokens']:,}",
+            dollars(s["cost_usd"]),
+        )
+    console.print(table)
+    console.print(f"spent {dollars(status['spent_usd'])}", end="")
+    used = [f"{n} {percent(u)}" for n, u in status["utilisation"].items() if u is not None]
+    console.print(f"; of the limit: {', '.join(used)}" if used else "")
+    if status["unanswered"]:
+        console.print(
+            f"{status['unanswered']:,} requests were sent and have no answer (in flight, or lost when a process "
+            f"ended): at most {dollars(status['at_risk_usd'])} billed for nothing"
+        )
+    for name, changes in status["changed"].items():
+        console.print(Text(f"{plain(name, 40)}: keys differ from the run before: {plain('; '.join(changes), 400)}"))
+    if any(s["bad_rows"] for s in status["stages"].values()):
+        bad = sum(s["bad_rows"] for s in status["stages"].values())
+        console.print(f"{bad:,} pool rows could not be used")

@@ -1,0 +1,57 @@
+"""What a run folder holds: done, failed by cause, spent, unanswered, utilisation, changed settings."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from store.read import connect_reader, last_runs, stage_status, stages
+
+# What decides a request's key; everything else in the settings cannot change one.
+KEYED = ("model", "system", "prompt", "params", "task")
+
+
+def status_of(run: Path) -> dict[str, Any]:
+    """As `status --json` prints it. Raises RunFolderError where there is no ledger."""
+    reader = connect_reader(run)
+    try:
+        reader.execute("BEGIN")
+        found: dict[str, Any] = {"stages": {}, "changed": {}}
+        newest: dict[str, Any] | None = None
+        for number, name in stages(reader):
+            found["stages"][name] = stage_status(reader, number)
+            runs = last_runs(reader, number, 2)
+            if runs and (newest is None or runs[0]["id"] > newest["id"]):
+                newest = runs[0]
+            if len(runs) == 2 and (changes := differences(runs[1]["settings"], runs[0]["settings"])):
+                found["changed"][name] = changes
+    finally:
+        reader.close()
+    every = found["stages"].values()
+    found["spent_usd"] = sum(s["cost_usd"] for s in every)
+    found["at_risk_usd"] = sum(s["at_risk_usd"] for s in every)
+    found["unanswered"] = sum(s["unanswered"] for s in every)
+    used = (newest or {}).get("utilisation") or {}
+    found["utilisation"] = {name: used.get(name) for name in ("requests", "tokens")}
+    found["estimate"] = (newest or {}).get("estimate")
+    return found
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Why the keys of a run differ from an earlier one's: `temperature: 1.0 -> 0.7`."""
+    changes = []
+    for name in KEYED:
+        if name == "params":
+            a, b = old.get(name) or {}, new.get(name) or {}
+            changes += [_change(k, a.get(k), b.get(k)) for k in sorted({*a, *b}) if a.get(k) != b.get(k)]
+        elif old.get(name) != new.get(name):
+            changes.append(_change(name, old.get(name), new.get(name)))
+    return changes
+
+
+def _change(name: str, old: object, new: object) -> str:
+    return f"{name}: {_short(old)} -> {_short(new)}"
+
+
+def _short(value: object) -> str:
+    text = "not sent" if value is None else str(value)
+    return text if len(text) <= 60 else text[:59] + "…"

@@ -1,0 +1,66 @@
+"""Answer an instruction: Alpaca's two templates, as the paper's Algorithm 1 quotes them."""
+
+import re
+from collections.abc import Callable
+
+from engine.keys import Message
+from store.errors import UsageError
+from store.records import Instruction
+
+NAME = "generate"
+
+WITH_INPUT = """\
+Below is an instruction that describes a task, paired with an input that provides further context. \
+Write a response that appropriately completes the request.
+
+### Instruction:
+{instruction}
+
+### Input:
+{input}
+
+### Response:"""
+
+WITHOUT_INPUT = """\
+Below is an instruction that describes a task. \
+Write a response that appropriately completes the request.
+
+### Instruction:
+{instruction}
+
+### Response:"""
+
+# Completion tokens of a strong teacher, log-normal. Measured with o200k/cl100k on published answers:
+# GPT-4 on AlpacaEval's 805 instructions has mean 287 (sigma of the log 1.2), text-davinci-003 on
+# Alpaca's 52,002 has 55. The prior lies between; its interval reaches to both. A pilot, or the
+# answers that a run has already, replace it by what the teacher really does.
+PRIOR_MEDIAN, PRIOR_SIGMA = 120.0, 1.0
+PRIOR_LOW, PRIOR_HIGH = 0.4, 1.75  # of the expectation: what the mean of a whole pool may come to
+
+_FIELD = re.compile(r"(\{instruction\}|\{input\})")
+
+
+def builder(prompt: str | None, system: str | None) -> Callable[[Instruction], list[Message]]:
+    """`build(item) -> messages`. `prompt`: a template of one's own instead of Alpaca's two."""
+    with_input = _Template(prompt or WITH_INPUT)
+    without = _Template(prompt or WITHOUT_INPUT)
+    head: list[Message] = [{"role": "system", "content": system}] if system else []
+
+    def build(item: Instruction) -> list[Message]:
+        template = with_input if item.input else without
+        return [*head, {"role": "user", "content": template.fill(item)}]
+
+    return build
+
+
+class _Template:
+    """Text with {instruction} and {input}; other braces are left alone, values are not expanded."""
+
+    def __init__(self, text: str) -> None:
+        if "{instruction}" not in text:
+            raise UsageError("the prompt template has no {instruction}; it must say where it goes")
+        self._parts = _FIELD.split(text)
+
+    def fill(self, item: Instruction) -> str:
+        values = {"{instruction}": item.instruction, "{input}": item.input}
+        return "".join(values.get(part, part) for part in self._parts)

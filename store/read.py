@@ -1,0 +1,139 @@
+"""Reads a ledger: index, pages of rows, counts for `status`. Read-only, short transactions."""
+
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from store.folder import ledger_path
+from store.index import ANSWERED, DUE, FAILED, KeyIndex
+from store.schema import STAGE_SHIFT
+
+Placed = dict[int, tuple[bytes, dict[int, tuple[int, bytes]]]]
+
+
+def connect_reader(run: Path) -> sqlite3.Connection:
+    """A read-only connection; readers never checkpoint. Raises RunFolderError without a ledger."""
+    path = ledger_path(run).resolve()
+    connection = sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, check_same_thread=False)
+    connection.execute("PRAGMA busy_timeout = 5000")
+    return connection
+
+
+def load_index(reader: sqlite3.Connection, index: KeyIndex) -> None:
+    """All requests' keys with their state, by id."""
+    cursor = reader.execute("SELECT id, key, answer IS NOT NULL, failure IS NOT NULL FROM requests ORDER BY id")
+    for request, key, answered, failed in cursor:
+        index.add(key, request, ANSWERED if answered else FAILED if failed else DUE)
+
+
+def placed_page(reader: sqlite3.Connection, stage: int, start: int, stop: int) -> Placed:
+    """What a stage holds at positions [start, stop): item JSON, and (request, key) by sample."""
+    page: Placed = {}
+    base = stage << STAGE_SHIFT
+    items = reader.execute("SELECT id, item FROM rows WHERE id >= ? AND id < ?", (base + start, base + stop))
+    for number, item in items:
+        page[number - base] = (item.encode(), {})
+    samples = reader.execute(
+        "SELECT a.position, a.sample, a.request, r.key FROM samples a JOIN requests r ON r.id = a.request "
+        "WHERE a.stage = ? AND a.position >= ? AND a.position < ?",
+        (stage, start, stop),
+    )
+    for position, sample, request, key in samples:
+        if position in page:
+            page[position][1][sample] = (request, key)
+    return page
+
+
+def account(reader: sqlite3.Connection) -> tuple[int, int]:
+    """(spent, at risk) of all stages together, in micro-dollars."""
+    row = reader.execute("SELECT ifnull(sum(spent_micro), 0), ifnull(sum(at_risk_micro), 0) FROM spending")
+    spent, at_risk = row.fetchone()
+    return int(spent), int(at_risk)
+
+
+def stage_status(reader: sqlite3.Connection, stage: int) -> dict[str, Any]:
+    """One stage as `status --json` shows it. Shared answers are counted where they are used,
+    tokens and cost where they were paid."""
+    total, bad = reader.execute("SELECT total, bad_rows FROM stages WHERE id = ?", (stage,)).fetchone()
+    outcomes = dict(
+        reader.execute(
+            "SELECT p.outcome, count(*) FROM samples a JOIN requests r ON r.id = a.request "
+            "JOIN responses p ON p.id = r.answer WHERE a.stage = ? GROUP BY 1 ORDER BY 1",
+            (stage,),
+        ).fetchall()
+    )
+    failed = dict(
+        reader.execute(
+            "SELECT e.cause, count(*) FROM samples a JOIN requests r ON r.id = a.request "
+            "JOIN errors e ON e.id = r.failure WHERE a.stage = ? AND r.answer IS NULL GROUP BY 1 ORDER BY 1",
+            (stage,),
+        ).fetchall()
+    )
+    paid = reader.execute(
+        "SELECT prompt_tokens, completion_tokens, spent_micro, at_risk_micro, sent - ended "
+        "FROM spending WHERE stage = ?",
+        (stage,),
+    ).fetchone() or (0, 0, 0, 0, 0)
+    return {
+        "total": total,
+        "done": sum(outcomes.values()),
+        "failed": failed,
+        "outcomes": outcomes,
+        "prompt_tokens": paid[0],
+        "completion_tokens": paid[1],
+        "cost_usd": paid[2] / 1e6,
+        "at_risk_usd": paid[3] / 1e6,
+        "unanswered": paid[4],
+        "bad_rows": bad,
+    }
+
+
+def stages(reader: sqlite3.Connection) -> list[tuple[int, str]]:
+    return [(int(i), str(n)) for i, n in reader.execute("SELECT id, name FROM stages ORDER BY id")]
+
+
+def last_runs(reader: sqlite3.Connection, stage: int, count: int) -> list[dict[str, Any]]:
+    """The newest runs of a stage, newest first, with their JSON columns read."""
+    reader.row_factory = sqlite3.Row
+    try:
+        rows = reader.execute("SELECT * FROM runs WHERE stage = ? ORDER BY id DESC LIMIT ?", (stage, count))
+        runs = [dict(row) for row in rows]
+    finally:
+        reader.row_factory = None
+    for run in runs:
+        for name in ("settings", "estimate", "utilisation"):
+            run[name] = orjson.loads(run[name]) if run[name] else None
+    return runs
+
+
+def day_usage(reader: sqlite3.Connection, since: float) -> list[tuple[float, int, int]]:
+    """(minute, requests, tokens) of what was sent since a time, for the daily limits."""
+    rows = reader.execute(
+        "SELECT CAST(t.sent_at / 60 AS INTEGER) * 60.0, count(*), "
+        "sum(ifnull(p.prompt_tokens + p.completion_tokens, 0)) "
+        "FROM attempts t LEFT JOIN responses p ON p.attempt = t.id WHERE t.sent_at >= ? GROUP BY 1",
+        (since,),
+    )
+    return [(float(at), int(n), int(tokens)) for at, n, tokens in rows]
+
+
+def completions(reader: sqlite3.Connection, model: str, count: int = 10_000) -> list[int]:
+    """Completion tokens of the newest usable replies of runs that asked this model."""
+    rows = reader.execute(
+        "SELECT p.completion_tokens FROM responses p JOIN attempts t ON t.id = p.attempt "
+        "JOIN runs u ON u.id = t.run WHERE json_extract(u.settings, '$.model') = ? "
+        "AND p.outcome IN ('stop', 'length') ORDER BY p.id DESC LIMIT ?",
+        (model, count),
+    )
+    return [int(n) for (n,) in rows]
+
+
+def has_rows(run: Path, stage: int) -> bool:
+    """Whether a pool has been read into the stage already."""
+    reader = connect_reader(run)
+    try:
+        return bool(reader.execute("SELECT 1 FROM samples WHERE stage = ? LIMIT 1", (stage,)).fetchone())
+    finally:
+        reader.close()
