@@ -24,7 +24,7 @@ from engine.tokens import Tokenizer
 from store.ledger import Ledger
 from store.records import Cause, Request, Response, Usage
 
-FIRST_BACKOFF, LONGEST_BACKOFF = 0.5, 60.0
+FIRST_BACKOFF, LONGEST_BACKOFF = 0.25, 60.0
 NO_HEADERS: dict[str, str] = {}
 
 

@@ -16,8 +16,9 @@ from engine.replies import Limits
 
 GAIN = 0.5  # share of the surplus given out each second
 PACE_RANGE = (0.25, 4.0)  # times the refill
-CUSHION_SECONDS = 1.0  # of refill, kept in the server's bucket; at most half of what it holds
-BURST_SECONDS = 0.5  # of refill, that a pause may save up
+CUSHION_SECONDS = 1.0  # of refill, kept in the server's bucket
+CUSHION_SHARE = 0.35  # of the bucket, at most
+BURST_SECONDS = 0.7  # of refill, that a pause may save up
 STALE_SECONDS = 10.0  # a header older than this is no feedback
 HEADERS_KEPT = 8
 DAY = 86400.0
@@ -87,7 +88,7 @@ class Bucket:
         server = self._server_level(now)
         if server is None:
             return 1.0
-        cushion = min(0.5 * self.ceiling, max(CUSHION_SECONDS * self.rate, 2.0))
+        cushion = min(CUSHION_SHARE * self.ceiling, max(CUSHION_SECONDS * self.rate, 2.0))
         low, high = PACE_RANGE
         return min(high, max(low, 1.0 + GAIN * (server - cushion) / self.rate))
 

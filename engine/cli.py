@@ -175,7 +175,7 @@ def demo(
 def main() -> None:
     """Errors of ours become a sentence and their exit code; a broken pipe is the reader's choice."""
     try:
-        app()
+        app(prog_name="distill")
     except DistillError as error:
         from engine.terminal import plain
 

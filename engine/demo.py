@@ -1,0 +1,171 @@
+"""`distill demo`: the main job, small and offline, on the embedded teacher.
+
+Starts the teacher, estimates, collects answers to 60 instructions, is killed half way on
+purpose, resumes, exports, and says what to type next with a real key. Every step is the real
+command in a process of its own; this file only strings them together and says what is seen.
+"""
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from importlib.resources import as_file, files
+from pathlib import Path
+
+import orjson
+from rich.console import Console
+from rich.markup import escape
+
+from engine.status import status_of
+from engine.terminal import plain
+from store.errors import DistillError
+from store.folder import LEDGER
+
+KILL_AT = 25  # answers
+MAX_TOKENS = 80
+SHOWN = 3
+PATIENCE = 120.0  # seconds, for a step that takes a few
+
+
+class DemoFailed(DistillError):
+    """A step of the demo did not do what it should."""
+
+    exit_code = 1
+
+
+def run_demo(out: Path) -> int:
+    """Returns the exit code; raises DemoFailed with the step that failed."""
+    console = Console(highlight=False)
+    run = out / "run"
+    _start_afresh(out)
+    with as_file(files("engine") / "demo_pool.jsonl") as packaged:
+        pool = out / "pool.jsonl"
+        shutil.copyfile(packaged, pool)
+    _say(console, "1. A teacher", "SmolLM2-135M-Instruct behind the OpenAI chat API, on loopback")
+    with _teacher(out) as (url, model):
+        console.print(f"   {url}, model {escape(plain(model))}")
+        asking = [str(pool), "--model", model, "--base-url", url, "--max-tokens", str(MAX_TOKENS)]
+        _say(console, "2. What will it cost?", f"bin/distill estimate {pool} --model …")
+        _distill("estimate", *asking)
+        _say(console, "3. Collect, and pull the plug", f"kill -9 after {KILL_AT} answers")
+        _collect_and_kill(asking, run)
+        found = status_of(run)
+        console.print(
+            f"   killed: {_done(found)} answers are on the disk, {found['unanswered']} were in flight"
+        )
+        _say(console, "4. The same command again", "asks only what has no answer yet")
+        _distill("generate", *asking, "--run", str(run))
+    _say(console, "5. The data set", f"bin/distill export {run} --format alpaca --out …")
+    data = out / "answers.jsonl"
+    _distill("export", str(run), "--format", "alpaca", "--out", str(data))
+    _show_rows(console, data)
+    _say(console, "6. What the ledger says", f"bin/distill status {run}")
+    _distill("status", str(run))
+    _say_next(console, out)
+    return 0
+
+
+def _start_afresh(out: Path) -> None:
+    """Only a folder of an earlier demo is cleared."""
+    if (out / "run" / LEDGER).exists() or (out / "teacher.log").exists():
+        shutil.rmtree(out)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DemoFailed(f"cannot write {out}: {error.strerror}; name another with --out") from error
+
+
+def _say(console: Console, title: str, words: str) -> None:
+    console.print(f"\n[bold]{title}[/bold]  [dim]{escape(words)}[/dim]")
+
+
+def _command(*arguments: str) -> list[str]:
+    return [sys.executable, "-P", "-m", "engine", *arguments]
+
+
+def _distill(*arguments: str) -> None:
+    sys.stdout.flush()
+    if subprocess.run(_command(*arguments), check=False).returncode:
+        raise DemoFailed(f"this step failed: bin/distill {' '.join(arguments)}")
+
+
+@contextlib.contextmanager
+def _teacher(out: Path) -> Iterator[tuple[str, str]]:
+    """Serves the embedded model in a process of its own: (address, model name)."""
+    log = out / "teacher.log"
+    with log.open("wb") as sink:
+        server = subprocess.Popen(_command("serve", "--port", str(_free_port())), stdout=sink, stderr=sink)
+    try:
+        yield _address(server, log)
+    finally:
+        server.terminate()
+        server.wait()
+
+
+def _free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
+
+
+def _address(server: "subprocess.Popen[bytes]", log: Path) -> tuple[str, str]:
+    deadline = time.monotonic() + PATIENCE
+    while time.monotonic() < deadline and server.poll() is None:
+        line = log.read_text(errors="replace")
+        if line.startswith("serving ") and line.endswith(")\n"):
+            return line.split(" at ")[1].split(" ")[0], line.rsplit(": ", 1)[1].rstrip(")\n")
+        time.sleep(0.05)
+    raise DemoFailed(f"the teacher did not start; see {log}")
+
+
+def _collect_and_kill(asking: list[str], run: Path) -> None:
+    """Kills the collection with SIGKILL when enough answers are stored."""
+    collecting = subprocess.Popen(_command("generate", *asking, "--run", str(run), "--quiet"))
+    deadline = time.monotonic() + PATIENCE
+    while collecting.poll() is None and time.monotonic() < deadline:
+        if (run / LEDGER).exists() and _done_so_far(run) >= KILL_AT:
+            break
+        time.sleep(0.1)
+    if collecting.poll() is not None:
+        raise DemoFailed("the collection ended before it could be killed")
+    collecting.send_signal(signal.SIGKILL)
+    collecting.wait()
+
+
+def _done_so_far(run: Path) -> int:
+    import sqlite3
+
+    try:
+        return _done(status_of(run))
+    except sqlite3.Error:  # the tables are being made
+        return 0
+
+
+def _done(found: dict[str, dict[str, dict[str, int]]]) -> int:
+    return sum(stage["done"] for stage in found["stages"].values())
+
+
+def _show_rows(console: Console, data: Path) -> None:
+    for line in data.read_bytes().splitlines()[:SHOWN]:
+        row = orjson.loads(line)
+        console.print(f"   [bold]{escape(plain(row['instruction'], 90))}[/bold]")
+        console.print(f"   {escape(plain(row['output'], 90))}")
+
+
+def _say_next(console: Console, out: Path) -> None:
+    shown = escape(str(out) if not os.path.isabs(out) else out.name)
+    console.print(
+        f"""
+[bold]Done.[/bold] Everything is in {shown}: the pool, the ledger (run/ledger.db), answers.jsonl.
+A model this small shows the way, not the quality. With a real key:
+
+   export OPENAI_API_KEY=…
+   bin/distill estimate POOL.jsonl --model gpt-5.1 --rpm 10000 --tpm 1000000
+   bin/distill generate POOL.jsonl --model gpt-5.1 --rpm 10000 --tpm 1000000 --run runs/mine --budget 50
+   bin/distill export runs/mine --format alpaca --out sft.jsonl"""
+    )
