@@ -54,7 +54,18 @@ def our_rate(pool: Path, url: str, run: Path) -> float:
     """Answers a second by the ledger's own times, in a process of its own."""
     flags = ["--model", "gpt-4o", "--base-url", url, "--concurrency", str(IN_FLIGHT)]
     limits = ["--rpm", "6000000", "--tpm", "6000000000", "--budget", "1000000"]
-    command = [sys.executable, "-P", "-m", "engine", "generate", str(pool), "--run", str(run), *flags, *limits]
+    command = [
+        sys.executable,
+        "-P",
+        "-m",
+        "engine",
+        "generate",
+        str(pool),
+        "--run",
+        str(run),
+        *flags,
+        *limits,
+    ]
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(pinned(command), env=env, capture_output=True, text=True, check=False)
     if done.returncode:

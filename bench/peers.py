@@ -1,7 +1,7 @@
 """What a user would write or pick instead; each answers a pool and prints answers a second.
 
-    python bench/peers.py bare|openai POOL BASE_URL IN_FLIGHT
-    python bench/peers.py curator POOL BASE_URL IN_FLIGHT        (needs bespokelabs-curator)
+python bench/peers.py bare|openai POOL BASE_URL IN_FLIGHT
+python bench/peers.py curator POOL BASE_URL IN_FLIGHT        (needs bespokelabs-curator)
 """
 
 import asyncio
@@ -80,7 +80,12 @@ def curator(asked: list[list[dict[str, str]]], base_url: str, in_flight: int) ->
         "max_tokens_per_minute": 10_000_000_000,
         "max_concurrent_requests": in_flight,
     }
-    llm = Ask(model_name=MODEL, backend="openai", backend_params=params, generation_params={"max_tokens": 512})
+    llm = Ask(
+        model_name=MODEL,
+        backend="openai",
+        backend_params=params,
+        generation_params={"max_tokens": 512},
+    )
     llm([{"instruction": one[0]["content"]} for one in asked])
 
 

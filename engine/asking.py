@@ -18,7 +18,7 @@ from engine.concurrency import Adaptive
 from engine.errors import AskError, BadReply, RateLimited, RowRefused, ServerFault, Transient
 from engine.limits import Limiter, Ticket
 from engine.prices import Price
-from engine.replies import Reply, error_fields, is_filtered, read_error, read_reply, usage_in
+from engine.replies import Reply, is_filtered, read_error, read_reply, usage_in
 from engine.state import RunState
 from engine.tokens import Tokenizer
 from store.ledger import Ledger
@@ -154,16 +154,19 @@ class Asker:
         else:
             error = read_error(answer.status, answer.headers, answer.raw)
             if not isinstance(error, AskError):  # the run ends here; this attempt cost nothing
-                self._record(sent, "auth" if answer.status != 429 else "rate_limit", answer.status, str(error))
+                self._record(
+                    sent,
+                    "auth" if answer.status != 429 else "rate_limit",
+                    answer.status,
+                    str(error),
+                )
                 self._settle(sent, None, 0)
             raise error
         cost = self.terms.price.cost(usage)
         response = Response(
             reply.outcome, reply.finish_reason, usage, answer.raw, cost, answer.latency, reply.model
         )
-        self.ledger.put(
-            self.terms.stage, sent.attempt, sent.request.id, response, sent.worst, final=True
-        )
+        self.ledger.put(self.terms.stage, sent.attempt, sent.request.id, response, sent.worst, final=True)
         self._settle(sent, usage, cost, headers=answer.headers)
         self.breaker.succeeded()
         if self.adaptive:
@@ -196,17 +199,13 @@ class Asker:
         self.breaker.limited(self.limiter.pauses, str(error), probe)
         return Again(0.0)  # the limiter makes it wait, ahead of the queue
 
-    async def _unreadable(
-        self, sent: _Sent, effort: Effort, error: BadReply, probe: bool
-    ) -> Verdict:
+    async def _unreadable(self, sent: _Sent, effort: Effort, error: BadReply, probe: bool) -> Verdict:
         """Stored, counted as billed (at its worst where it shows no usage), and asked again."""
         usage = usage_in(error.raw)
         cost = self.terms.price.cost(usage) if usage else 0
         released = sent.worst if usage else 0
         response = Response("malformed", "", usage or Usage(), error.raw, cost, 0.0)
-        self.ledger.put(
-            self.terms.stage, sent.attempt, sent.request.id, response, released, final=False
-        )
+        self.ledger.put(self.terms.stage, sent.attempt, sent.request.id, response, released, final=False)
         self.state.cost_micro += cost
         self._settle(sent, usage, cost, lost=sent.worst - released)
         await self.ledger.committed()
@@ -241,9 +240,7 @@ class Asker:
         wait = error.wait if isinstance(error, ServerFault) and error.wait else 0.0
         return Again(max(wait, backoff(effort.attempts)))
 
-    async def _give_up(
-        self, sent: _Sent, error: RowRefused, refused: bool, headers: object
-    ) -> Verdict:
+    async def _give_up(self, sent: _Sent, error: RowRefused, refused: bool, headers: object) -> Verdict:
         number = self._record(sent, error.cause, error.status, str(error))
         self._settle(sent, None, 0)
         await self.ledger.committed()

@@ -24,7 +24,10 @@ app = typer.Typer(
 )
 
 PoolArgument = Annotated[
-    str, typer.Argument(metavar="POOL", help="JSONL, JSON list, CSV or Parquet, also gzipped; - for standard input")
+    str,
+    typer.Argument(
+        metavar="POOL", help="JSONL, JSON list, CSV or Parquet, also gzipped; - for standard input"
+    ),
 ]
 RunOption = Annotated[Path, typer.Option("--run", metavar="DIR", help="the run folder (made if need be)")]
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="a run folder")]
@@ -42,7 +45,12 @@ def _print_json(value: Any) -> None:
 @app.command()
 @with_engine_options
 def generate(
-    pool: PoolArgument, run: RunOption, yes: YesOption = False, quiet: QuietOption = False, *, options: dict[str, Any]
+    pool: PoolArgument,
+    run: RunOption,
+    yes: YesOption = False,
+    quiet: QuietOption = False,
+    *,
+    options: dict[str, Any],
 ) -> None:
     """Ask the teacher for an answer to each row of a pool."""
     from engine.collect import generate as collect
@@ -56,11 +64,15 @@ def generate(
 def estimate(
     pool: PoolArgument,
     run: Annotated[
-        Path | None, typer.Option("--run", metavar="DIR", help="count only what remains of this run")
+        Path | None,
+        typer.Option("--run", metavar="DIR", help="count only what remains of this run"),
     ] = None,
-    task: Annotated[str, typer.Option("--task", metavar="T", help="[generate]", show_default=False)] = "generate",
+    task: Annotated[
+        str, typer.Option("--task", metavar="T", help="[generate]", show_default=False)
+    ] = "generate",
     pilot: Annotated[
-        int | None, typer.Option("--pilot", metavar="N", help="ask N rows drawn at random first (needs --run)")
+        int | None,
+        typer.Option("--pilot", metavar="N", help="ask N rows drawn at random first (needs --run)"),
     ] = None,
     batch: Annotated[bool, typer.Option("--batch", help="show the price of the Batch API first")] = False,
     json: JsonOption = False,
@@ -91,16 +103,20 @@ def status(run: RunArgument, json: JsonOption = False) -> None:
 
     found = status_of(run)
     if json:
-        return _print_json(found)
+        _print_json(found)
+        return
     from engine.show import print_status
 
-    print_status(found, run)
+    print_status(found)
 
 
 @app.command()
 def retry(
     run: RunArgument,
-    cause: Annotated[str | None, typer.Option("--cause", metavar="C", help="only rows that failed for this cause")] = None,
+    cause: Annotated[
+        str | None,
+        typer.Option("--cause", metavar="C", help="only rows that failed for this cause"),
+    ] = None,
     stage: Annotated[str | None, typer.Option("--stage", metavar="S", help="only this stage")] = None,
 ) -> None:
     """Make failed rows due again; the next `generate` asks them."""
@@ -113,8 +129,13 @@ def retry(
 def export(
     run: RunArgument,
     format: Annotated[str, typer.Option("--format", metavar="F", help="alpaca, chat or parquet")],
-    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="a name in .json is a JSON list, else JSONL")],
-    stage: Annotated[str | None, typer.Option("--stage", metavar="S", help="[the only one]", show_default=False)] = None,
+    out: Annotated[
+        Path,
+        typer.Option("--out", metavar="FILE", help="a name in .json is a JSON list, else JSONL"),
+    ],
+    stage: Annotated[
+        str | None, typer.Option("--stage", metavar="S", help="[the only one]", show_default=False)
+    ] = None,
     outcome: Annotated[
         str, typer.Option("--outcome", metavar="O,O", help="[stop,length]", show_default=False)
     ] = "stop,length",
@@ -152,9 +173,16 @@ def browse(
 
 @app.command()
 def serve(
-    model: Annotated[str, typer.Argument(metavar="[MODEL]", help="a GGUF file, or smollm2", show_default=False)] = "smollm2",
-    port: Annotated[int, typer.Option("--port", metavar="P", help="[8080]; 0 for any", show_default=False)] = 8080,
-    parallel: Annotated[int, typer.Option("--parallel", metavar="N", help="requests at once [16]", show_default=False)] = 16,
+    model: Annotated[
+        str, typer.Argument(metavar="[MODEL]", help="a GGUF file, or smollm2", show_default=False)
+    ] = "smollm2",
+    port: Annotated[
+        int, typer.Option("--port", metavar="P", help="[8080]; 0 for any", show_default=False)
+    ] = 8080,
+    parallel: Annotated[
+        int,
+        typer.Option("--parallel", metavar="N", help="requests at once [16]", show_default=False),
+    ] = 16,
 ) -> None:
     """Serve a small model behind the OpenAI chat API, on loopback."""
     from engine.serve import run_server
@@ -164,7 +192,9 @@ def serve(
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="[runs/demo]", show_default=False)] = Path("runs/demo"),
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="[runs/demo]", show_default=False)] = Path(
+        "runs/demo"
+    ),
 ) -> None:
     """Everything, small and offline, on the embedded teacher: a minute."""
     from engine.demo import run_demo

@@ -51,7 +51,12 @@ class Client:
     """One endpoint: `async with Client(...) as client: await client.send(body, key)`."""
 
     def __init__(
-        self, base_url: str, api_key: str | None, connections: int, timeout: float, proxy: str | None = None
+        self,
+        base_url: str,
+        api_key: str | None,
+        connections: int,
+        timeout: float,
+        proxy: str | None = None,
     ) -> None:
         self._url = URL(base_url.rstrip("/") + "/chat/completions")
         self._proxy = proxy
@@ -60,9 +65,7 @@ class Client:
         if api_key:
             self._headers["Authorization"] = f"Bearer {api_key}"
         self._connections = connections
-        self._timeout = aiohttp.ClientTimeout(
-            total=timeout, sock_connect=CONNECT_SECONDS, sock_read=timeout
-        )
+        self._timeout = aiohttp.ClientTimeout(total=timeout, sock_connect=CONNECT_SECONDS, sock_read=timeout)
 
     async def __aenter__(self) -> Self:
         connector = aiohttp.TCPConnector(
@@ -81,7 +84,10 @@ class Client:
         return self
 
     async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         await self._session.close()
 
@@ -108,7 +114,6 @@ class Client:
         except (aiohttp.ClientError, OSError, ValueError) as error:
             words = str(error) or type(error).__name__
             raise ConnectionLost(f"connection lost: {words}", maybe_billed=True) from error
-
 
     def _redacted(self, raw: bytes) -> bytes:
         """A server that echoes our key must not bring it into the ledger."""

@@ -21,8 +21,9 @@ from store.pool import Pool
 from store.read import completions, connect_reader, load_index
 
 ASK_OVER_USD = 1.0
-SURVEY_SECONDS = 3.0  # before a run; `estimate` itself counts everything
+SURVEY_SECONDS = 2.0  # before a run; `estimate` itself counts everything
 PILOT_SEED = 0
+ASSUMED_CONCURRENCY = 64  # for the time of a run without limits; the run itself finds its level
 
 Confirm = Callable[[str], bool]
 
@@ -50,15 +51,19 @@ def _observed(run: Path | None, model: str) -> list[int]:
 
 
 def estimate_pool(
-    settings: Settings, source: str, run: Path | None, seconds: float | None = None, index: KeyIndex | None = None
+    settings: Settings,
+    source: str,
+    run: Path | None,
+    seconds: float | None = None,
+    index: KeyIndex | None = None,
 ) -> tuple[Estimate, Survey]:
     """Surveys a pool and estimates what remains of it; `seconds` bounds the survey."""
     tokenizer = tokenizer_for(settings.model)
     index = (index or known_keys(run)).copy()
     found = survey(Pool(source), plan_of(settings, tokenizer), index, seconds)
-    limits = Limits(
-        settings.rpm, settings.tpm, settings.rpd, settings.tpd, settings.concurrency or MOST_CONCURRENT
-    )
+    declared = settings.rpm or settings.tpm
+    concurrency = settings.concurrency or (MOST_CONCURRENT if declared else ASSUMED_CONCURRENCY)
+    limits = Limits(settings.rpm, settings.tpm, settings.rpd, settings.tpd, concurrency)
     told = estimate(
         found,
         settings.price(),
@@ -80,7 +85,16 @@ def run_pilot(settings: Settings, source: str, run: Path, count: int, quiet: boo
     chosen = frozenset(Random(PILOT_SEED).sample(range(rows), min(count, rows)))
     with held(run):
         connect_writer(run).close()
-        job = Job(settings, price, replace(plan, only=chosen), Pool(source), run, known_keys(run), None, quiet)
+        job = Job(
+            settings,
+            price,
+            replace(plan, only=chosen),
+            Pool(source),
+            run,
+            known_keys(run),
+            None,
+            quiet,
+        )
         return run_job(job)
 
 
@@ -93,7 +107,7 @@ def generate(settings: Settings, source: str, run: Path, yes: bool, quiet: bool,
         _make_ledger(run)
         index = known_keys(run)
         told = None
-        if not pool.is_stdin:
+        if not (pool.is_stdin or (quiet and yes)):  # nobody would see it
             told, _ = estimate_pool(settings, source, run, SURVEY_SECONDS, index)
             if not quiet:
                 print_estimate(told, settings)
@@ -146,8 +160,10 @@ def _ask_leave(settings: Settings, told: Estimate | None, yes: bool, confirm: Co
         raise UsageError(f"this run costs money{amount}: set a cap with --budget USD, or agree with --yes")
     if cost is not None and cost.expected <= ASK_OVER_USD:
         return
-    words = f"This may cost {dollars(cost.expected)} ({dollars(cost.low)} to {dollars(cost.high)})" if cost else (
-        "The price is unknown"
+    words = (
+        f"This may cost {dollars(cost.expected)} ({dollars(cost.low)} to {dollars(cost.high)})"
+        if cost
+        else ("The price is unknown")
     )
     if not confirm(f"{words}. Go on?"):
         raise UsageError("nothing was asked")

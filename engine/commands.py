@@ -84,7 +84,10 @@ def run_retry(run: Path, cause: str | None, stage: str | None) -> None:
             count = connection.execute(f"UPDATE requests SET failure = NULL WHERE {where}", values).rowcount
         finally:
             connection.close()
-    print(f"{count:,} failed requests are due again; run the same command to ask them", file=sys.stderr)
+    print(
+        f"{count:,} failed requests are due again; run the same command to ask them",
+        file=sys.stderr,
+    )
 
 
 def text_of(raw: bytes) -> str:
@@ -126,7 +129,10 @@ def run_import(settings: Settings, source: str, run: Path) -> int:
         taken, known, empty = asyncio.run(_import(settings, source, run))
     if not (taken or known):
         raise PoolError(f"no row of {source} has an `output`; expected Alpaca's shape")
-    print(f"{taken:,} answers taken in, {known:,} were there already, {empty:,} rows had none", file=sys.stderr)
+    print(
+        f"{taken:,} answers taken in, {known:,} were there already, {empty:,} rows had none",
+        file=sys.stderr,
+    )
     return 0
 
 
@@ -144,16 +150,26 @@ async def _import(settings: Settings, source: str, run: Path) -> tuple[int, int,
     ledger = Ledger(run)
     try:
         stage, number = ledger.begin(
-            settings.stage, settings.task, settings.samples, {**settings.public(), "pool": source, IMPORTED: True}
+            settings.stage,
+            settings.task,
+            settings.samples,
+            {**settings.public(), "pool": source, IMPORTED: True},
         )
-        feed = Feed(Pool(source), plan_of(settings, tokenizer), run, stage, known_keys(run), keep_output=True)
+        feed = Feed(
+            Pool(source),
+            plan_of(settings, tokenizer),
+            run,
+            stage,
+            known_keys(run),
+            keep_output=True,
+        )
         is_new_stage = not has_rows(run, stage)
         taken = known = empty = 0
         while True:
             chunk = await feed.chunk(IMPORT_BATCH)
             for p in chunk.placements:
                 if is_new_stage:
-                    ledger.place(stage, p.position, p.item, p.requests, p.new)
+                    ledger.place(stage, p.position, p.item, feed.plan, p.requests, p.new)
                 else:  # the rows of the stage are its pool's; only the answers are taken in
                     ledger.add(p.new)
             for request, output in zip(chunk.due, chunk.outputs, strict=True):
@@ -162,7 +178,15 @@ async def _import(settings: Settings, source: str, run: Path) -> tuple[int, int,
                     continue
                 attempt = ledger.journal(number, stage, request.id, 0)
                 usage = Usage(request.prompt_tokens, tokenizer.count(output))
-                response = Response("stop", IMPORTED, usage, _as_reply(settings.model, output), 0, 0.0, settings.model)
+                response = Response(
+                    "stop",
+                    IMPORTED,
+                    usage,
+                    _as_reply(settings.model, output),
+                    0,
+                    0.0,
+                    settings.model,
+                )
                 ledger.put(stage, attempt, request.id, response, 0, final=True)
                 feed.index.mark(request.id, ANSWERED)
                 taken += 1
@@ -180,7 +204,13 @@ def _as_reply(model: str, output: str) -> bytes:
     body: dict[str, Any] = {
         "object": IMPORTED,
         "model": model,
-        "choices": [{"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": output}}],
+        "choices": [
+            {
+                "index": 0,
+                "finish_reason": "stop",
+                "message": {"role": "assistant", "content": output},
+            }
+        ],
     }
     return orjson.dumps(body)
 

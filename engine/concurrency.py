@@ -119,12 +119,15 @@ class Adaptive:
         gradient = min(1.0, TOLERANCE * self._unloaded / latency)
         if gradient < 0.9:
             self._growing = False
-        if not used and gradient >= 1.0:
-            return self._restart(self._level)
+        self._restart(self._next_level(gradient, used))
+
+    def _next_level(self, gradient: float, used: bool) -> float:
+        if not used and gradient >= 1.0:  # the level was not what held us back
+            return self._level
         if self._growing:
-            return self._restart(self._level * GROWTH)
+            return self._level * GROWTH
         target = self._level * gradient + max(1.0, 0.5 * math.sqrt(self._level))
-        self._restart(self._level + SMOOTHING * (target - self._level))
+        return self._level + SMOOTHING * (target - self._level)
 
     def _restart(self, level: float, keep: bool = False) -> None:
         self._set(level, keep)

@@ -40,7 +40,7 @@ class DemoFailed(DistillError):
 
 def run_demo(out: Path) -> int:
     """Returns the exit code; raises DemoFailed with the step that failed."""
-    console = Console(highlight=False)
+    console = Console(highlight=False, soft_wrap=True)
     run = out / "run"
     _start_afresh(out)
     with as_file(files("engine") / "demo_pool.jsonl") as packaged:
@@ -153,8 +153,8 @@ def _done(found: dict[str, dict[str, dict[str, int]]]) -> int:
 def _show_rows(console: Console, data: Path) -> None:
     for line in data.read_bytes().splitlines()[:SHOWN]:
         row = orjson.loads(line)
-        console.print(f"   [bold]{escape(plain(row['instruction'], 90))}[/bold]")
-        console.print(f"   {escape(plain(row['output'], 90))}")
+        console.print(f"   [bold]{escape(plain(row['instruction'], 75))}[/bold]")
+        console.print(f"   {escape(plain(row['output'], 75))}")
 
 
 def _say_next(console: Console, out: Path) -> None:

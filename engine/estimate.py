@@ -107,7 +107,7 @@ def survey(pool: Pool, plan: Plan, index: KeyIndex, seconds: float | None = None
             first_bad = first_bad or row
             continue
         found.rows += 1
-        messages = plan.build(row.item)
+        messages = plan.build(row)
         tokens = 0
         for key in plan.sealer.seal(messages, plan.samples)[1]:
             state = next((index.state(i) for i in index.candidates(key)), None)
@@ -138,7 +138,10 @@ def extrapolated(found: Survey) -> Survey:
     if f >= 1.0:
         return found
     return Survey(
-        *(round(n / f) for n in (found.rows, found.bad_rows, found.requests, found.prompt_tokens, found.known))
+        *(
+            round(n / f)
+            for n in (found.rows, found.bad_rows, found.requests, found.prompt_tokens, found.known)
+        )
     )
 
 

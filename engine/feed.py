@@ -1,13 +1,13 @@
 """Turns the pool into requests that are still due, in a thread, a bounded handful at a time.
 
-Reads the pool in order, builds and seals each row's requests, and looks every key up: in the
-rows that the ledger remembers at the same positions (the usual case of a resumed run), else
-in the fingerprint index, confirmed in SQLite. Equal rows share one request. Holds nothing per
-row but the index. Knows nothing of limits, money or the network.
+Reads the pool in order. A row that the ledger remembers at the same position, with the same
+content and the same plan, has the same requests (the usual case of a resumed run). For any
+other row the requests are built and sealed, and each key is looked up in the fingerprint
+index and confirmed in SQLite. Equal rows share one request. Holds nothing per row but the
+index. Knows nothing of limits, money or the network.
 """
 
 import asyncio
-import sqlite3
 import threading
 import time
 from collections import Counter
@@ -22,18 +22,22 @@ from engine.keys import Message, Sealer
 from engine.tokens import Tokenizer
 from store.index import ANSWERED, DUE, FAILED, TAKEN, KeyIndex
 from store.pool import Pool
-from store.read import connect_reader, placed_page
-from store.records import BadRow, Instruction, PoolRow, Request
+from store.read import Page, connect_reader, placed_page
+from store.records import BadRow, Instruction, Request
 
 PAGE = 4096  # positions read from the ledger at once
+NOWHERE: tuple[bytes, int, dict[int, int]] = (b"", 0, {})
+CLOCK_ROWS = 64
 SLICE_SECONDS = 0.2  # a chunk is handed over at the latest after this
 FRESH_KEPT = 8192  # keys that may not be in the ledger yet
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How a stage makes requests out of rows."""
+    """How a stage makes requests out of rows. `fingerprint` (63 bits) covers all that decides a
+    request's key beside the row itself."""
 
+    fingerprint: int
     build: Callable[[Instruction], Sequence[Message]]
     sealer: Sealer
     tokenizer: Tokenizer
@@ -84,7 +88,8 @@ class Feed:
         self.position = 0
         self.index = index
         self._fresh: dict[int, bytes] = {}
-        self._page: dict[int, tuple[bytes, dict[int, tuple[int, bytes]]]] = {}
+        self._page: Page = {}
+        self._page_start = -1
         self._commands: SimpleQueue[tuple[int, asyncio.Future[Chunk]] | None] = SimpleQueue()
         self._loop = asyncio.get_running_loop()
         threading.Thread(target=self._serve, name="feed", daemon=True).start()
@@ -98,6 +103,10 @@ class Feed:
     @property
     def samples(self) -> int:
         return self._plan.samples
+
+    @property
+    def plan(self) -> int:
+        return self._plan.fingerprint
 
     def close(self) -> None:
         self._commands.put(None)
@@ -124,13 +133,13 @@ class Feed:
         if not self._loop.is_closed():
             self._loop.call_soon_threadsafe(now)
 
-    def _rows(self) -> Iterator[PoolRow | BadRow]:
+    def _rows(self) -> Iterator[Instruction | BadRow]:
         for row in self._pool:
             if self._plan.limit is not None and self.position >= self._plan.limit:
                 return
             yield row
 
-    def _collect(self, rows: Iterator[PoolRow | BadRow], want: int) -> Chunk:
+    def _collect(self, rows: Iterator[Instruction | BadRow], want: int) -> Chunk:
         chunk = Chunk()
         deadline = time.monotonic() + SLICE_SECONDS
         want = 1 if self._pool.is_stdin else want
@@ -141,26 +150,34 @@ class Feed:
                 break
             if isinstance(row, BadRow):
                 chunk.bad.append(row)
-            elif self._plan.only is None or self.position in self._plan.only:
-                self._add(row.item, chunk)
             else:
+                if self._plan.only is None or self.position in self._plan.only:
+                    self._add(row, chunk)
                 self.position += 1
-            if time.monotonic() > deadline:
+            if self.position % CLOCK_ROWS == 0 and time.monotonic() > deadline:
                 break
         return chunk
 
     def _add(self, item: Instruction, chunk: Chunk) -> None:
-        position = self.position
-        self.position += 1
         chunk.rows += 1
+        text = orjson.dumps({"id": item.id, "instruction": item.instruction, "input": item.input})
+        old_text, plan, placed = self._placed(self.position)
+        if old_text == text and plan == self._plan.fingerprint:
+            states = [self.index.state(request) for request in placed.values()]
+            if len(states) >= self._plan.samples and not (DUE in states or TAKEN in states):
+                for state in states[: self._plan.samples]:
+                    chunk.known[state] += 1
+                return
+        self._add_sealed(item, text, placed, plan == self._plan.fingerprint and old_text == text, chunk)
+
+    def _add_sealed(
+        self, item: Instruction, text: bytes, placed: dict[int, int], unmoved: bool, chunk: Chunk
+    ) -> None:
         messages = self._plan.build(item)
         body, keys = self._plan.sealer.seal(messages, self._plan.samples)
-        text = orjson.dumps({"id": item.id, "instruction": item.instruction, "input": item.input})
-        old_text, placed = self._placed(position)
-        placement = Placement(position, text, [], [])
-        moved = old_text != text
+        placement = Placement(self.position, text, [], [])
         for sample, key in enumerate(keys):
-            number, known_place = self._find(key, placed.get(sample))
+            number = self._find(key)
             if number is None:
                 request = self._new(key, sample, body, messages)
                 number = request.id
@@ -171,11 +188,11 @@ class Feed:
                 chunk.due.append(self._request(number, key, sample, body, messages))
             else:
                 self._count_known(number, chunk)
+            unmoved = unmoved and placed.get(sample) == number
             placement.requests.append((sample, number))
             if self._keep_output and len(chunk.outputs) < len(chunk.due):
                 chunk.outputs.append(item.output)
-            moved = moved or not known_place
-        if moved:
+        if not unmoved:
             chunk.placements.append(placement)
 
     def _count_known(self, request: int, chunk: Chunk) -> None:
@@ -185,14 +202,11 @@ class Feed:
         else:
             chunk.shared[request] += 1
 
-    def _find(self, key: bytes, placed: tuple[int, bytes] | None) -> tuple[int | None, bool]:
-        """(request, whether the ledger has it at this very place)."""
-        if placed and placed[1] == key:
-            return placed[0], True
+    def _find(self, key: bytes) -> int | None:
         for candidate in self.index.candidates(key):
             if self._stored_key(candidate) == key:
-                return candidate, False
-        return None, False
+                return candidate
+        return None
 
     def _stored_key(self, request: int) -> bytes | None:
         row = self._reader.execute("SELECT key FROM requests WHERE id = ?", (request,)).fetchone()
@@ -217,8 +231,10 @@ class Feed:
         tokens = self._plan.tokenizer.count_messages(messages)
         return Request(number, key, sample, body, tokens, self._plan.max_tokens)
 
-    def _placed(self, position: int) -> tuple[bytes, dict[int, tuple[int, bytes]]]:
-        """What the ledger remembers at a position: the item's JSON, and (request, key) by sample."""
-        if position % PAGE == 0:
-            self._page = placed_page(self._reader, self._stage, position, position + PAGE)
-        return self._page.get(position, (b"", {}))
+    def _placed(self, position: int) -> tuple[bytes, int, dict[int, int]]:
+        """What the ledger remembers at a position: the item's JSON, its plan, request by sample."""
+        start = position - position % PAGE
+        if start != self._page_start:
+            self._page = placed_page(self._reader, self._stage, start, start + PAGE)
+            self._page_start = start
+        return self._page.get(position, NOWHERE)

@@ -12,6 +12,7 @@ from typing import Any
 import orjson
 
 Message = Mapping[str, str]
+KEY_VERSION = 1  # of the way in which a key is made; a change asks everything again
 _SORTED = orjson.OPT_SORT_KEYS
 
 

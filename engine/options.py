@@ -30,13 +30,25 @@ def engine_options(
     model: Annotated[str, _option("--model", text="the teacher's name", panel=PANEL_WHO, metavar="M")],
     base_url: Annotated[
         list[str] | None,
-        _option("--base-url", text="the API's address [OPENAI_BASE_URL, else OpenAI]", panel=PANEL_WHO, metavar="URL"),
+        _option(
+            "--base-url",
+            text="the API's address [OPENAI_BASE_URL, else OpenAI]",
+            panel=PANEL_WHO,
+            metavar="URL",
+        ),
     ] = None,
     api_key_env: Annotated[
         str,
-        _option("--api-key-env", text="variable that holds the key [OPENAI_API_KEY]", panel=PANEL_WHO, metavar="NAME"),
+        _option(
+            "--api-key-env",
+            text="variable that holds the key [OPENAI_API_KEY]",
+            panel=PANEL_WHO,
+            metavar="NAME",
+        ),
     ] = "OPENAI_API_KEY",
-    samples: Annotated[int, _option("--samples", text="answers wanted for each row [1]", panel=PANEL_HOW)] = 1,
+    samples: Annotated[
+        int, _option("--samples", text="answers wanted for each row [1]", panel=PANEL_HOW)
+    ] = 1,
     temperature: Annotated[float, _option("--temperature", text="[1.0]", panel=PANEL_HOW)] = 1.0,
     top_p: Annotated[float, _option("--top-p", text="[1.0]", panel=PANEL_HOW)] = 1.0,
     max_tokens: Annotated[
@@ -49,43 +61,79 @@ def engine_options(
     ] = 512,
     param: Annotated[
         list[str] | None,
-        _option("--param", text="a further parameter to send (value as JSON, else text)", panel=PANEL_HOW, metavar="K=V"),
+        _option(
+            "--param",
+            text="a further parameter to send (value as JSON, else text)",
+            panel=PANEL_HOW,
+            metavar="K=V",
+        ),
     ] = None,
     omit: Annotated[
-        list[str] | None, _option("--omit", text="a parameter not to send", panel=PANEL_HOW, metavar="K")
+        list[str] | None,
+        _option("--omit", text="a parameter not to send", panel=PANEL_HOW, metavar="K"),
     ] = None,
-    system: Annotated[str | None, _option("--system", text="system message", panel=PANEL_HOW, metavar="TEXT")] = None,
+    system: Annotated[
+        str | None, _option("--system", text="system message", panel=PANEL_HOW, metavar="TEXT")
+    ] = None,
     prompt: Annotated[
         Path | None,
-        _option("--prompt", text="template with {instruction} and {input} [Alpaca's]", panel=PANEL_HOW, metavar="FILE"),
+        _option(
+            "--prompt",
+            text="template with {instruction} and {input} [Alpaca's]",
+            panel=PANEL_HOW,
+            metavar="FILE",
+        ),
     ] = None,
     stage: Annotated[
-        str | None, _option("--stage", text="name of the stage [the task's]", panel=PANEL_HOW, metavar="NAME")
+        str | None,
+        _option("--stage", text="name of the stage [the task's]", panel=PANEL_HOW, metavar="NAME"),
     ] = None,
-    limit: Annotated[int | None, _option("--limit", text="only the first N pool rows", panel=PANEL_HOW, metavar="N")] = None,
+    limit: Annotated[
+        int | None,
+        _option("--limit", text="only the first N pool rows", panel=PANEL_HOW, metavar="N"),
+    ] = None,
     rpm: Annotated[float | None, _option("--rpm", text="requests a minute", panel=PANEL_LIMITS)] = None,
     tpm: Annotated[float | None, _option("--tpm", text="tokens a minute", panel=PANEL_LIMITS)] = None,
     rpd: Annotated[float | None, _option("--rpd", text="requests a day", panel=PANEL_LIMITS)] = None,
     tpd: Annotated[float | None, _option("--tpd", text="tokens a day", panel=PANEL_LIMITS)] = None,
     concurrency: Annotated[
         int | None,
-        _option("--concurrency", text="requests in flight [found from latency, or up to 1024]", panel=PANEL_LIMITS),
+        _option(
+            "--concurrency",
+            text="requests in flight [found from latency, or up to 1024]",
+            panel=PANEL_LIMITS,
+        ),
     ] = None,
     attempts: Annotated[
-        int, _option("--attempts", text="asks of a row that fails for passing reasons [8]", panel=PANEL_LIMITS)
+        int,
+        _option(
+            "--attempts",
+            text="asks of a row that fails for passing reasons [8]",
+            panel=PANEL_LIMITS,
+        ),
     ] = 8,
-    timeout: Annotated[float, _option("--timeout", text="seconds for one reply [300]", panel=PANEL_LIMITS)] = 300.0,
+    timeout: Annotated[
+        float, _option("--timeout", text="seconds for one reply [300]", panel=PANEL_LIMITS)
+    ] = 300.0,
     give_up: Annotated[
-        float, _option("--give-up", text="seconds of outage after which the run stops [1800]", panel=PANEL_LIMITS)
+        float,
+        _option(
+            "--give-up",
+            text="seconds of outage after which the run stops [1800]",
+            panel=PANEL_LIMITS,
+        ),
     ] = 1800.0,
     budget: Annotated[
-        float | None, _option("--budget", text="hard cap for this run folder", panel=PANEL_MONEY, metavar="USD")
+        float | None,
+        _option("--budget", text="hard cap for this run folder", panel=PANEL_MONEY, metavar="USD"),
     ] = None,
     price_in: Annotated[
-        float | None, _option("--price-in", text="USD a million prompt tokens", panel=PANEL_MONEY, metavar="USD")
+        float | None,
+        _option("--price-in", text="USD a million prompt tokens", panel=PANEL_MONEY, metavar="USD"),
     ] = None,
     price_out: Annotated[
-        float | None, _option("--price-out", text="USD a million completion tokens", panel=PANEL_MONEY, metavar="USD")
+        float | None,
+        _option("--price-out", text="USD a million completion tokens", panel=PANEL_MONEY, metavar="USD"),
     ] = None,
 ) -> None:
     """Only its signature is used."""
@@ -127,7 +175,9 @@ def settings_from(options: Mapping[str, Any], task: str) -> "Settings":
     urls = options["base_url"] or [os.environ.get("OPENAI_BASE_URL") or OPENAI_URL]
     if len(urls) > 1:
         raise UsageError("--base-url may be given once: several endpoints are not supported yet")
-    values = {k: v for k, v in options.items() if k not in ("base_url", "api_key_env", "prompt", "param", "omit")}
+    values = {
+        k: v for k, v in options.items() if k not in ("base_url", "api_key_env", "prompt", "param", "omit")
+    }
     values.update(
         task=task,
         stage=options["stage"] or task,

@@ -14,7 +14,15 @@ from typing import Any
 
 import orjson
 
-from engine.errors import AskError, AuthRefused, BadReply, QuotaExhausted, RateLimited, RowRefused, ServerFault
+from engine.errors import (
+    AskError,
+    AuthRefused,
+    BadReply,
+    QuotaExhausted,
+    RateLimited,
+    RowRefused,
+    ServerFault,
+)
 from store.records import Cause, Outcome, Usage
 
 MESSAGE_LENGTH = 500
@@ -184,7 +192,9 @@ def is_filtered(status: int, raw: bytes) -> bool:
     return status == 400 and error_fields(raw)[1] in ("content_filter", "content_policy_violation")
 
 
-def read_error(status: int, headers: Mapping[str, str], raw: bytes) -> AskError | AuthRefused | QuotaExhausted:
+def read_error(
+    status: int, headers: Mapping[str, str], raw: bytes
+) -> AskError | AuthRefused | QuotaExhausted:
     """The error for a status other than 200, in the server's own words."""
     message, code, kind = error_fields(raw)
     said = message or raw[:MESSAGE_LENGTH].decode(errors="replace").strip() or "no message"

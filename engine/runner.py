@@ -10,7 +10,7 @@ from collections import Counter, deque
 
 from engine.asking import Again, Answered, Asker, Failed
 from engine.breaker import Breaker, Effort
-from engine.concurrency import Adaptive, Gate
+from engine.concurrency import Gate
 from engine.errors import AllRefused, RunStopped
 from engine.feed import Chunk, Feed
 from engine.state import BAD_ROWS_KEPT, RunState
@@ -147,7 +147,7 @@ class Runner:
     async def _take(self, chunk: Chunk) -> None:
         state = self.state
         for p in chunk.placements:
-            self.ledger.place(self.stage, p.position, p.item, p.requests, p.new)
+            self.ledger.place(self.stage, p.position, p.item, self.feed.plan, p.requests, p.new)
         if len(chunk.placements) > CHUNK:
             await self.ledger.committed()
         state.rows += chunk.rows
@@ -191,15 +191,14 @@ class Runner:
         """One request until it is answered or has failed."""
         effort = Effort()
         try:
-            while True:
-                verdict = await self._attempt(request, effort)
-                if isinstance(verdict, Answered):
-                    return self._answered(request)
-                if isinstance(verdict, Failed):
-                    return self._failed(request, verdict)
+            while isinstance(verdict := await self._attempt(request, effort), Again):
                 if self._stopped:
                     return
                 await self._sleep(verdict.seconds)
+            if isinstance(verdict, Answered):
+                self._answered(request)
+            else:
+                self._failed(request, verdict)
         except RunStopped as reason:
             self.stop(reason)
 

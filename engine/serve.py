@@ -28,7 +28,9 @@ def model_file(model: str) -> Path:
         return Path(found.origin).parent / SMOLLM2_FILE
     path = Path(model)
     if path.is_dir():
-        raise UsageError(f"{path} is a folder: serving a transformers folder is not supported yet; give a GGUF file")
+        raise UsageError(
+            f"{path} is a folder: serving a transformers folder is not supported yet; give a GGUF file"
+        )
     try:
         with path.open("rb") as file:
             magic = file.read(4)
@@ -46,7 +48,10 @@ def run_server(model: str, port: int, parallel: int) -> None:
         raise UsageError("--port wants 0 to 65535, --parallel at least 1")
     _silence_stderr()
     server = _start(path, port, parallel)
-    print(f"serving {path.stem} at {server.listening_address}/v1 (model name: {alias(path)})", flush=True)
+    print(
+        f"serving {path.stem} at {server.listening_address}/v1 (model name: {alias(path)})",
+        flush=True,
+    )
     done = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: done.set())

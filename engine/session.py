@@ -156,7 +156,11 @@ async def _watched(
     """Runs it under the signals and the display; returns the reason if it ended early."""
 
     def keep_utilisation() -> None:
-        ledger.note("UPDATE runs SET utilisation = ? WHERE id = ?", json.dumps(view.limiter.utilisation()), run)
+        ledger.note(
+            "UPDATE runs SET utilisation = ? WHERE id = ?",
+            json.dumps(view.limiter.utilisation()),
+            run,
+        )
 
     display = progress.watch_silently if quiet else progress.show
     shown = asyncio.ensure_future(display(view, keep_utilisation))

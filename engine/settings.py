@@ -3,13 +3,15 @@
 `params` are exactly what is sent beside model and messages, so they decide the request's key.
 """
 
+import hashlib
 from collections.abc import Mapping
 from typing import Annotated, Any
 
+import orjson
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, SecretStr
 
 from engine.feed import Plan
-from engine.keys import Sealer
+from engine.keys import KEY_VERSION, Sealer, canonical
 from engine.prices import Price, given_price, is_loopback, known_price
 from engine.tasks import generate
 from engine.tokens import Tokenizer
@@ -102,9 +104,19 @@ class Settings(BaseModel):
                              "variable with --api-key-env")  # fmt: skip
 
 
+def _fingerprint(settings: Settings) -> int:
+    """63 bits over the task's prompts, the model and the parameters: all that a key is made of
+    beside the row."""
+    decisive = [KEY_VERSION, settings.task, generate.WITH_INPUT, generate.WITHOUT_INPUT]
+    decisive += [settings.prompt, settings.system, settings.model, canonical(settings.params())]
+    digest = hashlib.sha256(orjson.dumps(decisive, option=orjson.OPT_SORT_KEYS)).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
 def plan_of(settings: Settings, tokenizer: Tokenizer) -> Plan:
     """How the stage makes requests out of rows."""
     return Plan(
+        _fingerprint(settings),
         generate.builder(settings.prompt, settings.system),
         Sealer(settings.model, settings.params()),
         tokenizer,
@@ -112,4 +124,3 @@ def plan_of(settings: Settings, tokenizer: Tokenizer) -> Plan:
         settings.sent_max_tokens(),
         settings.limit,
     )
-

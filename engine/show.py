@@ -26,6 +26,8 @@ def _grid() -> Table:
 def _money(cost: Range | None) -> str:
     if cost is None:
         return "unknown: give --price-in and --price-out"
+    if not cost.high:
+        return "nothing: a local model, or a price of zero"
     return f"{dollars(cost.expected)}  (95 %: {dollars(cost.low)} to {dollars(cost.high)})"
 
 
@@ -47,15 +49,12 @@ def print_estimate(told: Estimate, settings: Settings, to_stdout: bool = False) 
     if told.batch_cost_usd and told.cost_usd and told.cost_usd.expected:
         table.add_row("as a batch", _money(told.batch_cost_usd))
     s = told.seconds
-    table.add_row(
-        "time", f"{duration(s.expected)}  ({duration(s.low)} to {duration(s.high)}; bound by {told.bound_by})"
-    )
+    between = f"{duration(s.low)} to {duration(s.high)}; " if s.high > s.low else ""
+    table.add_row("time", f"{duration(s.expected)}  ({between}bound by {told.bound_by})")
     Console(stderr=not to_stdout, highlight=False).print(table)
 
 
-def print_result(
-    result: Result, settings: Settings, price: Price, told: Estimate | None, run: Path
-) -> None:
+def print_result(result: Result, settings: Settings, price: Price, told: Estimate | None, run: Path) -> None:
     """The end of a run, with estimate and bill side by side."""
     state = result.state
     table = _grid()
@@ -72,7 +71,9 @@ def print_result(
             table.add_row("", Text(f"line {bad.line}: {plain(bad.reason, 100)}"))
     if state.answered:
         speed = state.answered / max(result.seconds, 1e-9)
-        table.add_row("asked", f"{state.asked:,} in {duration(result.seconds)} ({speed:.1f} answers a second)")
+        table.add_row(
+            "asked", f"{state.asked:,} in {duration(result.seconds)} ({speed:.1f} answers a second)"
+        )
         used = [f"{n} {percent(u)}" for n, u in result.utilisation.items() if u is not None]
         if used:
             table.add_row("of the limit", ", ".join(used) + f"; {state.limited:,} x 429")
@@ -92,7 +93,9 @@ def _add_bill(table: Table, result: Result, price: Price, told: Estimate | None)
     state = result.state
     if told is not None and told.requests:
         mean = told.completion_tokens.expected / told.requests
-        estimated = state.counted_prompt * float(price.prompt) + state.answered * mean * float(price.completion)
+        estimated = state.counted_prompt * float(price.prompt) + state.answered * mean * float(
+            price.completion
+        )
         table.add_row(
             "completion tokens",
             f"estimated {state.answered * mean:,.0f}, billed {state.completion_tokens:,}",
@@ -100,13 +103,14 @@ def _add_bill(table: Table, result: Result, price: Price, told: Estimate | None)
         if not price.free:
             ratio = f"  ({state.cost_micro / estimated:.2f} of it)" if estimated else ""
             table.add_row(
-                "cost", f"estimated {dollars(estimated / 1e6)}, billed {dollars(state.cost_micro / 1e6)}{ratio}"
+                "cost",
+                f"estimated {dollars(estimated / 1e6)}, billed {dollars(state.cost_micro / 1e6)}{ratio}",
             )
     elif not price.free:
         table.add_row("cost", f"billed {dollars(state.cost_micro / 1e6)}")
 
 
-def print_status(status: Mapping[str, Any], run: Path) -> None:
+def print_status(status: Mapping[str, Any]) -> None:
     """`status` for people, on stdout."""
     console = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
     table = Table(box=None, pad_edge=False, header_style="dim")
@@ -129,11 +133,16 @@ def print_status(status: Mapping[str, Any], run: Path) -> None:
     console.print(f"; of the limit: {', '.join(used)}" if used else "")
     if status["unanswered"]:
         console.print(
-            f"{status['unanswered']:,} requests were sent and have no answer (in flight, or lost when a process "
-            f"ended): at most {dollars(status['at_risk_usd'])} billed for nothing"
+            f"{status['unanswered']:,} requests were sent and have no answer (in flight now, or lost when "
+            "a process ended)"
         )
+    if status["at_risk_usd"]:
+        worst = dollars(status["at_risk_usd"])
+        console.print(f"at most {worst} may have been billed for requests without an answer")
     for name, changes in status["changed"].items():
-        console.print(Text(f"{plain(name, 40)}: keys differ from the run before: {plain('; '.join(changes), 400)}"))
+        console.print(
+            Text(f"{plain(name, 40)}: keys differ from the run before: {plain('; '.join(changes), 400)}")
+        )
     if any(s["bad_rows"] for s in status["stages"].values()):
         bad = sum(s["bad_rows"] for s in status["stages"].values())
         console.print(f"{bad:,} pool rows could not be used")

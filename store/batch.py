@@ -23,7 +23,7 @@ class Spending:
 class Batch:
     """Grows on the event loop, is applied once by the writer thread."""
 
-    rows: list[tuple[int, bytes | str]] = field(default_factory=list)
+    rows: list[tuple[int, bytes, int]] = field(default_factory=list)
     samples: list[tuple[int, int, int, int]] = field(default_factory=list)
     requests: list[tuple[int, bytes, int, int]] = field(default_factory=list)
     attempts: list[tuple[int, int, int, float, int]] = field(default_factory=list)
@@ -42,9 +42,7 @@ class Batch:
     def add_request(self, request: Request) -> None:
         self.requests.append((request.id, request.key, request.sample, request.prompt_tokens))
 
-    def add_response(
-        self, number: int, attempt: int, request: int, response: Response, at: float
-    ) -> None:
+    def add_response(self, number: int, attempt: int, request: int, response: Response, at: float) -> None:
         usage = response.usage
         self.responses.append(
             (
@@ -75,7 +73,15 @@ class Batch:
             for stage, s in self.spending.items():
                 connection.execute(
                     _SPEND,
-                    (stage, s.spent, s.at_risk, s.prompt_tokens, s.completion_tokens, s.sent, s.ended),
+                    (
+                        stage,
+                        s.spent,
+                        s.at_risk,
+                        s.prompt_tokens,
+                        s.completion_tokens,
+                        s.sent,
+                        s.ended,
+                    ),
                 )
             for sql, note in self.notes:
                 connection.execute(sql, note)
@@ -100,7 +106,7 @@ def _as_text(raw: bytes) -> str | bytes:
 
 
 _SQL = {
-    "rows": "INSERT OR REPLACE INTO rows VALUES (?, CAST(? AS TEXT))",
+    "rows": "INSERT OR REPLACE INTO rows VALUES (?, CAST(? AS TEXT), ?)",
     "samples": "INSERT OR REPLACE INTO samples VALUES (?, ?, ?, ?)",
     "requests": "INSERT INTO requests VALUES (?, ?, ?, ?, NULL, NULL)",
     "attempts": "INSERT INTO attempts VALUES (?, ?, ?, ?, ?)",

@@ -1,11 +1,11 @@
 """The root of the error tree and the store's part of it.
 
-    DistillError                 everything this program raises on purpose
-    ├── UsageError               bad flags or input; the command exits 2
-    │   └── PoolError            a pool that cannot be used at all
-    ├── RunFolderError           the run folder cannot be used (held, unwritable); exits 2
-    └── StorageError             the disk failed us in the middle; exits 3, resumable
-        └── DiskFull             no space left; the reserve file has been given up
+DistillError                 everything this program raises on purpose
+├── UsageError               bad flags or input; the command exits 2
+│   └── PoolError            a pool that cannot be used at all
+├── RunFolderError           the run folder cannot be used (held, unwritable); exits 2
+└── StorageError             the disk failed us in the middle; exits 3, resumable
+    └── DiskFull             no space left; the reserve file has been given up
 """
 
 

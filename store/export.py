@@ -41,7 +41,10 @@ class Answer:
 
 
 def answers(
-    reader: sqlite3.Connection, stage: int, outcomes: Sequence[Outcome], text_of: Callable[[bytes], str]
+    reader: sqlite3.Connection,
+    stage: int,
+    outcomes: Sequence[Outcome],
+    text_of: Callable[[bytes], str],
 ) -> Iterator[Answer]:
     """In pool order. `text_of` reads a raw body; lone surrogates become U+FFFD."""
     rows = reader.execute(_ANSWERS, (stage << STAGE_SHIFT, stage))
@@ -50,7 +53,12 @@ def answers(
             row = orjson.loads(item)
             text = text_of(raw.encode() if isinstance(raw, str) else raw)
             text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-            yield Answer(Instruction(row["id"], row["instruction"], row["input"], text), sample, outcome, model)
+            yield Answer(
+                Instruction(row["id"], row["instruction"], row["input"], text),
+                sample,
+                outcome,
+                model,
+            )
 
 
 def write(path: Path, format: str, rows: Iterator[Answer], samples: int, system: str | None) -> int:
@@ -89,7 +97,12 @@ def _replacing(path: Path) -> Iterator[IO[bytes]]:
 def _alpaca_line(samples: int) -> Callable[[Answer], bytes]:
     def line(answer: Answer) -> bytes:
         item = answer.item
-        row = {"instruction": item.instruction, "input": item.input, "output": item.output, "id": item.id}
+        row = {
+            "instruction": item.instruction,
+            "input": item.input,
+            "output": item.output,
+            "id": item.id,
+        }
         return orjson.dumps({**row, "sample": answer.sample} if samples > 1 else row)
 
     return line

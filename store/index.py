@@ -1,6 +1,7 @@
 """Which keys the ledger knows, in 17 bytes a key: fingerprint -> request id, and its state.
 
-4096 sorted buckets of 64-bit fingerprints: no rehash ever stalls the run, and the
+What was stored when the run began lies in one sorted array of 64-bit fingerprints; what comes
+after goes into 4096 small sorted buckets, so that no rehash ever stalls the run and the
 ten-millionth key costs what the first did. A hit is a candidate; the caller confirms it.
 """
 
@@ -13,15 +14,33 @@ _BUCKET_BITS = 12
 
 
 class KeyIndex:
-    """Keys are 32 random bytes (SHA-256); ids count from 1."""
+    """Keys are 32 random bytes (SHA-256); ids count from 1 without gaps."""
 
     def __init__(self) -> None:
+        self._base, self._base_ids = array("Q"), array("Q")
+        self._states = bytearray(1)
+        self._make_buckets()
+
+    def _make_buckets(self) -> None:
         self._fingerprints = [array("Q") for _ in range(1 << _BUCKET_BITS)]
         self._ids = [array("Q") for _ in range(1 << _BUCKET_BITS)]
-        self._states = bytearray(1)
 
     def __len__(self) -> int:
         return len(self._states) - 1
+
+    def load(self, heads: bytes, states: bytes) -> None:
+        """Fills an empty index. heads: the first 8 bytes of each key in order of id, end to end;
+        states: a byte for each."""
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        fingerprints = array("Q", heads)
+        fingerprints.byteswap()  # keys are big-endian, so that buckets follow their first bits
+        order = pc.sort_indices(pa.array(fingerprints, pa.uint64()))
+        column = pa.array(fingerprints, pa.uint64()).take(order)
+        self._base.frombytes(memoryview(column.buffers()[1])[: len(heads)])
+        self._base_ids.frombytes(memoryview(order.buffers()[1])[: len(heads)])
+        self._states = bytearray(1) + states
 
     def add(self, key: bytes, request: int, state: int = DUE) -> None:
         fingerprint = int.from_bytes(key[:8], "big")
@@ -36,15 +55,16 @@ class KeyIndex:
     def candidates(self, key: bytes) -> Iterator[int]:
         """Ids whose fingerprint equals the key's: none or one, but for one in 2**64."""
         fingerprint = int.from_bytes(key[:8], "big")
+        for at in _equal(self._base, fingerprint):
+            yield self._base_ids[at] + 1
         bucket = fingerprint >> (64 - _BUCKET_BITS)
-        prints = self._fingerprints[bucket]
-        at = bisect_left(prints, fingerprint)
-        while at < len(prints) and prints[at] == fingerprint:
+        for at in _equal(self._fingerprints[bucket], fingerprint):
             yield self._ids[bucket][at]
-            at += 1
 
     def copy(self) -> "KeyIndex":
+        """One that may be added to and marked without this one noticing."""
         other = KeyIndex()
+        other._base, other._base_ids = self._base, self._base_ids  # these never change
         other._fingerprints = [array("Q", bucket) for bucket in self._fingerprints]
         other._ids = [array("Q", bucket) for bucket in self._ids]
         other._states = bytearray(self._states)
@@ -55,3 +75,10 @@ class KeyIndex:
 
     def mark(self, request: int, state: int) -> None:
         self._states[request] = state
+
+
+def _equal(fingerprints: "array[int]", fingerprint: int) -> Iterator[int]:
+    at = bisect_left(fingerprints, fingerprint)
+    while at < len(fingerprints) and fingerprints[at] == fingerprint:
+        yield at
+        at += 1

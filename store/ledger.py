@@ -65,9 +65,7 @@ class Ledger:
         """The highest request id in use when the ledger was opened."""
         return self._last["requests"]
 
-    def begin(
-        self, stage: str, task: str, samples: int, settings: Mapping[str, object]
-    ) -> tuple[int, int]:
+    def begin(self, stage: str, task: str, samples: int, settings: Mapping[str, object]) -> tuple[int, int]:
         """Opens a stage and a run of it; returns (stage id, run id)."""
         with self._using, _Guard(self.run), self._connection as db:
             db.execute("BEGIN IMMEDIATE")
@@ -93,15 +91,17 @@ class Ledger:
         stage: int,
         position: int,
         item: bytes,
+        plan: int,
         requests: list[tuple[int, int]],
         new: Sequence[Request] = (),
     ) -> None:
         """Remembers a pool row and the request of each of its samples: [(sample, request)].
 
+        `plan` is a fingerprint of all that decides a key beside the item.
         `new` requests go into the same commit, so that no row ever points at nothing.
         """
         self.add(new)
-        self._batch.rows.append(((stage << STAGE_SHIFT) + position, item))
+        self._batch.rows.append(((stage << STAGE_SHIFT) + position, item, plan))
         self._batch.samples.extend((stage, position, sample, r) for sample, r in requests)
         self._schedule()
 
@@ -130,7 +130,13 @@ class Ledger:
         account.at_risk -= worst_micro
 
     def put(
-        self, stage: int, attempt: int, request: int, response: Response, released_micro: int, final: bool
+        self,
+        stage: int,
+        attempt: int,
+        request: int,
+        response: Response,
+        released_micro: int,
+        final: bool,
     ) -> None:
         """A reply with its raw body, outcome, usage and cost; `final` if it is the answer."""
         self._last["responses"] += 1
@@ -236,9 +242,7 @@ class Ledger:
 
     def _has_work(self) -> bool:
         batch = self._batch
-        return bool(
-            batch.waiters or batch.spending or batch.samples or batch.failures or batch.notes
-        )
+        return bool(batch.waiters or batch.spending or batch.samples or batch.failures or batch.notes)
 
 
 class _Guard:

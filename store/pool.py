@@ -18,7 +18,7 @@ from typing import IO, Any, TypeAlias, cast
 import orjson
 
 from store.errors import PoolError
-from store.records import BadRow, Instruction, PoolRow
+from store.records import BadRow, Instruction
 
 MAX_ROW_BYTES = 64 * 2**20
 GZIP_MAGIC = b"\x1f\x8b"
@@ -63,15 +63,21 @@ class Pool:
         except (OSError, ValueError):
             return 1.0
 
-    def __iter__(self) -> Iterator[PoolRow | BadRow]:
+    def __iter__(self) -> Iterator[Instruction | BadRow]:
         """Usable and bad rows in the order of the file. Raises PoolError if it cannot be read."""
-        position = 0
+        usable = 0
         try:
             for line, raw in self._raw_rows():
-                row = _as_row(position, line, raw)
-                if isinstance(row, PoolRow):
-                    position += 1
-                yield row
+                if isinstance(raw, dict):
+                    row = _as_instruction(raw, usable)
+                    if isinstance(row, Instruction):
+                        usable += 1
+                        yield row
+                    else:
+                        yield BadRow(line, row)
+                else:
+                    reason = raw if isinstance(raw, str) else f"not an object but {type(raw).__name__}"
+                    yield BadRow(line, reason)
         except (OSError, EOFError) as error:
             raise PoolError(f"reading pool {self.source} failed: {error}") from error
         finally:
@@ -204,33 +210,27 @@ def _parquet_rows(stream: Bytes, spool: bool) -> Iterator[Raw]:
             yield number + 1, f"the Parquet file breaks off: {error}"
 
 
-def _as_row(position: int, line: int, raw: object) -> PoolRow | BadRow:
-    if isinstance(raw, str):
-        return BadRow(line, raw)
-    if not isinstance(raw, dict):
-        return BadRow(line, f"not an object but {type(raw).__name__}")
-    item = _as_instruction(raw, str(position))
-    return BadRow(line, item) if isinstance(item, str) else PoolRow(position, line, item)
+def _as_instruction(row: dict[str, Any], position: int) -> Instruction | str:
+    """Alpaca's shape; Self-Instruct's `instances` and FastChat's `question_id`/`text` as well.
 
-
-def _as_instruction(row: dict[str, Any], fallback_id: str) -> Instruction | str:
-    """Alpaca's shape; Self-Instruct's `instances` and FastChat's `question_id`/`text` as well."""
-    instruction = row.get("instruction")
+    Returns what is wrong with the row where it cannot be used.
+    """
+    instruction, source = row.get("instruction"), row
     if instruction is None and "question_id" in row:
         instruction = row.get("text")
     if not isinstance(instruction, str) or not instruction.strip():
         return "no instruction" if not instruction else f"instruction is not text: {instruction!r:.60}"
-    source = row
-    instances = row.get("instances")
-    if "input" not in row and isinstance(instances, list) and instances and isinstance(instances[0], dict):
-        source = instances[0]
+    if "input" not in row and "instances" in row:
+        source = _first_instance(row["instances"])
     given, output = source.get("input") or "", source.get("output") or ""
     if not isinstance(given, str):
         return f"input is not text: {given!r:.60}"
-    identity = row.get("id", row.get("question_id"))
-    return Instruction(
-        fallback_id if identity is None else str(identity),
-        instruction,
-        given,
-        output if isinstance(output, str) else "",
-    )
+    identity = row.get("id")
+    if identity is None:
+        identity = row.get("question_id", position)
+    return Instruction(str(identity), instruction, given, output if isinstance(output, str) else "")
+
+
+def _first_instance(instances: object) -> dict[str, Any]:
+    first = instances[0] if isinstance(instances, list) and instances else None
+    return first if isinstance(first, dict) else {}

@@ -10,7 +10,7 @@ from store.folder import ledger_path
 from store.index import ANSWERED, DUE, FAILED, KeyIndex
 from store.schema import STAGE_SHIFT
 
-Placed = dict[int, tuple[bytes, dict[int, tuple[int, bytes]]]]
+Page = dict[int, tuple[bytes, int, dict[int, int]]]
 
 
 def connect_reader(run: Path) -> sqlite3.Connection:
@@ -22,27 +22,36 @@ def connect_reader(run: Path) -> sqlite3.Connection:
 
 
 def load_index(reader: sqlite3.Connection, index: KeyIndex) -> None:
-    """All requests' keys with their state, by id."""
-    cursor = reader.execute("SELECT id, key, answer IS NOT NULL, failure IS NOT NULL FROM requests ORDER BY id")
-    for request, key, answered, failed in cursor:
-        index.add(key, request, ANSWERED if answered else FAILED if failed else DUE)
+    """All requests' keys with their state. Ids have no gaps: requests are never deleted."""
+    reader.execute("BEGIN")
+    try:
+        keys = reader.execute("SELECT substr(key, 1, 8) FROM requests ORDER BY id")
+        heads = b"".join(head for (head,) in keys)
+        states = reader.execute(
+            f"SELECT CASE WHEN answer IS NOT NULL THEN {ANSWERED} "
+            f"WHEN failure IS NOT NULL THEN {FAILED} ELSE {DUE} END FROM requests ORDER BY id"
+        )
+        index.load(heads, bytes(state for (state,) in states))
+    finally:
+        reader.execute("ROLLBACK")
 
 
-def placed_page(reader: sqlite3.Connection, stage: int, start: int, stop: int) -> Placed:
-    """What a stage holds at positions [start, stop): item JSON, and (request, key) by sample."""
-    page: Placed = {}
+def placed_page(reader: sqlite3.Connection, stage: int, start: int, stop: int) -> Page:
+    """What a stage holds at positions [start, stop): item JSON, plan, and request by sample."""
+    page: Page = {}
     base = stage << STAGE_SHIFT
-    items = reader.execute("SELECT id, item FROM rows WHERE id >= ? AND id < ?", (base + start, base + stop))
-    for number, item in items:
-        page[number - base] = (item.encode(), {})
+    rows = reader.execute(
+        "SELECT id - ?, item, plan FROM rows WHERE id >= ? AND id < ?",
+        (base, base + start, base + stop),
+    )
+    for position, item, plan in rows:
+        page[position] = (item.encode(), plan, {})
     samples = reader.execute(
-        "SELECT a.position, a.sample, a.request, r.key FROM samples a JOIN requests r ON r.id = a.request "
-        "WHERE a.stage = ? AND a.position >= ? AND a.position < ?",
+        "SELECT position, sample, request FROM samples WHERE stage = ? AND position >= ? AND position < ?",
         (stage, start, stop),
     )
-    for position, sample, request, key in samples:
-        if position in page:
-            page[position][1][sample] = (request, key)
+    for position, sample, request in samples:
+        page[position][2][sample] = request
     return page
 
 

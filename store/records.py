@@ -46,15 +46,6 @@ class Instruction:
 
 
 @dataclass(frozen=True, slots=True)
-class PoolRow:
-    """A usable row: its position among the usable rows (from 0), its line, its content."""
-
-    position: int
-    line: int
-    item: Instruction
-
-
-@dataclass(frozen=True, slots=True)
 class BadRow:
     """A row that cannot be used: where it stands and what is wrong with it."""
 

@@ -25,8 +25,10 @@ CREATE TABLE runs (
   utilisation TEXT);
 CREATE TABLE rows (
   id INTEGER PRIMARY KEY,              -- stage << 40 | position in the pool
-  -- JSON: id, instruction, input
-  item TEXT NOT NULL);
+  -- item is JSON: id, instruction, input
+  item TEXT NOT NULL,
+  -- fingerprint of all that decides a key beside the item
+  plan INTEGER NOT NULL);
 CREATE TABLE samples (
   stage INTEGER NOT NULL, position INTEGER NOT NULL, sample INTEGER NOT NULL,
   request INTEGER NOT NULL REFERENCES requests(id),

@@ -67,9 +67,7 @@ class Provider:
         """Serve on loopback; may be entered again afterwards, and counts on."""
         self._closing = False
         self._file = self._counts_file.open("ab", buffering=0) if self._counts_file else None
-        runner = web.AppRunner(
-            self._app(), access_log=None, handler_cancellation=True, shutdown_timeout=0.01
-        )
+        runner = web.AppRunner(self._app(), access_log=None, handler_cancellation=True, shutdown_timeout=0.01)
         try:
             await runner.setup()
             await web.TCPSite(runner, "127.0.0.1", port, backlog=4096).start()
@@ -210,9 +208,7 @@ class Provider:
             return c.too_large_tokens
         return math.inf if tokens is None or c.charge == "actual" else tokens.capacity
 
-    def _limited(
-        self, cause: str, words: str, asked: float, short: Shortage | None = None
-    ) -> Refused:
+    def _limited(self, cause: str, words: str, asked: float, short: Shortage | None = None) -> Refused:
         """The 429 of a limit, with when to come back if that is known."""
         kind = "requests" if cause == "requests" else "tokens"
         bucket = self._limits.requests if kind == "requests" else self._limits.tokens

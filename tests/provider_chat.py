@@ -96,9 +96,7 @@ def encoding() -> tiktoken.Encoding:
     pairs = (line.split() for line in gzip.decompress(packed).splitlines())
     ranks = {b64decode(token): int(rank) for token, rank in pairs}
     special = {"<|endoftext|>": 199999, "<|endofprompt|>": 200018}
-    return tiktoken.Encoding(
-        "o200k_base", pat_str=O200K, mergeable_ranks=ranks, special_tokens=special
-    )
+    return tiktoken.Encoding("o200k_base", pat_str=O200K, mergeable_ranks=ranks, special_tokens=special)
 
 
 def content(message: dict[str, Any]) -> str:

@@ -345,9 +345,7 @@ async def test_a_stalled_reply_is_held_and_billed_or_not(
 
 
 @pytest.mark.parametrize("billed", [True, False])
-async def test_hanging_up_on_work_is_billed_as_told(
-    session: aiohttp.ClientSession, billed: bool
-) -> None:
+async def test_hanging_up_on_work_is_billed_as_told(session: aiohttp.ClientSession, billed: bool) -> None:
     async with Provider(Config(latency=30, bill_abandoned=billed)).running() as p:
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(Asker(session, p)(), 0.1)
@@ -368,9 +366,7 @@ async def test_faults_come_as_often_as_told_and_repeat(session: aiohttp.ClientSe
         async with Provider(Config(p_500=0.2, p_429=0.1, seed=7)).running() as p:
             ask = Asker(session, p)
             got = await asyncio.gather(*(ask(f"{n % 100}") for n in range(1000)))
-        runs.append(
-            (p.counts.faults, sorted((g.status, str(g.body)) for g in got if g.status > 200))
-        )
+        runs.append((p.counts.faults, sorted((g.status, str(g.body)) for g in got if g.status > 200)))
     assert runs[0] == runs[1]
     assert runs[0][0]["500"] == pytest.approx(200, abs=40)
     assert runs[0][0]["429"] == pytest.approx(100, abs=30)
