@@ -96,8 +96,9 @@ def questions(
 
 
 async def drive(limiter: Limiter, server: LimitedServer, seconds: float, outstanding: int = 256) -> None:
-    """Asks through the limiter until `seconds` have passed, as the runner does."""
+    """Asks through the limiter until `seconds` have passed, as the runner does: a canary goes first."""
     pool = questions()
+    await _ask(limiter, server, next(pool))
     end = now() + seconds
 
     async def worker() -> None:
