@@ -4,6 +4,7 @@ Imports only what `--help` needs; each command imports its own work.
 """
 
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -204,6 +205,7 @@ def demo(
 
 def main() -> None:
     """Errors of ours become a sentence and their exit code; a broken pipe is the reader's choice."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # before a run handles both itself
     try:
         app(prog_name="distill")
     except DistillError as error:

@@ -63,9 +63,8 @@ class Runner:
         try:
             async with asyncio.TaskGroup() as group:
                 self._group = group
-                await self._canary()
-                self._fix_concurrency()
-                await self._bulk()
+                self._producer = group.create_task(self._produce())
+                await asyncio.wait([self._producer])
                 await self._wind_down()
         except BaseExceptionGroup as errors:
             raise _first(errors) from None
@@ -82,15 +81,28 @@ class Runner:
             self._drain = drain
         if self._stopped is None:
             self._stopped = reason
+            self._producer.cancel()  # it may be waiting for a pipe that says nothing
             for task, in_flight in list(self._tasks.items()):
                 if not in_flight:
                     task.cancel()
         self._changed.set()
 
+    async def _produce(self) -> None:
+        await self._canary()
+        self._fix_concurrency()
+        await self._bulk()
+
     async def _canary(self) -> None:
-        """One row at a time until the server has answered one, or refused ten in the same way."""
+        """One row at a time until the server has answered one, or refused ten in the same way.
+
+        While the server does not answer at all, each probe of the breaker brings in another row,
+        so that one bad row at the head of the pool is not taken for an outage.
+        """
         while not self._proven and not self._stopped and (request := await self._next_due()):
-            await asyncio.wait([self._spawn(request)])
+            task, probes = self._spawn(request), self.breaker.probes
+            while not task.done() and not (probes < self.breaker.probes <= CANARIES):
+                self._changed.clear()
+                await self._changed.wait()
             if self._refusals and not self._proven:
                 self._judge_refusals()
         if not self._stopped:

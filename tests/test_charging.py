@@ -1,0 +1,143 @@
+"""Which of three ways a provider charges is learnt; until then the dearest one is assumed."""
+
+from __future__ import annotations
+
+import pytest
+
+from engine.charging import Charge, Charging, Size
+
+SIZE = Size(prompt=100, max_tokens=512)
+USED, COMPLETION = 220, 120  # real usage
+
+
+def believing(way: Charge) -> Charging:
+    charging = Charging()
+    charging.way = way
+    return charging
+
+
+def test_the_dearest_way_is_assumed_before_anything_is_known() -> None:
+    assert Charging().expected(SIZE) == 612
+
+
+@pytest.mark.parametrize(
+    ("way", "reserved", "charged", "charged_if_failed"),
+    [(Charge.UPFRONT, 612, 612, 612), (Charge.LARGER, 512, 512, 512), (Charge.ACTUAL, 220, 230, 0)],
+)
+def test_what_is_reserved_and_what_is_charged_in_the_end(
+    way: Charge, reserved: float, charged: float, charged_if_failed: float
+) -> None:
+    charging = believing(way)
+    charging.replied(SIZE, USED, COMPLETION)
+    assert charging.expected(SIZE) == reserved
+    assert charging.final(SIZE, 230) == charged
+    assert charging.final(SIZE, None) == charged_if_failed
+
+
+def test_a_long_prompt_is_the_larger() -> None:
+    assert believing(Charge.LARGER).expected(Size(2000, 512)) == 2000
+
+
+def test_real_usage_is_expected_to_be_the_bound_until_a_reply_has_told() -> None:
+    charging = believing(Charge.ACTUAL)
+    assert charging.expected(SIZE) == 612
+    for _ in range(200):
+        charging.replied(SIZE, USED, COMPLETION)
+    assert charging.expected(SIZE) == pytest.approx(220)
+
+
+def test_the_mean_completion_follows_what_comes() -> None:
+    charging = believing(Charge.ACTUAL)
+    for completion in [100] * 50 + [300] * 100:
+        charging.replied(SIZE, 100 + completion, completion)
+    assert charging.mean_completion == pytest.approx(300, rel=0.02)
+
+
+def test_a_request_without_a_bound_is_reserved_by_what_replies_were() -> None:
+    free = Size(100, 0)
+    charging = Charging()
+    assert charging.expected(free) == 612
+    charging.replied(free, 150, 50)
+    assert charging.expected(free) == 150
+
+
+def test_a_server_without_headers_is_taken_to_charge_real_usage() -> None:
+    charging = Charging()
+    charging.silent()
+    assert charging.way is Charge.ACTUAL
+
+
+def test_429s_for_tokens_move_it_to_the_dearer_ways_where_no_header_speaks() -> None:
+    charging = Charging()
+    ways = []
+    for _ in range(6):
+        charging.silent()
+        charging.limited()
+        ways.append(charging.way)
+    assert ways == [
+        Charge.ACTUAL, Charge.LARGER, Charge.LARGER, Charge.UPFRONT, Charge.UPFRONT, Charge.UPFRONT,
+    ]  # fmt: skip
+
+
+def test_429s_do_not_move_it_where_headers_speak() -> None:
+    charging = believing(Charge.LARGER)
+    charging.heard(1000, 1000, 10, waiting=False, now=0.0)
+    for _ in range(10):
+        charging.limited()
+    assert charging.way is Charge.LARGER
+
+
+def test_one_silent_reply_among_headers_changes_nothing() -> None:
+    charging = Charging()
+    charging.heard(1000, 1000, 10, waiting=False, now=0.0)
+    charging.silent()
+    assert charging.way is Charge.UPFRONT
+
+
+# Learning. A server with a bucket of a minute, at 10,000 tokens a second; ten requests of SIZE a second.
+
+RATE, CEILING = 10_000.0, 600_000.0
+
+
+def listen(charging: Charging, seconds: float, charge: float, level: float, waiting: bool = False) -> None:
+    """Ten requests a second that cost `charge` each, answered a tenth of a second later."""
+    now = 0.0
+    while now < seconds:
+        now += 0.1
+        charging.sent(SIZE)
+        level = min(CEILING, level + 0.1 * RATE - charge)
+        charging.replied(SIZE, USED, COMPLETION)
+        charging.heard(level, CEILING, RATE, waiting, now)
+
+
+@pytest.mark.parametrize("start", list(Charge))
+@pytest.mark.parametrize(
+    ("charge", "way"), [(612.0, Charge.UPFRONT), (512.0, Charge.LARGER), (220.0, Charge.ACTUAL)]
+)
+def test_the_way_is_learnt_from_the_level_s_fall(charge: float, way: Charge, start: Charge) -> None:
+    charging = believing(start)
+    listen(charging, 10, charge, level=CEILING / 2)
+    assert charging.way is way
+
+
+def test_a_change_of_the_way_is_learnt_too() -> None:
+    charging = Charging()
+    listen(charging, 20, 612.0, level=CEILING / 2)
+    listen(charging, 20, 220.0, level=CEILING / 2)
+    assert charging.way is Charge.ACTUAL
+
+
+def test_a_bucket_that_stays_full_is_tried_with_less_until_it_moves() -> None:
+    charging = Charging()
+    listen(charging, 10, 0.0, level=CEILING, waiting=True)
+    assert charging.expected(SIZE) < 612 / 4
+    charging = Charging()
+    listen(charging, 10, 0.0, level=CEILING, waiting=False)  # nobody waits, so it means nothing
+    assert charging.expected(SIZE) == 612
+
+
+def test_a_429_ends_the_trial() -> None:
+    charging = Charging()
+    listen(charging, 5, 0.0, level=CEILING, waiting=True)
+    charging.limited()
+    assert charging.expected(SIZE) == 612
