@@ -233,8 +233,10 @@ class Asker:
             str(error), released, ended,
         )  # fmt: skip
         self.state.retry_causes[error.cause] += 1
-        self.breaker.failed(effort, probe, str(error), at_once=self.state.answered == 0)
-        if effort.attempts >= self.terms.attempts:
+        unproven = self.state.answered == 0
+        down = error.is_outage
+        self.breaker.failed(effort, probe, str(error), down, at_once=unproven and down)
+        if effort.spent >= self.terms.attempts:
             await self.ledger.committed()
             return Failed(error.cause, error.status, str(error), number, refused=False)
         wait = error.wait if isinstance(error, ServerFault) and error.wait else 0.0

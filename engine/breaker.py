@@ -1,18 +1,20 @@
 """The circuit breaker: tells an outage from bad rows, stops admission, probes, gives up.
 
-Rows that failed while others succeeded are suspects: what they do later says nothing of the
-server. When rows that are no suspects fail one after another with nothing succeeding between,
-the server is down: the attempts they spent are given back, nobody is sent but a probe at
-growing intervals, and the first success closes the breaker.
+A failure that cannot be the row's fault (no connection, 502, 503, 504) counts as an attempt only
+when something has succeeded since; one that may be (500, a time-out) counts at once. Rows that
+failed while others succeeded are suspects: what they do later says nothing of the server.
+When failures that are nobody's fault, or those of different rows that are no suspects, follow
+one another with no success between, the server is down: the attempts they spent are given
+back, nobody is sent but a probe at growing intervals, and the first success closes the breaker.
 """
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from engine.errors import ProviderDown
 
-THRESHOLD = 10  # failures of different rows in a row
+THRESHOLD = 10  # failures in a row
 LIMITED_THRESHOLD = 8  # 429 incidents in a row
 FIRST_PROBE, LONGEST_PROBE = 1.0, 60.0
 
@@ -23,18 +25,27 @@ class Effort:
 
     attempts: int = 0
     asks: int = 0
+    unconfirmed: int = 0  # of the attempts: nothing has succeeded since, so it may be an outage
     suspect: bool = False
-    first_causes: list[str] = field(default_factory=list)
+
+    @property
+    def spent(self) -> int:
+        """Attempts that count for certain."""
+        return self.attempts - self.unconfirmed
 
 
 class Breaker:
     """Closed: all pass. Open: `admit` lets one probe through when its time has come."""
 
-    def __init__(self, give_up: float, clock: Callable[[], float] | None = None) -> None:
+    def __init__(
+        self, give_up: float, outstanding: int = THRESHOLD, clock: Callable[[], float] | None = None
+    ) -> None:
+        """`give_up`: seconds of outage; `outstanding`: how many requests there can be at once."""
         self._loop = asyncio.get_running_loop()
         self._clock = clock or self._loop.time
         self._give_up = give_up
-        self._streak: dict[int, Effort] = {}
+        self._threshold = min(THRESHOLD, outstanding)
+        self._streak: list[tuple[Effort, bool]] = []  # failures since the last success
         self._closed = asyncio.Event()
         self._closed.set()
         self._probing = False
@@ -68,24 +79,30 @@ class Breaker:
 
     def succeeded(self) -> None:
         """Any reply of the server that shows that it works."""
-        if self._streak:
-            for effort in self._streak.values():
-                effort.suspect = True
-            self._streak.clear()
+        for effort, _ in self._streak:
+            effort.suspect, effort.unconfirmed = True, 0
+        self._streak.clear()
         if self.is_open:
             self._close()
 
-    def failed(self, effort: Effort, probe: bool, words: str, at_once: bool = False) -> None:
-        """A failure that may be an outage. `at_once`: opens without waiting for more of them."""
+    def failed(self, effort: Effort, probe: bool, words: str, is_outage: bool, at_once: bool = False) -> None:
+        """An attempt (counted already) has failed. `is_outage`: it cannot be the row's fault;
+        `at_once`: opens without waiting for more. Raises ProviderDown when it is time to give up."""
         self.last_words = words
         if self.is_open:
             effort.attempts -= 1
             if probe:
                 self._put_off()
-        elif not effort.suspect:
-            self._streak[id(effort)] = effort
-            if at_once or len(self._streak) >= THRESHOLD:
+        elif is_outage or not effort.suspect:
+            effort.unconfirmed += is_outage
+            self._streak.append((effort, is_outage))
+            if at_once or self._looks_down():
                 self._open()
+
+    def _looks_down(self) -> bool:
+        faultless = sum(is_outage for _, is_outage in self._streak)
+        rows = len({id(effort) for effort, _ in self._streak})
+        return max(faultless, rows) >= self._threshold
 
     def limited(self, incidents: int, words: str, probe: bool) -> None:
         """A 429: sustained ones are an outage too."""
@@ -101,8 +118,9 @@ class Breaker:
             self._probe_ended()
 
     def _open(self) -> None:
-        for effort in self._streak.values():
+        for effort, _ in self._streak:
             effort.attempts -= 1
+            effort.unconfirmed = 0
         self._streak.clear()
         self.opened_at = self._clock()
         self._closed.clear()

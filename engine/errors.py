@@ -47,7 +47,9 @@ class RateLimited(AskError):
 
 
 class Transient(AskError):
-    """Worth asking again after a while."""
+    """Worth asking again after a while. `is_outage`: it cannot be the row's fault."""
+
+    is_outage = False
 
 
 class TimedOut(Transient):
@@ -57,6 +59,7 @@ class TimedOut(Transient):
 
 class ConnectionLost(Transient):
     cause: Cause = "connection"
+    is_outage = True
 
     def __init__(self, message: str, maybe_billed: bool) -> None:
         super().__init__(message)
@@ -71,6 +74,7 @@ class ServerFault(Transient):
     def __init__(self, message: str, status: int, wait: float | None = None) -> None:
         super().__init__(message, status)
         self.wait = wait
+        self.is_outage = status in (502, 503, 504)
 
 
 class BadReply(Transient):

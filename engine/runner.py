@@ -95,12 +95,14 @@ class Runner:
     async def _canary(self) -> None:
         """One row at a time until the server has answered one, or refused ten in the same way.
 
-        While the server does not answer at all, each probe of the breaker brings in another row,
-        so that one bad row at the head of the pool is not taken for an outage.
+        Each attempt that fails for a passing reason brings in another row, so that one bad row at
+        the head of the pool is not taken for an outage.
         """
         while not self._proven and not self._stopped and (request := await self._next_due()):
-            task, probes = self._spawn(request), self.breaker.probes
-            while not task.done() and not (probes < self.breaker.probes <= CANARIES):
+            task, failures = self._spawn(request), self.state.retry_causes.total()
+            while not (task.done() or self._proven):
+                if failures < self.state.retry_causes.total() and len(self._tasks) < CANARIES:
+                    break
                 self._changed.clear()
                 await self._changed.wait()
             if self._refusals and not self._proven:

@@ -24,7 +24,7 @@ from engine.estimate import Estimate
 from engine.feed import Feed, Plan
 from engine.limits import Limiter
 from engine.prices import Price
-from engine.runner import DRAIN_SECONDS, Interrupted, Runner
+from engine.runner import DRAIN_SECONDS, OUTSTANDING, Interrupted, Runner
 from engine.settings import MOST_CONCURRENT, Settings
 from engine.state import RunState
 from store.errors import DiskFull, DistillError, PoolError
@@ -113,8 +113,8 @@ async def _run_with(job: Job, ledger: Ledger, runners: list[Runner]) -> Result:
     reader.close()
     cap = None if settings.budget is None else round(settings.budget * 1e6)
     budget = Budget(cap, spent, at_risk)
-    breaker = Breaker(settings.give_up)
     most = settings.concurrency or MOST_CONCURRENT
+    breaker = Breaker(settings.give_up, OUTSTANDING * most)
     gate = Gate(most)
     feed = Feed(job.pool, job.plan, job.run, stage, job.index)
     runner = Runner(feed, ledger, breaker, gate, stage, state, most)

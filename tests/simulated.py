@@ -44,6 +44,7 @@ class LimitedServer:
     bucket_seconds: float = 60
     latency: float = 1.0
     silent: bool = False  # no headers
+    early: bool = False  # headers tell the level at admission, not at the reply
     random: random.Random = field(default_factory=lambda: random.Random(7))
     served: list[tuple[float, float]] = field(default_factory=list)  # (time, tokens charged)
     refused: list[float] = field(default_factory=list)
@@ -63,19 +64,20 @@ class LimitedServer:
         }
         return both.get(self.way, 0)
 
-    async def ask(self, question: Question) -> provider_bucket.Shortage | None:
-        """The limit that refused it, or None when it was answered."""
+    async def ask(self, question: Question) -> tuple[provider_bucket.Shortage | None, Mapping[str, str]]:
+        """(The limit that refused it, or None when it was answered; the headers.)"""
         cost = self.cost(question)
         if short := self.limits.shortage(cost, now()):
             self.refused.append(now())
-            return short
+            return short, self.headers()
         self.limits.take(1, cost, now())
+        at_admission = self.headers()
         await asyncio.sleep(self.latency * self.random.lognormvariate(0, 0.3))
         if self.way == "actual":
             cost = question.size.prompt + question.completion
             self.limits.take(0, cost, now())
         self.served.append((now(), cost))
-        return None
+        return None, at_admission if self.early else self.headers()
 
     def used(self, start: float, stop: float) -> tuple[float, float]:
         """Share of the limits (requests, tokens) that was used between two times."""
@@ -116,10 +118,10 @@ async def _ask(limiter: Limiter, server: LimitedServer, question: Question) -> N
     first = False
     while True:
         ticket = await limiter.reserve(question.size, first)
-        short = await server.ask(question)
+        short, headers = await server.ask(question)
         if short is None:
-            return limiter.settle(ticket, question.usage, server.headers())
-        limiter.limited(ticket, short.seconds, short.kind, server.headers())
+            return limiter.settle(ticket, question.usage, headers)
+        limiter.limited(ticket, short.seconds, short.kind, headers)
         first = True
 
 

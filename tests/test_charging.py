@@ -99,10 +99,12 @@ def test_one_silent_reply_among_headers_changes_nothing() -> None:
 RATE, CEILING = 10_000.0, 600_000.0
 
 
-def listen(charging: Charging, seconds: float, charge: float, level: float, waiting: bool = False) -> None:
+def listen(
+    charging: Charging, seconds: float, charge: float, level: float, waiting: bool = False, start: float = 0.0
+) -> None:
     """Ten requests a second that cost `charge` each, answered a tenth of a second later."""
-    now = 0.0
-    while now < seconds:
+    now = start
+    while now < start + seconds:
         now += 0.1
         charging.sent(SIZE)
         level = min(CEILING, level + 0.1 * RATE - charge)
@@ -123,7 +125,7 @@ def test_the_way_is_learnt_from_the_level_s_fall(charge: float, way: Charge, sta
 def test_a_change_of_the_way_is_learnt_too() -> None:
     charging = Charging()
     listen(charging, 20, 612.0, level=CEILING / 2)
-    listen(charging, 20, 220.0, level=CEILING / 2)
+    listen(charging, 20, 220.0, level=CEILING / 2, start=20)
     assert charging.way is Charge.ACTUAL
 
 

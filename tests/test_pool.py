@@ -21,7 +21,7 @@ import pytest
 import store.pool
 from store.errors import PoolError
 from store.pool import Pool
-from store.records import BadRow, Instruction, PoolRow
+from store.records import BadRow, Instruction
 
 Rows = list[dict[str, Any]]
 FIELDS = ("id", "instruction", "input", "output")
@@ -104,22 +104,22 @@ def packed(name: str, rows: Rows) -> bytes:
     return gzip.compress(data) if name.endswith(".gz") else data
 
 
-def pool_of(folder: Path, data: bytes, name: str = "pool.jsonl") -> list[PoolRow | BadRow]:
+def pool_of(folder: Path, data: bytes, name: str = "pool.jsonl") -> list[Instruction | BadRow]:
     path = folder / name
     path.write_bytes(data)
     return list(Pool(path))
 
 
-def good(rows: list[PoolRow | BadRow]) -> list[PoolRow]:
-    return [row for row in rows if isinstance(row, PoolRow)]
+def good(rows: list[Instruction | BadRow]) -> list[Instruction]:
+    return [row for row in rows if isinstance(row, Instruction)]
 
 
-def bad_lines(rows: list[PoolRow | BadRow]) -> list[int]:
+def bad_lines(rows: list[Instruction | BadRow]) -> list[int]:
     return [row.line for row in rows if isinstance(row, BadRow)]
 
 
-def instructions(rows: list[PoolRow | BadRow]) -> list[str]:
-    return [row.item.instruction for row in good(rows)]
+def instructions(rows: list[Instruction | BadRow]) -> list[str]:
+    return [row.instruction for row in good(rows)]
 
 
 def complaint(folder: Path, data: bytes, name: str = "pool.jsonl") -> str:
@@ -134,15 +134,14 @@ def complaint(folder: Path, data: bytes, name: str = "pool.jsonl") -> str:
 @pytest.mark.parametrize("name", NAMES)
 def test_every_shape_gives_every_row_unchanged(tmp_path: Path, name: str) -> None:
     rows = pool_of(tmp_path, packed(name, HARD_ROWS), name)
-    assert [row.item for row in good(rows)] == [Instruction(**row) for row in HARD_ROWS]
-    assert [row.position for row in good(rows)] == list(range(len(HARD_ROWS)))
+    assert good(rows) == [Instruction(**row) for row in HARD_ROWS]
     assert not bad_lines(rows)
 
 
 @pytest.mark.parametrize("name", ["pool.jsonl", "pool.json", "pool.csv"])
 def test_a_byte_order_mark_is_no_part_of_the_first_row(tmp_path: Path, name: str) -> None:
     rows = pool_of(tmp_path, b"\xef\xbb\xbf" + packed(name, HARD_ROWS[:2]), name)
-    assert [row.item for row in good(rows)] == [Instruction(**row) for row in HARD_ROWS[:2]]
+    assert good(rows) == [Instruction(**row) for row in HARD_ROWS[:2]]
 
 
 @pytest.mark.parametrize("name", ["pool.jsonl", "pool.json"])
@@ -155,7 +154,7 @@ def test_white_space_before_the_first_row_does_not_hide_its_shape(tmp_path: Path
 def test_nul_stays_what_it_is(tmp_path: Path, name: str) -> None:
     row = {"id": "nul", "instruction": "a\0b", "input": "\0", "output": ""}
     (found,) = good(pool_of(tmp_path, packed(name, [row]), name))
-    assert found.item == Instruction(**row)
+    assert found == Instruction(**row)
 
 
 def test_nul_in_csv_becomes_the_replacement_character(tmp_path: Path) -> None:
@@ -169,12 +168,12 @@ def test_lone_surrogates_become_the_replacement_character(tmp_path: Path, shape:
     data = row + b"\n" if shape == "lines" else b"[" + row + b"]"
     (found,) = good(pool_of(tmp_path, data))
     wanted = Instruction("\ufffd", "a\ufffdb 😀 \ufffd\ufffd", "\ufffd")
-    assert found.item == wanted
+    assert found == wanted
 
 
 def test_line_ends_of_other_systems_and_empty_lines_are_no_rows(tmp_path: Path) -> None:
     rows = pool_of(tmp_path, b'{"instruction":"a"}\r\n\r\n   \n\n{"instruction":"b"}')
-    assert [(row.line, row.item.instruction) for row in good(rows)] == [(1, "a"), (5, "b")]
+    assert instructions(rows) == ["a", "b"]
     assert not bad_lines(rows)
 
 
@@ -201,7 +200,7 @@ def test_self_instruct_rows_take_input_and_output_from_their_first_instance(tmp_
             "instances": [{"input": "other"}],
         },
     ]
-    assert [row.item for row in good(pool_of(tmp_path, as_lines(rows)))] == [
+    assert good(pool_of(tmp_path, as_lines(rows))) == [
         Instruction("seed_task_0", "Plan.", "oats", "eat"),
         Instruction("seed_task_1", "Go.", "", ""),
         Instruction("seed_task_2", "Go.", "own", ""),
@@ -217,18 +216,18 @@ def test_fastchat_questions_are_read_by_question_id_and_text(tmp_path: Path) -> 
         }
     ]
     (found,) = good(pool_of(tmp_path, as_lines(rows)))
-    assert found.item == Instruction("1", "How can I improve my time management skills?")
+    assert found == Instruction("1", "How can I improve my time management skills?")
 
 
 def test_a_row_without_an_id_is_named_by_its_position_among_the_usable_rows(tmp_path: Path) -> None:
-    data = b'{"instruction":"a"}\nbad\n{"instruction":"b","id":null}\n{"instruction":"c","id":0}\n'
+    data = b'{"instruction":"a"}\nbad\n{"instruction":"b","id":null}\n{"instruction":"c","id":7}\n'
     rows = good(pool_of(tmp_path, data))
-    assert [(row.position, row.item.id) for row in rows] == [(0, "0"), (1, "1"), (2, "0")]
+    assert [row.id for row in rows] == ["0", "1", "7"]
 
 
 def test_a_null_input_is_an_empty_one(tmp_path: Path) -> None:
     (found,) = good(pool_of(tmp_path, b'{"instruction":"a","input":null,"output":null}\n'))
-    assert found.item == Instruction("0", "a")
+    assert found == Instruction("0", "a")
 
 
 # Bad rows.
@@ -263,7 +262,7 @@ def test_a_bad_line_is_reported_with_its_number_and_the_rest_goes_on(
     assert bad.line == 3
     assert reason in bad.reason
     assert len(bad.reason) < 200
-    assert [(row.position, row.item.instruction) for row in good(rows)] == [(0, "a"), (1, "b")]
+    assert instructions(rows) == ["a", "b"]
 
 
 def test_a_torn_last_line_is_told_as_such(tmp_path: Path) -> None:
@@ -413,11 +412,11 @@ def damaged(how: str) -> bytes:
 def test_damaged_gzip_is_told_after_the_rows_before_the_damage(tmp_path: Path, how: str) -> None:
     path = tmp_path / "pool.jsonl.gz"
     path.write_bytes(damaged(how))
-    rows: list[PoolRow | BadRow] = []
+    rows: list[Instruction | BadRow] = []
     with pytest.raises(PoolError, match=r"pool\.jsonl\.gz failed"):
         for row in Pool(path):
             rows.append(row)
-    assert isinstance(rows[0], PoolRow)
+    assert isinstance(rows[0], Instruction)
 
 
 # Passes over a pool.
@@ -449,9 +448,9 @@ def test_the_fraction_grows_from_none_to_all(tmp_path: Path) -> None:
 READER = """
 import sys
 from store.pool import Pool
-from store.records import PoolRow
+from store.records import Instruction
 for row in Pool("-"):
-    print(row.item.instruction if isinstance(row, PoolRow) else f"bad {row.line}", flush=True)
+    print(row.instruction if isinstance(row, Instruction) else f"bad {row.line}", flush=True)
 print("end", flush=True)
 """
 LONGEST_WAIT = 20.0
