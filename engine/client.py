@@ -19,6 +19,7 @@ from engine.errors import BadReply, ConnectionLost, TimedOut
 
 MAX_REPLY_BYTES = 32 * 2**20
 KEPT_BYTES = 64 * 2**10  # of a reply over the limit
+WORDS_KEPT = 300
 CONNECT_SECONDS = 10.0
 KEEPALIVE_SECONDS = 60.0
 USER_AGENT = "distill"
@@ -102,18 +103,21 @@ class Client:
             ) as response:
                 raw = self._redacted(await _read_bounded(response))
                 return Answer(response.status, response.headers, raw, self._loop.time() - started)
-        except aiohttp.ServerTimeoutError as error:
-            connecting = isinstance(error, aiohttp.ConnectionTimeoutError)
-            if connecting:
-                raise ConnectionLost(f"no connection in {CONNECT_SECONDS:g} s", maybe_billed=False) from error
-            raise TimedOut(f"no reply in {self._timeout.total:g} s") from error
-        except TimeoutError as error:
-            raise TimedOut(f"no reply in {self._timeout.total:g} s") from error
-        except aiohttp.ClientConnectorError as error:
-            raise ConnectionLost(f"cannot connect: {error}", maybe_billed=False) from error
+        except BadReply as error:
+            raise BadReply(str(error), self._redacted(error.raw)) from None
         except (aiohttp.ClientError, OSError, ValueError) as error:
-            words = str(error) or type(error).__name__
-            raise ConnectionLost(f"connection lost: {words}", maybe_billed=True) from error
+            raise self._mapped(error) from None  # its own text may hold what the server echoed
+
+    def _mapped(self, error: Exception) -> TimedOut | ConnectionLost:
+        """A foreign error as one of ours; time-outs are OSErrors too, so they come first."""
+        if isinstance(error, aiohttp.ConnectionTimeoutError):
+            return ConnectionLost(f"no connection in {CONNECT_SECONDS:g} s", maybe_billed=False)
+        if isinstance(error, TimeoutError):
+            return TimedOut(f"no reply in {self._timeout.total:g} s")
+        words = self._redacted((str(error) or type(error).__name__).encode(errors="replace")).decode()
+        if isinstance(error, aiohttp.ClientConnectorError):
+            return ConnectionLost(f"cannot connect: {words}", maybe_billed=False)
+        return ConnectionLost(f"connection lost: {words[:WORDS_KEPT]}", maybe_billed=True)
 
     def _redacted(self, raw: bytes) -> bytes:
         """A server that echoes our key must not bring it into the ledger."""

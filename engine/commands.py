@@ -173,7 +173,7 @@ async def _import(settings: Settings, source: str, run: Path) -> tuple[int, int,
                 else:  # the rows of the stage are its pool's; only the answers are taken in
                     ledger.add(p.new)
             for request, output in zip(chunk.due, chunk.outputs, strict=True):
-                if not output:
+                if not output.strip():
                     empty += 1
                     continue
                 attempt = ledger.journal(number, stage, request.id, 0)

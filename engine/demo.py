@@ -23,7 +23,7 @@ from rich.markup import escape
 
 from engine.status import status_of
 from engine.terminal import plain
-from store.errors import DistillError
+from store.errors import DistillError, RunFolderError
 from store.folder import LEDGER
 
 KILL_AT = 25  # answers
@@ -138,11 +138,9 @@ def _collect_and_kill(asking: list[str], run: Path) -> None:
 
 
 def _done_so_far(run: Path) -> int:
-    import sqlite3
-
     try:
         return _done(status_of(run))
-    except sqlite3.Error:  # the tables are being made
+    except RunFolderError:  # the tables are being made
         return 0
 
 

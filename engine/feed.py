@@ -134,8 +134,9 @@ class Feed:
             self._loop.call_soon_threadsafe(now)
 
     def _rows(self) -> Iterator[Instruction | BadRow]:
-        for row in self._pool:
-            if self._plan.limit is not None and self.position >= self._plan.limit:
+        rows = iter(self._pool)
+        while self._plan.limit is None or self.position < self._plan.limit:
+            if (row := next(rows, None)) is None:
                 return
             yield row
 

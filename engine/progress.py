@@ -13,7 +13,7 @@ from engine.breaker import Breaker
 from engine.budget import Budget
 from engine.limits import Limiter
 from engine.state import RunState
-from engine.terminal import dollars, duration, percent, plain
+from engine.terminal import dollars, duration, percent, plain, tell
 
 if TYPE_CHECKING:
     from rich.panel import Panel
@@ -118,7 +118,7 @@ async def _show_lines(view: View, on_tick: Callable[[], None]) -> None:
         view.tick(loop.time())
         on_tick()
         line = "; ".join(f"{label} {value}" for label, value in view.parts())
-        print(f"{view.stage}: {line}", file=sys.stderr, flush=True)
+        tell(f"{view.stage}: {line}\n")
 
 
 async def _show_live(view: View, on_tick: Callable[[], None]) -> None:

@@ -26,6 +26,7 @@ from engine.errors import (
 from store.records import Cause, Outcome, Usage
 
 MESSAGE_LENGTH = 500
+MOST_TOKENS = 10**9  # a count beyond this is no count
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|d|h|m|s)")
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _REFUSED: dict[int, Cause] = {404: "not_found", 413: "too_large"}
@@ -149,7 +150,9 @@ def _usage(given: object) -> Usage | None:
 
 
 def _count(value: object) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
+    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < MOST_TOKENS:
+        return value
+    return None
 
 
 def _detail(usage: dict[str, Any], group: str, name: str) -> object:

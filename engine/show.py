@@ -13,7 +13,7 @@ from engine.estimate import Estimate, Range
 from engine.prices import Price
 from engine.session import Result
 from engine.settings import Settings
-from engine.terminal import dollars, duration, percent, plain
+from engine.terminal import dollars, duration, percent, plain, tell
 
 
 def _grid() -> Table:
@@ -21,6 +21,14 @@ def _grid() -> Table:
     table.add_column(justify="right", style="dim", no_wrap=True)
     table.add_column(overflow="fold")
     return table
+
+
+def _tell(shown: Table | Text) -> None:
+    """On stderr, which may be gone."""
+    console = Console(stderr=True, highlight=False, soft_wrap=isinstance(shown, Text))
+    with console.capture() as captured:
+        console.print(shown)
+    tell(captured.get())
 
 
 def _money(cost: Range | None) -> str:
@@ -51,7 +59,10 @@ def print_estimate(told: Estimate, settings: Settings, to_stdout: bool = False) 
     s = told.seconds
     between = f"{duration(s.low)} to {duration(s.high)}; " if s.high > s.low else ""
     table.add_row("time", f"{duration(s.expected)}  ({between}bound by {told.bound_by})")
-    Console(stderr=not to_stdout, highlight=False).print(table)
+    if to_stdout:
+        Console(highlight=False).print(table)
+    else:
+        _tell(table)
 
 
 def print_result(result: Result, settings: Settings, price: Price, told: Estimate | None, run: Path) -> None:
@@ -81,12 +92,11 @@ def print_result(result: Result, settings: Settings, price: Price, told: Estimat
         if ratio and abs(ratio - 1) > 0.005:
             table.add_row("tokens", f"billed prompt tokens are {ratio:.2f} of what was counted")
         _add_bill(table, result, price, told)
-    console = Console(stderr=True, highlight=False)
-    console.print(table)
+    _tell(table)
     if result.stopped:
-        console.print(Text(f"distill: {plain(str(result.stopped), 600)}", style="bold"))
+        _tell(Text(f"distill: {plain(str(result.stopped), 600)}", style="bold"))
     elif state.failed.total():
-        console.print(Text(f"see them: bin/distill status {run}; ask again: bin/distill retry {run}"))
+        _tell(Text(f"see them: bin/distill status {run}; ask again: bin/distill retry {run}"))
 
 
 def _add_bill(table: Table, result: Result, price: Price, told: Estimate | None) -> None:

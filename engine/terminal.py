@@ -1,8 +1,20 @@
 """Text from elsewhere, made safe for a terminal; money, counts and times as people read them."""
 
+import os
 import re
+import sys
 
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def tell(text: str) -> None:
+    """Writes to stderr. A reader that has gone away (`2>&1 | head`, a closed terminal) ends the
+    talk, not the run."""
+    try:
+        sys.stderr.write(text)
+        sys.stderr.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
 
 
 def plain(text: str, width: int | None = None) -> str:

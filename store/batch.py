@@ -50,8 +50,8 @@ class Batch:
                 attempt,
                 request,
                 response.outcome,
-                response.finish_reason,
-                response.served_model,
+                _storable(response.finish_reason),
+                _storable(response.served_model),
                 usage.prompt_tokens,
                 usage.completion_tokens,
                 usage.cached_tokens,
@@ -62,6 +62,11 @@ class Batch:
             )
         )
         self.bodies.append((number, _as_text(response.raw)))
+
+    def add_error(
+        self, number: int, attempt: int, request: int, cause: str, status: int | None, words: str, at: float
+    ) -> None:
+        self.errors.append((number, attempt, request, cause, status, _storable(words), at))
 
     def apply(self, connection: sqlite3.Connection) -> None:
         """Executes everything in one transaction; raises sqlite3.Error with nothing done."""
@@ -96,6 +101,11 @@ class Batch:
         for name, sql in _SQL.items():
             tables.append((sql, getattr(self, name)))
         return tables
+
+
+def _storable(text: str) -> str:
+    """SQLite takes no lone surrogates."""
+    return text.encode(errors="replace").decode()
 
 
 def _as_text(raw: bytes) -> str | bytes:

@@ -21,7 +21,7 @@ from store.batch import Batch
 from store.errors import DiskFull, RunFolderError, StorageError
 from store.folder import LEDGER, give_up_reserve
 from store.records import Cause, Request, Response
-from store.schema import STAGE_SHIFT, migrate
+from store.schema import STAGE_SHIFT, VERSION, migrate, version_words
 
 CHECKPOINT_PAGES = 4000
 _IOERR, _FULL = 10, 13  # primary SQLite result codes
@@ -35,6 +35,9 @@ def connect_writer(run: Path) -> sqlite3.Connection:
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}")
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
+        if version > VERSION:
+            raise RunFolderError(version_words(run / LEDGER, version))
         migrate(connection)
     except sqlite3.Error as error:
         raise RunFolderError(f"cannot open {run / LEDGER}: {error}") from error
@@ -169,7 +172,7 @@ class Ledger:
         """
         self._last["errors"] += 1
         number = self._last["errors"]
-        self._batch.errors.append((number, attempt, request, cause, status, message, time.time()))
+        self._batch.add_error(number, attempt, request, cause, status, message, time.time())
         account = self._batch.account(stage)
         account.at_risk -= released_micro
         account.ended += ended
@@ -223,6 +226,8 @@ class Ledger:
             return self._apply_in_reserve(batch, error)
         except StorageError as error:
             return error
+        except Exception as error:  # the thread must live: whoever waits for this commit hears of it
+            return StorageError(f"writing {self.run / LEDGER} failed: {error!r}")
         return None
 
     def _apply_in_reserve(self, batch: Batch, error: StorageError) -> StorageError | None:

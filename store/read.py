@@ -6,9 +6,10 @@ from typing import Any
 
 import orjson
 
+from store.errors import RunFolderError
 from store.folder import ledger_path
 from store.index import ANSWERED, DUE, FAILED, KeyIndex
-from store.schema import STAGE_SHIFT
+from store.schema import STAGE_SHIFT, VERSION, version_words
 
 Page = dict[int, tuple[bytes, int, dict[int, int]]]
 
@@ -16,8 +17,24 @@ Page = dict[int, tuple[bytes, int, dict[int, int]]]
 def connect_reader(run: Path) -> sqlite3.Connection:
     """A read-only connection; readers never checkpoint. Raises RunFolderError without a ledger."""
     path = ledger_path(run).resolve()
-    connection = sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, check_same_thread=False)
+    try:
+        return _checked(path, "mode=ro")
+    except sqlite3.OperationalError as error:
+        wal = path.with_name(path.name + "-wal")
+        if wal.exists() and wal.stat().st_size:
+            raise RunFolderError(f"cannot read {path}: {error}") from error
+        return _checked(path, "immutable=1")  # a disk that is read-only: nobody can be writing
+    except sqlite3.DatabaseError as error:
+        raise RunFolderError(f"{path} is no ledger: {error}") from error
+
+
+def _checked(path: Path, mode: str) -> sqlite3.Connection:
+    connection = sqlite3.connect(f"{path.as_uri()}?{mode}", uri=True, check_same_thread=False)
     connection.execute("PRAGMA busy_timeout = 5000")
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    if version != VERSION:
+        connection.close()
+        raise RunFolderError(version_words(path, version))
     return connection
 
 

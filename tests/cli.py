@@ -226,5 +226,5 @@ def belongs(answer: str, message: str) -> bool:
 async def until(condition: Callable[[], object], seconds: float = 30, every: float = 0.01) -> None:
     """Waits for a condition to hold. Raises TimeoutError."""
     async with asyncio.timeout(seconds):
-        while not condition():
+        while not condition():  # noqa: ASYNC110 - of another process: nobody sets an event
             await asyncio.sleep(every)

@@ -13,7 +13,6 @@ import pytest
 from aiohttp import web
 from cli import (
     Ended,
-    asking,
     bare,
     belongs,
     distill,
@@ -22,7 +21,6 @@ from cli import (
     ledger,
     rows,
     stage,
-    started,
     status,
     write_pool,
 )
@@ -227,9 +225,9 @@ async def test_a_row_that_always_fails_fails_alone_and_its_retry_can_succeed(
 
 async def control(p: Provider, **changes: Any) -> None:
     """As another process does it."""
-    async with aiohttp.ClientSession() as session:
-        async with session.post(p.root_url + "/control", data=orjson.dumps(changes)) as response:
-            assert response.status == 200
+    url, body = p.root_url + "/control", orjson.dumps(changes)
+    async with aiohttp.ClientSession() as session, session.post(url, data=body) as response:
+        assert response.status == 200
 
 
 @pytest.mark.parametrize(
@@ -326,9 +324,8 @@ async def test_a_reply_of_any_shape_is_stored_and_stops_nothing(tmp_path: Path) 
 
 async def test_an_error_of_any_words_is_recorded(tmp_path: Path) -> None:
     asked: Counter[str] = Counter()
-    words = (
-        rb'{"error": {"message": "half \ud83d a \u202e and \u001b[31m", "code": ["odd"], "type": {"a": 1}}}'
-    )
+    message = rb'"half \ud83d a \u202e and \u001b[31m"'
+    words = b'{"error": {"message": %b, "code": ["odd"], "type": {"a": 1}}}' % message
     codes = {
         "the row of 400": 400,
         "the row of 500": 500,
@@ -377,7 +374,6 @@ async def test_a_server_that_does_not_speak_http_is_a_lost_connection(tmp_path: 
 
     pool, run = write_pool(tmp_path / "pool.jsonl", rows(4)), tmp_path / "run"
     async with listening(talk) as url:
-        async with started(*asking(pool, run, url, "--quiet")) as command:
-            ended = await command.ended(20)
+        ended = await generate(run, pool, url, "--quiet", seconds=20)
     assert ended.code == 0, ended.err
     assert dict(ledger(run, CAUSES)) == {"connection": 1}

