@@ -40,11 +40,30 @@ class Size:
 
 @dataclass(slots=True)
 class _Window:
+    """Headers and charges of a stretch of time; its slope is the least-squares line's."""
+
     start: float
-    level: float
     sums: dict[Charge, float]
     replies: int = 0
     levels: float = 0.0
+    times: float = 0.0
+    squares: float = 0.0
+    products: float = 0.0
+
+    def add(self, level: float, now: float) -> None:
+        at = now - self.start
+        self.replies += 1
+        self.levels += level
+        self.times += at
+        self.squares += at * at
+        self.products += at * level
+
+    def slope(self) -> float | None:
+        """Tokens a second by which the level rose."""
+        spread = self.replies * self.squares - self.times**2
+        if spread <= 1e-12:
+            return None
+        return (self.replies * self.products - self.times * self.levels) / spread
 
 
 class Charging:
@@ -116,14 +135,17 @@ class Charging:
         self._heard = True
         window = self._window
         if window is None:
-            self._window = _Window(now, remaining, dict.fromkeys(Charge, 0.0))
+            self._restart(remaining, now)
             return
-        window.replies += 1
-        window.levels += remaining
+        window.add(remaining, now)
         if now - window.start < WINDOW_SECONDS or window.replies < WINDOW_REPLIES:
             return
         self._learn(window, ceiling, rate, waiting, now)
-        self._window = _Window(now, remaining, dict.fromkeys(Charge, 0.0))
+        self._restart(remaining, now)
+
+    def _restart(self, remaining: float, now: float) -> None:
+        self._window = _Window(now, dict.fromkeys(Charge, 0.0))
+        self._window.add(remaining, now)
 
     def _learn(self, window: _Window, ceiling: float, rate: float, waiting: bool, now: float) -> None:
         level = window.levels / window.replies
@@ -131,14 +153,14 @@ class Charging:
             if waiting and self.way is not Charge.ACTUAL:
                 self._stretch = max(0.05, self._stretch * STEP)
             return
-        self._judge(window, level, rate, now)
+        self._judge(window, rate, now)
         if self._stretch != 1.0:
             self._stretch = 1.0
 
-    def _judge(self, window: _Window, level: float, rate: float, now: float) -> None:
-        """Compares what was charged with the three sums; the middle of a window is its mean."""
-        risen = 2 * (level - window.level)
-        charged = rate * (now - window.start) - risen
+    def _judge(self, window: _Window, rate: float, now: float) -> None:
+        """Compares what was charged with the three sums."""
+        slope = window.slope()
+        charged = 0.0 if slope is None else (rate - slope) * (now - window.start)
         if charged <= 0 or min(window.sums.values()) <= 0:
             return
         for way, total in window.sums.items():

@@ -89,15 +89,14 @@ class Limiter:
     def unsent(self, ticket: Ticket) -> None:
         """Gives a reservation back whole: the request never went."""
         self.requests.settle(ticket.requests, 0.0)
-        self.tokens.settle(ticket.tokens, 0.0)
+        self.day_requests.add(-1, ticket.at)
+        self._settle_tokens(ticket, 0.0)
         self._wake()
 
     def settle(self, ticket: Ticket, usage: Usage | None, headers: Mapping[str, str]) -> None:
         """A request has ended (`usage` None: without an answer); headers correct the picture."""
         used = usage.prompt_tokens + usage.completion_tokens if usage else None
-        charged = self.charging.final(ticket.size, used)
-        self.tokens.settle(ticket.tokens, charged)
-        self.day_tokens.add(charged - ticket.tokens.cost, ticket.at)
+        self._settle_tokens(ticket, self.charging.final(ticket.size, used))
         if usage and used is not None:
             self.charging.replied(ticket.size, used, usage.completion_tokens)
             if ticket.at >= self._paused_at:
@@ -110,7 +109,7 @@ class Limiter:
         belong to the same incident and only prolong it if the server says so."""
         now = self._clock()
         self.limited_count += 1
-        self.tokens.settle(ticket.tokens, 0.0)
+        self._settle_tokens(ticket, 0.0)
         self._observe(ticket, headers)
         if ticket.at >= self._paused_at:
             self._paused_at = now
@@ -121,6 +120,10 @@ class Limiter:
         elif wait is not None:
             self._pause_until(now + wait)
         self._wake()
+
+    def _settle_tokens(self, ticket: Ticket, charged: float) -> None:
+        self.day_tokens.add(charged - ticket.tokens.cost, ticket.at)
+        self.tokens.settle(ticket.tokens, charged)
 
     @property
     def pauses(self) -> int:

@@ -6,6 +6,7 @@ know. A server on loopback costs nothing unless it goes by the name of a model o
 """
 
 import ipaddress
+import math
 from dataclasses import dataclass
 from decimal import ROUND_HALF_UP, Decimal
 from urllib.parse import urlsplit
@@ -32,7 +33,7 @@ class Price:
 
     def worst(self, prompt_tokens: int, max_tokens: int) -> int:
         """The most that a request can cost."""
-        return -int(-(prompt_tokens * self.prompt + max_tokens * self.completion) // 1)
+        return math.ceil(prompt_tokens * self.prompt + max_tokens * self.completion)
 
     @property
     def free(self) -> bool:

@@ -5,6 +5,7 @@ texts are for people. A reply of 200 whose text cannot be read is a BadReply tha
 """
 
 import json
+import math
 import re
 import time
 from collections.abc import Mapping
@@ -56,11 +57,9 @@ def parse_duration(text: str) -> float | None:
     """`1s`, `6m0s`, `120ms`, `1h2m3.5s` or plain seconds, in seconds."""
     parts = _DURATION.findall(text)
     if parts and "".join(n + u for n, u in parts) == text.strip():
-        return sum(float(n) * _SECONDS[u] for n, u in parts)
-    try:
-        return max(0.0, float(text))
-    except ValueError:
-        return None
+        return _finite(sum(float(n) * _SECONDS[u] for n, u in parts))
+    seconds = _number(text.strip().removeprefix("-"))
+    return 0.0 if text.strip().startswith("-") and seconds is not None else seconds
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
@@ -89,9 +88,19 @@ def read_limits(headers: Mapping[str, str], resource: str) -> Limits:
 
 def _number(text: str | None) -> float | None:
     try:
-        return float(text) if text else None
+        return _finite(float(text)) if text else None
     except ValueError:
         return None
+
+
+def _finite(value: float) -> float | None:
+    """None for what is no amount: infinite, not a number, below zero."""
+    return value if math.isfinite(value) and value >= 0 else None
+
+
+def _whole_characters(text: str) -> str:
+    """Half a surrogate pair can neither be stored nor printed."""
+    return text.encode(errors="replace").decode()
 
 
 def loads(raw: bytes) -> Any:
@@ -121,9 +130,9 @@ def read_reply(raw: bytes) -> Reply:
     return Reply(
         outcome,
         text if isinstance(text, str) else "",
-        str(finish),
+        _whole_characters(str(finish)),
         usage,
-        model if isinstance(model, str) else "",
+        _whole_characters(model) if isinstance(model, str) else "",
     )
 
 
@@ -183,11 +192,11 @@ def error_fields(raw: bytes) -> tuple[str, str, str]:
     except (ValueError, AttributeError, RecursionError):
         return "", "", ""
     if isinstance(error, str):
-        return error[:MESSAGE_LENGTH], "", ""
+        return _whole_characters(error[:MESSAGE_LENGTH]), "", ""
     if not isinstance(error, dict):
         return "", "", ""
     message, code, kind = (str(error.get(k) or "") for k in ("message", "code", "type"))
-    return message[:MESSAGE_LENGTH], code, kind
+    return _whole_characters(message[:MESSAGE_LENGTH]), code, kind
 
 
 def is_filtered(status: int, raw: bytes) -> bool:

@@ -70,7 +70,7 @@ def make_reserve(run: Path, size: int) -> int:
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
-        path.unlink(missing_ok=True)
+        give_up_reserve(run)
         raise RunFolderError(f"cannot write in run folder {run}: {error.strerror}") from error
     return size
 

@@ -214,8 +214,10 @@ class Ledger:
         self._handed.put(batch)
 
     def _write(self) -> None:
+        """After a commit that failed nothing more is written: it could point at what is not there."""
+        error: StorageError | None = None
         while (batch := self._handed.get()) is not None:
-            error = self._apply(batch)
+            error = error or self._apply(batch)
             self._loop.call_soon_threadsafe(self._done, batch, error)
 
     def _apply(self, batch: Batch) -> StorageError | None:

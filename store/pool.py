@@ -5,13 +5,19 @@ Positions count usable rows from 0, so that they do not move when a bad row is m
 at the end. Deliberately knows nothing about models, prompts or the ledger.
 """
 
+import codecs
 import csv
 import gzip
 import io
+import json
+import re
 import shutil
 import sys
 import tempfile
+import zlib
 from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, TypeAlias, cast
 
@@ -21,11 +27,23 @@ from store.errors import PoolError
 from store.records import BadRow, Instruction
 
 MAX_ROW_BYTES = 64 * 2**20
+LIST_BYTES = 1 << 18
+_LIST_GAP = re.compile(r"[\s,]*")
+_ESCAPED = re.compile("[\udc80-\udcff]")  # bytes that are no UTF-8, as surrogateescape shows them
 GZIP_MAGIC = b"\x1f\x8b"
 PARQUET_MAGIC = b"PAR1"
 
 Bytes: TypeAlias = "io.BufferedReader[Any]"
-Raw = tuple[int, object]  # line (or item) number and what stands there; a str is a complaint
+
+
+@dataclass(frozen=True, slots=True)
+class _Complaint:
+    """Stands where a row should, and says why there is none."""
+
+    reason: str
+
+
+Raw = tuple[int, object]  # line (or item) number and what stands there, or a _Complaint
 
 
 class Pool:
@@ -40,6 +58,7 @@ class Pool:
         self.is_stdin = self.source == "-"
         self._size = 0
         self._file: io.FileIO | None = None
+        self._opened = ExitStack()
         if not self.is_stdin:
             self._size = self._checked_size(Path(self.source))
 
@@ -76,22 +95,22 @@ class Pool:
                     else:
                         yield BadRow(line, row)
                 else:
-                    reason = raw if isinstance(raw, str) else f"not an object but {type(raw).__name__}"
-                    yield BadRow(line, reason)
-        except (OSError, EOFError) as error:
+                    other = f"not an object but {type(raw).__name__}"
+                    yield BadRow(line, raw.reason if isinstance(raw, _Complaint) else other)
+        except (OSError, EOFError, zlib.error) as error:
             raise PoolError(f"reading pool {self.source} failed: {error}") from error
         finally:
-            if self._file is not None and not self.is_stdin:
-                self._file.close()
+            self._opened.close()
 
     def _raw_rows(self) -> Iterator[Raw]:
         raw = _unbuffered_stdin() if self.is_stdin else io.FileIO(self.source)
         self._file = raw
-        buffered: Bytes = io.BufferedReader(raw, 1 << 20)
+        buffered: Bytes = self._opened.enter_context(io.BufferedReader(raw, 1 << 20))
         zipped = buffered.peek(2).startswith(GZIP_MAGIC)
         if zipped:
             unzipped = gzip.GzipFile(fileobj=buffered)
             buffered = io.BufferedReader(cast(io.RawIOBase, unzipped), 1 << 20)
+            self._opened.enter_context(buffered)
         head = _first_bytes(buffered)
         if head.startswith(PARQUET_MAGIC):
             return _parquet_rows(buffered, spool=zipped or self.is_stdin)
@@ -122,7 +141,7 @@ def _json_lines(stream: Bytes) -> Iterator[Raw]:
         if len(line) > MAX_ROW_BYTES and not line.endswith(b"\n"):
             while (rest := stream.readline(MAX_ROW_BYTES)) and not rest.endswith(b"\n"):
                 pass
-            yield number, f"longer than {MAX_ROW_BYTES >> 20} MiB"
+            yield number, _Complaint(f"longer than {MAX_ROW_BYTES >> 20} MiB")
         elif stripped := line.strip():
             yield number, _parsed(stripped, torn=not line.endswith(b"\n"))
 
@@ -136,16 +155,14 @@ def _parsed(line: bytes, torn: bool) -> object:
 
 def _parsed_leniently(line: bytes, complaint: str, torn: bool) -> object:
     """Lone surrogates are legal in JSON escapes, though not in Unicode: they become U+FFFD."""
-    import json
-
     try:
         text = line.decode()
     except UnicodeDecodeError as error:
-        return f"not UTF-8 (byte {error.start}: 0x{line[error.start]:02x})"
+        return _Complaint(f"not UTF-8 (byte {error.start}: 0x{line[error.start]:02x})")
     try:
         return _mended(json.loads(text))
     except (ValueError, RecursionError):
-        return f"not JSON: {complaint}" + ("; the last line is torn" if torn else "")
+        return _Complaint(f"not JSON: {complaint}" + ("; the last line is torn" if torn else ""))
 
 
 def _mended(value: Any) -> Any:
@@ -159,16 +176,32 @@ def _mended(value: Any) -> Any:
 
 
 def _list_rows(stream: Bytes) -> Iterator[Raw]:
-    import ijson
-
-    number = 0
-    try:
-        for item in ijson.items(stream, "item", use_float=True):
-            number += 1
-            yield number, _mended(item)
-    except (ijson.JSONError, UnicodeDecodeError) as error:
-        text = str(error).split("\n")[0].strip()
-        yield number + 1, f"the JSON list breaks off after item {number}: {text}"
+    """The items of a JSON list, one at a time; counted from 1, since they have no lines."""
+    json_decoder = json.JSONDecoder()
+    utf8 = codecs.getincrementaldecoder("utf-8")("surrogateescape")
+    buffer, at, number, size, ended = "", 0, 0, LIST_BYTES, False
+    while not (ended and at >= len(buffer)):
+        at = _LIST_GAP.match(buffer, at, len(buffer)).end()  # type: ignore[union-attr]
+        if number == 0 and buffer.startswith("[", at):
+            at, number = at + 1, 1
+            continue
+        try:
+            item, end = json_decoder.raw_decode(buffer, at)
+            whole = ended or end < len(buffer)  # a number at the very end might go on
+        except (ValueError, RecursionError):
+            whole = False
+        if whole:
+            broken = _ESCAPED.search(buffer, at, end)
+            yield number, _Complaint("not UTF-8") if broken else _mended(item)
+            number, at, size = number + 1, end, LIST_BYTES
+        elif ended or len(buffer) - at > MAX_ROW_BYTES:
+            if not buffer.startswith("]", at):
+                yield number, _Complaint(f"the JSON list breaks off after item {number - 1}")
+            return
+        else:
+            data = stream.read1(size)
+            ended, size = not data, size * 2
+            buffer, at = buffer[at:] + utf8.decode(data, final=ended), 0
 
 
 def _csv_rows(stream: Bytes, delimiter: str) -> Iterator[Raw]:
@@ -179,13 +212,14 @@ def _csv_rows(stream: Bytes, delimiter: str) -> Iterator[Raw]:
         try:
             row = next(reader)
         except StopIteration:
+            text.detach()  # the stream is closed by whoever opened it
             return
         except csv.Error as error:
-            yield reader.line_num, f"not CSV: {error}"
+            yield reader.reader.line_num, _Complaint(f"not CSV: {error}")
             continue
         values = [v for v in row.values() if isinstance(v, str)]
         if any("\udc80" <= c <= "\udcff" for v in values if not v.isascii() for c in v):
-            yield reader.line_num, "not UTF-8"
+            yield reader.line_num, _Complaint("not UTF-8")
         else:
             yield reader.line_num, row
 
@@ -207,7 +241,7 @@ def _parquet_rows(stream: Bytes, spool: bool) -> Iterator[Raw]:
                     number += 1
                     yield number, row
         except (pa.ArrowException, UnicodeDecodeError) as error:
-            yield number + 1, f"the Parquet file breaks off: {error}"
+            yield number + 1, _Complaint(f"the Parquet file breaks off: {error}")
 
 
 def _as_instruction(row: dict[str, Any], position: int) -> Instruction | str:
@@ -219,7 +253,8 @@ def _as_instruction(row: dict[str, Any], position: int) -> Instruction | str:
     if instruction is None and "question_id" in row:
         instruction = row.get("text")
     if not isinstance(instruction, str) or not instruction.strip():
-        return "no instruction" if not instruction else f"instruction is not text: {instruction!r:.60}"
+        empty = not instruction or isinstance(instruction, str)
+        return "no instruction" if empty else f"instruction is not text: {instruction!r:.60}"
     if "input" not in row and "instances" in row:
         source = _first_instance(row["instances"])
     given, output = source.get("input") or "", source.get("output") or ""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import sqlite3
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,16 +42,24 @@ def chat(text: object) -> bytes:
     return orjson.dumps({"choices": [{"index": 0, "message": message, "finish_reason": "stop"}]})
 
 
-def reply(text: object = "An answer.", outcome: Any = "stop", cost: int = 1500, usage: Usage = USAGE) -> Response:
+def reply(
+    text: object = "An answer.", outcome: Any = "stop", cost: int = 1500, usage: Usage = USAGE
+) -> Response:
     return Response(outcome, "stop", usage, chat(text), cost, 0.25, "gpt-4-0613")
 
 
 class Book:
     """A stage of a ledger that is being filled, position by position; request n stands at n - 1."""
 
-    def __init__(self, ledger: Ledger, stage: str = "generate", samples: int = 1, **settings: object) -> None:
+    def __init__(
+        self,
+        ledger: Ledger,
+        stage: str = "generate",
+        samples: int = 1,
+        settings: Mapping[str, object] | None = None,
+    ) -> None:
         self.ledger = ledger
-        self.stage, self.run = ledger.begin(stage, "generate", samples, {"model": "gpt-4", **settings})
+        self.stage, self.run = ledger.begin(stage, "generate", samples, settings or {"model": "gpt-4"})
 
     def place(self, number: int, text: str | None = None) -> None:
         self.ledger.place(self.stage, number - 1, item(number, text), PLAN, [(0, number)], [request(number)])
@@ -62,7 +70,9 @@ class Book:
 
     def answer(self, number: int, response: Response | None = None, worst: int = 5000) -> None:
         attempt = self.ask(number, worst)
-        self.ledger.put(self.stage, attempt, number, response or reply(f"Answer {number}."), worst, final=True)
+        self.ledger.put(
+            self.stage, attempt, number, response or reply(f"Answer {number}."), worst, final=True
+        )
 
     def add(self, number: int, response: Response | None = None) -> None:
         """A row with its answer."""

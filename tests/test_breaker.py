@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from itertools import pairwise
 
 import pytest
 import virtual_time
@@ -14,11 +15,12 @@ from engine.errors import ProviderDown
 GIVE_UP = 1800.0
 
 
-def fail(breaker: Breaker, effort: Effort | None = None, probe: bool = False) -> Effort:
-    """As the asker does it: the attempt is counted, then the breaker is told."""
+def fail(breaker: Breaker, effort: Effort | None = None, probe: bool = False, outage: bool = True) -> Effort:
+    """As the asker does it: the attempt is counted, then the breaker is told. `outage`: a 503, which
+    cannot be the row's fault; else a 500, which may be."""
     effort = effort or Effort()
     effort.attempts += 1
-    breaker.failed(effort, probe, "HTTP 503: overloaded")
+    breaker.failed(effort, probe, "HTTP 503: overloaded" if outage else "HTTP 500: broken", outage)
     return effort
 
 
@@ -33,11 +35,12 @@ def opened(give_up: float = GIVE_UP) -> Breaker:
 # When it opens.
 
 
-async def test_failures_of_different_rows_in_a_row_open_it() -> None:
+@pytest.mark.parametrize("outage", [True, False])
+async def test_failures_of_different_rows_in_a_row_open_it(outage: bool) -> None:
     breaker = Breaker(GIVE_UP)
     for n in range(THRESHOLD):
         assert not breaker.is_open, n
-        fail(breaker)
+        fail(breaker, outage=outage)
     assert breaker.is_open
 
 
@@ -45,15 +48,15 @@ async def test_the_attempts_spent_on_an_outage_are_given_back() -> None:
     breaker = Breaker(GIVE_UP)
     efforts = [fail(breaker) for _ in range(THRESHOLD)]
     late = fail(breaker)  # it was in flight when the breaker opened
-    assert [effort.attempts for effort in (*efforts, late)] == [0] * (THRESHOLD + 1)
+    assert [(e.attempts, e.spent) for e in (*efforts, late)] == [(0, 0)] * (THRESHOLD + 1)
 
 
 async def test_a_row_gets_back_all_that_it_spent_on_the_outage() -> None:
     breaker = Breaker(GIVE_UP, outstanding=40)
-    efforts = [fail(breaker) for _ in range(THRESHOLD - 1)]
+    efforts = [fail(breaker, outage=False) for _ in range(THRESHOLD - 1)]
     for effort in efforts:
-        fail(breaker, effort)
-    fail(breaker)
+        fail(breaker, effort, outage=False)
+    fail(breaker, outage=False)
     assert breaker.is_open
     assert [effort.attempts for effort in efforts] == [0] * (THRESHOLD - 1)
 
@@ -62,15 +65,36 @@ async def test_where_few_rows_can_fail_at_once_fewer_open_it() -> None:
     breaker = Breaker(GIVE_UP, outstanding=4)
     for _ in range(4):
         assert not breaker.is_open
-        fail(breaker)
+        fail(breaker, outage=False)
     assert breaker.is_open
 
 
-async def test_one_row_that_fails_again_and_again_is_no_outage() -> None:
+async def test_one_row_that_the_server_chokes_on_again_and_again_is_no_outage() -> None:
     breaker, poison = Breaker(GIVE_UP), Effort()
     for _ in range(10 * THRESHOLD):
-        fail(breaker, poison)
+        fail(breaker, poison, outage=False)
     assert not breaker.is_open
+    assert poison.spent == 10 * THRESHOLD
+
+
+async def test_one_row_that_finds_nobody_at_home_again_and_again_is_an_outage() -> None:
+    """With a concurrency of 1 there is no other row to tell by."""
+    breaker, row = Breaker(GIVE_UP), Effort()
+    for n in range(THRESHOLD):
+        assert not breaker.is_open
+        assert row.spent == 0, n
+        fail(breaker, row)
+    assert breaker.is_open
+    assert (row.attempts, row.spent) == (0, 0)
+
+
+async def test_a_failure_that_may_be_an_outage_counts_when_something_has_succeeded_since() -> None:
+    breaker, row = Breaker(GIVE_UP), Effort()
+    for n in range(1, 4):
+        fail(breaker, row)
+        assert row.spent == n - 1
+        breaker.succeeded()
+        assert row.spent == n
 
 
 async def test_successes_between_failures_keep_it_closed() -> None:
@@ -84,24 +108,24 @@ async def test_successes_between_failures_keep_it_closed() -> None:
 async def test_rows_that_failed_while_others_succeeded_are_suspects_and_say_nothing_more() -> None:
     """Many bad rows that are asked again and again do not add up to an outage."""
     breaker = Breaker(GIVE_UP)
-    poisons = [fail(breaker) for _ in range(THRESHOLD - 1)]
+    poisons = [fail(breaker, outage=False) for _ in range(THRESHOLD - 1)]
     breaker.succeeded()
     for _ in range(3):
         for poison in poisons:
-            fail(breaker, poison)
+            fail(breaker, poison, outage=False)
     for _ in range(THRESHOLD - 1):
-        fail(breaker)
+        fail(breaker, outage=False)
     assert not breaker.is_open
-    assert all(poison.attempts == 4 for poison in poisons)
-    fail(breaker)
+    assert all(poison.spent == 4 for poison in poisons)
+    fail(breaker, outage=False)
     assert breaker.is_open
 
 
 async def test_the_first_failure_may_open_it_at_once() -> None:
     breaker, effort = Breaker(GIVE_UP), Effort(attempts=1)
-    breaker.failed(effort, False, "connection refused", at_once=True)
+    breaker.failed(effort, False, "connection refused", is_outage=True, at_once=True)
     assert breaker.is_open
-    assert effort.attempts == 0
+    assert (effort.attempts, effort.spent) == (0, 0)
 
 
 async def test_sustained_429s_open_it_too() -> None:
@@ -138,7 +162,7 @@ def test_nobody_goes_but_a_probe_at_growing_intervals() -> None:
 
     probes, others = virtual_time.run(main())
     assert others == 0
-    gaps = [later - earlier for earlier, later in zip(probes, probes[1:], strict=False)]
+    gaps = [later - earlier for earlier, later in pairwise(probes)]
     assert probes[0] == pytest.approx(1, abs=0.1)
     assert gaps[:4] == pytest.approx([2.5, 4.5, 8.5, 16.5], abs=0.1)
     assert max(gaps) == pytest.approx(LONGEST_PROBE + 0.5, abs=0.1)

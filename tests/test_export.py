@@ -139,7 +139,9 @@ def test_alpaca_s_shape_in_lines(tmp_path: Path) -> None:
 
 
 def test_a_name_in_json_is_a_list_of_the_same_rows(tmp_path: Path) -> None:
-    assert orjson.loads(exported(ROWS, tmp_path / "sft.json")) == lines(exported(ROWS, tmp_path / "sft.jsonl"))
+    assert orjson.loads(exported(ROWS, tmp_path / "sft.json")) == lines(
+        exported(ROWS, tmp_path / "sft.jsonl")
+    )
     assert orjson.loads(exported([], tmp_path / "empty.json")) == []
 
 
@@ -162,7 +164,9 @@ def test_chat_lines_hold_the_conversation(tmp_path: Path) -> None:
     assert [turn["role"] for turn in without[0]["messages"]] == ["user", "assistant"]
 
 
-def test_parquet_holds_every_column_over_several_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parquet_holds_every_column_over_several_batches(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(store.export, "PARQUET_ROWS", 2)
     for count in (0, 1, 2, 3):
         exported(ROWS[:count], tmp_path / "x.parquet", "parquet")

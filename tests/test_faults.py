@@ -230,24 +230,31 @@ async def control(p: Provider, **changes: Any) -> None:
         assert response.status == 200
 
 
-@pytest.mark.parametrize(
-    ("code", "cause"),
-    [(400, "bad_request"), (404, "not_found"), (413, "too_large"), (422, "bad_request")],
-)
-async def test_a_row_that_is_refused_fails_once_with_the_words_of_the_server(
-    tmp_path: Path, code: int, cause: str
-) -> None:
-    poisoned = [*rows(5), {"instruction": "Tell me about POISON."}]
-    pool, run = write_pool(tmp_path / "pool.jsonl", poisoned), tmp_path / "run"
-    async with Provider(Config(poison="POISON", poison_status=code)).running() as p:
-        ended = await generate(run, pool, p.base_url)
+async def test_a_row_that_is_refused_fails_once_with_the_words_of_the_server(tmp_path: Path) -> None:
+    causes = {400: "bad_request", 404: "not_found", 413: "too_large", 422: "bad_request"}
+    asked: Counter[str] = Counter()
+
+    async def reply(request: web.Request) -> web.Response:
+        question = orjson.loads(await request.read())["messages"][-1]["content"]
+        asked[question] += 1
+        code = int(question) if question.isdigit() else 200
+        error = orjson.dumps(
+            {"error": {"message": f"No {question} for you.", "type": "invalid_request_error"}}
+        )
+        return web.Response(body=completion() if code == 200 else error, status=code)
+
+    names = ["fine", *map(str, causes), "fine too"]
+    pool = write_pool(tmp_path / "pool.jsonl", [{"instruction": name} for name in names])
+    run = tmp_path / "run"
+    async with scripted(reply) as url:
+        ended = await generate(run, pool, url, *bare(tmp_path))
     assert ended.code == 1
-    assert p.counts.requests == 6
+    assert set(asked.values()) == {1}
     found = await stage(run)
-    assert (found["done"], found["failed"]) == (5, {cause: 1})
-    ((said, number),) = ledger(run, "SELECT message, status FROM failures")
-    assert "This message cannot be processed." in said
-    assert number == code
+    assert (found["done"], found["failed"]) == (2, {"bad_request": 2, "not_found": 1, "too_large": 1})
+    failures = ledger(run, "SELECT status, cause, message FROM failures ORDER BY position")
+    assert [(status, cause) for status, cause, _ in failures] == list(causes.items())
+    assert all(f"No {status} for you." in message for status, _, message in failures)
 
 
 @pytest.mark.parametrize("code", [400, 500])

@@ -32,7 +32,9 @@ PATIENCE = 2.0  # seconds until a test says that the feed hangs
 
 
 def settings(**more: Any) -> Settings:
-    return Settings(**{"model": "gpt-4", "base_url": "http://127.0.0.1:1/v1", "prompt": "{instruction}", **more})
+    return Settings(
+        **{"model": "gpt-4", "base_url": "http://127.0.0.1:1/v1", "prompt": "{instruction}", **more}
+    )
 
 
 def asked(request: Request) -> str:
@@ -68,7 +70,9 @@ class Run:
         self.pool.write_bytes(b"".join(orjson.dumps({"instruction": text}) + b"\n" for text in texts))
         return self
 
-    async def go(self, answers: int = 1000, fails: tuple[str, ...] = (), only: Any = None, **more: Any) -> Pass:
+    async def go(
+        self, answers: int = 1000, fails: tuple[str, ...] = (), only: Any = None, **more: Any
+    ) -> Pass:
         """Answers the first so many due requests, fails some by name, leaves the others due."""
         chosen = settings(**more)
         plan = dataclasses.replace(plan_of(chosen, tokenizer_for("gpt-4")), only=only)
@@ -175,7 +179,9 @@ async def test_bad_rows_are_handed_over_with_their_lines_and_the_rest_goes_on(ru
 
 
 async def test_a_pool_that_breaks_off_is_told_after_the_rows_before(run: Run) -> None:
-    run.pool.write_bytes(gzip.compress(b"".join(b'{"instruction":"%d"}\n' % n for n in range(1000)))[:-500])
+    run.pool.write_bytes(
+        gzip.compress(b"".join(b'{"instruction":"%d%s"}\n' % (n, b"x" * 5000) for n in range(600)))[:-200]
+    )
     with pytest.raises(PoolError):
         await run.go(answers=0)
     assert len(rows(run.folder, "SELECT id FROM requests")) > 100
@@ -324,7 +330,9 @@ async def test_equal_rows_far_apart_share_a_request_before_and_after_it_is_commi
 
 async def test_a_key_with_an_equal_fingerprint_is_told_apart(run: Run) -> None:
     run.write("a")
-    first = plan_of(settings(), tokenizer_for("gpt-4")).sealer.seal([{"role": "user", "content": "a"}], 1)[1][0]
+    first = plan_of(settings(), tokenizer_for("gpt-4")).sealer.seal([{"role": "user", "content": "a"}], 1)[1][
+        0
+    ]
     alike = Request(1, first[:8] + bytes(24), 0, b"{}", 1, 1)
     async with opened(run.folder) as ledger:
         Book(ledger, "other")

@@ -48,8 +48,11 @@ WAYS: list[tuple[Way, Charge]] = [
 ]
 
 
-@pytest.mark.parametrize("declared", [True, False], ids=["declared", "told"])
-@pytest.mark.parametrize("bucket_seconds", [60, 1])
+@pytest.mark.parametrize(
+    ("bucket_seconds", "declared"),
+    [(60, True), (60, False), (1, True)],
+    ids=["minute's bucket", "minute's bucket, limit told in headers", "second's bucket"],
+)
 @pytest.mark.parametrize(("way", "learnt"), WAYS)
 def test_the_token_limit_is_used_and_not_overrun_and_the_way_of_charging_is_learnt(
     way: Way, learnt: Charge, bucket_seconds: float, declared: bool

@@ -15,7 +15,7 @@ from store.records import Usage
 LOCAL = "http://127.0.0.1:8080/v1"
 OPENAI = "https://api.openai.com/v1"
 
-usd = st.decimals(0, 600, places=3)
+usd = st.integers(0, 600_000).map(lambda n: Decimal(n) / 1000)
 counts = st.integers(0, 20) | st.integers(0, 2_000_000)
 
 

@@ -368,7 +368,7 @@ def test_a_rate_limit_tells_the_wait_and_the_kind() -> None:
 
 
 def test_a_request_larger_than_the_limit_fails_at_once() -> None:
-    words = "Request too large for gpt-4 in organization org-x on tokens per min (TPM): Limit 10000, Requested 12047."
+    words = "Request too large for gpt-4 on tokens per min (TPM): Limit 10000, Requested 12047."
     error = read_error(
         429, {"retry-after": "1"}, error_body(words, code="rate_limit_exceeded", kind="tokens")
     )
@@ -453,15 +453,21 @@ replies = st.fixed_dictionaries(
 bodies = st.binary(max_size=50) | (replies | json_values).map(orjson.dumps)
 
 
+def _read(raw: bytes) -> Reply | BadReply:
+    try:
+        return read_reply(raw)
+    except BadReply as error:
+        return error
+
+
 @given(bodies)
 def test_any_body_of_200_is_a_reply_or_a_bad_reply(raw: bytes) -> None:
-    try:
-        reply = read_reply(raw)
-    except BadReply as error:
-        assert error.raw == raw
+    found = _read(raw)
+    if isinstance(found, BadReply):
+        assert found.raw == raw
     else:
-        assert isinstance(reply.text, str)
-        assert usage_in(raw) == reply.usage
+        assert isinstance(found.text, str)
+        assert usage_in(raw) == found.usage
 
 
 @given(st.integers(300, 599), bodies, words | numbers)

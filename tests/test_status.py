@@ -122,9 +122,9 @@ def test_a_folder_without_a_ledger_is_no_run_folder(tmp_path: Path) -> None:
 async def test_it_is_told_why_the_keys_of_the_last_two_runs_differ(tmp_path: Path) -> None:
     async with opened(tmp_path) as ledger:
         for temperature in (0.2, 1.0, 0.7):
-            Book(ledger, **public(temperature=temperature))
+            Book(ledger, settings=public(temperature=temperature))
         for _ in range(2):
-            Book(ledger, "same", **public())
+            Book(ledger, "same", settings=public())
     assert status_of(tmp_path)["changed"] == {"generate": ["temperature: 1.0 -> 0.7"]}
 
 
@@ -135,7 +135,11 @@ async def test_it_is_told_why_the_keys_of_the_last_two_runs_differ(tmp_path: Pat
         ({}, {"model": "gpt-4o"}, ["model: gpt-4 -> gpt-4o"]),
         ({}, {"system": "Be brief."}, ["system: not sent -> Be brief."]),
         ({"omit": ("top_p",)}, {}, ["top_p: not sent -> 1.0"]),
-        ({"param": {"seed": 1}}, {"param": {"stop": ["\n"]}}, ["seed: 1 -> not sent", "stop: not sent -> ['\\n']"]),
+        (
+            {"param": {"seed": 1}},
+            {"param": {"stop": ["\n"]}},
+            ["seed: 1 -> not sent", "stop: not sent -> ['\\n']"],
+        ),
         ({"temperature": 1}, {"temperature": 1.0}, []),
         ({"max_tokens": 5}, {"max_tokens": 6}, ["max_tokens: 5 -> 6"]),
         # what is not sent cannot change a key
@@ -147,7 +151,9 @@ def test_only_what_is_sent_is_a_difference(old: dict[str, Any], new: dict[str, A
 
 
 def test_long_values_are_cut() -> None:
-    (line,) = differences(public(prompt="{instruction}" + "a" * 500), public(prompt="{instruction}" + "b" * 500))
+    (line,) = differences(
+        public(prompt="{instruction}" + "a" * 500), public(prompt="{instruction}" + "b" * 500)
+    )
     assert len(line) < 150
 
 

@@ -23,8 +23,8 @@ ROOT = Path(__file__).parent.parent
 COOKBOOK = [
     {
         "role": "system",
-        "content": "You are a helpful, pattern-following assistant that translates corporate jargon into plain "
-        "English.",
+        "content": "You are a helpful, pattern-following assistant that translates corporate jargon into "
+        "plain English.",
     },
     {
         "role": "system",
@@ -39,8 +39,8 @@ COOKBOOK = [
     {
         "role": "system",
         "name": "example_user",
-        "content": "Let's circle back when we have more bandwidth to touch base on opportunities for increased "
-        "leverage.",
+        "content": "Let's circle back when we have more bandwidth to touch base on opportunities for "
+        "increased leverage.",
     },
     {
         "role": "system",
