@@ -17,6 +17,7 @@ from engine.replies import Limits
 GAIN = 0.5  # share of the surplus given out each second
 PACE_RANGE = (0.25, 4.0)  # times the refill
 CUSHION_SECONDS = 1.0  # of refill, kept in the server's bucket
+CUSHION_COSTS = 3.0  # of a usual request, at least, where requests are few
 CUSHION_SHARE = 0.35  # of the bucket, at most
 BURST_SECONDS = 0.7  # of refill, that a pause may save up
 STALE_SECONDS = 10.0  # a header older than this is no feedback
@@ -31,7 +32,7 @@ class Sent:
 
     at: float
     cost: float
-    total: float
+    flow: float
 
 
 class Bucket:
@@ -41,6 +42,8 @@ class Bucket:
         self.declared = per_minute
         self.limit = per_minute
         self.total = 0.0  # charged since the start, settled
+        self._flow = 0.0  # sent since the start, as reserved: never corrected
+        self._mean_cost = 0.0
         self.scale = 1.0  # lowered when 429s come though there should be room
         self._level = 0.0
         self._advanced: float | None = None
@@ -75,7 +78,9 @@ class Bucket:
         """Charges a request that is about to be sent; the level may go into debt."""
         self._level -= cost
         self.total += cost
-        return Sent(now, cost, self.total)
+        self._flow += cost
+        self._mean_cost = cost if not self._mean_cost else 0.95 * self._mean_cost + 0.05 * cost
+        return Sent(now, cost, self._flow)
 
     def settle(self, sent: Sent, charged: float) -> None:
         """Corrects a reservation to what the provider charges."""
@@ -88,7 +93,8 @@ class Bucket:
         server = self._server_level(now)
         if server is None:
             return 1.0
-        cushion = min(CUSHION_SHARE * self.ceiling, max(CUSHION_SECONDS * self.rate, 2.0))
+        wanted = max(CUSHION_SECONDS * self.rate, CUSHION_COSTS * self._mean_cost)
+        cushion = min(CUSHION_SHARE * self.ceiling, wanted)
         low, high = PACE_RANGE
         return min(high, max(low, 1.0 + GAIN * (server - cushion) / self.rate))
 
@@ -110,7 +116,7 @@ class Bucket:
         seen = self._seen
         if seen is None or now - seen.at > STALE_SECONDS + 60:
             return None
-        since = self.total - seen.total
+        since = self._flow - seen.flow
         return min(self.ceiling, self._remaining - since + self.rate * (now - seen.at))
 
     def _advance(self, now: float) -> None:

@@ -62,7 +62,6 @@ def test_the_token_limit_is_used_and_not_overrun_and_the_way_of_charging_is_lear
     check_use(server, "tokens")
 
 
-@pytest.mark.xfail(reason="at few requests a second the way is mislearnt, and most asks are refused once")
 @pytest.mark.parametrize(("way", "learnt"), WAYS[:2])
 def test_a_low_token_limit_is_not_overrun_either(way: Way, learnt: Charge) -> None:
     server, limiter = virtual_time.run(_simulated(way, 60, None, 40_000, declared=True))

@@ -307,6 +307,16 @@ def test_a_torn_list_keeps_the_items_before_the_tear(tmp_path: Path) -> None:
     assert bad_lines(rows) == [3]
 
 
+@pytest.mark.parametrize(
+    "item", [b"{'instruction': 'a'}", b'{"instruction":"a\nb"}', b'{"instruction"}', b"{,}", b"oops"]
+)
+def test_an_item_of_a_list_that_is_no_json_costs_no_other(tmp_path: Path, item: bytes) -> None:
+    data = b'[{"instruction":"a"},\n' + item + b',\n{"instruction":"c"},{"instruction":"d"}]'
+    rows = pool_of(tmp_path, data, "pool.json")
+    assert bad_lines(rows) == [2]
+    assert instructions(rows) == ["a", "c", "d"]
+
+
 def test_broken_utf_8_in_a_list_costs_its_own_item_only(tmp_path: Path) -> None:
     data = b'[{"instruction":"a"},{"instruction":"\xff"},{"instruction":"c"},{"instruction":"d"}]'
     rows = pool_of(tmp_path, data, "pool.json")
@@ -317,8 +327,8 @@ def test_broken_utf_8_in_a_list_costs_its_own_item_only(tmp_path: Path) -> None:
 def test_an_item_of_a_list_nested_too_deeply_is_a_bad_row(tmp_path: Path) -> None:
     deep = b'{"instruction":' + b"[" * 5000 + b"]" * 5000 + b"}"
     rows = pool_of(tmp_path, b'[{"instruction":"a"},' + deep + b',{"instruction":"c"}]', "pool.json")
-    assert bad_lines(rows)[0] == 2
-    assert instructions(rows)[0] == "a"
+    assert bad_lines(rows) == [2]
+    assert instructions(rows) == ["a", "c"]
 
 
 def test_bad_rows_of_a_table_are_reported_with_their_line(tmp_path: Path) -> None:
