@@ -86,7 +86,7 @@ def estimate(
     from engine.commands import run_estimate
 
     settings = settings_from(options, _known_task(task))
-    raise typer.Exit(run_estimate(settings, pool, run, pilot, batch, json, yes, quiet))
+    raise typer.Exit(run_estimate(settings, pool, run, pilot, batch, json, yes, quiet, typer.confirm))
 
 
 def _known_task(task: str) -> str:

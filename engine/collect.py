@@ -1,19 +1,19 @@
 """What `generate` and `estimate` do: survey, price, ask for leave, run, say what came of it."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from random import Random
 
 from engine.estimate import Estimate, Limits, Survey, estimate, survey
-from engine.prices import Price
+from engine.prices import FREE
 from engine.session import Job, Result, run_job
 from engine.settings import MOST_CONCURRENT, Settings, plan_of
 from engine.show import print_estimate, print_result
 from engine.terminal import dollars
 from engine.tokens import tokenizer_for
-from store.errors import RunFolderError, UsageError
+from store.errors import UsageError
 from store.folder import LEDGER, held
 from store.index import KeyIndex
 from store.ledger import connect_writer
@@ -56,46 +56,40 @@ def estimate_pool(
     run: Path | None,
     seconds: float | None = None,
     index: KeyIndex | None = None,
-) -> tuple[Estimate, Survey]:
+) -> Estimate:
     """Surveys a pool and estimates what remains of it; `seconds` bounds the survey."""
     tokenizer = tokenizer_for(settings.model)
     index = (index or known_keys(run)).copy()
     found = survey(Pool(source), plan_of(settings, tokenizer), index, seconds)
+    return _told(settings, found, tokenizer.exact, _observed(run, settings.model))
+
+
+def _told(settings: Settings, found: Survey, exact: bool, observed: Sequence[int]) -> Estimate:
     declared = settings.rpm or settings.tpm
     concurrency = settings.concurrency or (MOST_CONCURRENT if declared else ASSUMED_CONCURRENCY)
     limits = Limits(settings.rpm, settings.tpm, settings.rpd, settings.tpd, concurrency)
-    told = estimate(
-        found,
-        settings.price(),
-        settings.price(batch=True),
-        limits,
-        settings.sent_max_tokens(),
-        tokenizer.exact,
-        _observed(run, settings.model),
-    )
-    return told, found
+    price, batch = settings.price(), settings.price(batch=True)
+    return estimate(found, price, batch, limits, settings.sent_max_tokens(), exact, observed)
 
 
-def run_pilot(settings: Settings, source: str, run: Path, count: int, quiet: bool) -> Result:
+def run_pilot(
+    settings: Settings, source: str, run: Path, count: int, yes: bool, quiet: bool, confirm: Confirm
+) -> Result:
     """Really asks `count` rows drawn at random; their answers stay in the run."""
-    price = _needed_price(settings)
+    settings.check(settings.price())
     tokenizer = tokenizer_for(settings.model)
     plan = plan_of(settings, tokenizer)
-    rows = survey(Pool(source), plan, KeyIndex()).rows
-    chosen = frozenset(Random(PILOT_SEED).sample(range(rows), min(count, rows)))
+    found = survey(Pool(source), plan, KeyIndex())
+    count = min(count, found.rows)
+    chosen = frozenset(Random(PILOT_SEED).sample(range(found.rows), count))
+    share = Survey(count, 0, count * settings.samples, found.prompt_tokens * count // found.rows)
+    _ask_leave(settings, _told(settings, share, tokenizer.exact, ()), yes, confirm)
     with held(run):
         connect_writer(run).close()
-        job = Job(
-            settings,
-            price,
-            replace(plan, only=chosen),
-            Pool(source),
-            run,
-            known_keys(run),
-            None,
-            quiet,
+        price, index = settings.price() or FREE, known_keys(run)
+        return run_job(
+            Job(settings, price, replace(plan, only=chosen), Pool(source), run, index, None, quiet)
         )
-        return run_job(job)
 
 
 def generate(settings: Settings, source: str, run: Path, yes: bool, quiet: bool, confirm: Confirm) -> int:
@@ -104,39 +98,19 @@ def generate(settings: Settings, source: str, run: Path, yes: bool, quiet: bool,
     pool = Pool(source)
     plan = plan_of(settings, tokenizer_for(settings.model))
     with held(run):
-        _make_ledger(run)
+        connect_writer(run).close()
         index = known_keys(run)
         told = None
         if not (pool.is_stdin or (quiet and yes)):  # nobody would see it
-            told, _ = estimate_pool(settings, source, run, SURVEY_SECONDS, index)
+            told = estimate_pool(settings, source, run, SURVEY_SECONDS, index)
             if not quiet:
                 print_estimate(told, settings)
         _ask_leave(settings, told, yes, confirm)
-        price = _needed_price(settings, yes=True)
+        price = settings.price() or FREE  # an unknown price, once the user has agreed, is booked as zero
         result = run_job(Job(settings, price, plan, pool, run, index, told, quiet))
     if not quiet or result.exit_code:
         print_result(result, settings, price, told, run)
     return result.exit_code
-
-
-def _make_ledger(run: Path) -> None:
-    try:
-        connect_writer(run).close()
-    except RunFolderError:
-        raise
-    except OSError as error:
-        raise RunFolderError(f"cannot write run folder {run}: {error.strerror}") from error
-
-
-def _needed_price(settings: Settings, yes: bool = False) -> Price:
-    """The price to book by. An unknown one is booked as zero once the user has agreed."""
-    from engine.prices import FREE
-
-    price = settings.price()
-    settings.check(price)
-    if price is None and not yes:
-        raise UsageError(_unknown_price(settings))
-    return price or FREE
 
 
 def _unknown_price(settings: Settings) -> str:

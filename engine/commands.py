@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -27,6 +28,7 @@ def run_estimate(
     as_json: bool,
     yes: bool,
     quiet: bool,
+    confirm: Callable[[str], bool],
 ) -> int:
     """`estimate`: on stdout a table or one JSON object."""
     from engine.collect import estimate_pool, run_pilot
@@ -39,14 +41,14 @@ def run_estimate(
             raise UsageError("--pilot needs --run DIR: the answers that it buys are kept there")
         if pilot < 1:
             raise UsageError("--pilot wants a number of rows of at least 1")
-        result = run_pilot(settings, source, run, pilot, quiet)
+        result = run_pilot(settings, source, run, pilot, yes, quiet, confirm)
         if result.stopped:
             raise result.stopped
-    told, _ = estimate_pool(settings, source, run)
+    told = estimate_pool(settings, source, run)
     if as_json:
         sys.stdout.write(orjson.dumps(told.as_json()).decode() + "\n")
         return 0
-    print_estimate(told, settings, to_stdout=True)
+    print_estimate(told, settings, to_stdout=True, batch=batch)
     return 0
 
 

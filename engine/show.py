@@ -39,8 +39,9 @@ def _money(cost: Range | None) -> str:
     return f"{dollars(cost.expected)}  (95 %: {dollars(cost.low)} to {dollars(cost.high)})"
 
 
-def print_estimate(told: Estimate, settings: Settings, to_stdout: bool = False) -> None:
-    """The estimate as a table, on stderr (before a run) or stdout (`estimate`)."""
+def print_estimate(told: Estimate, settings: Settings, to_stdout: bool = False, batch: bool = False) -> None:
+    """The estimate as a table, on stderr (before a run) or stdout (`estimate`). `batch`: the price
+    of the Batch API first."""
     done = f", {told.already_answered:,} stored already" if told.already_answered else ""
     bad = f", {told.bad_rows:,} bad rows" if told.bad_rows else ""
     tokens = told.completion_tokens
@@ -53,9 +54,10 @@ def print_estimate(told: Estimate, settings: Settings, to_stdout: bool = False) 
         "completion tokens",
         f"{tokens.expected:,.0f}  (95 %: {tokens.low:,.0f} to {tokens.high:,.0f}; by {told.completion_from})",
     )
-    table.add_row("cost", _money(told.cost_usd))
-    if told.batch_cost_usd and told.cost_usd and told.cost_usd.expected:
-        table.add_row("as a batch", _money(told.batch_cost_usd))
+    prices = [("cost", told.cost_usd), ("as a batch", told.batch_cost_usd)]
+    for label, cost in reversed(prices) if batch else prices:
+        if label == "cost" or batch or (cost and cost.high):
+            table.add_row(label, _money(cost))
     s = told.seconds
     between = f"{duration(s.low)} to {duration(s.high)}; " if s.high > s.low else ""
     table.add_row("time", f"{duration(s.expected)}  ({between}bound by {told.bound_by})")

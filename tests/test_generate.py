@@ -465,6 +465,7 @@ async def test_a_run_can_be_read_while_it_is_written(tmp_path: Path) -> None:
     assert all(belongs(row["output"], row["instruction"]) for row in exported)
 
 
+@pytest.mark.slow
 async def test_a_reader_of_the_words_that_goes_away_does_not_end_the_run(tmp_path: Path) -> None:
     """`distill generate ... 2>&1 | head -1`, or a terminal that was closed."""
     async with Provider(Config(latency=0.4)).running() as p:

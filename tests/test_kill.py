@@ -210,6 +210,7 @@ async def test_after_21_kills_every_row_is_answered_once_and_only_what_was_in_fl
     assert told["spent_usd"] > 0
 
 
+@pytest.mark.slow
 async def test_the_books_balance_after_kills_among_faults(tmp_path: Path) -> None:
     run, pool = tmp_path / "run", write_pool(tmp_path / "pool.jsonl", rows(200))
     faults = dict.fromkeys(("p_500", "p_reset_after", "p_malformed", "p_empty", "p_429"), 0.04)
@@ -240,6 +241,7 @@ async def test_the_books_balance_after_kills_among_faults(tmp_path: Path) -> Non
     assert_books_balance(run)
 
 
+@pytest.mark.slow
 async def test_a_kill_while_the_data_set_is_written_leaves_the_old_one_whole(
     tmp_path: Path,
 ) -> None:

@@ -352,6 +352,7 @@ async def test_an_interrupt_before_the_first_request_is_an_interrupt(
 # Money
 
 
+@pytest.mark.slow
 async def test_the_budget_is_never_passed_whatever_happens(run: Path, tmp_path: Path) -> None:
     """Kills, lost and unreadable replies: what was billed stays under the cap at every moment."""
     price_in, price_out, cap = 1000, 3000, 12.0  # USD a million tokens, USD
@@ -448,6 +449,7 @@ def remount(disk: Path, how: str) -> None:
     subprocess.run(["mount", "-o", f"remount,{how}", str(disk)], check=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("mean_tokens", "concurrency"), [(40, 16), (4000, 32)])
 async def test_on_a_full_disk_the_run_stops_and_what_was_billed_is_stored(
     tmp_path: Path, mean_tokens: int, concurrency: int
