@@ -135,10 +135,15 @@ class Limiter:
         return self.requests.limit is not None or self.tokens.limit is not None
 
     def utilisation(self) -> dict[str, float | None]:
-        """Share of each limit that was used since the first request went, 0-1; None: no limit."""
+        """Share of each limit that was used since the first request went; None: no limit.
+
+        0-1: what a bucket had saved up before the start is a gift, not more than the limit.
+        """
         passed = self._clock() - self.started if self.started is not None else 0.0
         return {
-            name: bucket.total / (bucket.limit / 60 * passed) if bucket.limit and passed > 0 else None
+            name: min(1.0, bucket.total / (bucket.limit / 60 * passed))
+            if bucket.limit and passed > 0
+            else None
             for name, bucket in (("requests", self.requests), ("tokens", self.tokens))
         }
 
