@@ -7,7 +7,7 @@ the server refuses fails at once, what must end the run is raised as RunStopped.
 
 import asyncio
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from engine.breaker import Breaker, Effort
@@ -25,7 +25,7 @@ from store.ledger import Ledger
 from store.records import Cause, Request, Response, Usage
 
 FIRST_BACKOFF, LONGEST_BACKOFF = 0.25, 60.0
-NO_HEADERS: dict[str, str] = {}
+NO_HEADERS: Mapping[str, str] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +118,7 @@ class Asker:
             return await self._lost(sent, effort, error, probe)
         except RowRefused as error:
             self.breaker.succeeded()
-            return await self._give_up(sent, error, refused=True, headers=answer.headers)
+            return await self._refused(sent, error, answer)
         except asyncio.CancelledError:  # it may have been billed: its cost stays at risk
             self._settle(sent, None, 0, lost=sent.worst)
             raise
@@ -242,11 +242,12 @@ class Asker:
         wait = error.wait if isinstance(error, ServerFault) and error.wait else 0.0
         return Again(max(wait, backoff(effort.attempts)))
 
-    async def _give_up(self, sent: _Sent, error: RowRefused, refused: bool, headers: object) -> Verdict:
+    async def _refused(self, sent: _Sent, error: RowRefused, answer: Answer) -> Verdict:
         number = self._record(sent, error.cause, error.status, str(error))
-        self._settle(sent, None, 0)
+        self.limiter.refused(sent.ticket, answer.headers)
+        self.budget.settle(sent.worst, 0)
         await self.ledger.committed()
-        return Failed(error.cause, error.status, str(error), number, refused)
+        return Failed(error.cause, error.status, str(error), number, refused=True)
 
     def _record(self, sent: _Sent, cause: Cause, status: int | None, words: str) -> int:
         """Journals an attempt that was certainly not billed."""
@@ -255,9 +256,14 @@ class Asker:
         )
 
     def _settle(
-        self, sent: _Sent, usage: Usage | None, cost: int, lost: int = 0, headers: object = None
+        self,
+        sent: _Sent,
+        usage: Usage | None,
+        cost: int,
+        lost: int = 0,
+        headers: Mapping[str, str] = NO_HEADERS,
     ) -> None:
-        self.limiter.settle(sent.ticket, usage, headers or NO_HEADERS)  # type: ignore[arg-type]
+        self.limiter.settle(sent.ticket, usage, headers)
         self.budget.settle(sent.worst, cost, lost)
 
 

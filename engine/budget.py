@@ -6,6 +6,7 @@ answered, in this run or an earlier one, stays reserved: it may have been billed
 
 import asyncio
 from collections import deque
+from math import inf
 
 from engine.errors import BudgetReached
 
@@ -18,7 +19,7 @@ class Budget:
         self.spent = spent
         self.lost = at_risk  # in requests that will never be answered
         self.in_flight = 0
-        self._waiters: deque[asyncio.Event] = deque()
+        self._waiters: deque[tuple[asyncio.Event, int]] = deque()
 
     async def reserve(self, worst: int) -> None:
         """Sets the request's worst cost aside. Raises BudgetReached when it can never fit."""
@@ -26,7 +27,7 @@ class Budget:
             if not self.in_flight:
                 raise BudgetReached(self._words(worst))
             event = asyncio.Event()
-            self._waiters.append(event)
+            self._waiters.append((event, worst))
             await event.wait()
         self.in_flight += worst
 
@@ -35,8 +36,11 @@ class Budget:
         self.in_flight -= worst
         self.spent += cost
         self.lost += lost
-        while self._waiters:
-            self._waiters.popleft().set()
+        room = inf if self.cap is None else self.cap - self.spent - self.lost - self.in_flight
+        while self._waiters and (self._waiters[0][1] <= room or not self.in_flight):
+            event, wanted = self._waiters.popleft()
+            room -= wanted
+            event.set()
 
     def _words(self, worst: int) -> str:
         assert self.cap is not None

@@ -118,6 +118,12 @@ class Charging:
             for way in (Charge.UPFRONT, Charge.LARGER):
                 self._window.sums[way] += self._cost(way, size, None)
 
+    def refused(self, size: Size) -> None:
+        """What was counted as sent was refused: it was never charged."""
+        if self._window:
+            for way in (Charge.UPFRONT, Charge.LARGER):
+                self._window.sums[way] -= self._cost(way, size, None)
+
     def silent(self) -> None:
         """Replies come without headers: assume real usage until 429s say otherwise."""
         if not self._heard and self._limited < LIMITED_BEFORE_DEARER:

@@ -101,7 +101,7 @@ def generate(settings: Settings, source: str, run: Path, yes: bool, quiet: bool,
         connect_writer(run).close()
         index = known_keys(run)
         told = None
-        if not (pool.is_stdin or (quiet and yes)):  # nobody would see it
+        if not (pool.is_stream or (quiet and yes)):  # nobody would see it
             told = estimate_pool(settings, source, run, SURVEY_SECONDS, index)
             if not quiet:
                 print_estimate(told, settings)

@@ -12,6 +12,7 @@ from engine.replies import loads, read_reply
 from engine.settings import Settings
 from store.errors import PoolError, UsageError
 from store.folder import held, ledger_path
+from store.pool import Pool
 from store.read import connect_reader, has_rows, last_runs, stages
 from store.records import CAUSES, OUTCOMES, Outcome
 
@@ -34,8 +35,8 @@ def run_estimate(
     from engine.collect import estimate_pool, run_pilot
     from engine.show import print_estimate
 
-    if source == "-":
-        raise UsageError("estimate reads its pool more than once: give a file, not standard input")
+    if Pool(source).is_stream:
+        raise UsageError("estimate reads its pool more than once: give a file, not a pipe")
     if pilot is not None:
         if run is None:
             raise UsageError("--pilot needs --run DIR: the answers that it buys are kept there")
@@ -145,7 +146,6 @@ async def _import(settings: Settings, source: str, run: Path) -> tuple[int, int,
     from engine.tokens import tokenizer_for
     from store.index import ANSWERED
     from store.ledger import Ledger
-    from store.pool import Pool
     from store.records import Response, Usage
 
     tokenizer = tokenizer_for(settings.model)

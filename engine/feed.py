@@ -85,6 +85,8 @@ class Feed:
     ) -> None:
         self._pool, self._plan, self._stage, self._run = pool, plan, stage, run
         self._keep_output = keep_output
+        self._due = {DUE, FAILED} if keep_output else {DUE}  # an import mends what had failed
+        self._wanted = {*self._due, TAKEN}
         self.position = 0
         self.index = index
         self._fresh: dict[int, bytes] = {}
@@ -143,7 +145,7 @@ class Feed:
     def _collect(self, rows: Iterator[Instruction | BadRow], want: int) -> Chunk:
         chunk = Chunk()
         deadline = time.monotonic() + SLICE_SECONDS
-        want = 1 if self._pool.is_stdin else want
+        want = 1 if self._pool.is_stream else want
         while len(chunk.due) < want:
             row = next(rows, None)
             if row is None:
@@ -165,7 +167,7 @@ class Feed:
         old_text, plan, placed = self._placed(self.position)
         if old_text == text and plan == self._plan.fingerprint:
             states = [self.index.state(request) for request in placed.values()]
-            if len(states) >= self._plan.samples and not (DUE in states or TAKEN in states):
+            if len(states) >= self._plan.samples and not self._wanted.intersection(states):
                 for state in states[: self._plan.samples]:
                     chunk.known[state] += 1
                 return
@@ -184,7 +186,7 @@ class Feed:
                 number = request.id
                 placement.new.append(request)
                 chunk.due.append(request)
-            elif self.index.state(number) == DUE:  # known from an earlier run, not answered yet
+            elif self.index.state(number) in self._due:  # known from an earlier run, not answered yet
                 self.index.mark(number, TAKEN)
                 chunk.due.append(self._request(number, key, sample, body, messages))
             else:

@@ -104,11 +104,19 @@ class Limiter:
         self._observe(ticket, headers)
         self._wake()
 
+    def refused(self, ticket: Ticket, headers: Mapping[str, str]) -> None:
+        """The server would not take the row: it was charged no tokens, however many it has."""
+        self.charging.refused(ticket.size)
+        self._settle_tokens(ticket, 0.0)
+        self._observe(ticket, headers)
+        self._wake()
+
     def limited(self, ticket: Ticket, wait: float | None, kind: str, headers: Mapping[str, str]) -> None:
         """A 429: the request cost nothing, and all wait. Those sent before the pause began
         belong to the same incident and only prolong it if the server says so."""
         now = self._clock()
         self.limited_count += 1
+        self.charging.refused(ticket.size)
         self._settle_tokens(ticket, 0.0)
         self._observe(ticket, headers)
         if ticket.at >= self._paused_at:
@@ -124,6 +132,11 @@ class Limiter:
     def _settle_tokens(self, ticket: Ticket, charged: float) -> None:
         self.day_tokens.add(charged - ticket.tokens.cost, ticket.at)
         self.tokens.settle(ticket.tokens, charged)
+
+    @property
+    def paused_seconds(self) -> float:
+        """How long everyone waits still after a 429."""
+        return max(0.0, self._paused_until - self._clock())
 
     @property
     def pauses(self) -> int:

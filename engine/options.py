@@ -175,6 +175,7 @@ def settings_from(options: Mapping[str, Any], task: str) -> "Settings":
     urls = options["base_url"] or [os.environ.get("OPENAI_BASE_URL") or OPENAI_URL]
     if len(urls) > 1:
         raise UsageError("--base-url may be given once: several endpoints are not supported yet")
+    _check_text(options)
     values = {
         k: v for k, v in options.items() if k not in ("base_url", "api_key_env", "prompt", "param", "omit")
     }
@@ -192,6 +193,14 @@ def settings_from(options: Mapping[str, Any], task: str) -> "Settings":
         return Settings(**values)
     except ValidationError as error:
         raise UsageError(_first_problem(error)) from None
+
+
+def _check_text(options: Mapping[str, Any]) -> None:
+    """Bytes of the command line that are no UTF-8 cannot be sent."""
+    for name, value in options.items():
+        for text in value if isinstance(value, list) else [value]:
+            if isinstance(text, str) and text != text.encode(errors="replace").decode():
+                raise UsageError(f"--{name.replace('_', '-')} is not UTF-8")
 
 
 def _first_problem(error: Any) -> str:

@@ -81,6 +81,8 @@ class View:
         parts.append(("spent", self._money()))
         if self.seconds_left is not None:
             parts.append(("left", duration(self.seconds_left)))
+        if self.limiter.paused_seconds > LINE_SECONDS:
+            parts.append(("WAITING", f"the server said so: {duration(self.limiter.paused_seconds)}"))
         if self.breaker.is_open:
             words = plain(self.breaker.last_words, 120)
             parts.append(("WAITING", f"the server is not answering ({words}); {self.breaker.probes} probes"))

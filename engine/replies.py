@@ -27,6 +27,7 @@ from engine.errors import (
 from store.records import Cause, Outcome, Usage
 
 MESSAGE_LENGTH = 500
+LONGEST_WAIT = 86400.0  # no server is believed that wants more than a day
 MOST_TOKENS = 10**9  # a count beyond this is no count
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|d|h|m|s)")
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
@@ -65,15 +66,15 @@ def parse_duration(text: str) -> float | None:
 def retry_after(headers: Mapping[str, str]) -> float | None:
     """Seconds to wait by `retry-after-ms` or `retry-after` (seconds or a date), or None."""
     if (text := headers.get("retry-after-ms")) and (wait := parse_duration(text + "ms")) is not None:
-        return wait
+        return min(wait, LONGEST_WAIT)
     text = headers.get("retry-after")
     if not text:
         return None
     if (wait := parse_duration(text)) is not None:
-        return wait
+        return min(wait, LONGEST_WAIT)
     try:
-        return max(0.0, parsedate_to_datetime(text).timestamp() - time.time())
-    except (ValueError, TypeError):
+        return min(LONGEST_WAIT, max(0.0, parsedate_to_datetime(text).timestamp() - time.time()))
+    except (ValueError, TypeError, OverflowError):
         return None
 
 

@@ -24,13 +24,16 @@ from store.records import Cause, Request, Response
 from store.schema import STAGE_SHIFT, VERSION, migrate, version_words
 
 CHECKPOINT_PAGES = 4000
+LOCK_SECONDS = 600.0  # another program may hold SQLite's write lock; paid replies wait for it
 _IOERR, _FULL = 10, 13  # primary SQLite result codes
 
 
 def connect_writer(run: Path) -> sqlite3.Connection:
     """The one writing connection, with the schema brought up to date."""
     try:
-        connection = sqlite3.connect(run / LEDGER, isolation_level=None, check_same_thread=False)
+        connection = sqlite3.connect(
+            run / LEDGER, isolation_level=None, check_same_thread=False, timeout=LOCK_SECONDS
+        )
         connection.execute("PRAGMA page_size = 8192")
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = FULL")
@@ -267,7 +270,7 @@ class _Guard:
         code = getattr(error, "sqlite_errorcode", 0) & 0xFF
         if code in (_IOERR, _FULL):
             raise DiskFull(
-                f"no room to write {self._run / LEDGER} ({error}); nothing stored is lost: "
-                "free some space and run the same command again"
+                f"cannot write {self._run / LEDGER} ({error}); nothing stored is lost: see to the disk "
+                "(free some space) and run the same command again"
             ) from error
         raise StorageError(f"writing {self._run / LEDGER} failed: {error}") from error

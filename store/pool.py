@@ -5,19 +5,17 @@ Positions count usable rows from 0, so that they do not move when a bad row is m
 at the end. Deliberately knows nothing about models, prompts or the ledger.
 """
 
-import codecs
 import csv
 import gzip
 import io
 import json
 import re
 import shutil
+import stat
 import sys
 import tempfile
 import zlib
 from collections.abc import Iterator
-from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, TypeAlias, cast
 
@@ -27,27 +25,25 @@ from store.errors import PoolError
 from store.records import BadRow, Instruction
 
 MAX_ROW_BYTES = 64 * 2**20
-LIST_BYTES = 1 << 18
-_LIST_GAP = re.compile(r"[\s,]*")
-_ESCAPED = re.compile("[\udc80-\udcff]")  # bytes that are no UTF-8, as surrogateescape shows them
 GZIP_MAGIC = b"\x1f\x8b"
 PARQUET_MAGIC = b"PAR1"
 
+# The gaps of a JSON list: what may stand between two items, and inside one.
+_TEXT = rb'"(?:[^"\\]++|\\.)*+"'
+_BETWEEN = re.compile(rb'(?:[^"\[\]{},]++|%s)*+' % _TEXT, re.DOTALL)  # up to a comma or a bracket
+_INSIDE = re.compile(rb'(?:[^"\[\]{}]++|%s)*+' % _TEXT, re.DOTALL)  # up to a bracket
+_PIECE = 1 << 16
+
 Bytes: TypeAlias = "io.BufferedReader[Any]"
+Raw = tuple[int, object]  # line (or item) number and what stands there, or a Complaint
 
 
-@dataclass(frozen=True, slots=True)
-class _Complaint:
-    """Stands where a row should, and says why there is none."""
-
-    reason: str
-
-
-Raw = tuple[int, object]  # line (or item) number and what stands there, or a _Complaint
+class Complaint(str):
+    """Why there is no row. (A row may well be a text, which is another thing.)"""
 
 
 class Pool:
-    """A pool that can be read several times (but standard input only once).
+    """A pool that can be read several times, or only once where `is_stream` (standard input, a pipe).
 
     `fraction` says how far the current pass is, by bytes of the file as it lies on disk;
     it is 0 where that cannot be known (standard input).
@@ -55,20 +51,20 @@ class Pool:
 
     def __init__(self, source: str | Path) -> None:
         self.source = str(source)
-        self.is_stdin = self.source == "-"
+        self.is_stream = self.source == "-"
         self._size = 0
         self._file: io.FileIO | None = None
-        self._opened = ExitStack()
-        if not self.is_stdin:
+        if not self.is_stream:
             self._size = self._checked_size(Path(self.source))
 
-    @staticmethod
-    def _checked_size(path: Path) -> int:
+    def _checked_size(self, path: Path) -> int:
         if path.is_dir():
             raise PoolError(f"pool {path} is a folder; name a file in it, or '-' for standard input")
         try:
-            with path.open("rb"):
-                return path.stat().st_size
+            self.is_stream = not stat.S_ISREG(path.stat().st_mode)
+            if not self.is_stream:  # opening a pipe would wait for its writer
+                path.open("rb").close()
+            return path.stat().st_size
         except OSError as error:
             raise PoolError(f"cannot read pool {path}: {error.strerror}") from error
 
@@ -95,31 +91,41 @@ class Pool:
                     else:
                         yield BadRow(line, row)
                 else:
-                    other = f"not an object but {type(raw).__name__}"
-                    yield BadRow(line, raw.reason if isinstance(raw, _Complaint) else other)
+                    reason = raw if isinstance(raw, Complaint) else f"not an object but {type(raw).__name__}"
+                    yield BadRow(line, reason)
         except (OSError, EOFError, zlib.error) as error:
             raise PoolError(f"reading pool {self.source} failed: {error}") from error
-        finally:
-            self._opened.close()
 
     def _raw_rows(self) -> Iterator[Raw]:
-        raw = _unbuffered_stdin() if self.is_stdin else io.FileIO(self.source)
+        raw = _unbuffered_stdin() if self.source == "-" else io.FileIO(self.source)
         self._file = raw
-        buffered: Bytes = self._opened.enter_context(io.BufferedReader(raw, 1 << 20))
-        zipped = buffered.peek(2).startswith(GZIP_MAGIC)
-        if zipped:
-            unzipped = gzip.GzipFile(fileobj=buffered)
-            buffered = io.BufferedReader(cast(io.RawIOBase, unzipped), 1 << 20)
-            self._opened.enter_context(buffered)
-        head = _first_bytes(buffered)
-        if head.startswith(PARQUET_MAGIC):
-            return _parquet_rows(buffered, spool=zipped or self.is_stdin)
-        if head.startswith(b"["):
-            return _list_rows(buffered)
+        with io.BufferedReader(raw, 1 << 20) as packed:
+            if not packed.peek(2).startswith(GZIP_MAGIC):
+                yield from self._of_shape(packed, spool=self.is_stream)
+                return
+            # GzipFile buffers by itself; a buffer around it would lose what came before a tear.
+            with gzip.GzipFile(fileobj=packed) as unpacked:
+                yield from self._of_shape(cast(Bytes, unpacked), spool=True)
+
+    def _of_shape(self, stream: Bytes, spool: bool) -> Iterator[Raw]:
+        head = _first_bytes(stream)
         name = self.source.lower().removesuffix(".gz")
-        if name.endswith((".csv", ".tsv")):
-            return _csv_rows(buffered, "\t" if name.endswith(".tsv") else ",")
-        return _json_lines(buffered)
+        if head.startswith(PARQUET_MAGIC):
+            return _parquet_rows(stream, spool)
+        if head.startswith(b"[") and not name.endswith(".jsonl"):
+            return _list_rows(stream)
+        if name.endswith((".csv", ".tsv")) or _is_csv_header(stream):
+            return _csv_rows(stream, "\t" if name.endswith(".tsv") else ",")
+        return _json_lines(stream)
+
+
+def _is_csv_header(stream: Bytes) -> bool:
+    """A table without a name to tell it (standard input): its first line names the columns."""
+    line = stream.peek(4096)[:4096].lstrip().split(b"\n", 1)[0]
+    return not line.startswith((b"{", b"[")) and b"instruction" in re.split(rb'[,\s"]+', line)
+
+
+_TOO_LONG = Complaint(f"longer than {MAX_ROW_BYTES >> 20} MiB")
 
 
 def _unbuffered_stdin() -> io.FileIO:
@@ -141,7 +147,7 @@ def _json_lines(stream: Bytes) -> Iterator[Raw]:
         if len(line) > MAX_ROW_BYTES and not line.endswith(b"\n"):
             while (rest := stream.readline(MAX_ROW_BYTES)) and not rest.endswith(b"\n"):
                 pass
-            yield number, _Complaint(f"longer than {MAX_ROW_BYTES >> 20} MiB")
+            yield number, _TOO_LONG
         elif stripped := line.strip():
             yield number, _parsed(stripped, torn=not line.endswith(b"\n"))
 
@@ -158,11 +164,11 @@ def _parsed_leniently(line: bytes, complaint: str, torn: bool) -> object:
     try:
         text = line.decode()
     except UnicodeDecodeError as error:
-        return _Complaint(f"not UTF-8 (byte {error.start}: 0x{line[error.start]:02x})")
+        return Complaint(f"not UTF-8 (byte {error.start}: 0x{line[error.start]:02x})")
     try:
         return _mended(json.loads(text))
     except (ValueError, RecursionError):
-        return _Complaint(f"not JSON: {complaint}" + ("; the last line is torn" if torn else ""))
+        return Complaint(f"not JSON: {complaint}" + ("; the last line is torn" if torn else ""))
 
 
 def _mended(value: Any) -> Any:
@@ -176,50 +182,53 @@ def _mended(value: Any) -> Any:
 
 
 def _list_rows(stream: Bytes) -> Iterator[Raw]:
-    """The items of a JSON list, one at a time; counted from 1, since they have no lines."""
-    json_decoder = json.JSONDecoder()
-    utf8 = codecs.getincrementaldecoder("utf-8")("surrogateescape")
-    buffer, at, number, size, ended = "", 0, 0, LIST_BYTES, False
-    while not (ended and at >= len(buffer)):
-        at = _LIST_GAP.match(buffer, at, len(buffer)).end()  # type: ignore[union-attr]
-        if number == 0 and buffer.startswith("[", at):
-            at, number = at + 1, 1
+    """The items of a JSON list, cut at the commas between them and parsed one by one, so that a
+    bad one costs no other and a pipe hands them over as they come."""
+    data, at, start, depth, number = b"", 0, 0, 0, 0
+    while True:
+        at = (_INSIDE if depth > 1 else _BETWEEN).match(data, at).end()  # type: ignore[union-attr]
+        sign = data[at : at + 1]
+        if sign in (b"", b'"'):  # the end of the piece, or a text that goes on in the next one
+            too_long = len(data) - start > MAX_ROW_BYTES
+            piece = b"" if too_long else stream.read1(max(_PIECE, len(data) - start))
+            if not piece:
+                break
+            data, at, start = data[start:] + piece, at - start, 0
             continue
-        try:
-            item, end = json_decoder.raw_decode(buffer, at)
-            whole = ended or end < len(buffer)  # a number at the very end might go on
-        except (ValueError, RecursionError):
-            whole = False
-        if whole:
-            broken = _ESCAPED.search(buffer, at, end)
-            yield number, _Complaint("not UTF-8") if broken else _mended(item)
-            number, at, size = number + 1, end, LIST_BYTES
-        elif ended or len(buffer) - at > MAX_ROW_BYTES:
-            if not buffer.startswith("]", at):
-                yield number, _Complaint(f"the JSON list breaks off after item {number - 1}")
-            return
-        else:
-            data = stream.read1(size)
-            ended, size = not data, size * 2
-            buffer, at = buffer[at:] + utf8.decode(data, final=ended), 0
+        depth += (sign in b"[{") - (sign in b"]}")
+        at += 1
+        if depth == 0 or (depth == 1 and sign == b","):
+            if item := data[start : at - 1].strip():
+                number += 1
+                yield number, _parsed(item, torn=False)
+            start = at
+            if depth == 0:
+                return
+        elif depth == 1 and sign == b"[":
+            start = at
+    why = _TOO_LONG if too_long else "the file ends in the middle"
+    yield number + 1, Complaint(f"the JSON list breaks off after item {number}: {why}")
 
 
 def _csv_rows(stream: Bytes, delimiter: str) -> Iterator[Raw]:
+    with io.TextIOWrapper(stream, encoding="utf-8", errors="surrogateescape", newline="") as text:
+        yield from _table_rows(text, delimiter)
+
+
+def _table_rows(text: io.TextIOWrapper, delimiter: str) -> Iterator[Raw]:
     csv.field_size_limit(MAX_ROW_BYTES)
-    text = io.TextIOWrapper(stream, encoding="utf-8", errors="surrogateescape", newline="")
     reader = csv.DictReader((line.replace("\0", "�") for line in text), delimiter=delimiter)
     while True:
         try:
             row = next(reader)
         except StopIteration:
-            text.detach()  # the stream is closed by whoever opened it
             return
         except csv.Error as error:
-            yield reader.reader.line_num, _Complaint(f"not CSV: {error}")
+            yield reader.reader.line_num, Complaint(f"not CSV: {error}")
             continue
         values = [v for v in row.values() if isinstance(v, str)]
         if any("\udc80" <= c <= "\udcff" for v in values if not v.isascii() for c in v):
-            yield reader.line_num, _Complaint("not UTF-8")
+            yield reader.line_num, Complaint("not UTF-8")
         else:
             yield reader.line_num, row
 
@@ -241,7 +250,7 @@ def _parquet_rows(stream: Bytes, spool: bool) -> Iterator[Raw]:
                     number += 1
                     yield number, row
         except (pa.ArrowException, UnicodeDecodeError) as error:
-            yield number + 1, _Complaint(f"the Parquet file breaks off: {error}")
+            yield number + 1, Complaint(f"the Parquet file breaks off: {error}")
 
 
 def _as_instruction(row: dict[str, Any], position: int) -> Instruction | str:
@@ -252,9 +261,10 @@ def _as_instruction(row: dict[str, Any], position: int) -> Instruction | str:
     instruction, source = row.get("instruction"), row
     if instruction is None and "question_id" in row:
         instruction = row.get("text")
-    if not isinstance(instruction, str) or not instruction.strip():
-        empty = not instruction or isinstance(instruction, str)
-        return "no instruction" if empty else f"instruction is not text: {instruction!r:.60}"
+    if not instruction or (isinstance(instruction, str) and not instruction.strip()):
+        return "no instruction"
+    if not isinstance(instruction, str):
+        return f"instruction is not text: {instruction!r:.60}"
     if "input" not in row and "instances" in row:
         source = _first_instance(row["instances"])
     given, output = source.get("input") or "", source.get("output") or ""
