@@ -10,9 +10,7 @@ interpreter that has bespokelabs-curator (it pins older libraries, so it has its
 """
 
 import argparse
-import json
 import os
-import random
 import statistics
 import subprocess
 import sys
@@ -20,21 +18,13 @@ import tempfile
 from pathlib import Path
 
 from nginx import static_server
+from pools import make_pool
 
+MOST_WORDS = 142
 ROOT = Path(__file__).resolve().parent.parent
 CLIENT_CORE, SERVER_CORE = 0, 1
 IN_FLIGHT = 64
 ROWS = {"bare": 20_000, "distill": 20_000, "openai": 2_000, "curator": 2_000}
-WORDS = ["river", "stone", "explain", "quick", "number", "garden", "why", "write", "small", "list"]
-
-
-def make_pool(path: Path, rows: int) -> None:
-    """Prompts of 30-150 tokens (a word is about one), no two alike."""
-    rng = random.Random(0)
-    with path.open("w") as file:
-        for number in range(rows):
-            words = " ".join(rng.choices(WORDS, k=rng.randint(22, 142)))
-            file.write(json.dumps({"instruction": f"Task {number}: {words}"}) + "\n")
 
 
 def pinned(command: list[str], core: int = CLIENT_CORE) -> list[str]:
@@ -92,7 +82,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, static_server(SERVER_CORE) as url:
         pools = {name: Path(folder) / f"{name}.jsonl" for name in rates}
         for name, pool in pools.items():
-            make_pool(pool, ROWS[name])
+            make_pool(pool, ROWS[name], MOST_WORDS)
         for number in range(options.rounds):
             for name in rates:
                 if name == "distill":

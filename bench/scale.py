@@ -8,9 +8,7 @@ of the process to the first new request; it is repeated for a tenth of the rows.
 """
 
 import argparse
-import json
 import os
-import random
 import sqlite3
 import statistics
 import subprocess
@@ -21,11 +19,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nginx import reply_body, static_server
+from pools import make_pool
 
+MOST_WORDS = 60
 ROOT = Path(__file__).resolve().parent.parent
 LEFT = 1000
 STARTS = 3
-WORDS = ["river", "stone", "explain", "quick", "number", "garden", "why", "write", "small", "list"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,16 +38,6 @@ class Measured:
     start_seconds: float
     ledger_mb: float
     raw_mb: float
-
-
-def make_pool(path: Path, rows: int) -> None:
-    rng = random.Random(0)
-    with path.open("w") as file:
-        for number in range(rows):
-            words = " ".join(rng.choices(WORDS, k=rng.randint(22, 60)))
-            file.write(
-                json.dumps({"instruction": f"Task {number}: {words}", "input": "", "output": ""}) + "\n"
-            )
 
 
 def collect(pool: Path, run: Path, url: str, limit: int) -> tuple[float, float]:
@@ -82,7 +71,7 @@ def first_attempt_after(run: Path, moment: float) -> float:
 
 def measure(rows: int, folder: Path, url: str) -> Measured:
     pool, run = folder / f"{rows}.jsonl", folder / f"run-{rows}"
-    make_pool(pool, rows)
+    make_pool(pool, rows, MOST_WORDS)
     started, peak = collect(pool, run, url, rows - LEFT)
     seconds = time.time() - started
     starts, peaks = [], []

@@ -4,10 +4,10 @@ Frozen dataclasses without behaviour. Money is integer micro-dollars, times are 
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 Outcome = Literal["stop", "length", "content_filter", "refusal", "untranslated"]
-OUTCOMES: tuple[Outcome, ...] = ("stop", "length", "content_filter", "refusal", "untranslated")
+OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
 
 Cause = Literal[
     "rate_limit",
@@ -21,18 +21,7 @@ Cause = Literal[
     "malformed",
     "unparsed",
 ]
-CAUSES: tuple[Cause, ...] = (
-    "rate_limit",
-    "timeout",
-    "connection",
-    "server",
-    "bad_request",
-    "too_large",
-    "not_found",
-    "auth",
-    "malformed",
-    "unparsed",
-)
+CAUSES: tuple[Cause, ...] = get_args(Cause)
 
 
 @dataclass(frozen=True, slots=True)
