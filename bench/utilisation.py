@@ -6,7 +6,8 @@ The provider of the tests on loopback: median latency 1 s, 3,000 requests and 1.
 tokens a minute, 2 % faults, max_tokens 512, replies of 200. The ideal is what its buckets
 allow for what it charged, with the buckets full at the start. `ratio` takes the time of the
 whole process, `asking` that from the first request to the end (both with the canary and the
-last reply's latency); the clock is the machine's monotonic one. The peer is AsyncOpenAI with 64 in flight and its own retries.
+last reply's latency); the clock is the machine's monotonic one. The peer is AsyncOpenAI with
+64 in flight and its own retries.
 """
 
 import argparse
