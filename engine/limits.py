@@ -5,8 +5,8 @@ so a long prompt is not starved by short ones; one larger than the bucket goes w
 is full and leaves a debt. A retry stands at the head: it has waited its turn already. A 429
 pauses everyone. How the limit is reached without being told how the provider charges is in
 bucket.py (pace from headers) and charging.py (which of three ways). aiolimiter is not used for
-this: it wakes its waiters by amount, smallest first. The clock is the event loop's; the
-computer's clock may jump.
+this: it wakes its waiters by amount, smallest first (it paces the canaries, which are equal).
+The clock is the event loop's; the computer's clock may jump.
 """
 
 import asyncio

@@ -8,6 +8,8 @@ sleeping or not. Decisions lie elsewhere (asking, limits, breaker, budget): here
 import asyncio
 from collections import Counter, deque
 
+from aiolimiter import AsyncLimiter
+
 from engine.asking import Again, Answered, Asker, Failed
 from engine.breaker import Breaker, Effort
 from engine.concurrency import Gate
@@ -21,6 +23,7 @@ from store.records import Request
 
 OUTSTANDING = 4  # times the concurrency
 CANARIES = 10
+CANARIES_A_SECOND = 4
 CHUNK = 64
 DRAIN_SECONDS = 5.0
 
@@ -55,6 +58,7 @@ class Runner:
         self._changed = asyncio.Event()
         self._stopped: DistillError | None = None
         self._drain: float | None = None
+        self._control = AsyncLimiter(CANARIES_A_SECOND, 1.0)
         self._proven = False  # the server has answered a row of this run
         self._refusals: list[tuple[Request, Failed]] = []
 
@@ -99,6 +103,7 @@ class Runner:
         the head of the pool is not taken for an outage.
         """
         while not self._proven and not self._stopped and (request := await self._next_due()):
+            await self._control.acquire()
             task, failures = self._spawn(request), self.state.retry_causes.total()
             while not (task.done() or self._proven):
                 if failures < self.state.retry_causes.total() and len(self._tasks) < CANARIES:
