@@ -131,6 +131,9 @@ async def started(
     command.read()
     try:
         yield command
+    except BaseException as error:
+        error.add_note(f"the process had said: {_text(command.err)}")
+        raise
     finally:
         await command.end()
 
