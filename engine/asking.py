@@ -196,7 +196,7 @@ class Asker:
         self.budget.settle(sent.worst, 0)
         if self.adaptive:
             self.adaptive.overloaded()
-        self.breaker.limited(self.limiter.pauses, str(error), probe)
+        self.breaker.limited(self.limiter.pauses, error.wait, str(error), probe)
         return Again(0.0)  # the limiter makes it wait, ahead of the queue
 
     async def _unreadable(self, sent: _Sent, effort: Effort, error: BadReply, probe: bool) -> Verdict:
@@ -240,7 +240,7 @@ class Asker:
             await self.ledger.committed()
             return Failed(error.cause, error.status, str(error), number, refused=False)
         wait = error.wait if isinstance(error, ServerFault) and error.wait else 0.0
-        return Again(max(wait, backoff(effort.attempts)))
+        return Again(max(min(wait, LONGEST_BACKOFF), backoff(effort.attempts)))
 
     async def _refused(self, sent: _Sent, error: RowRefused, answer: Answer) -> Verdict:
         number = self._record(sent, error.cause, error.status, str(error))

@@ -104,9 +104,12 @@ class Breaker:
         rows = len({id(effort) for effort, _ in self._streak})
         return max(faultless, rows) >= self._threshold
 
-    def limited(self, incidents: int, words: str, probe: bool) -> None:
-        """A 429: sustained ones are an outage too."""
+    def limited(self, incidents: int, wait: float | None, words: str, probe: bool) -> None:
+        """A 429: sustained ones are an outage too. Raises ProviderDown when the server wants a
+        longer wait than anybody would sit through (a daily limit)."""
         self.last_words = words
+        if wait is not None and wait > self._give_up:
+            raise ProviderDown(f"the server asks to wait {wait:.0f} s, longer than --give-up: {words}")
         if probe and self.is_open:
             self._put_off()
         elif incidents >= LIMITED_THRESHOLD and not self.is_open:

@@ -49,7 +49,11 @@ class View:
 
     @property
     def left(self) -> int | None:
-        return None if self.state.total is None else max(0, self.state.total - self.state.finished)
+        """Samples that are still to be asked; what is stored and not read yet is not."""
+        state = self.state
+        if state.total is None:
+            return None
+        return max(0, state.total - state.finished - max(0, state.stored - state.known))
 
     @property
     def seconds_left(self) -> float | None:

@@ -35,7 +35,9 @@ from store.pool import Pool
 from store.read import account, connect_reader, day_usage
 from store.schema import STAGE_SHIFT
 
-RESERVE_BYTES = 4 * 2**20
+# The reserve takes in what is in flight when the disk is full: a reply's text and the JSON around it,
+# twice, for the pages of the write-ahead log.
+BYTES_A_TOKEN, REPLY_BYTES, RESERVE_FACTOR = 6, 8192, 2
 SPARE_FILES = 64
 
 
@@ -74,7 +76,9 @@ def run_job(job: Job) -> Result:
 
 
 async def _run(job: Job) -> Result:
-    make_reserve(job.run, RESERVE_BYTES)
+    most = job.settings.concurrency or MOST_CONCURRENT
+    each = RESERVE_FACTOR * (job.settings.sent_max_tokens() * BYTES_A_TOKEN + REPLY_BYTES)
+    most = max(1, min(most, make_reserve(job.run, most * each) // each))
     stop_for_disk: list[Runner] = []
 
     def on_full() -> None:
@@ -83,7 +87,7 @@ async def _run(job: Job) -> Result:
 
     ledger = Ledger(job.run, on_full)
     try:
-        return await _run_with(job, ledger, stop_for_disk)
+        return await _run_with(job, ledger, stop_for_disk, most)
     finally:
         await ledger.close()
 
@@ -95,11 +99,13 @@ def _disk_full(run: Path) -> DiskFull:
     )
 
 
-async def _run_with(job: Job, ledger: Ledger, runners: list[Runner]) -> Result:
+async def _run_with(job: Job, ledger: Ledger, runners: list[Runner], most: int) -> Result:
+    """`most`: requests in flight, no more than the reserve could take in on a full disk."""
     settings, state = job.settings, RunState()
     stage, run = ledger.begin(settings.stage, settings.task, settings.samples, _settings_json(job))
     if job.estimate and job.plan.only is None:
         state.total = (job.estimate.requests + job.estimate.already_answered) or None
+        state.stored = job.estimate.already_answered
         ledger.note("UPDATE runs SET estimate = ? WHERE id = ?", json.dumps(job.estimate.as_json()), run)
         if not settings.limit:
             total = job.estimate.rows * settings.samples
@@ -113,7 +119,6 @@ async def _run_with(job: Job, ledger: Ledger, runners: list[Runner]) -> Result:
     reader.close()
     cap = None if settings.budget is None else round(settings.budget * 1e6)
     budget = Budget(cap, spent, at_risk)
-    most = settings.concurrency or MOST_CONCURRENT
     breaker = Breaker(settings.give_up, OUTSTANDING * most)
     gate = Gate(most)
     feed = Feed(job.pool, job.plan, job.run, stage, job.index)

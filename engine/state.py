@@ -15,6 +15,7 @@ class RunState:
     total: int | None = None
     done: int = 0
     known: int = 0  # of done: stored before this run
+    stored: int = 0  # what the survey found stored; `known` grows to it as the pool is read
     failed: Counter[str] = field(default_factory=Counter)
     outcomes: Counter[str] = field(default_factory=Counter)
     rows: int = 0

@@ -132,7 +132,7 @@ async def test_sustained_429s_open_it_too() -> None:
     breaker = Breaker(GIVE_UP)
     for incidents in range(1, LIMITED_THRESHOLD + 1):
         assert not breaker.is_open
-        breaker.limited(incidents, "HTTP 429: slow down", False)
+        breaker.limited(incidents, None, "HTTP 429: slow down", False)
     assert breaker.is_open
 
 
@@ -216,7 +216,7 @@ def test_a_429_for_a_probe_puts_it_off_and_does_not_close() -> None:
     async def main() -> None:
         breaker = opened()
         assert await breaker.admit()
-        breaker.limited(1, "HTTP 429: slow down", True)
+        breaker.limited(1, None, "HTTP 429: slow down", True)
         assert breaker.is_open
         assert await breaker.admit()
         assert now() == pytest.approx(3, abs=0.1)
