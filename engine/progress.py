@@ -58,7 +58,7 @@ class View:
     @property
     def seconds_left(self) -> float | None:
         left = self.left
-        return left / self.rate if left is not None and self.rate > 0 else None
+        return left / self.rate if left is not None and self.rate > 0.01 else None
 
     @property
     def projected(self) -> float | None:
