@@ -53,7 +53,7 @@ class Pool:
         self.source = str(source)
         self.is_stream = self.source == "-"
         self._size = 0
-        self._file: io.FileIO | None = None
+        self._file: Bytes | None = None
         if not self.is_stream:
             self._size = self._checked_size(Path(self.source))
 
@@ -98,8 +98,8 @@ class Pool:
 
     def _raw_rows(self) -> Iterator[Raw]:
         raw = _unbuffered_stdin() if self.source == "-" else io.FileIO(self.source)
-        self._file = raw
         with io.BufferedReader(raw, 1 << 20) as packed:
+            self._file = packed
             if not packed.peek(2).startswith(GZIP_MAGIC):
                 yield from self._of_shape(packed, spool=self.is_stream)
                 return
