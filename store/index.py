@@ -28,16 +28,18 @@ class KeyIndex:
     def __len__(self) -> int:
         return len(self._states) - 1
 
-    def load(self, heads: bytes, states: bytes) -> None:
+    def load(self, heads: bytes | bytearray, states: bytes) -> None:
         """Fills an empty index. heads: the first 8 bytes of each key in order of id, end to end;
         states: a byte for each."""
         import pyarrow as pa
         import pyarrow.compute as pc
 
-        fingerprints = array("Q", heads)
+        fingerprints = array("Q", bytes(heads))
         fingerprints.byteswap()  # keys are big-endian, so that buckets follow their first bits
-        order = pc.sort_indices(pa.array(fingerprints, pa.uint64()))
-        column = pa.array(fingerprints, pa.uint64()).take(order)
+        buffers = [None, pa.py_buffer(fingerprints)]  # as it lies: a million numbers are not copied
+        unsorted = pa.Array.from_buffers(pa.uint64(), len(fingerprints), buffers)
+        order = pc.sort_indices(unsorted)
+        column = unsorted.take(order)
         self._base.frombytes(memoryview(column.buffers()[1])[: len(heads)])
         self._base_ids.frombytes(memoryview(order.buffers()[1])[: len(heads)])
         self._states = bytearray(1) + states

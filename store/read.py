@@ -43,7 +43,9 @@ def load_index(reader: sqlite3.Connection, index: KeyIndex) -> None:
     reader.execute("BEGIN")
     try:
         keys = reader.execute("SELECT substr(key, 1, 8) FROM requests ORDER BY id")
-        heads = b"".join(head for (head,) in keys)
+        heads = bytearray()  # a join would hold a million small objects first
+        for (head,) in keys:
+            heads += head
         states = reader.execute(
             f"SELECT CASE WHEN answer IS NOT NULL THEN {ANSWERED} "
             f"WHEN failure IS NOT NULL THEN {FAILED} ELSE {DUE} END FROM requests ORDER BY id"
