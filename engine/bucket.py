@@ -5,7 +5,7 @@ that brought it, so the level now is what it said, less everything sent since th
 plus the refill since: true whether the server charges at admission or with the reply, and
 whether it takes the header's snapshot early or late. The pace is the refill plus a share of
 what the level is over its cushion (a proportional controller): a bucket of a minute that is
-found full is used up within seconds, one of a second is kept half full, and where no header
+found full is used up within seconds, one of a second is kept a third full, and where no header
 speaks the pace is the declared limit, evenly. Time is passed in; nothing here waits.
 """
 
@@ -20,7 +20,7 @@ CUSHION_SECONDS = 1.0  # of refill, kept in the server's bucket
 CUSHION_COSTS = 3.0  # of a usual request, at least, where requests are few
 CUSHION_SHARE = 0.35  # of the bucket, at most
 BURST_SECONDS = 0.7  # of refill, that a pause may save up
-STALE_SECONDS = 10.0  # a header older than this is no feedback
+STALE_SECONDS = 70.0  # a header older than this is no feedback
 HEADERS_KEPT = 8
 DAY = 86400.0
 SLOT = 60.0
@@ -114,7 +114,7 @@ class Bucket:
 
     def _server_level(self, now: float) -> float | None:
         seen = self._seen
-        if seen is None or now - seen.at > STALE_SECONDS + 60:
+        if seen is None or now - seen.at > STALE_SECONDS:
             return None
         since = self._flow - seen.flow
         return min(self.ceiling, self._remaining - since + self.rate * (now - seen.at))

@@ -80,17 +80,13 @@ class Charging:
 
     def expected(self, size: Size) -> float:
         """What to reserve for a request, in tokens."""
-        return self._stretch * self._cost(self._believed, size, None)
+        return self._stretch * self._cost(self.way, size, None)
 
     def final(self, size: Size, used: int | None) -> float:
         """What the provider has charged in the end; `used`: real usage, None if it failed."""
-        if self._believed is Charge.ACTUAL and used is None:
+        if self.way is Charge.ACTUAL and used is None:
             return 0.0
-        return self._stretch * self._cost(self._believed, size, used)
-
-    @property
-    def _believed(self) -> Charge:
-        return self.way
+        return self._stretch * self._cost(self.way, size, used)
 
     def _cost(self, way: Charge, size: Size, used: int | None) -> float:
         completion = size.max_tokens or self._completion(size)
@@ -114,15 +110,16 @@ class Charging:
 
     def sent(self, size: Size) -> None:
         """A request has gone."""
-        if self._window:
-            for way in (Charge.UPFRONT, Charge.LARGER):
-                self._window.sums[way] += self._cost(way, size, None)
+        self._count(size, 1)
 
     def refused(self, size: Size) -> None:
         """What was counted as sent was refused: it was never charged."""
+        self._count(size, -1)
+
+    def _count(self, size: Size, times: int) -> None:
         if self._window:
             for way in (Charge.UPFRONT, Charge.LARGER):
-                self._window.sums[way] -= self._cost(way, size, None)
+                self._window.sums[way] += times * self._cost(way, size, None)
 
     def silent(self) -> None:
         """Replies come without headers: assume real usage until 429s say otherwise."""
@@ -160,8 +157,7 @@ class Charging:
                 self._stretch = max(0.05, self._stretch * STEP)
             return
         self._judge(window, rate, now)
-        if self._stretch != 1.0:
-            self._stretch = 1.0
+        self._stretch = 1.0
 
     def _judge(self, window: _Window, rate: float, now: float) -> None:
         """Compares what was charged with the three sums."""
