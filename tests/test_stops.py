@@ -309,6 +309,7 @@ async def test_a_second_interrupt_waits_for_nothing(run: Path, tmp_path: Path) -
         async with started(*asking(pool, run, p.base_url, "--concurrency", 8)) as command:
             await until(lambda: p.counts.billed >= 1)
             p.control(latency=60)
+            await asyncio.sleep(0.3)  # what was asked at the old latency has ended
             await until(lambda: p.counts.in_flight == 8)
             command.send(signal.SIGINT)
             await asyncio.sleep(0.3)
