@@ -2,29 +2,32 @@
 
 A reply counts when its commit has returned. Causes decide (errors.py draws the tree): a rate
 limit costs no attempt, an outage costs none either (the breaker gives them back), a row that
-the server refuses fails at once, what must end the run is raised as RunStopped.
+the server refuses fails at once, what must end the run is raised as RunStopped. A reply that the
+task cannot read is stored, billed, and asked again as a further sample of the same request.
 """
 
 import asyncio
 import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
-from engine.breaker import Breaker, Effort
+from engine.breaker import Effort
 from engine.budget import Budget
 from engine.charging import Size
-from engine.client import Answer, Client
-from engine.concurrency import Adaptive
+from engine.client import Answer
+from engine.endpoints import Endpoint
 from engine.errors import AskError, BadReply, RateLimited, RowRefused, ServerFault, Transient
-from engine.limits import Limiter, Ticket
-from engine.prices import Price
+from engine.limits import Ticket
 from engine.replies import Reply, is_filtered, read_error, read_reply, usage_in
 from engine.state import RunState
+from engine.tasks.task import Verdict as Read
 from engine.tokens import Tokenizer
 from store.ledger import Ledger
 from store.records import Cause, Request, Response, Usage
 
 FIRST_BACKOFF, LONGEST_BACKOFF = 0.25, 60.0
+WORDS_KEPT = 200
 NO_HEADERS: Mapping[str, str] = {}
 
 
@@ -34,8 +37,9 @@ class Terms:
 
     run: int
     stage: int
-    price: Price
     attempts: int
+    attempts_parse: int = 2
+    check: Callable[[Any, str], Read] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,23 +79,22 @@ class _Sent:
 
 
 class Asker:
-    """Holds what all attempts of a run share; has no loop of its own."""
+    """Holds what all attempts of a stage at one endpoint share; has no loop of its own."""
 
     def __init__(
         self,
         terms: Terms,
         ledger: Ledger,
-        client: Client,
-        limiter: Limiter,
+        endpoint: Endpoint,
         budget: Budget,
-        breaker: Breaker,
         tokenizer: Tokenizer,
         state: RunState,
         is_stopped: Callable[[], bool],
     ) -> None:
-        self.terms, self.ledger, self.client, self.limiter = terms, ledger, client, limiter
-        self.budget, self.breaker, self.tokenizer, self.state = budget, breaker, tokenizer, state
-        self.adaptive: Adaptive | None = None
+        self.terms, self.ledger, self.endpoint = terms, ledger, endpoint
+        self.price, self.client = endpoint.price, endpoint.client
+        self.limiter, self.breaker = endpoint.limiter, endpoint.breaker
+        self.budget, self.tokenizer, self.state = budget, tokenizer, state
         self._is_stopped = is_stopped
 
     async def attempt(
@@ -129,7 +132,7 @@ class Asker:
         prompt = request.prompt_tokens
         if not self.tokenizer.exact:  # no byte-level tokenizer makes more tokens than bytes
             prompt = len(request.body)
-        worst = self.terms.price.worst(prompt, request.max_tokens)
+        worst = self.price.worst(prompt, request.max_tokens)
         await self.budget.reserve(worst)
         try:
             size = Size(request.prompt_tokens, request.max_tokens)
@@ -137,7 +140,9 @@ class Asker:
         except asyncio.CancelledError:
             self.budget.settle(worst, 0)
             raise
-        attempt = self.ledger.journal(self.terms.run, self.terms.stage, request.id, worst)
+        attempt = self.ledger.journal(
+            self.terms.run, self.terms.stage, request.id, worst, self.endpoint.number
+        )
         return _Sent(request, attempt, ticket, worst)
 
     def _withdraw(self, sent: _Sent) -> None:
@@ -162,18 +167,40 @@ class Asker:
                 )
                 self._settle(sent, None, 0)
             raise error
-        cost = self.terms.price.cost(usage)
+        outcome = self._read(sent.request, reply)
+        cost = self.price.cost(usage)
         response = Response(
-            reply.outcome, reply.finish_reason, usage, answer.raw, cost, answer.latency, reply.model
+            outcome, reply.finish_reason, usage, answer.raw, cost, answer.latency, reply.model
         )
-        self.ledger.put(self.terms.stage, sent.attempt, sent.request.id, response, sent.worst, final=True)
+        final = outcome != "unparsed"
+        self.ledger.put(self.terms.stage, sent.attempt, sent.request.id, response, sent.worst, final)
         self._settle(sent, usage, cost, headers=answer.headers)
         self.breaker.succeeded()
-        if self.adaptive:
-            self.adaptive.replied(answer.latency)
+        self.endpoint.answered()
+        if self.endpoint.adaptive:
+            self.endpoint.adaptive.replied(answer.latency)
         await self.ledger.committed()
         self._count(sent.request, response)
-        return Answered()
+        return Answered() if final else await self._unparsed(sent, effort, reply)
+
+    def _read(self, request: Request, reply: Reply) -> Read:
+        """What the task makes of a reply; one that was cut off or filtered says so itself."""
+        if self.terms.check is None or reply.outcome != "stop":
+            return reply.outcome
+        return self.terms.check(request.item, reply.text)
+
+    async def _unparsed(self, sent: _Sent, effort: Effort, reply: Reply) -> Verdict:
+        """Stored and billed, and no record in it: a further sample is asked, a few times."""
+        effort.unparsed += 1
+        words = f"the reply cannot be read: {reply.text[:WORDS_KEPT]!r}"
+        number = self.ledger.error(
+            self.terms.stage, sent.attempt, sent.request.id, "unparsed", 200, words, 0, ended=False
+        )
+        self.state.retry_causes["unparsed"] += 1
+        if effort.unparsed <= self.terms.attempts_parse:
+            return Again(0.0)
+        await self.ledger.committed()
+        return Failed("unparsed", 200, words, number, refused=False)
 
     def _counted(self, request: Request, reply: Reply) -> Usage:
         """Our own count, for servers that send no usage."""
@@ -194,15 +221,15 @@ class Asker:
         self._record(sent, error.cause, error.status, str(error))
         self.limiter.limited(sent.ticket, error.wait, error.kind, answer.headers)
         self.budget.settle(sent.worst, 0)
-        if self.adaptive:
-            self.adaptive.overloaded()
+        if self.endpoint.adaptive:
+            self.endpoint.adaptive.overloaded()
         self.breaker.limited(self.limiter.pauses, error.wait, str(error), probe)
         return Again(0.0)  # the limiter makes it wait, ahead of the queue
 
     async def _unreadable(self, sent: _Sent, effort: Effort, error: BadReply, probe: bool) -> Verdict:
         """Stored, counted as billed (at its worst where it shows no usage), and asked again."""
         usage = usage_in(error.raw)
-        cost = self.terms.price.cost(usage) if usage else 0
+        cost = self.price.cost(usage) if usage else 0
         released = sent.worst if usage else 0
         response = Response("malformed", "", usage or Usage(), error.raw, cost, 0.0)
         self.ledger.put(self.terms.stage, sent.attempt, sent.request.id, response, released, final=False)
@@ -214,8 +241,8 @@ class Asker:
     async def _lost(self, sent: _Sent, effort: Effort, error: Transient, probe: bool) -> Verdict:
         lost = sent.worst if error.maybe_billed else 0
         self._settle(sent, None, 0, lost=lost)
-        if self.adaptive and error.cause in ("timeout", "server"):
-            self.adaptive.overloaded()
+        if self.endpoint.adaptive and error.cause in ("timeout", "server"):
+            self.endpoint.adaptive.overloaded()
         return await self._again(sent, effort, error, probe, ended=True, released=sent.worst - lost)
 
     async def _again(

@@ -27,6 +27,7 @@ class Effort:
     asks: int = 0
     unconfirmed: int = 0  # of the attempts: nothing has succeeded since, so it may be an outage
     suspect: bool = False
+    unparsed: int = 0  # replies that the task could not read
 
     @property
     def spent(self) -> int:
@@ -58,6 +59,24 @@ class Breaker:
     @property
     def is_open(self) -> bool:
         return self.opened_at is not None
+
+    @property
+    def opens_at(self) -> float:
+        """When the next probe may go; 0 while it is closed."""
+        return self._next_probe if self.is_open else 0.0
+
+    @property
+    def may_pass(self) -> bool:
+        """Whether `try_probe` would let a request pass, once `opens_at` has come."""
+        return not (self.is_open and self._probing)
+
+    def try_probe(self) -> bool:
+        """Without waiting, when `may_pass`: true if the request goes as a probe."""
+        if not self.is_open:
+            return False
+        self._probing = True
+        self.probes += 1
+        return True
 
     async def admit(self) -> bool:
         """Waits until the request may go; true if it goes as a probe. Raises ProviderDown."""

@@ -12,10 +12,10 @@ from engine.errors import BudgetReached
 
 
 class Budget:
-    """Micro-dollars; `cap` None for no cap. `committed` counts spent and at risk together."""
+    """Micro-dollars; `cap` None for no cap. What a stage's budget lets pass must pass `above` too."""
 
-    def __init__(self, cap: int | None, spent: int, at_risk: int) -> None:
-        self.cap = cap
+    def __init__(self, cap: int | None, spent: int, at_risk: int, above: "Budget | None" = None) -> None:
+        self.cap, self.above = cap, above
         self.spent = spent
         self.lost = at_risk  # in requests that will never be answered
         self.in_flight = 0
@@ -30,9 +30,20 @@ class Budget:
             self._waiters.append((event, worst))
             await event.wait()
         self.in_flight += worst
+        if self.above:
+            try:
+                await self.above.reserve(worst)
+            except BaseException:
+                self._release(worst, 0, 0)
+                raise
 
     def settle(self, worst: int, cost: int, lost: int = 0) -> None:
         """A request has ended: `cost` is known, `lost` may have been billed without an answer."""
+        self._release(worst, cost, lost)
+        if self.above:
+            self.above.settle(worst, cost, lost)
+
+    def _release(self, worst: int, cost: int, lost: int) -> None:
         self.in_flight -= worst
         self.spent += cost
         self.lost += lost

@@ -54,10 +54,11 @@ def generate(
     options: dict[str, Any],
 ) -> None:
     """Ask the teacher for an answer to each row of a pool."""
-    from engine.collect import generate as collect
+    from engine.collect import collect
+    from engine.sources import pool_of
 
     settings = settings_from(options, "generate")
-    raise typer.Exit(collect(settings, pool, run, yes, quiet, typer.confirm))
+    raise typer.Exit(collect(settings, pool_of(settings, pool), run, yes, quiet, typer.confirm))
 
 
 @app.command()

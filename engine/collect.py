@@ -1,4 +1,4 @@
-"""What `generate` and `estimate` do: survey, price, ask for leave, run, say what came of it."""
+"""What the collecting commands and `estimate` do: survey, price, ask for leave, run, say what came of it."""
 
 import sys
 from collections.abc import Callable, Sequence
@@ -6,10 +6,12 @@ from dataclasses import replace
 from pathlib import Path
 from random import Random
 
-from engine.estimate import Estimate, Limits, Survey, estimate, survey
+from engine.estimate import Estimate, Limits, Survey, Surveyed, estimate, survey
+from engine.feed import Numbered, Plan
 from engine.prices import FREE
-from engine.session import Job, Result, run_job
-from engine.settings import MOST_CONCURRENT, Settings, plan_of
+from engine.roles import plan_of
+from engine.session import Job, Result, StageJob, run_job
+from engine.settings import MOST_CONCURRENT, Settings
 from engine.show import print_estimate, print_result
 from engine.terminal import dollars
 from engine.tokens import tokenizer_for
@@ -17,7 +19,6 @@ from store.errors import UsageError
 from store.folder import LEDGER, held
 from store.index import KeyIndex
 from store.ledger import connect_writer
-from store.pool import Pool
 from store.read import completions, connect_reader, load_index
 
 ASK_OVER_USD = 1.0
@@ -52,64 +53,80 @@ def _observed(run: Path | None, model: str) -> list[int]:
 
 def estimate_pool(
     settings: Settings,
-    source: str,
+    pool: Surveyed,
     run: Path | None,
     seconds: float | None = None,
     index: KeyIndex | None = None,
 ) -> Estimate:
     """Surveys a pool and estimates what remains of it; `seconds` bounds the survey."""
-    tokenizer = tokenizer_for(settings.model)
+    plan = plan_of(settings, tokenizer_for(settings.model))
     index = (index or known_keys(run)).copy()
-    found = survey(Pool(source), plan_of(settings, tokenizer), index, seconds)
-    return _told(settings, found, tokenizer.exact, _observed(run, settings.model))
+    found = survey(pool, plan, index, seconds)
+    return told(settings, plan, found, _observed(run, settings.model))
 
 
-def _told(settings: Settings, found: Survey, exact: bool, observed: Sequence[int]) -> Estimate:
-    declared = settings.rpm or settings.tpm
-    concurrency = settings.concurrency or (MOST_CONCURRENT if declared else ASSUMED_CONCURRENCY)
-    limits = Limits(settings.rpm, settings.tpm, settings.rpd, settings.tpd, concurrency)
+def told(settings: Settings, plan: Plan, found: Survey, observed: Sequence[int] = ()) -> Estimate:
+    """The estimate of a survey, under the settings' limits and prices."""
+    rpm, tpm, rpd, tpd = (settings.together(name) for name in ("rpm", "tpm", "rpd", "tpd"))
+    limits = Limits(rpm, tpm, rpd, tpd, _concurrency(settings))
     price, batch = settings.price(), settings.price(batch=True)
-    return estimate(found, price, batch, limits, settings.sent_max_tokens(), exact, observed)
+    return estimate(
+        found,
+        plan.task.prior,
+        price,
+        batch,
+        limits,
+        settings.sent_max_tokens(),
+        plan.tokenizer.exact,
+        observed,
+    )
+
+
+def _concurrency(settings: Settings) -> int:
+    """For the time that a run will take; without limits it finds its own level."""
+    servers = settings.servers()
+    assumed = [MOST_CONCURRENT if s.rpm or s.tpm else ASSUMED_CONCURRENCY for s in servers]
+    return sum(s.concurrency or n for s, n in zip(servers, assumed, strict=True))
 
 
 def run_pilot(
-    settings: Settings, source: str, run: Path, count: int, yes: bool, quiet: bool, confirm: Confirm
+    settings: Settings, pool: Surveyed, run: Path, count: int, yes: bool, quiet: bool, confirm: Confirm
 ) -> Result:
     """Really asks `count` rows drawn at random; their answers stay in the run."""
     settings.check(settings.price())
-    tokenizer = tokenizer_for(settings.model)
-    plan = plan_of(settings, tokenizer)
-    found = survey(Pool(source), plan, KeyIndex())
+    plan = plan_of(settings, tokenizer_for(settings.model))
+    found = survey(pool, plan, KeyIndex())
     count = min(count, found.rows)
     chosen = frozenset(Random(PILOT_SEED).sample(range(found.rows), count))
-    share = Survey(count, 0, count * settings.samples, found.prompt_tokens * count // found.rows)
-    _ask_leave(settings, _told(settings, share, tokenizer.exact, ()), yes, confirm)
+    part = Survey(
+        count, 0, count * settings.samples, found.prompt_tokens * count // found.rows,
+        imagined_tokens=found.imagined_tokens * count // found.rows,
+    )  # fmt: skip
+    ask_leave(settings, told(settings, plan, part), yes, confirm)
     with held(run):
         connect_writer(run).close()
-        price, index = settings.price() or FREE, known_keys(run)
-        return run_job(
-            Job(settings, price, replace(plan, only=chosen), Pool(source), run, index, None, quiet)
-        )
+        job = StageJob(settings, replace(plan, only=chosen), Numbered(pool))
+        return run_job(Job([job], run, known_keys(run), settings.budget, quiet))[0]
 
 
-def generate(settings: Settings, source: str, run: Path, yes: bool, quiet: bool, confirm: Confirm) -> int:
-    """The main job. Returns the exit code; raises UsageError before anything is asked."""
+def collect(settings: Settings, pool: Surveyed, run: Path, yes: bool, quiet: bool, confirm: Confirm) -> int:
+    """The main job: one stage over one pool. Returns the exit code; raises UsageError before
+    anything is asked."""
     settings.check(settings.price())
-    pool = Pool(source)
     plan = plan_of(settings, tokenizer_for(settings.model))
     with held(run):
         connect_writer(run).close()
         index = known_keys(run)
-        told = None
+        expected = None
         if not (pool.is_stream or (quiet and yes)):  # nobody would see it
-            told = estimate_pool(settings, source, run, SURVEY_SECONDS, index)
+            expected = estimate_pool(settings, pool, run, SURVEY_SECONDS, index)
             if not quiet:
-                print_estimate(told, settings)
-        _ask_leave(settings, told, yes, confirm)
-        price = settings.price() or FREE  # an unknown price, once the user has agreed, is booked as zero
-        result = run_job(Job(settings, price, plan, pool, run, index, told, quiet))
+                print_estimate(expected, settings)
+        ask_leave(settings, expected, yes, confirm)
+        job = StageJob(settings, plan, Numbered(pool), expected)
+        (result,) = run_job(Job([job], run, index, settings.budget, quiet))
     if not quiet or result.exit_code:
-        print_result(result, settings, price, told, run)
+        print_result(result, settings.price() or FREE, expected, run)
     return result.exit_code
 
 
@@ -120,7 +137,7 @@ def _unknown_price(settings: Settings) -> str:
     )
 
 
-def _ask_leave(settings: Settings, told: Estimate | None, yes: bool, confirm: Confirm) -> None:
+def ask_leave(settings: Settings, told: Estimate | None, yes: bool, confirm: Confirm) -> None:
     """Without --yes: a terminal is asked over $1, another caller needs a budget or a price of zero."""
     price = settings.price()
     if yes or settings.budget is not None or (price is not None and price.free):

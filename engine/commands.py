@@ -10,6 +10,7 @@ import orjson
 
 from engine.replies import loads, read_reply
 from engine.settings import Settings
+from engine.sources import pool_of
 from store.errors import PoolError, UsageError
 from store.folder import held, ledger_path
 from store.pool import Pool
@@ -35,17 +36,18 @@ def run_estimate(
     from engine.collect import estimate_pool, run_pilot
     from engine.show import print_estimate
 
-    if Pool(source).is_stream:
+    pool = pool_of(settings, source)
+    if pool.is_stream:
         raise UsageError("estimate reads its pool more than once: give a file, not a pipe")
     if pilot is not None:
         if run is None:
             raise UsageError("--pilot needs --run DIR: the answers that it buys are kept there")
         if pilot < 1:
             raise UsageError("--pilot wants a number of rows of at least 1")
-        result = run_pilot(settings, source, run, pilot, yes, quiet, confirm)
+        result = run_pilot(settings, pool, run, pilot, yes, quiet, confirm)
         if result.stopped:
             raise result.stopped
-    told = estimate_pool(settings, source, run)
+    told = estimate_pool(settings, pool, run)
     if as_json:
         sys.stdout.write(orjson.dumps(told.as_json()).decode() + "\n")
         return 0
@@ -141,8 +143,8 @@ def run_import(settings: Settings, source: str, run: Path) -> int:
 
 async def _import(settings: Settings, source: str, run: Path) -> tuple[int, int, int]:
     from engine.collect import known_keys
-    from engine.feed import Feed
-    from engine.settings import plan_of
+    from engine.feed import Feed, FeedThread, Numbered, Placement
+    from engine.roles import plan_of
     from engine.tokens import tokenizer_for
     from store.index import ANSWERED
     from store.ledger import Ledger
@@ -157,23 +159,19 @@ async def _import(settings: Settings, source: str, run: Path) -> tuple[int, int,
             settings.samples,
             {**settings.public(), "pool": source, IMPORTED: True},
         )
-        feed = Feed(
-            Pool(source),
-            plan_of(settings, tokenizer),
-            run,
-            stage,
-            known_keys(run),
-            keep_output=True,
-        )
-        is_new_stage = not has_rows(run, stage)
+        plan, is_new_stage = plan_of(settings, tokenizer), not has_rows(run, stage)
+
+        def place(p: Placement) -> None:
+            if is_new_stage:
+                ledger.place(stage, p.position, p.item, plan.fingerprint, p.requests, p.new)
+            else:  # the rows of the stage are its pool's; only the answers are taken in
+                ledger.add(p.new)
+
+        thread = FeedThread(run, known_keys(run))
+        feed = Feed(Numbered(Pool(source)), plan, stage, thread, place, keep_output=True)
         taken = known = empty = 0
         while True:
             chunk = await feed.chunk(IMPORT_BATCH)
-            for p in chunk.placements:
-                if is_new_stage:
-                    ledger.place(stage, p.position, p.item, feed.plan, p.requests, p.new)
-                else:  # the rows of the stage are its pool's; only the answers are taken in
-                    ledger.add(p.new)
             for request, output in zip(chunk.due, chunk.outputs, strict=True):
                 if not output.strip():
                     empty += 1
@@ -195,7 +193,7 @@ async def _import(settings: Settings, source: str, run: Path) -> tuple[int, int,
             known += chunk.known[ANSWERED]
             await ledger.committed()
             if chunk.ended:
-                feed.close()
+                thread.close()
                 return taken, known, empty
     finally:
         await ledger.close()

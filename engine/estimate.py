@@ -12,13 +12,13 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from statistics import NormalDist
+from typing import Protocol
 
-from engine.feed import Plan
+from engine.feed import Plan, Source
 from engine.prices import Price
-from engine.tasks import generate
+from engine.tasks.task import Prior
 from store.errors import PoolError
 from store.index import ANSWERED, FAILED, TAKEN, KeyIndex
-from store.pool import Pool
 from store.records import BadRow
 
 DAY, MINUTE = 86400.0, 60.0
@@ -51,6 +51,7 @@ class Survey:
     requests: int = 0  # that are still to be asked; equal rows count once
     prompt_tokens: int = 0
     known: int = 0  # answered or failed in the run already
+    imagined_tokens: int = 0  # of typical replies to the requests, where the task can tell
     fraction: float = 1.0
 
     @property
@@ -90,7 +91,14 @@ class Estimate:
         return asdict(self)
 
 
-def survey(pool: Pool, plan: Plan, index: KeyIndex, seconds: float | None = None) -> Survey:
+class Surveyed(Source, Protocol):
+    """Rows that can be read more than once; `fraction` says how far the current pass is, 0-1."""
+
+    @property
+    def fraction(self) -> float: ...
+
+
+def survey(pool: Surveyed, plan: Plan, index: KeyIndex, seconds: float | None = None) -> Survey:
     """Counts what is still to be asked; stops after `seconds` and says how far it came.
 
     Raises PoolError when no row of the pool can be used.
@@ -99,6 +107,7 @@ def survey(pool: Pool, plan: Plan, index: KeyIndex, seconds: float | None = None
     deadline = time.monotonic() + seconds if seconds is not None else math.inf
     number = len(index)
     first_bad: BadRow | None = None
+    imagines = plan.task.prior.of_imagined
     for row in pool:
         if plan.limit is not None and found.rows >= plan.limit:
             break
@@ -107,9 +116,9 @@ def survey(pool: Pool, plan: Plan, index: KeyIndex, seconds: float | None = None
             first_bad = first_bad or row
             continue
         found.rows += 1
-        messages = plan.build(row)
+        messages, _, keys = plan.seal(row)
         tokens = 0
-        for key in plan.sealer.seal(messages, plan.samples)[1]:
+        for key in keys:
             state = next((index.state(i) for i in index.candidates(key)), None)
             if state in (ANSWERED, FAILED):
                 found.known += 1
@@ -123,6 +132,8 @@ def survey(pool: Pool, plan: Plan, index: KeyIndex, seconds: float | None = None
             tokens = tokens or plan.tokenizer.count_messages(messages)
             found.requests += 1
             found.prompt_tokens += tokens
+            if imagines and plan.task.imagine:
+                found.imagined_tokens += plan.tokenizer.count(plan.task.imagine(row))
         if time.monotonic() > deadline:
             found.fraction = max(pool.fraction, 1e-6)
             break
@@ -140,17 +151,26 @@ def extrapolated(found: Survey) -> Survey:
     return Survey(
         *(
             round(n / f)
-            for n in (found.rows, found.bad_rows, found.requests, found.prompt_tokens, found.known)
+            for n in (
+                found.rows,
+                found.bad_rows,
+                found.requests,
+                found.prompt_tokens,
+                found.known,
+                found.imagined_tokens,
+            )
         )
     )
 
 
-def prior_completion(max_tokens: int) -> Range:
-    """Mean completion of a reply by the task's log-normal prior, capped at max_tokens."""
+def prior_completion(prior: Prior, max_tokens: int, imagined: float = 0.0) -> Range:
+    """Mean completion of a reply by the task's prior, capped at max_tokens. imagined: mean tokens of
+    the imagined replies, which the prior may be relative to."""
     cap = max_tokens or math.inf
-    normal = NormalDist(math.log(generate.PRIOR_MEDIAN), generate.PRIOR_SIGMA)
+    median = prior.median * imagined if prior.of_imagined else prior.median
+    normal = NormalDist(math.log(max(median, 1.0)), prior.sigma or 1e-9)
     mean = statistics.fmean(min(cap, math.exp(normal.inv_cdf((i + 0.5) / 200))) for i in range(200))
-    return Range(mean, mean * generate.PRIOR_LOW, min(mean * generate.PRIOR_HIGH, cap))
+    return Range(mean, mean * prior.low, min(mean * prior.high, cap))
 
 
 def observed_completion(completions: Sequence[int], remaining: int) -> Range:
@@ -165,6 +185,7 @@ def observed_completion(completions: Sequence[int], remaining: int) -> Range:
 
 def estimate(
     found: Survey,
+    prior: Prior,
     price: Price | None,
     batch: Price | None,
     limits: Limits,
@@ -176,7 +197,8 @@ def estimate(
     found = extrapolated(found)
     n = found.requests
     seen = len(completions) >= LEAST_OBSERVED
-    mean = observed_completion(completions, n) if seen else prior_completion(max_tokens)
+    imagined = found.imagined_tokens / n if n else 0.0
+    mean = observed_completion(completions, n) if seen else prior_completion(prior, max_tokens, imagined)
     tokens = mean.times(n)
     seconds, bound_by = _seconds(found, mean, limits, max_tokens)
     return Estimate(

@@ -1,13 +1,14 @@
-"""Turns the pool into requests that are still due, in a thread, a bounded handful at a time.
+"""Turns a stage's rows into requests that are still due, a bounded handful at a time.
 
-Reads the pool in order. A row that the ledger remembers at the same position, with the same
-content and the same plan, has the same requests (the usual case of a resumed run). For any
-other row the requests are built and sealed, and each key is looked up in the fingerprint
-index and confirmed in SQLite. Equal rows share one request. Holds nothing per row but the
+All feeds of a run work in one thread, so that numbers and the index need no lock. A row that
+the ledger remembers at the same position, with the same content and the same plan, has the
+same requests (the usual case of a resumed run). For any other row the requests are built and
+sealed, and each key is looked up. Equal rows share one request. Holds nothing per row but the
 index. Knows nothing of limits, money or the network.
 """
 
 import asyncio
+import sqlite3
 import threading
 import time
 from collections import Counter
@@ -15,21 +16,77 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from queue import SimpleQueue
-
-import orjson
+from typing import Protocol
 
 from engine.keys import Message, Sealer
+from engine.known import Known
+from engine.tasks.task import Task
 from engine.tokens import Tokenizer
 from store.index import ANSWERED, DUE, FAILED, TAKEN, KeyIndex
-from store.pool import Pool
-from store.read import Page, connect_reader, placed_page
-from store.records import BadRow, Instruction, Request
+from store.read import Page, placed_page
+from store.records import BadRow, Instruction, Item, Request
 
 PAGE = 4096  # positions read from the ledger at once
 NOWHERE: tuple[bytes, int, dict[int, int]] = (b"", 0, {})
 CLOCK_ROWS = 64
 SLICE_SECONDS = 0.2  # a chunk is handed over at the latest after this
-FRESH_KEPT = 8192  # keys that may not be in the ledger yet
+
+Placed = tuple[int, Item]  # a row with its position in the stage
+
+
+class Rows(Protocol):
+    """Where a stage's rows come from. `is_stream`: they may come one by one, for ever."""
+
+    source: str
+    is_stream: bool
+
+    def placed(self, reader: sqlite3.Connection) -> Iterator[Placed | BadRow | None]:
+        """Rows in any order of position; None: there will be more, but not now."""
+
+    def follow(self, stage: str, progress: "Progress") -> None:
+        """Told before the run, for each stage that runs at the same time and whose answers these
+        rows are made of."""
+
+
+class Progress(Protocol):
+    """How far a stage is that others take their rows from."""
+
+    @property
+    def frontier(self) -> int:
+        """Its rows below this position are in their places."""
+
+    @property
+    def is_over(self) -> bool:
+        """It will bring no more answers."""
+
+
+class Source(Protocol):
+    """What can be read in order: a pool, or the answers of several models joined."""
+
+    source: str
+    is_stream: bool
+
+    def __iter__(self) -> Iterator[Item | BadRow]: ...
+
+
+class Numbered:
+    """The rows of a file: usable ones are numbered in its order."""
+
+    def __init__(self, source: Source) -> None:
+        self._rows = source
+        self.source, self.is_stream = source.source, source.is_stream
+
+    def placed(self, reader: sqlite3.Connection) -> Iterator[Placed | BadRow | None]:
+        position = 0
+        for row in self._rows:
+            if isinstance(row, BadRow):
+                yield row
+            else:
+                yield position, row
+                position += 1
+
+    def follow(self, stage: str, progress: Progress) -> None:
+        """Files follow nobody."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,13 +95,21 @@ class Plan:
     request's key beside the row itself."""
 
     fingerprint: int
-    build: Callable[[Instruction], Sequence[Message]]
+    task: Task
     sealer: Sealer
     tokenizer: Tokenizer
     samples: int
     max_tokens: int
     limit: int | None
     only: frozenset[int] | None = None  # positions, for a pilot
+    structured: bool = False
+
+    def seal(self, item: Item) -> tuple[Sequence[Message], bytes, list[bytes]]:
+        """(messages, body, keys of the samples) of a row."""
+        messages = self.task.build(item)
+        schema = self.task.schema(item) if self.structured and self.task.schema else None
+        body, keys = self.sealer.seal(messages, self.samples, schema)
+        return messages, body, keys
 
 
 @dataclass(slots=True)
@@ -59,7 +124,7 @@ class Placement:
 
 @dataclass(slots=True)
 class Chunk:
-    """A stretch of the pool: what to remember, what to ask, and what needs nothing."""
+    """A stretch of rows: what to remember, what to ask, and what needs nothing."""
 
     placements: list[Placement] = field(default_factory=list)
     due: list[Request] = field(default_factory=list)
@@ -68,39 +133,91 @@ class Chunk:
     shared: Counter[int] = field(default_factory=Counter)  # request -> more samples that wait for it
     rows: int = 0
     outputs: list[str] = field(default_factory=list)  # of the due rows, for `import`
+    end: int = 0  # all positions below have been read (of rows in order)
+    dry: bool = False  # no row is there at the moment
     ended: bool = False
 
 
+class FeedThread:
+    """The thread in which every feed of a run folder reads, builds and looks up."""
+
+    def __init__(self, run: Path, index: KeyIndex) -> None:
+        self.known = Known(run, index)
+        self._loop = asyncio.get_running_loop()
+        self._commands: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        threading.Thread(target=self._serve, name="feed", daemon=True).start()
+
+    async def run(self, work: Callable[[], Chunk], deliver: Callable[[Chunk], None]) -> Chunk:
+        """The chunk that `work` makes in the thread. `deliver` gets it on the loop whatever becomes
+        of the caller, in the order in which chunks were made: their numbers must leave no gap."""
+        future: asyncio.Future[Chunk] = self._loop.create_future()
+
+        def do() -> None:
+            try:
+                chunk = work()
+            except Exception as error:  # handed to the loop, which knows what to do with it
+                self._tell(_set_exception, future, error)
+            else:
+                self._tell(_set_result, future, chunk, deliver)
+
+        self._commands.put(do)
+        return await future
+
+    def close(self) -> None:
+        self._commands.put(None)
+
+    def _serve(self) -> None:
+        while (command := self._commands.get()) is not None:
+            command()
+        self.known.close()
+
+    def _tell(self, callback: Callable[..., None], *values: object) -> None:
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(callback, *values)
+
+
+def _set_exception(future: "asyncio.Future[Chunk]", error: Exception) -> None:
+    if not future.done():
+        future.set_exception(error)
+
+
+def _set_result(future: "asyncio.Future[Chunk]", chunk: Chunk, deliver: Callable[[Chunk], None]) -> None:
+    deliver(chunk)
+    if not future.done():
+        future.set_result(chunk)
+
+
 class Feed:
-    """`await chunk(n)` for up to n due requests; `position` counts the rows read."""
+    """`await chunk(n)` for up to n due requests; `rows_read` counts the usable rows so far and
+    `end` is one more than the highest position."""
 
     def __init__(
         self,
-        pool: Pool,
+        rows: Rows,
         plan: Plan,
-        run: Path,
         stage: int,
-        index: KeyIndex,
+        thread: FeedThread,
+        place: Callable[[Placement], None],
         keep_output: bool = False,
     ) -> None:
-        self._pool, self._plan, self._stage, self._run = pool, plan, stage, run
-        self._keep_output = keep_output
+        """`place` is called on the loop for every row whose place has changed."""
+        self._rows, self._plan, self._stage, self._thread = rows, plan, stage, thread
+        self._place, self._keep_output = place, keep_output
+        self._known = thread.known
         self._due = {DUE, FAILED} if keep_output else {DUE}  # an import mends what had failed
         self._wanted = {*self._due, TAKEN}
-        self.position = 0
-        self.index = index
-        self._fresh: dict[int, bytes] = {}
+        self.rows_read = self.end = 0
         self._page: Page = {}
         self._page_start = -1
-        self._commands: SimpleQueue[tuple[int, asyncio.Future[Chunk]] | None] = SimpleQueue()
-        self._loop = asyncio.get_running_loop()
-        threading.Thread(target=self._serve, name="feed", daemon=True).start()
+        self._iterator: Iterator[Placed | BadRow | None] | None = None
 
     async def chunk(self, want: int) -> Chunk:
         """The next stretch. It may hold no due request and not be the end. Raises PoolError."""
-        future: asyncio.Future[Chunk] = self._loop.create_future()
-        self._commands.put((want, future))
-        return await future
+        return await self._thread.run(lambda: self._collect(want), self._deliver)
+
+    @property
+    def index(self) -> KeyIndex:
+        return self._known.index
 
     @property
     def samples(self) -> int:
@@ -110,91 +227,84 @@ class Feed:
     def plan(self) -> int:
         return self._plan.fingerprint
 
-    def close(self) -> None:
-        self._commands.put(None)
+    @property
+    def source(self) -> str:
+        return self._rows.source
 
-    def _serve(self) -> None:
-        self._reader = connect_reader(self._run)
-        self._next_id = len(self.index) + 1
-        rows = self._rows()
-        while (command := self._commands.get()) is not None:
-            want, future = command
-            try:
-                chunk = self._collect(rows, want)
-            except Exception as error:  # handed to the loop, which knows what to do with it
-                self._answer(future.set_exception, error, future)
-            else:
-                self._answer(future.set_result, chunk, future)
-        self._reader.close()
+    def _deliver(self, chunk: Chunk) -> None:
+        for placement in chunk.placements:
+            self._place(placement)
 
-    def _answer(self, deliver: Callable[..., None], value: object, future: asyncio.Future[Chunk]) -> None:
-        def now() -> None:
-            if not future.done():
-                deliver(value)
+    def _next(self) -> Placed | BadRow | None:
+        """Raises StopIteration when there are no more."""
+        if self._iterator is None:
+            self._iterator = iter(self._rows.placed(self._known.reader))
+        if self._plan.limit is not None and self.rows_read >= self._plan.limit:
+            raise StopIteration
+        return next(self._iterator)
 
-        if not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(now)
-
-    def _rows(self) -> Iterator[Instruction | BadRow]:
-        rows = iter(self._pool)
-        while self._plan.limit is None or self.position < self._plan.limit:
-            if (row := next(rows, None)) is None:
-                return
-            yield row
-
-    def _collect(self, rows: Iterator[Instruction | BadRow], want: int) -> Chunk:
+    def _collect(self, want: int) -> Chunk:
         chunk = Chunk()
         deadline = time.monotonic() + SLICE_SECONDS
-        want = 1 if self._pool.is_stream else want
+        want = 1 if self._rows.is_stream else want
         while len(chunk.due) < want:
-            row = next(rows, None)
-            if row is None:
+            try:
+                row = self._next()
+            except StopIteration:
                 chunk.ended = True
                 break
-            if isinstance(row, BadRow):
-                chunk.bad.append(row)
-            else:
-                if self._plan.only is None or self.position in self._plan.only:
-                    self._add(row, chunk)
-                self.position += 1
-            if self.position % CLOCK_ROWS == 0 and time.monotonic() > deadline:
+            if row is None:
+                chunk.dry = True
                 break
+            self._take(row, chunk)
+            if self.rows_read % CLOCK_ROWS == 0 and time.monotonic() > deadline:
+                break
+        chunk.end = self.end
         return chunk
 
-    def _add(self, item: Instruction, chunk: Chunk) -> None:
+    def _take(self, row: Placed | BadRow, chunk: Chunk) -> None:
+        if isinstance(row, BadRow):
+            chunk.bad.append(row)
+            return
+        position, item = row
+        if self._plan.only is None or position in self._plan.only:
+            self._add(position, item, chunk)
+        self.rows_read += 1
+        self.end = max(self.end, position + 1)
+
+    def _add(self, position: int, item: Item, chunk: Chunk) -> None:
         chunk.rows += 1
-        text = orjson.dumps({"id": item.id, "instruction": item.instruction, "input": item.input})
-        old_text, plan, placed = self._placed(self.position)
-        if old_text == text and plan == self._plan.fingerprint:
+        text = self._plan.task.encode(item)
+        old_text, plan, placed = self._placed(position)
+        unmoved = old_text == text and plan == self._plan.fingerprint
+        if unmoved:
             states = [self.index.state(request) for request in placed.values()]
             if len(states) >= self._plan.samples and not self._wanted.intersection(states):
                 for state in states[: self._plan.samples]:
                     chunk.known[state] += 1
                 return
-        self._add_sealed(item, text, placed, plan == self._plan.fingerprint and old_text == text, chunk)
+        self._add_sealed(Placement(position, text, [], []), item, placed, unmoved, chunk)
 
     def _add_sealed(
-        self, item: Instruction, text: bytes, placed: dict[int, int], unmoved: bool, chunk: Chunk
+        self, placement: Placement, item: Item, placed: dict[int, int], unmoved: bool, chunk: Chunk
     ) -> None:
-        messages = self._plan.build(item)
-        body, keys = self._plan.sealer.seal(messages, self._plan.samples)
-        placement = Placement(self.position, text, [], [])
+        messages, body, keys = self._plan.seal(item)
         for sample, key in enumerate(keys):
-            number = self._find(key)
+            number = self._known.find(key)
             if number is None:
-                request = self._new(key, sample, body, messages)
+                request = self._request(self._known.new(key), key, sample, body, messages, item)
                 number = request.id
                 placement.new.append(request)
                 chunk.due.append(request)
             elif self.index.state(number) in self._due:  # known from an earlier run, not answered yet
                 self.index.mark(number, TAKEN)
-                chunk.due.append(self._request(number, key, sample, body, messages))
+                chunk.due.append(self._request(number, key, sample, body, messages, item))
             else:
                 self._count_known(number, chunk)
             unmoved = unmoved and placed.get(sample) == number
             placement.requests.append((sample, number))
             if self._keep_output and len(chunk.outputs) < len(chunk.due):
-                chunk.outputs.append(item.output)
+                chunk.outputs.append(item.output if isinstance(item, Instruction) else "")
         if not unmoved:
             chunk.placements.append(placement)
 
@@ -205,39 +315,17 @@ class Feed:
         else:
             chunk.shared[request] += 1
 
-    def _find(self, key: bytes) -> int | None:
-        for candidate in self.index.candidates(key):
-            if self._stored_key(candidate) == key:
-                return candidate
-        return None
-
-    def _stored_key(self, request: int) -> bytes | None:
-        row = self._reader.execute("SELECT key FROM requests WHERE id = ?", (request,)).fetchone()
-        return row[0] if row else self._fresh.get(request)
-
-    def _new(self, key: bytes, sample: int, body: bytes, messages: Sequence[Message]) -> Request:
-        request = self._request(self._next_id, key, sample, body, messages)
-        self.index.add(key, self._next_id, TAKEN)
-        self._fresh[self._next_id] = key
-        if len(self._fresh) > FRESH_KEPT:
-            self._forget_committed()
-        self._next_id += 1
-        return request
-
-    def _forget_committed(self) -> None:
-        (last,) = self._reader.execute("SELECT ifnull(max(id), 0) FROM requests").fetchone()
-        self._fresh = {number: key for number, key in self._fresh.items() if number > last}
-
     def _request(
-        self, number: int, key: bytes, sample: int, body: bytes, messages: Sequence[Message]
+        self, number: int, key: bytes, sample: int, body: bytes, messages: Sequence[Message], item: Item
     ) -> Request:
         tokens = self._plan.tokenizer.count_messages(messages)
-        return Request(number, key, sample, body, tokens, self._plan.max_tokens)
+        kept = item if self._plan.task.check else None
+        return Request(number, key, sample, body, tokens, self._plan.max_tokens, kept)
 
     def _placed(self, position: int) -> tuple[bytes, int, dict[int, int]]:
         """What the ledger remembers at a position: the item's JSON, its plan, request by sample."""
         start = position - position % PAGE
         if start != self._page_start:
-            self._page = placed_page(self._reader, self._stage, start, start + PAGE)
+            self._page = placed_page(self._known.reader, self._stage, start, start + PAGE)
             self._page_start = start
         return self._page.get(position, NOWHERE)

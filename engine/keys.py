@@ -38,15 +38,27 @@ class Sealer:
         self._body_tail = b"," + fixed[1:]
         name = orjson.dumps(model)
         sorted_params = orjson.dumps(canonical(params), option=_SORTED)
-        self._key_tail = b',"model":' + name + b',"params":' + sorted_params + b',"sample":'
+        self._key_tail = b',"model":' + name + b',"params":' + sorted_params
 
-    def seal(self, messages: Sequence[Message], samples: int) -> tuple[bytes, list[bytes]]:
-        """(body, keys): the JSON to send, and the 32-byte key of each of the samples."""
+    def seal(
+        self, messages: Sequence[Message], samples: int, schema: Mapping[str, Any] | None = None
+    ) -> tuple[bytes, list[bytes]]:
+        """(body, keys): the JSON to send, and the 32-byte key of each of the samples.
+
+        schema: a JSON schema that the reply must follow, where it is the row's own.
+        """
         head = b'{"messages":' + orjson.dumps(messages, option=_SORTED)
-        digest = hashlib.sha256(head + self._key_tail)
+        extra = b',"response_format":' + _response_format(schema) if schema else b""
+        digest = hashlib.sha256(head + self._key_tail + extra + b',"sample":')
         keys = []
         for sample in range(samples):
             one = digest.copy()
             one.update(b"%d}" % sample)
             keys.append(one.digest())
-        return head + self._body_tail, keys
+        return head + extra + self._body_tail, keys
+
+
+def _response_format(schema: Mapping[str, Any]) -> bytes:
+    """Structured outputs as OpenAI and llama.cpp's server take them."""
+    named = {"name": "reply", "strict": True, "schema": schema}
+    return orjson.dumps({"type": "json_schema", "json_schema": named}, option=_SORTED)

@@ -139,6 +139,15 @@ class Limiter:
         return max(0.0, self._paused_until - self._clock())
 
     @property
+    def now(self) -> float:
+        return self._clock()
+
+    @property
+    def waiting(self) -> int:
+        """Requests in the queue."""
+        return len(self._queue)
+
+    @property
     def pauses(self) -> int:
         """429 incidents since the last success."""
         return self._pauses

@@ -19,6 +19,7 @@ from store.errors import UsageError
 if TYPE_CHECKING:
     from engine.settings import Settings
 
+PER_SERVER = ("rpm", "tpm", "rpd", "tpd", "concurrency", "price_in", "price_out")
 PANEL_WHO, PANEL_HOW, PANEL_LIMITS, PANEL_MONEY = "Teacher", "What is asked", "Limits", "Money"
 
 
@@ -32,7 +33,7 @@ def engine_options(
         list[str] | None,
         _option(
             "--base-url",
-            text="the API's address [OPENAI_BASE_URL, else OpenAI]",
+            text="the API's address; several share the work, each with these limits [OPENAI_BASE_URL, else OpenAI]",
             panel=PANEL_WHO,
             metavar="URL",
         ),
@@ -173,18 +174,18 @@ def settings_from(options: Mapping[str, Any], task: str) -> "Settings":
     from engine.settings import OPENAI_URL, Settings
 
     urls = options["base_url"] or [os.environ.get("OPENAI_BASE_URL") or OPENAI_URL]
-    if len(urls) > 1:
-        raise UsageError("--base-url may be given once: several endpoints are not supported yet")
+    if len(set(urls)) < len(urls):
+        raise UsageError("--base-url was given twice with the same address")
     _check_text(options)
     values = {
         k: v for k, v in options.items() if k not in ("base_url", "api_key_env", "prompt", "param", "omit")
     }
+    limits = {name: options[name] for name in PER_SERVER}
     values.update(
         task=task,
         stage=options["stage"] or task,
-        base_url=_checked_url(urls[0]),
-        api_key=_key(options["api_key_env"]),
-        proxy=_proxy_for(urls[0]),
+        **server_values(urls[0], options["api_key_env"]),
+        others=[{**limits, **server_values(url, options["api_key_env"])} for url in urls[1:]],
         prompt=_text_of(options["prompt"]),
         param=_params(options["param"] or []),
         omit=tuple(options["omit"] or ()),
@@ -193,6 +194,11 @@ def settings_from(options: Mapping[str, Any], task: str) -> "Settings":
         return Settings(**values)
     except ValidationError as error:
         raise UsageError(_first_problem(error)) from None
+
+
+def server_values(url: str, key_variable: str) -> dict[str, Any]:
+    """Address, key and proxy of one server. Raises UsageError."""
+    return {"base_url": _checked_url(url), "api_key": _key(key_variable), "proxy": _proxy_for(url)}
 
 
 def _check_text(options: Mapping[str, Any]) -> None:

@@ -1,17 +1,16 @@
 """Shows a run while it goes: a live panel on a terminal, a plain line now and then elsewhere.
 
-Reads the run's state, the limiter, the budget and the breaker; changes nothing.
+Reads the state of each stage, its teacher and the budget; changes nothing.
 """
 
 import asyncio
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from engine.breaker import Breaker
 from engine.budget import Budget
-from engine.limits import Limiter
+from engine.endpoints import Endpoint, Teacher
 from engine.state import RunState
 from engine.terminal import dollars, duration, percent, plain, tell
 
@@ -28,9 +27,8 @@ class View:
 
     stage: str
     state: RunState
-    limiter: Limiter
+    teacher: Teacher
     budget: Budget
-    breaker: Breaker
     rate: float = 0.0
     token_rate: float = 0.0
     _at: float | None = None
@@ -76,8 +74,10 @@ class View:
         failed = ", ".join(f"{c} {n:,}" for c, n in sorted(state.failed.items()) if n) or "0"
         parts = [("done", done), ("failed", failed), ("in flight", str(state.in_flight))]
         parts.append(("rate", f"{self.rate:.1f} requests/s, {self.token_rate:,.0f} tokens/s"))
-        used = self.limiter.utilisation()
-        limits = [f"{name} {percent(share)}" for name, share in used.items() if share is not None]
+        used = self.teacher.utilisation()
+        limits = [
+            f"{name} {percent(used[name])}" for name in ("requests", "tokens") if used[name] is not None
+        ]
         if limits:
             parts.append(("of the limit", ", ".join(limits) + f"; {state.limited} x 429"))
         elif state.limited:
@@ -85,12 +85,21 @@ class View:
         parts.append(("spent", self._money()))
         if self.seconds_left is not None:
             parts.append(("left", duration(self.seconds_left)))
-        if self.limiter.paused_seconds > LINE_SECONDS:
-            parts.append(("WAITING", f"the server said so: {duration(self.limiter.paused_seconds)}"))
-        if self.breaker.is_open:
-            words = plain(self.breaker.last_words, 120)
-            parts.append(("WAITING", f"the server is not answering ({words}); {self.breaker.probes} probes"))
-        return parts
+        return parts + [
+            ("WAITING", words) for endpoint in self.teacher.endpoints if (words := self._waits(endpoint))
+        ]
+
+    def _waits(self, endpoint: Endpoint) -> str:
+        """Why nothing is sent to a server at the moment, or an empty text."""
+        who = "the server" if self.teacher.is_one else endpoint.url
+        limiter, breaker = endpoint.limiter, endpoint.breaker
+        if endpoint.refusal:
+            return f"{who} refused ({plain(endpoint.refusal, 120)}) and rests"
+        if breaker.is_open:
+            return f"{who} is not answering ({plain(breaker.last_words, 120)}); {breaker.probes} probes"
+        if limiter.paused_seconds > LINE_SECONDS:
+            return f"{who} said so: {duration(limiter.paused_seconds)}"
+        return ""
 
     def _money(self) -> str:
         spent = dollars(self.budget.spent / 1e6)
@@ -101,42 +110,45 @@ class View:
         return spent
 
 
-async def show(view: View, on_tick: Callable[[], None]) -> None:
+async def show(views: Sequence[View], on_tick: Callable[[], None]) -> None:
     """Runs until cancelled."""
     if sys.stderr.isatty():
-        await _show_live(view, on_tick)
+        await _show_live(views, on_tick)
     else:
-        await _show_lines(view, on_tick)
+        await _show_lines(views, on_tick)
 
 
-async def watch_silently(view: View, on_tick: Callable[[], None]) -> None:
+async def watch_silently(views: Sequence[View], on_tick: Callable[[], None]) -> None:
     """`--quiet`: nothing is shown, the ledger still learns the utilisation."""
     while True:
         await asyncio.sleep(LINE_SECONDS)
         on_tick()
 
 
-async def _show_lines(view: View, on_tick: Callable[[], None]) -> None:
+async def _show_lines(views: Sequence[View], on_tick: Callable[[], None]) -> None:
     loop = asyncio.get_running_loop()
-    view.tick(loop.time())
+    for view in views:
+        view.tick(loop.time())
     while True:
         await asyncio.sleep(LINE_SECONDS)
-        view.tick(loop.time())
         on_tick()
-        line = "; ".join(f"{label} {value}" for label, value in view.parts())
-        tell(f"{view.stage}: {line}\n")
+        for view in views:
+            view.tick(loop.time())
+            line = "; ".join(f"{label} {value}" for label, value in view.parts())
+            tell(f"{view.stage}: {line}\n")
 
 
-async def _show_live(view: View, on_tick: Callable[[], None]) -> None:
-    from rich.console import Console
+async def _show_live(views: Sequence[View], on_tick: Callable[[], None]) -> None:
+    from rich.console import Console, Group
     from rich.live import Live
 
     loop = asyncio.get_running_loop()
     with Live(console=Console(stderr=True), auto_refresh=False, transient=True) as live:
         ticks = 0
         while True:
-            view.tick(loop.time())
-            live.update(_panel(view), refresh=True)
+            for view in views:
+                view.tick(loop.time())
+            live.update(Group(*map(_panel, views)), refresh=True)
             await asyncio.sleep(LIVE_SECONDS)
             ticks += 1
             if ticks % 10 == 0:

@@ -7,14 +7,15 @@ sleeping or not. Decisions lie elsewhere (asking, limits, breaker, budget): here
 
 import asyncio
 from collections import Counter, deque
+from typing import TypeGuard
 
 from aiolimiter import AsyncLimiter
 
 from engine.asking import Again, Answered, Asker, Failed
-from engine.breaker import Breaker, Effort
-from engine.concurrency import Gate
-from engine.errors import AllRefused, RunStopped
-from engine.feed import Chunk, Feed
+from engine.breaker import Effort
+from engine.endpoints import Endpoint, Teacher
+from engine.errors import AllRefused, AuthRefused, ProviderDown, QuotaExhausted, RunStopped
+from engine.feed import Chunk, Feed, Placement
 from engine.state import BAD_ROWS_KEPT, RunState
 from store.errors import DistillError
 from store.index import ANSWERED, FAILED
@@ -26,6 +27,7 @@ CANARIES = 10
 CANARIES_A_SECOND = 4
 CHUNK = 64
 DRAIN_SECONDS = 5.0
+GATHER_SECONDS = 0.2  # news from the stages before are taken in at most this often
 
 
 class Interrupted(RunStopped):
@@ -35,21 +37,22 @@ class Interrupted(RunStopped):
 
 
 class Runner:
-    """One stage on one endpoint. `run()` returns when the pool is done or raises RunStopped."""
+    """One stage at its teacher. `run()` returns when the rows are done or raises RunStopped.
+
+    A stage that takes its rows from others waits for `news`; those that take from this one are in
+    `readers`, and see rows below `frontier` only: the places of these are up to date.
+    """
 
     def __init__(
-        self,
-        feed: Feed,
-        ledger: Ledger,
-        breaker: Breaker,
-        gate: Gate,
-        stage: int,
-        state: RunState,
-        most: int,
+        self, feed: Feed, ledger: Ledger, teacher: Teacher, stage: int, state: RunState, most: int
     ) -> None:
-        self.feed, self.ledger, self.breaker, self.gate = feed, ledger, breaker, gate
+        self.feed, self.ledger, self.teacher = feed, ledger, teacher
         self.stage, self.state, self.most = stage, state, most
-        self.asker: Asker  # set before run(): it asks us whether we have stopped
+        self.askers: dict[Endpoint, Asker] = {}  # set before run(): they ask us whether we have stopped
+        self.readers: list[Runner] = []
+        self.news = asyncio.Event()
+        self.frontier = 0
+        self.is_over = False
         self._due: deque[Request] = deque()
         self._ended = False
         self._shared: Counter[int] = Counter()
@@ -59,8 +62,9 @@ class Runner:
         self._stopped: DistillError | None = None
         self._drain: float | None = None
         self._control = AsyncLimiter(CANARIES_A_SECOND, 1.0)
-        self._proven = False  # the server has answered a row of this run
+        self._proven = False  # the teacher has answered a row of this stage
         self._refusals: list[tuple[Request, Failed]] = []
+        self._producer: asyncio.Task[None] | None = None
 
     async def run(self) -> None:
         """Raises RunStopped if it ended early, StorageError if the ledger could not be written."""
@@ -68,10 +72,15 @@ class Runner:
             async with asyncio.TaskGroup() as group:
                 self._group = group
                 self._producer = group.create_task(self._produce())
+                if self._stopped:
+                    self._producer.cancel()
                 await asyncio.wait([self._producer])
                 await self._wind_down()
         except BaseExceptionGroup as errors:
             raise _first(errors) from None
+        finally:
+            self.is_over = True
+            self._tell_readers()
         if self._stopped:
             raise self._stopped
 
@@ -85,7 +94,8 @@ class Runner:
             self._drain = drain
         if self._stopped is None:
             self._stopped = reason
-            self._producer.cancel()  # it may be waiting for a pipe that says nothing
+            if self._producer:
+                self._producer.cancel()  # it may be waiting for a pipe that says nothing
             for task, in_flight in list(self._tasks.items()):
                 if not in_flight:
                     task.cancel()
@@ -93,7 +103,6 @@ class Runner:
 
     async def _produce(self) -> None:
         await self._canary()
-        self._fix_concurrency()
         await self._bulk()
 
     async def _canary(self) -> None:
@@ -117,12 +126,6 @@ class Runner:
                 self._fail(request, failed)
             self._refusals.clear()
 
-    def _fix_concurrency(self) -> None:
-        """A server that told its limits in the canary's headers is paced by them, not by latency."""
-        if self.asker.adaptive and self.asker.limiter.knows_limits:
-            self.asker.adaptive = None
-            self.gate.resize(self.most)
-
     def _judge_refusals(self) -> None:
         count, last = len(self._refusals), self._refusals[-1][1]
         alike = all(failed.status == last.status for _, failed in self._refusals)
@@ -140,7 +143,8 @@ class Runner:
 
     def _has_room(self) -> bool:
         active = len(self._tasks) - self._sleeping
-        return active < self.gate.limit and len(self._tasks) < OUTSTANDING * self.gate.limit
+        slots = self.teacher.slots
+        return active < slots and len(self._tasks) < OUTSTANDING * slots
 
     async def _wind_down(self) -> None:
         """Waits for what is outstanding: all of it, or after a stop what is in flight."""
@@ -160,15 +164,24 @@ class Runner:
 
     async def _next_due(self) -> Request | None:
         while not (self._due or self._ended or self._stopped):
-            await self._take(await self.feed.chunk(CHUNK))
+            self.news.clear()
+            chunk = await self.feed.chunk(CHUNK)
+            await self._take(chunk)
+            if chunk.dry and not self._due:
+                await self.news.wait()
+                await asyncio.sleep(GATHER_SECONDS)
         return self._due.popleft() if self._due and not self._stopped else None
+
+    def place(self, placement: Placement) -> None:
+        """Remembers a row's place; called for each, even when the run is being stopped."""
+        p = placement
+        self.ledger.place(self.stage, p.position, p.item, self.feed.plan, p.requests, p.new)
 
     async def _take(self, chunk: Chunk) -> None:
         state = self.state
-        for p in chunk.placements:
-            self.ledger.place(self.stage, p.position, p.item, self.feed.plan, p.requests, p.new)
-        if len(chunk.placements) > CHUNK:
+        if len(chunk.placements) > CHUNK or (self.readers and chunk.placements):
             await self.ledger.committed()
+        self.frontier = chunk.end
         state.rows += chunk.rows
         state.bad_rows += len(chunk.bad)
         state.bad_shown.extend(chunk.bad[: BAD_ROWS_KEPT - len(state.bad_shown)])
@@ -181,6 +194,11 @@ class Runner:
         if chunk.ended:
             self._ended = True
             state.total = state.rows * self.feed.samples
+        self._tell_readers()
+
+    def _tell_readers(self) -> None:
+        for reader in self.readers:
+            reader.news.set()
 
     def _count_earlier(self, failed: int) -> None:
         if failed:
@@ -222,23 +240,27 @@ class Runner:
             self.stop(reason)
 
     async def _attempt(self, request: Request, effort: Effort) -> Answered | Again | Failed:
-        """Through the breaker and the gate; a retry stands at the head of both queues."""
-        probe = await self.breaker.admit()
+        """At an endpoint that has room; a retry stands at the head of its queue."""
+        endpoint, probe = await self.teacher.admit(first=effort.asks > 0)
         try:
-            await self.gate.enter(first=effort.asks > 0)
-            try:
-                return await self.asker.attempt(request, effort, probe, self._mark_in_flight)
-            finally:
-                self.gate.leave()
-                self._mark_in_flight(False)
-                self._changed.set()
+            verdict = await self.askers[endpoint].attempt(request, effort, probe, self._mark_in_flight)
+            if self.teacher.is_one or not _is_refusal(verdict, endpoint):
+                return verdict
+            self.teacher.put_to_rest(endpoint, AllRefused(verdict.words))
+            return Again(0.0)
+        except (AuthRefused, QuotaExhausted, ProviderDown) as reason:
+            self.teacher.put_to_rest(endpoint, reason)
+            return Again(0.0)
         finally:
-            self.breaker.abandoned(probe)
+            self.teacher.leave(endpoint, probe)
+            self._mark_in_flight(False)
+            self._changed.set()
 
     def _mark_in_flight(self, in_flight: bool = True) -> None:
         task = asyncio.current_task()
         if task in self._tasks:
             self._tasks[task] = in_flight
+        self.teacher.wake()
 
     async def _sleep(self, seconds: float) -> None:
         if seconds <= 0:
@@ -254,6 +276,7 @@ class Runner:
         self._proven = True
         self.feed.index.mark(request.id, ANSWERED)
         self.state.done += 1 + self._shared.pop(request.id, 0)
+        self._tell_readers()
 
     def _failed(self, request: Request, failed: Failed) -> None:
         """Refusals before the first answer may be the run's fault: they wait for the verdict."""
@@ -266,6 +289,12 @@ class Runner:
         self.ledger.fail(request.id, failed.error)
         self.feed.index.mark(request.id, FAILED)
         self.state.failed[failed.cause] += 1 + self._shared.pop(request.id, 0)
+        self._tell_readers()
+
+
+def _is_refusal(verdict: Answered | Again | Failed, endpoint: Endpoint) -> TypeGuard[Failed]:
+    """An endpoint that has not answered yet does not know the model, or the address is wrong."""
+    return isinstance(verdict, Failed) and verdict.status == 404 and not endpoint.proven
 
 
 def _first(errors: BaseExceptionGroup[BaseException]) -> BaseException:

@@ -1,6 +1,7 @@
-"""Opens a run folder and everything around it, runs one stage, closes it all in order.
+"""Opens a run folder and everything around it, runs its stages together, closes it all in order.
 
-The one place where the parts are put together; decides nothing itself.
+The one place where the parts are put together; decides nothing itself. Stages share the ledger,
+the budget, the feed's thread and, where they name the same teacher, its servers and limits.
 """
 
 import asyncio
@@ -8,9 +9,10 @@ import contextlib
 import json
 import resource
 import signal
+import sqlite3
 import time
-from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from engine import progress
@@ -19,20 +21,20 @@ from engine.breaker import Breaker
 from engine.budget import Budget
 from engine.client import Client
 from engine.concurrency import Adaptive, Gate
+from engine.endpoints import Endpoint, Teacher
 from engine.errors import RunStopped
 from engine.estimate import Estimate
-from engine.feed import Feed, Plan
+from engine.feed import Feed, FeedThread, Placement, Plan, Rows
 from engine.limits import Limiter
-from engine.prices import Price
+from engine.prices import FREE
 from engine.runner import DRAIN_SECONDS, OUTSTANDING, Interrupted, Runner
-from engine.settings import MOST_CONCURRENT, Settings
+from engine.settings import MOST_CONCURRENT, Server, Settings
 from engine.state import RunState
 from store.errors import DiskFull, DistillError, PoolError
 from store.folder import make_reserve
 from store.index import KeyIndex
 from store.ledger import Ledger
-from store.pool import Pool
-from store.read import account, connect_reader, day_usage
+from store.read import account, connect_reader, day_usage, stage_account
 from store.schema import STAGE_SHIFT
 
 # The reserve takes in what is in flight when the disk is full: a reply's text and the JSON around it,
@@ -42,22 +44,32 @@ SPARE_FILES = 64
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
-    """One stage to run: what, on which pool, into which folder that this process holds."""
+class StageJob:
+    """One stage: what is asked, of which rows. `after`: the stages whose answers they are made of,
+    which may run at the same time; `cap`: dollars for this stage alone."""
 
     settings: Settings
-    price: Price
     plan: Plan
-    pool: Pool
+    rows: Rows
+    estimate: Estimate | None = None
+    after: tuple[str, ...] = ()
+    cap: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """Stages to run in a folder that this process holds; `cap`: dollars for the whole folder."""
+
+    stages: Sequence[StageJob]
     run: Path
     index: KeyIndex
-    estimate: Estimate | None
+    cap: float | None
     quiet: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """How it ended: counts, exit code, and the reason if it ended early."""
+    """How a stage ended: counts, exit code, and the reason if it ended early."""
 
     state: RunState
     exit_code: int
@@ -66,8 +78,22 @@ class Result:
     seconds: float
 
 
-def run_job(job: Job) -> Result:
-    """Runs a job on an event loop of its own (uvloop)."""
+@dataclass(eq=False)
+class _Stage:
+    """A stage that runs."""
+
+    job: StageJob
+    number: int
+    run: int
+    runner: Runner
+    view: progress.View
+    started: float = field(default_factory=time.monotonic)
+    stopped: DistillError | None = None
+    result: Result | None = None
+
+
+def run_job(job: Job) -> list[Result]:
+    """Runs a job on an event loop of its own (uvloop); a result for each stage."""
     import uvloop
 
     _raise_file_limit()
@@ -75,21 +101,38 @@ def run_job(job: Job) -> Result:
         return runner.run(_run(job))
 
 
-async def _run(job: Job) -> Result:
-    most = job.settings.concurrency or MOST_CONCURRENT
-    each = RESERVE_FACTOR * (job.settings.sent_max_tokens() * BYTES_A_TOKEN + REPLY_BYTES)
-    most = max(1, min(most, make_reserve(job.run, most * each) // each))
-    stop_for_disk: list[Runner] = []
+async def _run(job: Job) -> list[Result]:
+    each = max(_reply_bytes(stage.settings) for stage in job.stages)
+    wanted = sum(_concurrency(server) for servers in _servers(job).values() for server in servers)
+    share = min(1.0, make_reserve(job.run, wanted * each) / (wanted * each))
+    running: list[_Stage] = []
 
     def on_full() -> None:
-        for runner in stop_for_disk:
-            runner.stop(_disk_full(job.run))
+        for stage in running:
+            stage.runner.stop(_disk_full(job.run))
 
     ledger = Ledger(job.run, on_full)
     try:
-        return await _run_with(job, ledger, stop_for_disk, most)
+        return await _run_with(job, ledger, running, share)
     finally:
         await ledger.close()
+
+
+def _reply_bytes(settings: Settings) -> int:
+    return RESERVE_FACTOR * (settings.sent_max_tokens() * BYTES_A_TOKEN + REPLY_BYTES)
+
+
+def _concurrency(server: Server) -> int:
+    return server.concurrency or MOST_CONCURRENT
+
+
+def _teacher_of(stage: StageJob) -> str:
+    return stage.settings.teacher or stage.settings.stage
+
+
+def _servers(job: Job) -> dict[str, list[Server]]:
+    """The servers of each teacher that the job needs."""
+    return {_teacher_of(stage): stage.settings.servers() for stage in job.stages}
 
 
 def _disk_full(run: Path) -> DiskFull:
@@ -99,92 +142,152 @@ def _disk_full(run: Path) -> DiskFull:
     )
 
 
-async def _run_with(job: Job, ledger: Ledger, runners: list[Runner], most: int) -> Result:
-    """`most`: requests in flight, no more than the reserve could take in on a full disk."""
-    settings, state = job.settings, RunState()
-    stage, run = ledger.begin(settings.stage, settings.task, settings.samples, _settings_json(job))
-    if job.estimate and job.plan.only is None:
-        state.total = (job.estimate.requests + job.estimate.already_answered) or None
-        state.stored = job.estimate.already_answered
-        ledger.note("UPDATE runs SET estimate = ? WHERE id = ?", json.dumps(job.estimate.as_json()), run)
-        if not settings.limit:
-            total = job.estimate.rows * settings.samples
-            state.total = total
-            ledger.note("UPDATE stages SET total = ? WHERE id = ?", total, stage)
+async def _run_with(job: Job, ledger: Ledger, running: list[_Stage], share: float) -> list[Result]:
+    """`share` of the requests in flight that were wanted: what the reserve could take in."""
     reader = connect_reader(job.run)
-    spent, at_risk = account(reader)
-    limiter = Limiter(settings.rpm, settings.tpm, settings.rpd, settings.tpd)
-    if settings.rpd or settings.tpd:
-        _remember_day(limiter, day_usage(reader, time.time() - 86400))
-    reader.close()
-    cap = None if settings.budget is None else round(settings.budget * 1e6)
-    budget = Budget(cap, spent, at_risk)
-    breaker = Breaker(settings.give_up, OUTSTANDING * most)
-    gate = Gate(most)
-    feed = Feed(job.pool, job.plan, job.run, stage, job.index)
-    runner = Runner(feed, ledger, breaker, gate, stage, state, most)
-    runners.append(runner)
-    key = settings.api_key.get_secret_value() if settings.api_key else None
-    async with Client(settings.base_url, key, most, settings.timeout, settings.proxy) as client:
-        terms = Terms(run, stage, job.price, settings.attempts)
-        asker = Asker(
-            terms, ledger, client, limiter, budget, breaker, job.plan.tokenizer, state,
-            lambda: runner.is_stopped,
-        )  # fmt: skip
-        if settings.concurrency is None and not limiter.knows_limits:
-            asker.adaptive = Adaptive(gate, most)
-        runner.asker = asker
-        view = progress.View(settings.stage, state, limiter, budget, breaker)
-        started = time.monotonic()
-        stopped = await _watched(runner, view, ledger, run, job.quiet)
-    feed.close()
-    result = _result(state, stopped, limiter, time.monotonic() - started)
-    _close_books(job, ledger, stage, run, result, feed.position)
-    return result
+    budget = Budget(_micro(job.cap), *account(reader))
+    async with contextlib.AsyncExitStack() as stack:
+        thread = FeedThread(job.run, job.index)
+        stack.callback(thread.close)
+        teachers: dict[str, Teacher] = {}
+        for each in job.stages:
+            name = _teacher_of(each)
+            if name not in teachers:
+                teachers[name] = await _teacher(each.settings, ledger, stack, share)
+                _remember_day(teachers[name], reader)
+            running.append(_begin(each, ledger, teachers[name], budget, thread))
+        reader.close()
+        _connect(running)
+        await _watched(running, ledger, job.quiet)
+    for stage in running:
+        _close_books(stage, ledger)
+    return [stage.result for stage in running if stage.result]
 
 
-def _settings_json(job: Job) -> dict[str, object]:
-    return {**job.settings.public(), "pool": job.pool.source}
+def _micro(dollars: float | None) -> int | None:
+    return None if dollars is None else round(dollars * 1e6)
 
 
-def _remember_day(limiter: Limiter, usage: list[tuple[float, int, int]]) -> None:
+async def _teacher(
+    settings: Settings, ledger: Ledger, stack: contextlib.AsyncExitStack, share: float
+) -> Teacher:
+    endpoints = []
+    for server in settings.servers():
+        most = max(1, int(share * _concurrency(server)))
+        key = server.api_key.get_secret_value() if server.api_key else None
+        client = Client(server.base_url, key, most, settings.timeout, server.proxy)
+        limiter = Limiter(server.rpm, server.tpm, server.rpd, server.tpd)
+        gate = Gate(most)
+        endpoint = Endpoint(
+            ledger.endpoint(server.base_url),
+            server.base_url,
+            settings.price_of(server) or FREE,  # an unknown price, once agreed to, is booked as zero
+            await stack.enter_async_context(client),
+            limiter,
+            Breaker(settings.give_up, OUTSTANDING * most),
+            gate,
+            most,
+        )
+        if server.concurrency is None and not limiter.knows_limits:
+            endpoint.adaptive = Adaptive(gate, most)
+        endpoints.append(endpoint)
+    return Teacher(endpoints)
+
+
+def _begin(job: StageJob, ledger: Ledger, teacher: Teacher, budget: Budget, thread: FeedThread) -> _Stage:
+    """Opens the stage and its run in the ledger, and puts its parts together."""
+    settings, state = job.settings, RunState()
+    shown = {**settings.public(), "pool": job.rows.source}
+    number, run = ledger.begin(settings.stage, settings.task, settings.samples, shown)
+    _note_estimate(job, ledger, state, number, run)
+    if job.cap is not None:
+        budget = Budget(_micro(job.cap), *stage_account(ledger.run, number), above=budget)
+    most = sum(endpoint.most for endpoint in teacher.endpoints)
+
+    def place(placement: Placement) -> None:
+        runner.place(placement)
+
+    runner = Runner(Feed(job.rows, job.plan, number, thread, place), ledger, teacher, number, state, most)
+    terms = Terms(run, number, settings.attempts, settings.attempts_parse, job.plan.task.check)
+    for endpoint in teacher.endpoints:
+        runner.askers[endpoint] = Asker(
+            terms, ledger, endpoint, budget, job.plan.tokenizer, state, lambda: runner.is_stopped
+        )
+    return _Stage(job, number, run, runner, progress.View(settings.stage, state, teacher, budget))
+
+
+def _note_estimate(job: StageJob, ledger: Ledger, state: RunState, stage: int, run: int) -> None:
+    told = job.estimate
+    if told is None or job.plan.only is not None:
+        return
+    state.total = (told.requests + told.already_answered) or None
+    state.stored = told.already_answered
+    ledger.note("UPDATE runs SET estimate = ? WHERE id = ?", json.dumps(told.as_json()), run)
+    if not job.settings.limit:
+        state.total = told.rows * job.settings.samples
+        ledger.note("UPDATE stages SET total = ? WHERE id = ?", state.total, stage)
+
+
+def _remember_day(teacher: Teacher, reader: sqlite3.Connection) -> None:
     """What earlier runs used of the daily limits; wall-clock ages become loop times."""
     loop_now, now = asyncio.get_running_loop().time(), time.time()
-    for at, requests, tokens in usage:
-        limiter.day_requests.add(requests, loop_now - max(0.0, now - at))
-        limiter.day_tokens.add(tokens, loop_now - max(0.0, now - at))
+    for endpoint in teacher.endpoints:
+        limiter = endpoint.limiter
+        if limiter.day_requests.limit is None and limiter.day_tokens.limit is None:
+            continue
+        for at, requests, tokens in day_usage(reader, now - 86400, endpoint.number):
+            limiter.day_requests.add(requests, loop_now - max(0.0, now - at))
+            limiter.day_tokens.add(tokens, loop_now - max(0.0, now - at))
 
 
-async def _watched(
-    runner: Runner, view: progress.View, ledger: Ledger, run: int, quiet: bool
-) -> DistillError | None:
-    """Runs it under the signals and the display; returns the reason if it ended early."""
+def _connect(running: Sequence[_Stage]) -> None:
+    """Tells the rows of later stages how far the earlier ones are."""
+    by_name = {stage.job.settings.stage: stage.runner for stage in running}
+    for stage in running:
+        for name in stage.job.after:
+            if name in by_name:
+                by_name[name].readers.append(stage.runner)
+                stage.job.rows.follow(name, by_name[name])
+
+
+async def _watched(running: Sequence[_Stage], ledger: Ledger, quiet: bool) -> None:
+    """Runs the stages under the signals and the display."""
+    views = [stage.view for stage in running]
 
     def keep_utilisation() -> None:
-        ledger.note(
-            "UPDATE runs SET utilisation = ? WHERE id = ?",
-            json.dumps(view.limiter.utilisation()),
-            run,
-        )
+        for stage in running:
+            used = json.dumps(stage.view.teacher.utilisation())
+            ledger.note("UPDATE runs SET utilisation = ? WHERE id = ?", used, stage.run)
 
     display = progress.watch_silently if quiet else progress.show
-    shown = asyncio.ensure_future(display(view, keep_utilisation))
+    shown = asyncio.ensure_future(display(views, keep_utilisation))
     try:
-        async with _signals(runner):
-            await runner.run()
-    except (RunStopped, DiskFull) as reason:
-        return reason
+        async with _signals([stage.runner for stage in running]), asyncio.TaskGroup() as group:
+            for stage in running:
+                group.create_task(_run_stage(stage))
+    except BaseExceptionGroup as errors:
+        raise errors.exceptions[0] from None
     finally:
         shown.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await shown
-    if view.state.rows == 0 and runner.feed.position == 0:
-        return PoolError(f"no usable row in pool ({view.state.bad_rows} bad rows)")
-    return None
+
+
+async def _run_stage(stage: _Stage) -> None:
+    try:
+        await stage.runner.run()
+    except (RunStopped, DiskFull) as reason:
+        stage.stopped = reason
+    state = stage.view.state
+    if stage.stopped is None and state.rows == 0 and stage.runner.feed.rows_read == 0 and not stage.job.after:
+        stage.stopped = PoolError(f"no usable row in pool ({state.bad_rows} bad rows)")
+    code = stage.stopped.exit_code if stage.stopped else (1 if state.failed.total() else 0)
+    used, seconds = stage.view.teacher.utilisation(), time.monotonic() - stage.started
+    stage.result = Result(state, code, stage.stopped, used, seconds)
 
 
 @contextlib.asynccontextmanager
-async def _signals(runner: Runner) -> AsyncIterator[None]:
+async def _signals(runners: Sequence[Runner]) -> AsyncIterator[None]:
     """First SIGINT or SIGTERM: drain for some seconds; second: at once."""
     loop = asyncio.get_running_loop()
     seen = 0
@@ -193,7 +296,8 @@ async def _signals(runner: Runner) -> AsyncIterator[None]:
         nonlocal seen
         seen += 1
         words = f"stopped by {name}; what was answered is stored: run the same command to go on"
-        runner.stop(Interrupted(words), drain=DRAIN_SECONDS if seen == 1 else 0.0)
+        for runner in runners:
+            runner.stop(Interrupted(words), drain=DRAIN_SECONDS if seen == 1 else 0.0)
 
     numbers = (signal.SIGINT, signal.SIGTERM)
     for number in numbers:
@@ -205,28 +309,25 @@ async def _signals(runner: Runner) -> AsyncIterator[None]:
             loop.remove_signal_handler(number)
 
 
-def _result(state: RunState, stopped: DistillError | None, limiter: Limiter, seconds: float) -> Result:
-    code = stopped.exit_code if stopped else (1 if state.failed.total() else 0)
-    return Result(state, code, stopped, limiter.utilisation(), seconds)
-
-
-def _close_books(job: Job, ledger: Ledger, stage: int, run: int, result: Result, rows: int) -> None:
+def _close_books(stage: _Stage, ledger: Ledger) -> None:
     """Totals and the end of the run. Places of rows that the pool no longer has are forgotten
     (their answers are kept)."""
-    if result.stopped is None and job.plan.only is None:
-        total = rows * job.settings.samples
-        if job.settings.limit:
-            ledger.note("UPDATE stages SET total = max(ifnull(total, 0), ?) WHERE id = ?", total, stage)
+    result, settings, number = stage.result, stage.job.settings, stage.number
+    assert result is not None
+    if result.stopped is None and stage.job.plan.only is None:
+        total, end = stage.runner.feed.rows_read * settings.samples, stage.runner.feed.end
+        if settings.limit:
+            ledger.note("UPDATE stages SET total = max(ifnull(total, 0), ?) WHERE id = ?", total, number)
         else:
-            first, last = (stage << STAGE_SHIFT) + rows, (stage + 1) << STAGE_SHIFT
-            ledger.note("UPDATE stages SET total = ? WHERE id = ?", total, stage)
+            first, last = (number << STAGE_SHIFT) + end, (number + 1) << STAGE_SHIFT
+            ledger.note("UPDATE stages SET total = ? WHERE id = ?", total, number)
             ledger.note("DELETE FROM rows WHERE id >= ? AND id < ?", first, last)
-            ledger.note("DELETE FROM samples WHERE stage = ? AND position >= ?", stage, rows)
-            ledger.note("DELETE FROM samples WHERE stage = ? AND sample >= ?", stage, job.settings.samples)
-        ledger.note("UPDATE stages SET bad_rows = ? WHERE id = ?", result.state.bad_rows, stage)
+            ledger.note("DELETE FROM samples WHERE stage = ? AND position >= ?", number, end)
+            ledger.note("DELETE FROM samples WHERE stage = ? AND sample >= ?", number, settings.samples)
+        ledger.note("UPDATE stages SET bad_rows = ? WHERE id = ?", result.state.bad_rows, number)
     ledger.note(
         "UPDATE runs SET ended = ?, exit_code = ?, utilisation = ? WHERE id = ?",
-        time.time(), result.exit_code, json.dumps(result.utilisation), run,
+        time.time(), result.exit_code, json.dumps(result.utilisation), stage.run,
     )  # fmt: skip
 
 

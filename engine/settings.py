@@ -3,18 +3,12 @@
 `params` are exactly what is sent beside model and messages, so they decide the request's key.
 """
 
-import hashlib
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-import orjson
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, SecretStr
 
-from engine.feed import Plan
-from engine.keys import KEY_VERSION, Sealer, canonical
 from engine.prices import Price, given_price, is_loopback, known_price
-from engine.tasks import generate
-from engine.tokens import Tokenizer
 from store.errors import UsageError
 
 OPENAI_URL = "https://api.openai.com/v1"
@@ -22,14 +16,11 @@ REASONING_MODELS = ("o1", "o3", "o4", "gpt-5", "gpt-6")  # want max_completion_t
 MOST_CONCURRENT = 1024
 
 
-class Settings(BaseModel):
-    """What a stage asks, whom, how fast and for how much."""
+class Server(BaseModel):
+    """One endpoint: its address, key, limits and price."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    task: str = generate.NAME
-    stage: str = generate.NAME
-    model: Annotated[str, Field(min_length=1)]
     base_url: str = OPENAI_URL
     api_key: SecretStr | None = None
     proxy: str | None = None
@@ -38,6 +29,19 @@ class Settings(BaseModel):
     rpd: PositiveFloat | None = None
     tpd: PositiveFloat | None = None
     concurrency: PositiveInt | None = None
+    price_in: Annotated[float, Field(ge=0)] | None = None
+    price_out: Annotated[float, Field(ge=0)] | None = None
+
+
+class Settings(Server):
+    """What a stage asks, whom, how fast and for how much. The server of its own fields is the
+    first; `others` answer for the same model beside it."""
+
+    task: str = "generate"
+    stage: str = "generate"
+    teacher: str = ""  # stages with the same name here share its servers and their limits
+    others: tuple[Server, ...] = ()
+    model: Annotated[str, Field(min_length=1)]
     samples: PositiveInt = 1
     temperature: Annotated[float, Field(ge=0, le=2)] = 1.0
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
@@ -46,12 +50,16 @@ class Settings(BaseModel):
     omit: tuple[str, ...] = ()
     system: str | None = None
     prompt: str | None = None
+    to: str | None = None
+    field: str | None = None
+    language: str | None = None
+    structured: bool = False
+    seed: int = 0
     attempts: PositiveInt = 8
+    attempts_parse: Annotated[int, Field(ge=0)] = 2
     timeout: PositiveFloat = 300.0
     give_up: Annotated[float, Field(ge=0)] = 1800.0
     budget: Annotated[float, Field(ge=0)] | None = None
-    price_in: Annotated[float, Field(ge=0)] | None = None
-    price_out: Annotated[float, Field(ge=0)] | None = None
     limit: PositiveInt | None = None
 
     @property
@@ -77,14 +85,32 @@ class Settings(BaseModel):
         bound = params.get("max_completion_tokens", params.get("max_tokens"))
         return bound if isinstance(bound, int) and bound > 0 else 0
 
+    def servers(self) -> list[Server]:
+        mine = {name: getattr(self, name) for name in Server.model_fields}
+        return [Server(**mine), *self.others]
+
     def price(self, batch: bool = False) -> Price | None:
-        """USD a million tokens: as given, as listed, or None where nobody knows."""
-        given = given_price(self.price_in, self.price_out)
-        return given or known_price(self.model, self.base_url, batch)
+        """USD a million tokens: as given, as listed, or None where nobody knows; of several
+        servers the dearest, so that estimates and caps hold whoever answers."""
+        prices = [self.price_of(server, batch) for server in self.servers()]
+        known = [price for price in prices if price is not None]
+        return max(known, key=lambda p: (p.completion, p.prompt)) if len(known) == len(prices) else None
+
+    def price_of(self, server: Server, batch: bool = False) -> Price | None:
+        given = given_price(server.price_in, server.price_out)
+        return given or known_price(self.model, server.base_url, batch)
+
+    def together(self, name: str) -> float | None:
+        """A limit (`rpm`, `tpm`, …) of all servers together; None where one of them has none."""
+        limits = [getattr(server, name) for server in self.servers()]
+        return sum(limits) if all(limits) else None
 
     def public(self) -> dict[str, Any]:
         """For the ledger: everything but the secrets, with the parameters as sent."""
-        shown = self.model_dump(mode="json", exclude={"api_key", "proxy"})
+        secret = {"api_key", "proxy"}
+        shown = self.model_dump(
+            mode="json", exclude={"api_key": True, "proxy": True, "others": {"__all__": secret}}
+        )
         return {**shown, "params": self.params()}
 
     def check(self, price: Price | None) -> None:
@@ -99,28 +125,7 @@ class Settings(BaseModel):
             )
         if self.budget is not None and price and not price.free and not self.sent_max_tokens():
             raise UsageError("--budget needs a bound on replies: leave max_tokens in, or set it")
-        if self.api_key is None and not is_loopback(self.base_url):
-            raise UsageError(f"no API key for {self.base_url}: set OPENAI_API_KEY, or name another "
-                             "variable with --api-key-env")  # fmt: skip
-
-
-def _fingerprint(settings: Settings) -> int:
-    """63 bits over the task's prompts, the model and the parameters: all that a key is made of
-    beside the row."""
-    decisive = [KEY_VERSION, settings.task, generate.WITH_INPUT, generate.WITHOUT_INPUT]
-    decisive += [settings.prompt, settings.system, settings.model, canonical(settings.params())]
-    digest = hashlib.sha256(orjson.dumps(decisive, option=orjson.OPT_SORT_KEYS)).digest()
-    return int.from_bytes(digest[:8], "big") >> 1
-
-
-def plan_of(settings: Settings, tokenizer: Tokenizer) -> Plan:
-    """How the stage makes requests out of rows."""
-    return Plan(
-        _fingerprint(settings),
-        generate.builder(settings.prompt, settings.system),
-        Sealer(settings.model, settings.params()),
-        tokenizer,
-        settings.samples,
-        settings.sent_max_tokens(),
-        settings.limit,
-    )
+        for server in self.servers():
+            if server.api_key is None and not is_loopback(server.base_url):
+                raise UsageError(f"no API key for {server.base_url}: set OPENAI_API_KEY, or name another "
+                                 "variable with --api-key-env")  # fmt: skip

@@ -67,7 +67,7 @@ def print_estimate(told: Estimate, settings: Settings, to_stdout: bool = False, 
         _tell(table)
 
 
-def print_result(result: Result, settings: Settings, price: Price, told: Estimate | None, run: Path) -> None:
+def print_result(result: Result, price: Price, told: Estimate | None, run: Path) -> None:
     """The end of a run, with estimate and bill side by side."""
     state = result.state
     table = _grid()
@@ -87,7 +87,7 @@ def print_result(result: Result, settings: Settings, price: Price, told: Estimat
         table.add_row(
             "asked", f"{state.asked:,} in {duration(result.seconds)} ({speed:.1f} answers a second)"
         )
-        used = [f"{n} {percent(u)}" for n, u in result.utilisation.items() if u is not None]
+        used = _used(result.utilisation)
         if used:
             table.add_row("of the limit", ", ".join(used) + f"; {state.limited:,} x 429")
         ratio = state.billed_ratio
@@ -99,6 +99,11 @@ def print_result(result: Result, settings: Settings, price: Price, told: Estimat
         _tell(Text(f"distill: {plain(str(result.stopped), 600)}", style="bold"))
     elif state.failed.total():
         _tell(Text(f"see them: bin/distill status {run}; ask again: bin/distill retry {run}"))
+
+
+def _used(utilisation: Mapping[str, Any]) -> list[str]:
+    shares = [(name, utilisation.get(name)) for name in ("requests", "tokens")]
+    return [f"{name} {percent(share)}" for name, share in shares if share is not None]
 
 
 def _add_bill(table: Table, result: Result, price: Price, told: Estimate | None) -> None:
@@ -141,8 +146,13 @@ def print_status(status: Mapping[str, Any]) -> None:
         )
     console.print(table)
     console.print(f"spent {dollars(status['spent_usd'])}", end="")
-    used = [f"{n} {percent(u)}" for n, u in status["utilisation"].items() if u is not None]
+    used = _used(status["utilisation"])
     console.print(f"; of the limit: {', '.join(used)}" if used else "")
+    for url, e in status["endpoints"].items():
+        limits = _used(e["utilisation"])
+        of_limit = f"; of its limit: {', '.join(limits)}" if limits else ""
+        words = f"{plain(url, 100)}: {e['answered']:,} answers, {dollars(e['cost_usd'])}{of_limit}"
+        console.print(Text(words))
     if status["unanswered"]:
         console.print(
             f"{status['unanswered']:,} requests were sent and have no answer (in flight now, or lost when "

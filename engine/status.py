@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from store.read import connect_reader, last_runs, stage_status, stages
+from store.read import connect_reader, endpoint_accounts, last_runs, stage_status, stages
 
 # What decides a request's key; everything else in the settings cannot change one.
 KEYED = ("model", "system", "prompt", "params", "task")
@@ -15,7 +15,7 @@ def status_of(run: Path) -> dict[str, Any]:
     reader = connect_reader(run)
     try:
         reader.execute("BEGIN")
-        found: dict[str, Any] = {"stages": {}, "changed": {}}
+        found: dict[str, Any] = {"stages": {}, "changed": {}, "endpoints": endpoint_accounts(reader)}
         newest: dict[str, Any] | None = None
         for number, name in stages(reader):
             found["stages"][name] = stage_status(reader, number)
@@ -32,6 +32,8 @@ def status_of(run: Path) -> dict[str, Any]:
     found["unanswered"] = sum(s["unanswered"] for s in every)
     used = (newest or {}).get("utilisation") or {}
     found["utilisation"] = {name: used.get(name) for name in ("requests", "tokens")}
+    for url, account in found["endpoints"].items():
+        account["utilisation"] = used.get("endpoints", {}).get(url, {})
     found["estimate"] = (newest or {}).get("estimate")
     return found
 

@@ -26,7 +26,7 @@ class Batch:
     rows: list[tuple[int, bytes, int]] = field(default_factory=list)
     samples: list[tuple[int, int, int, int]] = field(default_factory=list)
     requests: list[tuple[int, bytes, int, int]] = field(default_factory=list)
-    attempts: list[tuple[int, int, int, float, int]] = field(default_factory=list)
+    attempts: list[tuple[int, int, int, float, int, int | None]] = field(default_factory=list)
     responses: list[tuple[object, ...]] = field(default_factory=list)
     bodies: list[tuple[int, str | bytes]] = field(default_factory=list)
     errors: list[tuple[int, int, int, str, int | None, str, float]] = field(default_factory=list)
@@ -119,7 +119,7 @@ _SQL = {
     "rows": "INSERT OR REPLACE INTO rows VALUES (?, CAST(? AS TEXT), ?)",
     "samples": "INSERT OR REPLACE INTO samples VALUES (?, ?, ?, ?)",
     "requests": "INSERT INTO requests VALUES (?, ?, ?, ?, NULL, NULL)",
-    "attempts": "INSERT INTO attempts VALUES (?, ?, ?, ?, ?)",
+    "attempts": "INSERT INTO attempts VALUES (?, ?, ?, ?, ?, ?)",
     "responses": "INSERT INTO responses VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
     "bodies": "INSERT INTO bodies VALUES (?, ?)",
     "errors": "INSERT INTO errors VALUES (?, ?, ?, ?, ?, ?, ?)",

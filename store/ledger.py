@@ -117,11 +117,20 @@ class Ledger:
             self._batch.add_request(request)
         self._schedule()
 
-    def journal(self, run: int, stage: int, request: int, worst_micro: int) -> int:
-        """Puts down that the request is about to be sent; returns the attempt's id."""
+    def endpoint(self, url: str) -> int:
+        """The number under which attempts remember this server."""
+        with self._using, _Guard(self.run), self._connection as db:
+            db.execute("INSERT INTO endpoints (url) VALUES (?) ON CONFLICT (url) DO NOTHING", (url,))
+            (number,) = db.execute("SELECT id FROM endpoints WHERE url = ?", (url,)).fetchone()
+        return int(number)
+
+    def journal(
+        self, run: int, stage: int, request: int, worst_micro: int, endpoint: int | None = None
+    ) -> int:
+        """Puts down that the request is about to be sent, and where; returns the attempt's id."""
         self._last["attempts"] += 1
         attempt = self._last["attempts"]
-        self._batch.attempts.append((attempt, run, request, time.time(), worst_micro))
+        self._batch.attempts.append((attempt, run, request, time.time(), worst_micro, endpoint))
         account = self._batch.account(stage)
         account.sent += 1
         account.at_risk += worst_micro

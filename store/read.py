@@ -81,6 +81,17 @@ def account(reader: sqlite3.Connection) -> tuple[int, int]:
     return int(spent), int(at_risk)
 
 
+def stage_account(run: Path, stage: int) -> tuple[int, int]:
+    """(spent, at risk) of one stage, in micro-dollars."""
+    reader = connect_reader(run)
+    try:
+        sql = "SELECT spent_micro, at_risk_micro FROM spending WHERE stage = ?"
+        spent, at_risk = reader.execute(sql, (stage,)).fetchone() or (0, 0)
+    finally:
+        reader.close()
+    return int(spent), int(at_risk)
+
+
 def stage_status(reader: sqlite3.Connection, stage: int) -> dict[str, Any]:
     """One stage as `status --json` shows it. Shared answers are counted where they are used,
     tokens and cost where they were paid."""
@@ -118,6 +129,19 @@ def stage_status(reader: sqlite3.Connection, stage: int) -> dict[str, Any]:
     }
 
 
+def endpoint_accounts(reader: sqlite3.Connection) -> dict[str, dict[str, Any]]:
+    """Who answered, and for how much, where several servers did; {} where there was but one."""
+    (count,) = reader.execute("SELECT count(*) FROM endpoints").fetchone()
+    if count < 2:
+        return {}
+    rows = reader.execute(
+        "SELECT e.url, count(p.id), ifnull(sum(p.cost_micro), 0) FROM endpoints e "
+        "LEFT JOIN attempts t ON t.endpoint = e.id LEFT JOIN responses p ON p.attempt = t.id "
+        "GROUP BY e.id ORDER BY e.id"
+    )
+    return {url: {"answered": n, "cost_usd": cost / 1e6} for url, n, cost in rows}
+
+
 def stages(reader: sqlite3.Connection) -> list[tuple[int, str]]:
     return [(int(i), str(n)) for i, n in reader.execute("SELECT id, name FROM stages ORDER BY id")]
 
@@ -136,13 +160,14 @@ def last_runs(reader: sqlite3.Connection, stage: int, count: int) -> list[dict[s
     return runs
 
 
-def day_usage(reader: sqlite3.Connection, since: float) -> list[tuple[float, int, int]]:
-    """(minute, requests, tokens) of what was sent since a time, for the daily limits."""
+def day_usage(reader: sqlite3.Connection, since: float, endpoint: int) -> list[tuple[float, int, int]]:
+    """(minute, requests, tokens) of what was sent to a server since a time, for its daily limits."""
     rows = reader.execute(
         "SELECT CAST(t.sent_at / 60 AS INTEGER) * 60.0, count(*), "
         "sum(ifnull(p.prompt_tokens + p.completion_tokens, 0)) "
-        "FROM attempts t LEFT JOIN responses p ON p.attempt = t.id WHERE t.sent_at >= ? GROUP BY 1",
-        (since,),
+        "FROM attempts t LEFT JOIN responses p ON p.attempt = t.id WHERE t.sent_at >= ? "
+        "AND ifnull(t.endpoint, ?) = ? GROUP BY 1",  # older attempts do not say where they went
+        (since, endpoint, endpoint),
     )
     return [(float(at), int(n), int(tokens)) for at, n, tokens in rows]
 

@@ -4,7 +4,7 @@ Frozen dataclasses without behaviour. Money is integer micro-dollars, times are 
 """
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, TypeAlias, get_args
 
 Outcome = Literal["stop", "length", "content_filter", "refusal", "untranslated"]
 OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
@@ -34,6 +34,9 @@ class Instruction:
     output: str = ""
 
 
+Item: TypeAlias = Instruction  # a row of a stage
+
+
 @dataclass(frozen=True, slots=True)
 class BadRow:
     """A row that cannot be used: where it stands and what is wrong with it."""
@@ -49,6 +52,7 @@ class Request:
     key: SHA-256 of the canonical JSON of what is sent and the sample's index (32 bytes).
     body: the JSON sent, without the sample's index. prompt_tokens: as the API bills them.
     max_tokens: the most that the reply may cost, 0 where the request sets no bound.
+    item: the row that it is made of, where its reply can only be read beside it.
     """
 
     id: int
@@ -57,6 +61,7 @@ class Request:
     body: bytes
     prompt_tokens: int
     max_tokens: int
+    item: Item | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,9 +76,10 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """A reply with status 200, as it is stored; `outcome` is `malformed` where reading failed."""
+    """A reply with status 200, as it is stored; `outcome` is `malformed` where it is no reply of the
+    API, `unparsed` where it is one that the task cannot read."""
 
-    outcome: Outcome | Literal["malformed"]
+    outcome: Outcome | Literal["malformed", "unparsed"]
     finish_reason: str
     usage: Usage
     raw: bytes

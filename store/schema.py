@@ -6,8 +6,12 @@ walks over text. Money is integer micro-dollars; times are Unix seconds; `rows.i
 """
 
 import sqlite3
+from typing import TYPE_CHECKING
 
-VERSION = 1
+if TYPE_CHECKING:
+    import sqlite_utils
+
+VERSION = 2
 STAGE_SHIFT = 40  # rows.id = stage << 40 | position
 
 TABLES = """
@@ -98,6 +102,12 @@ CREATE VIEW replies AS
   SELECT p.*, b.raw FROM responses p JOIN bodies b ON b.response = p.id;
 """
 
+# Version 2: several servers may answer for one teacher.
+ENDPOINTS = """
+CREATE TABLE endpoints (id INTEGER PRIMARY KEY, url TEXT NOT NULL UNIQUE);
+ALTER TABLE attempts ADD COLUMN endpoint INTEGER REFERENCES endpoints(id);
+"""
+
 
 def version_words(path: object, version: int) -> str:
     """What to say of a ledger whose version is not ours."""
@@ -118,9 +128,17 @@ def migrate(connection: sqlite3.Connection) -> None:
 
     @migrations()
     def m001_ledger(db: sqlite_utils.Database) -> None:
-        for statement in (TABLES + VIEWS).split(";\n"):
-            if statement.strip():
-                db.execute(statement)
+        _execute(db, TABLES + VIEWS)
+
+    @migrations()
+    def m002_endpoints(db: sqlite_utils.Database) -> None:
+        _execute(db, ENDPOINTS)
 
     migrations.apply(sqlite_utils.Database(connection))
     connection.execute(f"PRAGMA user_version = {VERSION}")
+
+
+def _execute(db: "sqlite_utils.Database", script: str) -> None:
+    for statement in script.split(";\n"):
+        if statement.strip():
+            db.execute(statement)

@@ -17,14 +17,15 @@ import orjson
 import pytest
 from ledgers import Book, chat, opened, rows
 
-import engine.feed
+import engine.known
 from engine.collect import known_keys
-from engine.feed import Chunk, Feed
-from engine.settings import Settings, plan_of
+from engine.feed import Chunk, Feed, FeedThread, Numbered, Placement, Plan
+from engine.roles import plan_of
+from engine.settings import Settings
 from engine.tokens import tokenizer_for
 from store.errors import PoolError
 from store.index import ANSWERED, FAILED
-from store.ledger import Ledger, connect_writer
+from store.ledger import connect_writer
 from store.pool import Pool
 from store.records import BadRow, Request, Response, Usage
 
@@ -79,11 +80,17 @@ class Run:
         found = Pass()
         async with opened(self.folder) as ledger:
             book = Book(ledger, chosen.stage, chosen.samples)
-            feed = Feed(Pool(self.pool), plan, self.folder, book.stage, known_keys(self.folder))
+
+            def place(p: Placement) -> None:
+                ledger.place(book.stage, p.position, p.item, plan.fingerprint, p.requests, p.new)
+                found.placed.append(p.position)
+
+            thread = FeedThread(self.folder, known_keys(self.folder))
+            feed = Feed(Numbered(Pool(self.pool)), plan, book.stage, thread, place)
             ended = False
             while not ended:
                 chunk = await feed.chunk(8)
-                await self._keep(chunk, book, ledger, feed, found)
+                self._keep(chunk, found)
                 for request in chunk.due:
                     if asked(request) in fails:
                         book.fail(request.id)
@@ -94,13 +101,10 @@ class Run:
                         book.answer(request.id, Response("stop", "stop", Usage(1, 1), raw, 0, 0.1))
                         feed.index.mark(request.id, ANSWERED)
                 ended = chunk.ended
-            feed.close()
+            thread.close()
         return found
 
-    async def _keep(self, chunk: Chunk, book: Book, ledger: Ledger, feed: Feed, found: Pass) -> None:
-        for place in chunk.placements:
-            ledger.place(book.stage, place.position, place.item, feed.plan, place.requests, place.new)
-            found.placed.append(place.position)
+    def _keep(self, chunk: Chunk, found: Pass) -> None:
         found.due += chunk.due
         found.known += chunk.known
         found.shared += chunk.shared.total()
@@ -312,19 +316,25 @@ async def test_pages_of_the_ledger_join_without_a_seam(
     assert found.known[ANSWERED] == len(first.due) == (3 if only else 11)
 
 
+def feed_of(run: Run, pool: Pool, plan: Plan) -> tuple[Feed, FeedThread]:
+    """A feed of stage 1 that nobody places."""
+    thread = FeedThread(run.folder, known_keys(run.folder))
+    return Feed(Numbered(pool), plan, 1, thread, lambda placement: None), thread
+
+
 # Keys that the ledger does not hold yet, and keys that only look alike.
 
 
 async def test_equal_rows_far_apart_share_a_request_before_and_after_it_is_committed(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine.feed, "FRESH_KEPT", 4)
+    monkeypatch.setattr(engine.known, "FRESH_KEPT", 4)
     found = await run.write(*TEXTS, *TEXTS, *reversed(TEXTS)).go(answers=0)
     assert found.asked == TEXTS
     plan = plan_of(settings(temperature=0.3), tokenizer_for("gpt-4"))
-    feed = Feed(Pool(run.pool), plan, run.folder, 1, known_keys(run.folder))
+    feed, thread = feed_of(run, Pool(run.pool), plan)
     chunk = await feed.chunk(100)  # nothing of it is committed
-    feed.close()
+    thread.close()
     assert [asked(request) for request in chunk.due] == TEXTS
 
 
@@ -367,14 +377,14 @@ async def test_a_row_from_a_pipe_is_due_before_the_next_one_is_there(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pipe = Pipe(monkeypatch)
-    feed = Feed(Pool("-"), plan_of(settings(), tokenizer_for("gpt-4")), run.folder, 1, known_keys(run.folder))
+    feed, thread = feed_of(run, Pool("-"), plan_of(settings(), tokenizer_for("gpt-4")))
     for text in ("a", "b", "c"):
         pipe.write(text)
         chunk = await asyncio.wait_for(feed.chunk(64), PATIENCE)
         assert [asked(request) for request in chunk.due] == [text]
     pipe.close()
     assert (await asyncio.wait_for(feed.chunk(64), PATIENCE)).ended
-    feed.close()
+    thread.close()
     pipe.done()
 
 
@@ -383,7 +393,7 @@ async def test_a_limit_ends_a_pipe_without_waiting_for_a_further_row(
 ) -> None:
     pipe = Pipe(monkeypatch)
     plan = plan_of(settings(limit=1), tokenizer_for("gpt-4"))
-    feed = Feed(Pool("-"), plan, run.folder, 1, known_keys(run.folder))
+    feed, thread = feed_of(run, Pool("-"), plan)
     pipe.write("a")
     chunk = await asyncio.wait_for(feed.chunk(64), PATIENCE)
     assert [asked(request) for request in chunk.due] == ["a"]
@@ -392,5 +402,5 @@ async def test_a_limit_ends_a_pipe_without_waiting_for_a_further_row(
         assert (await asyncio.wait_for(last, PATIENCE)).ended
     finally:
         pipe.close()
-        feed.close()
+        thread.close()
         pipe.done()

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from engine.feed import Plan
 from engine.keys import Sealer, canonical
-from engine.settings import Settings, plan_of
+from engine.roles import plan_of
+from engine.settings import Settings
 from engine.tokens import tokenizer_for
 from store.records import Instruction
 
@@ -143,7 +144,7 @@ def plan(**settings: Any) -> Plan:
 
 
 def first_key(made: Plan, item: Instruction) -> bytes:
-    return made.sealer.seal(made.build(item), made.samples)[1][0]
+    return made.seal(item)[2][0]
 
 
 @pytest.mark.parametrize("changed", NOT_SENT, ids=lambda changed: "-".join(changed))

@@ -1,9 +1,13 @@
 """Answer an instruction: Alpaca's two templates, as the paper's Algorithm 1 quotes them."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import orjson
 
 from engine.keys import Message
+from engine.tasks.task import Prior, Task
 from store.errors import UsageError
 from store.records import Instruction
 
@@ -30,14 +34,37 @@ Write a response that appropriately completes the request.
 
 ### Response:"""
 
-# Completion tokens of a strong teacher, log-normal. Measured with o200k/cl100k on published answers:
+# Completion tokens of a strong teacher. Measured with o200k/cl100k on published answers:
 # GPT-4 on AlpacaEval's 805 instructions has mean 287 (sigma of the log 1.2), text-davinci-003 on
 # Alpaca's 52,002 has 55. The prior lies between; its interval reaches to both. A pilot, or the
 # answers that a run has already, replace it by what the teacher really does.
-PRIOR_MEDIAN, PRIOR_SIGMA = 120.0, 1.0
-PRIOR_LOW, PRIOR_HIGH = 0.4, 1.75  # of the expectation: what the mean of a whole pool may come to
+PRIOR = Prior(median=120.0, sigma=1.0, low=0.4, high=1.75)
+
+IMAGINED = " word" * round(PRIOR.median * 1.65)  # the prior's mean in tokens: median x exp(sigma^2/2)
 
 _FIELD = re.compile(r"(\{instruction\}|\{input\})")
+
+
+def task(prompt: str | None, system: str | None) -> Task:
+    """The role. `prompt`: a template of one's own instead of Alpaca's two."""
+    return Task(
+        NAME,
+        decisive=(WITH_INPUT, WITHOUT_INPUT, prompt, system),
+        build=builder(prompt, system),
+        encode=encode,
+        decode=decode,
+        prior=PRIOR,
+        imagine=lambda item: IMAGINED,
+    )
+
+
+def encode(item: Instruction) -> bytes:
+    """What the ledger remembers of a pool row."""
+    return orjson.dumps({"id": item.id, "instruction": item.instruction, "input": item.input})
+
+
+def decode(row: Mapping[str, Any]) -> Instruction:
+    return Instruction(row["id"], row["instruction"], row["input"])
 
 
 def builder(prompt: str | None, system: str | None) -> Callable[[Instruction], list[Message]]:

@@ -1,0 +1,46 @@
+"""The teacher's roles by name, and how a stage with such a role makes requests out of rows."""
+
+import hashlib
+
+import orjson
+
+from engine.feed import Plan
+from engine.keys import KEY_VERSION, Sealer, canonical
+from engine.settings import Settings
+from engine.tasks import generate
+from engine.tasks.task import Task
+from engine.tokens import Tokenizer
+from store.errors import UsageError
+
+NAMES = (generate.NAME,)
+
+
+def role(settings: Settings) -> Task:
+    """The task that a stage's settings describe. Raises UsageError for one that is unknown."""
+    if settings.task == generate.NAME:
+        return generate.task(settings.prompt, settings.system)
+    raise UsageError(f"task '{settings.task}' is unknown; there are {', '.join(NAMES)}")
+
+
+def plan_of(settings: Settings, tokenizer: Tokenizer) -> Plan:
+    """How the stage makes requests out of rows."""
+    task = role(settings)
+    return Plan(
+        _fingerprint(settings, task),
+        task,
+        Sealer(settings.model, settings.params()),
+        tokenizer,
+        settings.samples,
+        settings.sent_max_tokens(),
+        settings.limit,
+        structured=settings.structured,
+    )
+
+
+def _fingerprint(settings: Settings, task: Task) -> int:
+    """63 bits over the task's prompts, the model and the parameters: all that a key is made of
+    beside the row."""
+    decisive = [KEY_VERSION, task.name, *task.decisive, settings.model, canonical(settings.params())]
+    decisive += ["structured"] * settings.structured
+    digest = hashlib.sha256(orjson.dumps(decisive, option=orjson.OPT_SORT_KEYS)).digest()
+    return int.from_bytes(digest[:8], "big") >> 1

@@ -1,0 +1,47 @@
+"""What a role of the teacher is: pure functions from a row to messages and from words to a record.
+
+A task knows nothing of the ledger, limits or the network. Its rows are frozen dataclasses of
+store/records.py; what the ledger remembers of a row is its JSON.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from engine.keys import Message
+from store.records import Item, Outcome
+
+Verdict = Outcome | Literal["unparsed"]
+
+
+@dataclass(frozen=True, slots=True)
+class Prior:
+    """Completion tokens of a reply before any was seen: log-normal, or, where `of_imagined`,
+    so many times the tokens of the imagined reply. low and high: of the expectation, what the
+    mean of a whole pool may come to (95 %)."""
+
+    median: float
+    sigma: float
+    low: float
+    high: float
+    of_imagined: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One role. `decisive`: all that decides a request beside the row, the model and the parameters.
+
+    check: the outcome of a reply that ended by itself, None where every text is an answer.
+    schema: a JSON schema for the reply of a row (structured outputs), sent where asked for.
+    imagine: a typical reply, for counting what a later stage will be asked.
+    """
+
+    name: str
+    decisive: Sequence[Any]
+    build: Callable[[Any], Sequence[Message]]
+    encode: Callable[[Any], bytes]
+    decode: Callable[[Mapping[str, Any]], Item]
+    prior: Prior
+    check: Callable[[Any, str], Verdict] | None = None
+    schema: Callable[[Any], Mapping[str, Any] | None] | None = None
+    imagine: Callable[[Any], str] | None = None
