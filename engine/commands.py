@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import orjson
 
-from engine.replies import loads, read_reply
+from engine.replies import text_of
 from engine.settings import Settings
 from engine.sources import pool_of
 from store.errors import PoolError, UsageError
@@ -93,12 +93,6 @@ def run_retry(run: Path, cause: str | None, stage: str | None) -> None:
         f"{count:,} failed requests are due again; run the same command to ask them",
         file=sys.stderr,
     )
-
-
-def text_of(raw: bytes) -> str:
-    """The teacher's words in a stored body; a filtered request (a 400) has none."""
-    body = loads(raw)
-    return read_reply(raw).text if isinstance(body, dict) and body.get("choices") else ""
 
 
 def run_export(run: Path, format: str, out: Path, stage: str | None, outcome: str) -> None:

@@ -229,3 +229,9 @@ def _rate_error(said: str, code: str, kind: str, headers: Mapping[str, str]) -> 
     if "request too large" in said.lower():  # OpenAI's code is the same as for a full bucket
         return RowRefused(said, 429, "too_large")
     return RateLimited(said, retry_after(headers), kind if kind in ("requests", "tokens") else "")
+
+
+def text_of(raw: bytes) -> str:
+    """The teacher's words in a stored body; a filtered request (a 400) has none."""
+    body = loads(raw)
+    return read_reply(raw).text if isinstance(body, dict) and body.get("choices") else ""

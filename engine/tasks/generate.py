@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import orjson
@@ -53,6 +54,7 @@ def task(prompt: str | None, system: str | None) -> Task:
         build=builder(prompt, system),
         encode=encode,
         decode=decode,
+        record=lambda item, text: replace(item, output=text),
         prior=PRIOR,
         imagine=lambda item: IMAGINED,
     )

@@ -31,6 +31,7 @@ class Prior:
 class Task:
     """One role. `decisive`: all that decides a request beside the row, the model and the parameters.
 
+    record: what a row and the reply's text amount to, None where the text cannot be read.
     check: the outcome of a reply that ended by itself, None where every text is an answer.
     schema: a JSON schema for the reply of a row (structured outputs), sent where asked for.
     imagine: a typical reply, for counting what a later stage will be asked.
@@ -41,6 +42,7 @@ class Task:
     build: Callable[[Any], Sequence[Message]]
     encode: Callable[[Any], bytes]
     decode: Callable[[Mapping[str, Any]], Item]
+    record: Callable[[Any, str], Any]
     prior: Prior
     check: Callable[[Any, str], Verdict] | None = None
     schema: Callable[[Any], Mapping[str, Any] | None] | None = None
