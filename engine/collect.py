@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from random import Random
 
-from engine.estimate import Estimate, Limits, Survey, Surveyed, estimate, survey
+from engine.estimate import Estimate, Limits, Range, Survey, Surveyed, estimate, extrapolated, survey
 from engine.feed import Numbered, Plan
 from engine.prices import FREE
 from engine.roles import plan_of
@@ -57,12 +57,26 @@ def estimate_pool(
     run: Path | None,
     seconds: float | None = None,
     index: KeyIndex | None = None,
+    stored: int = 0,
 ) -> Estimate:
-    """Surveys a pool and estimates what remains of it; `seconds` bounds the survey."""
+    """Surveys a pool and estimates what remains of it; `seconds` bounds the survey. stored: answers
+    to rows that are only imagined here."""
     plan = plan_of(settings, tokenizer_for(settings.model))
     index = (index or known_keys(run)).copy()
     found = survey(pool, plan, index, seconds)
+    if stored:
+        found = _without(found, stored)
     return told(settings, plan, found, _observed(run, settings.model))
+
+
+def _without(found: Survey, stored: int) -> Survey:
+    """What is left of imagined rows (whose keys nobody knows) when so many are answered already."""
+    found = extrapolated(found)
+    share = max(0, found.requests - stored) / found.requests if found.requests else 0.0
+    return Survey(
+        found.rows, found.bad_rows, round(found.requests * share), round(found.prompt_tokens * share),
+        found.requests - round(found.requests * share), round(found.imagined_tokens * share),
+    )  # fmt: skip
 
 
 def told(settings: Settings, plan: Plan, found: Survey, observed: Sequence[int] = ()) -> Estimate:
@@ -139,14 +153,20 @@ def _unknown_price(settings: Settings) -> str:
 
 def ask_leave(settings: Settings, told: Estimate | None, yes: bool, confirm: Confirm) -> None:
     """Without --yes: a terminal is asked over $1, another caller needs a budget or a price of zero."""
-    price = settings.price()
-    if yes or settings.budget is not None or (price is not None and price.free):
+    ask_leave_for([(settings, told)], yes, confirm)
+
+
+def ask_leave_for(stages: Sequence[tuple[Settings, Estimate | None]], yes: bool, confirm: Confirm) -> None:
+    """The same for several stages, whose costs add up."""
+    paid = [(s, told) for s, told in stages if (price := s.price()) is None or not price.free]
+    if yes or not paid or paid[0][0].budget is not None:
         return
-    cost = told.cost_usd if told else None
-    interactive = sys.stdin.isatty() and told is not None
-    if not interactive:
-        if price is None:
-            raise UsageError(_unknown_price(settings))
+    unknown = next((settings for settings, _ in paid if settings.price() is None), None)
+    costs = [told.cost_usd if told else None for _, told in paid]
+    cost = _sum([c for c in costs if c is not None]) if all(costs) else None
+    if not (sys.stdin.isatty() and all(told for _, told in paid)):
+        if unknown is not None:
+            raise UsageError(_unknown_price(unknown))
         amount = f" (about {dollars(cost.expected)})" if cost else ""
         raise UsageError(f"this run costs money{amount}: set a cap with --budget USD, or agree with --yes")
     if cost is not None and cost.expected <= ASK_OVER_USD:
@@ -154,7 +174,12 @@ def ask_leave(settings: Settings, told: Estimate | None, yes: bool, confirm: Con
     words = (
         f"This may cost {dollars(cost.expected)} ({dollars(cost.low)} to {dollars(cost.high)})"
         if cost
-        else ("The price is unknown")
+        else "The price is unknown"
     )
     if not confirm(f"{words}. Go on?"):
         raise UsageError("nothing was asked")
+
+
+def _sum(ranges: Sequence[Range]) -> Range:
+    """Together; the bounds as if all erred in the same way."""
+    return Range(sum(r.expected for r in ranges), sum(r.low for r in ranges), sum(r.high for r in ranges))

@@ -5,15 +5,12 @@ purpose, resumes, exports, and says what to type next with a real key. Every ste
 command in a process of its own; this file only strings them together and says what is seen.
 """
 
-import contextlib
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from importlib.resources import as_file, files
 from pathlib import Path
 
@@ -21,6 +18,7 @@ import orjson
 from rich.console import Console
 from rich.markup import escape
 
+from engine.serving import served
 from engine.status import status_of
 from engine.terminal import plain
 from store.errors import DistillError, RunFolderError
@@ -47,7 +45,7 @@ def run_demo(out: Path) -> int:
         pool = out / "pool.jsonl"
         shutil.copyfile(packaged, pool)
     _say(console, "1. A teacher", "SmolLM2-135M-Instruct behind the OpenAI chat API, on loopback")
-    with _teacher(out) as (url, model):
+    with served("smollm2", out / "teacher.log") as (url, model):
         console.print(f"   {url}, model {escape(plain(model))}")
         asking = [str(pool), "--model", model, "--base-url", url, "--max-tokens", str(MAX_TOKENS)]
         _say(console, "2. What will it cost?", f"bin/distill estimate {pool} --model …")
@@ -92,35 +90,6 @@ def _distill(*arguments: str) -> None:
     sys.stdout.flush()
     if subprocess.run(_command(*arguments), check=False).returncode:
         raise DemoFailed(f"this step failed: bin/distill {' '.join(arguments)}")
-
-
-@contextlib.contextmanager
-def _teacher(out: Path) -> Iterator[tuple[str, str]]:
-    """Serves the embedded model in a process of its own: (address, model name)."""
-    log = out / "teacher.log"
-    with log.open("wb") as sink:
-        server = subprocess.Popen(_command("serve", "--port", str(_free_port())), stdout=sink, stderr=sink)
-    try:
-        yield _address(server, log)
-    finally:
-        server.terminate()
-        server.wait()
-
-
-def _free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
-
-
-def _address(server: "subprocess.Popen[bytes]", log: Path) -> tuple[str, str]:
-    deadline = time.monotonic() + PATIENCE
-    while time.monotonic() < deadline and server.poll() is None:
-        line = log.read_text(errors="replace")
-        if line.startswith("serving ") and line.endswith(")\n"):
-            return line.split(" at ")[1].split(" ")[0], line.rsplit(": ", 1)[1].rstrip(")\n")
-        time.sleep(0.05)
-    raise DemoFailed(f"the teacher did not start; see {log}")
 
 
 def _collect_and_kill(asking: list[str], run: Path) -> None:

@@ -27,7 +27,6 @@ from store.read import Page, placed_page
 from store.records import BadRow, Instruction, Item, Request
 
 PAGE = 4096  # positions read from the ledger at once
-NOWHERE: tuple[bytes, int, dict[int, int]] = (b"", 0, {})
 CLOCK_ROWS = 64
 SLICE_SECONDS = 0.2  # a chunk is handed over at the latest after this
 
@@ -207,8 +206,8 @@ class Feed:
         self._due = {DUE, FAILED} if keep_output else {DUE}  # an import mends what had failed
         self._wanted = {*self._due, TAKEN}
         self.rows_read = self.end = 0
-        self._page: Page = {}
-        self._page_start = -1
+        self._page: Page = ({}, [])
+        self._page_start = -PAGE
         self._iterator: Iterator[Placed | BadRow | None] | None = None
 
     async def chunk(self, want: int) -> Chunk:
@@ -275,19 +274,23 @@ class Feed:
     def _add(self, position: int, item: Item, chunk: Chunk) -> None:
         chunk.rows += 1
         text = self._plan.task.encode(item)
-        old_text, plan, placed = self._placed(position)
-        unmoved = old_text == text and plan == self._plan.fingerprint
-        if unmoved:
-            states = [self.index.state(request) for request in placed.values()]
-            if len(states) >= self._plan.samples and not self._wanted.intersection(states):
-                for state in states[: self._plan.samples]:
+        if not self._page_start <= position < self._page_start + PAGE:
+            self._turn_page(position)
+        items, requests = self._page
+        placed: list[int | None] = []
+        if items.get(position) == text:
+            placed = [numbers.get(position) for numbers in requests]
+            states = [self.index.state(number) if number else DUE for number in placed]
+            if not self._wanted.intersection(states):
+                for state in states:
                     chunk.known[state] += 1
                 return
-        self._add_sealed(Placement(position, text, [], []), item, placed, unmoved, chunk)
+        self._add_sealed(Placement(position, text, [], []), item, placed, chunk)
 
     def _add_sealed(
-        self, placement: Placement, item: Item, placed: dict[int, int], unmoved: bool, chunk: Chunk
+        self, placement: Placement, item: Item, placed: Sequence[int | None], chunk: Chunk
     ) -> None:
+        """`placed`: where the ledger has this very row, the requests that it has there."""
         messages, body, keys = self._plan.seal(item)
         for sample, key in enumerate(keys):
             number = self._known.find(key)
@@ -301,11 +304,10 @@ class Feed:
                 chunk.due.append(self._request(number, key, sample, body, messages, item))
             else:
                 self._count_known(number, chunk)
-            unmoved = unmoved and placed.get(sample) == number
             placement.requests.append((sample, number))
             if self._keep_output and len(chunk.outputs) < len(chunk.due):
                 chunk.outputs.append(item.output if isinstance(item, Instruction) else "")
-        if not unmoved:
+        if placed != [number for _, number in placement.requests]:
             chunk.placements.append(placement)
 
     def _count_known(self, request: int, chunk: Chunk) -> None:
@@ -322,10 +324,9 @@ class Feed:
         kept = item if self._plan.task.check else None
         return Request(number, key, sample, body, tokens, self._plan.max_tokens, kept)
 
-    def _placed(self, position: int) -> tuple[bytes, int, dict[int, int]]:
-        """What the ledger remembers at a position: the item's JSON, its plan, request by sample."""
-        start = position - position % PAGE
-        if start != self._page_start:
-            self._page = placed_page(self._known.reader, self._stage, start, start + PAGE)
-            self._page_start = start
-        return self._page.get(position, NOWHERE)
+    def _turn_page(self, position: int) -> None:
+        start, plan = position - position % PAGE, self._plan
+        self._page = placed_page(
+            self._known.reader, self._stage, plan.fingerprint, plan.samples, start, start + PAGE
+        )
+        self._page_start = start

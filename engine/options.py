@@ -33,7 +33,8 @@ def engine_options(
         list[str] | None,
         _option(
             "--base-url",
-            text="the API's address; several share the work, each with these limits [OPENAI_BASE_URL, else OpenAI]",
+            text="the API's address; several share the work, each with the limits given "
+            "[OPENAI_BASE_URL, else OpenAI]",
             panel=PANEL_WHO,
             metavar="URL",
         ),
@@ -50,16 +51,20 @@ def engine_options(
     samples: Annotated[
         int, _option("--samples", text="answers wanted for each row [1]", panel=PANEL_HOW)
     ] = 1,
-    temperature: Annotated[float, _option("--temperature", text="[1.0]", panel=PANEL_HOW)] = 1.0,
+    temperature: Annotated[
+        float | None,
+        _option("--temperature", text="[1.0; 0.2 to translate, score, compare and judge]", panel=PANEL_HOW),
+    ] = None,
     top_p: Annotated[float, _option("--top-p", text="[1.0]", panel=PANEL_HOW)] = 1.0,
     max_tokens: Annotated[
-        int,
+        int | None,
         _option(
             "--max-tokens",
-            text="[512]; sent as max_completion_tokens where the model wants it",
+            text="[512; 1024 to translate, score and judge]; sent as max_completion_tokens where the model "
+            "wants it",
             panel=PANEL_HOW,
         ),
-    ] = 512,
+    ] = None,
     param: Annotated[
         list[str] | None,
         _option(
@@ -80,7 +85,7 @@ def engine_options(
         Path | None,
         _option(
             "--prompt",
-            text="template with {instruction} and {input} [Alpaca's]",
+            text="a template of your own; the README names what it may hold [the task's]",
             panel=PANEL_HOW,
             metavar="FILE",
         ),
@@ -89,6 +94,17 @@ def engine_options(
         str | None,
         _option("--stage", text="name of the stage [the task's]", panel=PANEL_HOW, metavar="NAME"),
     ] = None,
+    structured: Annotated[
+        bool,
+        _option("--structured", text="ask for JSON by a schema where the task has one", panel=PANEL_HOW),
+    ] = False,
+    sample: Annotated[
+        int | None,
+        _option("--sample", text="only N pool rows, drawn with --seed", panel=PANEL_HOW, metavar="N"),
+    ] = None,
+    seed: Annotated[
+        int, _option("--seed", text="for what is drawn at random here [0]; it is not sent", panel=PANEL_HOW)
+    ] = 0,
     limit: Annotated[
         int | None,
         _option("--limit", text="only the first N pool rows", panel=PANEL_HOW, metavar="N"),
@@ -113,6 +129,14 @@ def engine_options(
             panel=PANEL_LIMITS,
         ),
     ] = 8,
+    attempts_parse: Annotated[
+        int,
+        _option(
+            "--attempts-parse",
+            text="further samples of a row whose reply cannot be read [2]",
+            panel=PANEL_LIMITS,
+        ),
+    ] = 2,
     timeout: Annotated[
         float, _option("--timeout", text="seconds for one reply [300]", panel=PANEL_LIMITS)
     ] = 300.0,
@@ -167,13 +191,17 @@ def with_engine_options(command: Callable[..., None]) -> Callable[..., None]:
     return wrapper
 
 
-def settings_from(options: Mapping[str, Any], task: str) -> "Settings":
-    """A checked value from flags and environment. Raises UsageError with the flag's name."""
+def settings_from(options: Mapping[str, Any], task: str, **own: Any) -> "Settings":
+    """A checked value from flags and environment; `own`: what the task has beside the engine's
+    options. Raises UsageError with the flag's name."""
     from pydantic import ValidationError
 
-    from engine.settings import OPENAI_URL, Settings
+    from engine.roles import DEFAULTS
+    from engine.settings import Settings
 
-    urls = options["base_url"] or [os.environ.get("OPENAI_BASE_URL") or OPENAI_URL]
+    if task not in DEFAULTS:
+        raise UsageError(f"--task {task}: unknown; there are {', '.join(DEFAULTS)}")
+    urls = options["base_url"] or [default_url()]
     if len(set(urls)) < len(urls):
         raise UsageError("--base-url was given twice with the same address")
     _check_text(options)
@@ -181,12 +209,15 @@ def settings_from(options: Mapping[str, Any], task: str) -> "Settings":
         k: v for k, v in options.items() if k not in ("base_url", "api_key_env", "prompt", "param", "omit")
     }
     limits = {name: options[name] for name in PER_SERVER}
+    for name, usual in DEFAULTS[task].items():
+        values[name] = usual if options[name] is None else options[name]
     values.update(
+        **own,
         task=task,
         stage=options["stage"] or task,
         **server_values(urls[0], options["api_key_env"]),
         others=[{**limits, **server_values(url, options["api_key_env"])} for url in urls[1:]],
-        prompt=_text_of(options["prompt"]),
+        prompt=text_of_file(options["prompt"]),
         param=_params(options["param"] or []),
         omit=tuple(options["omit"] or ()),
     )
@@ -241,7 +272,14 @@ def _proxy_for(url: str) -> str | None:
     return urllib.request.getproxies().get(parts.scheme)
 
 
-def _text_of(path: Path | None) -> str | None:
+def default_url() -> str:
+    from engine.settings import OPENAI_URL
+
+    return os.environ.get("OPENAI_BASE_URL") or OPENAI_URL
+
+
+def text_of_file(path: Path | None) -> str | None:
+    """A prompt's text. Raises UsageError."""
     if path is None:
         return None
     try:

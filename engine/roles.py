@@ -1,6 +1,7 @@
 """The teacher's roles by name, and how a stage with such a role makes requests out of rows."""
 
 import hashlib
+from typing import Any
 
 import orjson
 
@@ -12,14 +13,21 @@ from engine.tasks.task import Task
 from engine.tokens import Tokenizer
 from store.errors import UsageError
 
-NAMES = (generate.NAME,)
+# What is sent unless the user says otherwise: the paper's for answers and judgements.
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "generate": {"temperature": 1.0, "max_tokens": 512},
+    "translate": {"temperature": 0.2, "max_tokens": 1024},
+    "score": {"temperature": 0.2, "max_tokens": 1024},
+    "compare": {"temperature": 0.2, "max_tokens": 512},
+    "judge": {"temperature": 0.2, "max_tokens": 1024},
+}
 
 
 def role(settings: Settings) -> Task:
     """The task that a stage's settings describe. Raises UsageError for one that is unknown."""
     if settings.task == generate.NAME:
         return generate.task(settings.prompt, settings.system)
-    raise UsageError(f"task '{settings.task}' is unknown; there are {', '.join(NAMES)}")
+    raise UsageError(f"task '{settings.task}' is unknown; there are {', '.join(DEFAULTS)}")
 
 
 def plan_of(settings: Settings, tokenizer: Tokenizer) -> Plan:

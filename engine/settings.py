@@ -54,7 +54,10 @@ class Settings(Server):
     field: str | None = None
     language: str | None = None
     structured: bool = False
+    sample: PositiveInt | None = None
     seed: int = 0
+    both_orders: bool = False
+    names: tuple[str, ...] = ()
     attempts: PositiveInt = 8
     attempts_parse: Annotated[int, Field(ge=0)] = 2
     timeout: PositiveFloat = 300.0

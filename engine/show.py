@@ -11,7 +11,7 @@ from rich.text import Text
 
 from engine.estimate import Estimate, Range
 from engine.prices import Price
-from engine.session import Result
+from engine.session import Result, StageJob
 from engine.settings import Settings
 from engine.terminal import dollars, duration, percent, plain, tell
 
@@ -65,6 +65,60 @@ def print_estimate(told: Estimate, settings: Settings, to_stdout: bool = False, 
         Console(highlight=False).print(table)
     else:
         _tell(table)
+
+
+def print_plan(
+    planned: Mapping[str, tuple[StageJob, Estimate]], budget: float | None, to_stdout: bool = False
+) -> None:
+    """A recipe's stages with the estimate of each and the sum."""
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for column in ("stage", "task", "model", "after", "requests", "tokens in", "tokens out", "cost", "time"):
+        table.add_column(column, justify="left" if column in ("stage", "task", "model", "after") else "right")
+    for name, (job, told) in planned.items():
+        cost = told.cost_usd
+        table.add_row(
+            Text(plain(name, 40)), job.settings.task, Text(plain(job.settings.model, 40)),
+            Text(plain(", ".join(job.after), 60)), f"{told.requests:,}", f"{told.prompt_tokens:,}",
+            f"{told.completion_tokens.expected:,.0f}", "?" if cost is None else dollars(cost.expected),
+            duration(told.seconds.expected),
+        )  # fmt: skip
+    costs = [told.cost_usd for _, told in planned.values() if told.cost_usd]
+    low, high = sum(c.low for c in costs), sum(c.high for c in costs)
+    words = f"in all {dollars(sum(c.expected for c in costs))}  (95 %: {dollars(low)} to {dollars(high)})"
+    unknown = sum(told.cost_usd is None for _, told in planned.values())
+    words += f", and {unknown} stages of unknown price" if unknown else ""
+    words += f"; budget {dollars(budget)}" if budget is not None else ""
+    if any(job.after for job, _ in planned.values()):
+        words += "\nstages after others are estimated from imagined answers of the usual length"
+    if to_stdout:
+        Console(highlight=False).print(table, Text(words))
+    else:
+        _tell(table)
+        _tell(Text(words))
+
+
+def print_results(results: Mapping[str, Result], run: Path) -> None:
+    """The end of a recipe: a line for each stage."""
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for column in ("stage", "done", "failed", "outcomes", "cost", "took"):
+        table.add_column(column, justify="left" if column in ("stage", "failed", "outcomes") else "right")
+    for name, result in results.items():
+        state = result.state
+        total = "?" if state.total is None else f"{state.total:,}"
+        table.add_row(
+            Text(plain(name, 40)),
+            f"{state.done:,} of {total}",
+            ", ".join(f"{c} {n:,}" for c, n in sorted(state.failed.items()) if n) or "0",
+            ", ".join(f"{o} {n:,}" for o, n in sorted(state.outcomes.items())) or "-",
+            dollars(state.cost_micro / 1e6),
+            duration(result.seconds),
+        )
+    _tell(table)
+    for name, result in results.items():
+        if result.stopped:
+            _tell(Text(f"distill: {plain(name, 40)}: {plain(str(result.stopped), 600)}", style="bold"))
+    if any(result.state.failed.total() for result in results.values()):
+        _tell(Text(f"see them: bin/distill status {run}; ask again: bin/distill retry {run}"))
 
 
 def print_result(result: Result, price: Price, told: Estimate | None, run: Path) -> None:

@@ -28,7 +28,7 @@ class KeyIndex:
     def __len__(self) -> int:
         return len(self._states) - 1
 
-    def load(self, heads: bytes | bytearray, states: bytes) -> None:
+    def load(self, heads: bytes | bytearray, states: bytes | bytearray) -> None:
         """Fills an empty index. heads: the first 8 bytes of each key in order of id, end to end;
         states: a byte for each."""
         import pyarrow as pa

@@ -7,11 +7,12 @@ from typing import Any
 import orjson
 
 from store.errors import RunFolderError
-from store.folder import ledger_path
+from store.folder import LEDGER, ledger_path
 from store.index import ANSWERED, DUE, FAILED, KeyIndex
 from store.schema import STAGE_SHIFT, VERSION, version_words
 
-Page = dict[int, tuple[bytes, int, dict[int, int]]]
+PAGE_OF_KEYS = 4096
+Page = tuple[dict[int, bytes], list[dict[int, int]]]  # items, requests of each sample; by position
 
 
 def connect_reader(run: Path) -> sqlite3.Connection:
@@ -43,34 +44,36 @@ def load_index(reader: sqlite3.Connection, index: KeyIndex) -> None:
     reader.execute("BEGIN")
     try:
         keys = reader.execute("SELECT substr(key, 1, 8) FROM requests ORDER BY id")
-        heads = bytearray()  # a join would hold a million small objects first
-        for (head,) in keys:
-            heads += head
-        states = reader.execute(
-            f"SELECT CASE WHEN answer IS NOT NULL THEN {ANSWERED} "
-            f"WHEN failure IS NOT NULL THEN {FAILED} ELSE {DUE} END FROM requests ORDER BY id"
-        )
-        index.load(heads, bytes(state for (state,) in states))
+        heads = bytearray()
+        while some := keys.fetchmany(PAGE_OF_KEYS):  # a join of all would hold a million small objects
+            heads += b"".join([head for (head,) in some])
+        states = bytearray([ANSWERED]) * (len(heads) // 8)
+        others = reader.execute("SELECT id, failure FROM requests WHERE answer IS NULL")
+        for request, failure in others:
+            states[request - 1] = DUE if failure is None else FAILED
+        index.load(heads, states)
     finally:
         reader.execute("ROLLBACK")
 
 
-def placed_page(reader: sqlite3.Connection, stage: int, start: int, stop: int) -> Page:
-    """What a stage holds at positions [start, stop): item JSON, plan, and request by sample."""
-    page: Page = {}
+def placed_page(
+    reader: sqlite3.Connection, stage: int, plan: int, samples: int, start: int, stop: int
+) -> Page:
+    """What a stage holds at positions [start, stop) under a plan: the items' JSON by position, and
+    the request of each sample by position, where there is one for every sample."""
     base = stage << STAGE_SHIFT
-    rows = reader.execute(
-        "SELECT id - ?, item, plan FROM rows WHERE id >= ? AND id < ?",
-        (base, base + start, base + stop),
+    items = reader.execute(
+        "SELECT id - ?, CAST(item AS BLOB) FROM rows WHERE id >= ? AND id < ? AND plan = ?",
+        (base, base + start, base + stop, plan),
     )
-    for position, item, plan in rows:
-        page[position] = (item.encode(), plan, {})
-    samples = reader.execute(
-        "SELECT position, sample, request FROM samples WHERE stage = ? AND position >= ? AND position < ?",
-        (stage, start, stop),
-    )
-    for position, sample, request in samples:
-        page[position][2][sample] = request
+    page: Page = (dict(items.fetchall()), [])
+    for sample in range(samples):
+        requests = reader.execute(
+            "SELECT position, request FROM samples "
+            "WHERE stage = ? AND position >= ? AND position < ? AND sample = ?",
+            (stage, start, stop, sample),
+        )
+        page[1].append(dict(requests.fetchall()))
     return page
 
 
@@ -140,6 +143,21 @@ def endpoint_accounts(reader: sqlite3.Connection) -> dict[str, dict[str, Any]]:
         "GROUP BY e.id ORDER BY e.id"
     )
     return {url: {"answered": n, "cost_usd": cost / 1e6} for url, n, cost in rows}
+
+
+def answered(run: Path, name: str) -> int:
+    """Samples of a stage that have an answer; 0 where the folder or the stage is new."""
+    if not (run / LEDGER).exists():
+        return 0
+    reader = connect_reader(run)
+    try:
+        sql = (
+            "SELECT count(*) FROM stages s JOIN samples a ON a.stage = s.id "
+            "JOIN requests r ON r.id = a.request WHERE s.name = ? AND r.answer IS NOT NULL"
+        )
+        return int(reader.execute(sql, (name,)).fetchone()[0])
+    finally:
+        reader.close()
 
 
 def stages(reader: sqlite3.Connection) -> list[tuple[int, str]]:

@@ -454,10 +454,12 @@ async def test_a_run_can_be_read_while_it_is_written(tmp_path: Path) -> None:
         words = asking(pool, run, p.base_url, "--concurrency", 4, *bare(tmp_path))
         async with started(*words) as command:
             await until(lambda: p.counts.billed > 5)
+            p.control(latency=2)  # it must not end while we look
             half = (await status(run))["stages"]["generate"]
             exported = await export(run)
             refused = await distill("retry", run)
             assert command.process.returncode is None
+            p.control(latency=0)
             assert (await command.ended()).code == 0
     assert 0 < half["done"] <= len(exported) < 150
     assert half["total"] == 150

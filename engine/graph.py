@@ -1,0 +1,146 @@
+"""A checked recipe as stages that run together: settings, rows, estimates.
+
+A stage that reads files stands for itself. One that reads other stages gets its rows as their
+answers come (stage_rows.py), and is estimated from imagined answers: what a typical reply of the
+stage before would be.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from engine.estimate import Surveyed
+from engine.feed import Numbered, Rows
+from engine.options import default_url, server_values, text_of_file
+from engine.recipe import POOLED, EndpointTable, Recipe, TeacherTable
+from engine.roles import DEFAULTS, plan_of, role
+from engine.session import StageJob
+from engine.settings import Settings
+from engine.sources import Members, contests_of, pool_of
+from engine.stage_rows import StageRows, Upstream
+from engine.tasks.task import Task
+from engine.tokens import tokenizer_for
+from store.errors import UsageError
+from store.records import BadRow, Item
+
+SHARED = (
+    "to", "field", "language", "structured", "seed", "sample", "limit", "samples", "top_p", "param",
+    "omit", "system", "attempts", "attempts_parse", "both_orders", "names",
+)  # fmt: skip
+PER_SERVER = ("rpm", "tpm", "rpd", "tpd", "concurrency", "price_in", "price_out")
+Served = Mapping[str, tuple[str, str]]  # teacher -> (address, model) of what the recipe serves itself
+
+
+class Graph:
+    """The settings and rows of a recipe's stages; `served` tells of its own teachers."""
+
+    def __init__(self, recipe: Recipe, served: Served) -> None:
+        self.recipe = recipe
+        self.settings = {name: _settings(recipe, name, served) for name in recipe.order}
+
+    def job(self, name: str) -> StageJob:
+        """A stage, ready to run. Raises UsageError naming the line of what cannot work."""
+        settings = self.settings[name]
+        try:
+            settings.check(settings.price())
+            plan = plan_of(settings, tokenizer_for(settings.model))
+        except UsageError as error:
+            raise self.recipe.wrong(("stage", name), str(error)) from None
+        table = self.recipe.stage[name]
+        return StageJob(settings, plan, self._rows(name), None, self.recipe.upstream(name), table.budget)
+
+    def imagined(self, name: str) -> Surveyed:
+        """The rows of a stage for its estimate: those of its files, or imagined ones."""
+        if not self.recipe.upstream(name):
+            return self._files(name)
+        make, _ = self._make(name)
+        above = self.recipe.upstream(name)
+        return _Imagined([(self.imagined(one), role(self.settings[one])) for one in above], make)
+
+    def _rows(self, name: str) -> Rows:
+        if not self.recipe.upstream(name):
+            return Numbered(self._files(name))
+        make, each = self._make(name)
+        return StageRows([self._upstream(one) for one in self.recipe.upstream(name)], make, each)
+
+    def _files(self, name: str) -> Surveyed:
+        stage, settings, path = self.recipe.stage[name], self.settings[name], self.recipe.path
+        if stage.task in POOLED:
+            assert stage.pool is not None
+            return pool_of(settings, path(stage.pool))
+        questions = path(stage.questions) if stage.questions else None
+        return contests_of(settings, [path(member) for member in stage.members], questions)
+
+    def _make(self, name: str) -> tuple[Callable[[Sequence[Any]], Sequence[Item]], int]:
+        """How the records of the stages before become rows of this one, and how many of each."""
+        stage = self.recipe.stage[name]
+        if stage.task in POOLED:
+            return lambda records: [record for record in records if record is not None], 1
+        stages = [place for place, member in enumerate(stage.members) if member in self.recipe.stage]
+        members = [m if m in self.recipe.stage else self.recipe.path(m) for m in stage.members]
+        found = Members(self.settings[name], members, stages)
+        return found.contests, found.each
+
+    def _upstream(self, name: str) -> Upstream:
+        task = role(self.settings[name])
+        return Upstream(name, lambda row, text: task.record(task.decode(row), text))
+
+
+class _Imagined:
+    """Rows made of what the stages before would answer to their rows, imagined ones in their turn."""
+
+    is_stream = False
+
+    def __init__(
+        self, above: Sequence[tuple[Surveyed, Task]], make: Callable[[Sequence[Any]], Sequence[Item]]
+    ) -> None:
+        self._above, self._make = above, make
+        self.source = "answers to " + " + ".join(rows.source for rows, _ in above)
+
+    @property
+    def fraction(self) -> float:
+        return self._above[0][0].fraction
+
+    def __iter__(self) -> Iterator[Item | BadRow]:
+        for records in zip(*(_records(rows, task) for rows, task in self._above), strict=False):
+            yield from self._make(records)
+
+
+def _records(rows: Surveyed, task: Task) -> Iterator[Any]:
+    for item in rows:
+        if not isinstance(item, BadRow):
+            yield task.record(item, task.imagine(item) if task.imagine else "")
+
+
+def _settings(recipe: Recipe, name: str, served: Served) -> Settings:
+    stage = recipe.stage[name]
+    teacher = recipe.teacher[stage.teacher]
+    url, model = served.get(stage.teacher, (teacher.base_url, teacher.model))
+    given = {key: getattr(stage, key) for key in SHARED}
+    for key, usual in DEFAULTS[stage.task].items():
+        given[key] = usual if getattr(stage, key) is None else getattr(stage, key)
+    if stage.task == "compare":
+        given["both_orders"] = True
+    try:
+        first, *others = _servers(teacher, url)
+        prompt = text_of_file(recipe.path(stage.prompt)) if stage.prompt else None
+    except UsageError as error:
+        raise recipe.wrong(("teacher", stage.teacher), str(error)) from None
+    return Settings(
+        **given, **first, others=tuple(others), task=stage.task, stage=name, teacher=stage.teacher,
+        model=model or "", prompt=prompt, timeout=teacher.timeout, give_up=teacher.give_up,
+        budget=recipe.budget,
+    )  # fmt: skip
+
+
+def _servers(teacher: TeacherTable, url: str | None) -> list[dict[str, Any]]:
+    """The values of each server: the teacher's own address, if it has one, then its endpoints."""
+    tables: list[EndpointTable] = list(teacher.endpoint)
+    if url is not None or not tables:
+        tables.insert(0, teacher.model_copy(update={"base_url": url}))
+    return [
+        {
+            **server_values(t.base_url or default_url(), t.api_key_env),
+            **{k: getattr(t, k) for k in PER_SERVER},
+        }
+        for t in tables
+    ]

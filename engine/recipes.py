@@ -1,0 +1,140 @@
+"""`distill run`: prices a recipe's stages, asks for leave, runs them together, says what came of it."""
+
+import contextlib
+import sys
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import orjson
+
+from engine.collect import SURVEY_SECONDS, ask_leave_for, estimate_pool, known_keys
+from engine.estimate import Estimate
+from engine.graph import Graph, Served
+from engine.recipe import Recipe, load
+from engine.serving import served
+from engine.session import Job, Result, StageJob, run_job
+from engine.show import print_plan, print_results
+from store.errors import UsageError
+from store.folder import LEDGER, held
+from store.index import KeyIndex
+from store.ledger import connect_writer
+from store.read import answered, connect_reader, stages
+
+UNSERVED = ("http://127.0.0.1:0/v1", "served")  # of a teacher that a dry run need not start
+
+
+def run_recipe(
+    file: Path,
+    run: Path,
+    only: Sequence[str],
+    dry_run: bool,
+    as_json: bool,
+    yes: bool,
+    quiet: bool,
+    confirm: Callable[[str], bool],
+) -> int:
+    """Returns the exit code; raises UsageError before anything is asked."""
+    recipe = load(file)
+    chosen = _chosen(recipe, run, only)
+    if dry_run:
+        unserved = {name: UNSERVED for name, teacher in recipe.teacher.items() if teacher.serve}
+        planned = _plan(Graph(recipe, unserved), chosen, run, known_keys(run), None)
+        _show_plan(planned, recipe, as_json)
+        return 0
+    with held(run):
+        connect_writer(run).close()
+        with _serving(recipe, chosen, run) as own:
+            results = _run(Graph(recipe, own), chosen, run, yes, quiet, confirm)
+    if as_json:
+        _print_results(results)
+    elif not quiet or any(result.exit_code for result in results.values()):
+        print_results(results, run)
+    return _exit_code(list(results.values()))
+
+
+def _chosen(recipe: Recipe, run: Path, only: Sequence[str]) -> list[str]:
+    """The stages to run, in order. What they read must run with them, or have run."""
+    for name in only:
+        if name not in recipe.stage:
+            raise UsageError(f"--only {name}: no such stage; there are {', '.join(recipe.stage)}")
+    chosen = [name for name in recipe.order if not only or name in only]
+    there = _stages_in(run)
+    for name in chosen:
+        for above in recipe.upstream(name):
+            if above not in chosen and above not in there:
+                raise UsageError(f"--only {name}: it reads stage '{above}', which has not run in {run} yet")
+    return chosen
+
+
+def _stages_in(run: Path) -> set[str]:
+    if not (run / LEDGER).exists():
+        return set()
+    reader = connect_reader(run)
+    try:
+        return {name for _, name in stages(reader)}
+    finally:
+        reader.close()
+
+
+@contextlib.contextmanager
+def _serving(recipe: Recipe, chosen: Sequence[str], run: Path) -> Iterator[Served]:
+    """Starts the teachers that the recipe serves itself, and stops them in the end."""
+    needed = {recipe.stage[name].teacher for name in chosen}
+    with contextlib.ExitStack() as stack:
+        own = {}
+        for name, teacher in recipe.teacher.items():
+            if teacher.serve and name in needed:
+                own[name] = stack.enter_context(served(teacher.serve, run / f"teacher-{name}.log"))
+        yield own
+
+
+def _plan(
+    graph: Graph, chosen: Sequence[str], run: Path, index: KeyIndex, seconds: float | None
+) -> dict[str, tuple[StageJob, Estimate]]:
+    planned = {}
+    for name in chosen:
+        job = graph.job(name)
+        stored = answered(run, name) if job.after else 0
+        told = estimate_pool(job.settings, graph.imagined(name), run, seconds, index, stored)
+        planned[name] = (job, told)
+    return planned
+
+
+def _run(
+    graph: Graph, chosen: Sequence[str], run: Path, yes: bool, quiet: bool, confirm: Callable[[str], bool]
+) -> dict[str, Result]:
+    index = known_keys(run)
+    planned = _plan(graph, chosen, run, index, SURVEY_SECONDS)
+    if not quiet:
+        print_plan(planned, graph.recipe.budget)
+    ask_leave_for([(job.settings, told) for job, told in planned.values()], yes, confirm)
+    ready = [replace(job, estimate=None if job.after else told) for job, told in planned.values()]
+    results = run_job(Job(ready, run, index, graph.recipe.budget, quiet))
+    return dict(zip(planned, results, strict=True))
+
+
+def _show_plan(planned: dict[str, tuple[StageJob, Estimate]], recipe: Recipe, as_json: bool) -> None:
+    if not as_json:
+        print_plan(planned, recipe.budget, to_stdout=True)
+        return
+    found = {name: told.as_json() for name, (_, told) in planned.items()}
+    sys.stdout.write(orjson.dumps({"stages": found}).decode() + "\n")
+
+
+def _print_results(results: dict[str, Result]) -> None:
+    found = {
+        name: {
+            "done": r.state.done, "total": r.state.total, "failed": dict(r.state.failed),
+            "outcomes": dict(r.state.outcomes), "cost_usd": r.state.cost_micro / 1e6, "exit_code": r.exit_code,
+        }
+        for name, r in results.items()
+    }  # fmt: skip
+    sys.stdout.write(orjson.dumps({"stages": found}).decode() + "\n")
+
+
+def _exit_code(results: Sequence[Result]) -> int:
+    """The weightiest: interrupted, stopped early, bad input, failed rows, done."""
+    codes = [result.exit_code for result in results]
+    return next((code for code in (130, 3, 2, 1) if code in codes), max(codes, default=0))
