@@ -9,6 +9,7 @@ from typing import Any, cast
 import orjson
 
 from engine.replies import text_of
+from engine.rereading import read_again
 from engine.settings import Settings
 from engine.sources import pool_of
 from store.errors import PoolError, UsageError
@@ -70,7 +71,7 @@ def _stage_of(run: Path, name: str | None) -> tuple[int, str]:
 
 
 def run_retry(run: Path, cause: str | None, stage: str | None) -> None:
-    """Makes failed requests due again."""
+    """Makes failed requests due again; stored replies that can be read by now are answers, unasked."""
     from store.ledger import connect_writer
 
     if cause is not None and cause not in CAUSES:
@@ -86,9 +87,12 @@ def run_retry(run: Path, cause: str | None, stage: str | None) -> None:
     with held(run):
         connection = connect_writer(run)
         try:
+            read = read_again(connection, where, values) if cause in (None, "unparsed") else 0
             count = connection.execute(f"UPDATE requests SET failure = NULL WHERE {where}", values).rowcount
         finally:
             connection.close()
+    if read:
+        print(f"{read:,} stored replies can be read now and need not be asked again", file=sys.stderr)
     print(
         f"{count:,} failed requests are due again; run the same command to ask them",
         file=sys.stderr,

@@ -1,6 +1,7 @@
 """The teacher's roles by name, and how a stage with such a role makes requests out of rows."""
 
 import hashlib
+import sqlite3
 from typing import Any
 
 import orjson
@@ -12,6 +13,7 @@ from engine.tasks import generate
 from engine.tasks.task import Task
 from engine.tokens import Tokenizer
 from store.errors import UsageError
+from store.read import last_runs
 
 # What is sent unless the user says otherwise: the paper's for answers and judgements.
 DEFAULTS: dict[str, dict[str, Any]] = {
@@ -28,6 +30,13 @@ def role(settings: Settings) -> Task:
     if settings.task == generate.NAME:
         return generate.task(settings.prompt, settings.system)
     raise UsageError(f"task '{settings.task}' is unknown; there are {', '.join(DEFAULTS)}")
+
+
+def settings_of_stage(reader: sqlite3.Connection, stage: int) -> Settings:
+    """Those of a stage's last run, as the ledger remembers them (without keys)."""
+    (last, *_) = last_runs(reader, stage, 1)
+    known = {name: last["settings"][name] for name in Settings.model_fields if name in last["settings"]}
+    return Settings(**known)
 
 
 def plan_of(settings: Settings, tokenizer: Tokenizer) -> Plan:
