@@ -41,7 +41,7 @@ _SIGNS = str.maketrans({"\ufeff": "", "\r": "", "、": ",", "。": ". "})
 _TABLE_RULE = re.compile(r"^[ |:-]*-{3}[ |:-]*\n", re.M)
 _BULLET = re.compile(r"^ ?(?:#{1,6} |> ?|[-*•] )+", re.M)
 _EMPHASIS = re.compile(r"\*\*|__|`{1,3}(?:[a-z]+$)?|(?<![\w*])\*(?=[\d.]+\*)|(?<=\d)\*(?![\w*])", re.M)
-_WRAPPED = re.compile(r"\$?\\boxed\{(.*?)\}\$?|\[\[(.*?)\]\]|<([\d.]+)>")
+_WRAPPED = re.compile(r"\$?\\boxed\{([^{}]*)\}\$?|\[\[([^\[\]\n]*)\]\]|<([\d.]+)>")
 
 
 def without_thinking(text: str) -> str:
