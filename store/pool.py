@@ -81,18 +81,26 @@ class Pool:
     def __iter__(self) -> Iterator[Instruction | BadRow]:
         """Usable and bad rows in the order of the file. Raises PoolError if it cannot be read."""
         usable = 0
+        for line, raw in self.objects():
+            if isinstance(raw, BadRow):
+                yield raw
+                continue
+            row = as_instruction(raw, usable)
+            if isinstance(row, Instruction):
+                usable += 1
+                yield row
+            else:
+                yield BadRow(line, row)
+
+    def objects(self) -> Iterator[tuple[int, dict[str, Any] | BadRow]]:
+        """The rows as they stand in the file, each with its line; for shapes other than a pool's."""
         try:
             for line, raw in self._raw_rows():
                 if isinstance(raw, dict):
-                    row = _as_instruction(raw, usable)
-                    if isinstance(row, Instruction):
-                        usable += 1
-                        yield row
-                    else:
-                        yield BadRow(line, row)
+                    yield line, raw
                 else:
                     reason = raw if isinstance(raw, Complaint) else f"not an object but {type(raw).__name__}"
-                    yield BadRow(line, reason)
+                    yield line, BadRow(line, reason)
         except (OSError, EOFError, zlib.error) as error:
             raise PoolError(f"reading pool {self.source} failed: {error}") from error
 
@@ -253,7 +261,7 @@ def _parquet_rows(stream: Bytes, spool: bool) -> Iterator[Raw]:
             yield number + 1, Complaint(f"the Parquet file breaks off: {error}")
 
 
-def _as_instruction(row: dict[str, Any], position: int) -> Instruction | str:
+def as_instruction(row: dict[str, Any], position: int) -> Instruction | str:
     """Alpaca's shape; Self-Instruct's `instances` and FastChat's `question_id`/`text` as well.
 
     Returns what is wrong with the row where it cannot be used.

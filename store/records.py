@@ -86,3 +86,52 @@ class Response:
     cost_micro: int
     latency: float
     served_model: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Contest:
+    """The answers of several models to one prompt, in the order in which they are shown.
+
+    models, answers: one for each place shown. order[i]: where the model shown at place i stands in
+    the order of files that the user gave. category: of the question, empty where it has none.
+    """
+
+    id: str
+    prompt: str
+    input: str
+    category: str
+    models: tuple[str, ...]
+    answers: tuple[str, ...]
+    order: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """One prompt with a better and a worse answer; the scores are None where none were given."""
+
+    prompt: str
+    chosen: str
+    rejected: str
+    margin: float | None
+    chosen_model: str
+    rejected_model: str
+    chosen_score: float | None
+    rejected_score: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """A judge's scores of model `first` against model `second`, whoever was shown first.
+
+    order: (0, 1) where `first` was shown first, else (1, 0). reason: the reply as it came.
+    Both scores are None where the reply could not be read.
+    """
+
+    question: str
+    category: str
+    first: str
+    second: str
+    score_first: float | None
+    score_second: float | None
+    order: tuple[int, ...]
+    reason: str
