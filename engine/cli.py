@@ -219,10 +219,10 @@ def estimate(
 ) -> None:
     """Tell what a pool will cost and how long it will take; asks nothing (but a pilot)."""
     from engine.commands import run_estimate
-    from engine.sources import pool_for
+    from engine.sources import pool_of
 
     settings = settings_from(options, task, to=to)
-    found = pool_for(settings, pool)
+    found = pool_of(settings, pool)
     raise typer.Exit(run_estimate(settings, found, run, pilot, batch, json, yes, quiet, typer.confirm))
 
 

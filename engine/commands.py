@@ -4,14 +4,16 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import orjson
 
 from engine.replies import text_of
 from engine.rereading import read_again
 from engine.settings import Settings
-from engine.sources import pool_of
+
+if TYPE_CHECKING:
+    from engine.estimate import Surveyed
 from store.errors import PoolError, UsageError
 from store.folder import held, ledger_path
 from store.pool import Pool
@@ -24,7 +26,7 @@ IMPORT_BATCH = 1000
 
 def run_estimate(
     settings: Settings,
-    source: str,
+    pool: "Surveyed",
     run: Path | None,
     pilot: int | None,
     batch: bool,
@@ -37,7 +39,6 @@ def run_estimate(
     from engine.collect import estimate_pool, run_pilot
     from engine.show import print_estimate
 
-    pool = pool_of(settings, source)
     if pool.is_stream:
         raise UsageError("estimate reads its pool more than once: give a file, not a pipe")
     if pilot is not None:

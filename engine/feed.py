@@ -36,8 +36,11 @@ Placed = tuple[int, Item]  # a row with its position in the stage
 class Rows(Protocol):
     """Where a stage's rows come from. `is_stream`: they may come one by one, for ever."""
 
-    source: str
-    is_stream: bool
+    @property
+    def source(self) -> str: ...
+
+    @property
+    def is_stream(self) -> bool: ...
 
     def placed(self, reader: sqlite3.Connection) -> Iterator[Placed | BadRow | None]:
         """Rows in any order of position; None: there will be more, but not now."""
@@ -62,8 +65,11 @@ class Progress(Protocol):
 class Source(Protocol):
     """What can be read in order: a pool, or the answers of several models joined."""
 
-    source: str
-    is_stream: bool
+    @property
+    def source(self) -> str: ...
+
+    @property
+    def is_stream(self) -> bool: ...
 
     def __iter__(self) -> Iterator[Item | BadRow]: ...
 

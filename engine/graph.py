@@ -14,7 +14,7 @@ from engine.options import default_url, server_values, text_of_file
 from engine.recipe import POOLED, EndpointTable, Recipe, TeacherTable
 from engine.roles import DEFAULTS, plan_of, role
 from engine.session import StageJob
-from engine.settings import Settings
+from engine.settings import Server, Settings
 from engine.sources import Members, contests_of, pool_of
 from engine.stage_rows import StageRows, Upstream
 from engine.tasks.task import Task
@@ -126,7 +126,7 @@ def _settings(recipe: Recipe, name: str, served: Served) -> Settings:
     except UsageError as error:
         raise recipe.wrong(("teacher", stage.teacher), str(error)) from None
     return Settings(
-        **given, **first, others=tuple(others), task=stage.task, stage=name, teacher=stage.teacher,
+        **given, **first, others=tuple(Server(**o) for o in others), task=stage.task, stage=name, teacher=stage.teacher,
         model=model or "", prompt=prompt, timeout=teacher.timeout, give_up=teacher.give_up,
         budget=recipe.budget,
     )  # fmt: skip

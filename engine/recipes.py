@@ -2,7 +2,6 @@
 
 import contextlib
 import sys
-
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path

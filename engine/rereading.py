@@ -39,7 +39,9 @@ def read_again(connection: sqlite3.Connection, where: str, values: Sequence[obje
         connection.execute("BEGIN IMMEDIATE")
         for request, (response, outcome) in found.items():
             connection.execute("UPDATE responses SET outcome = ? WHERE id = ?", (outcome, response))
-            connection.execute("UPDATE requests SET answer = ?, failure = NULL WHERE id = ?", (response, request))
+            connection.execute(
+                "UPDATE requests SET answer = ?, failure = NULL WHERE id = ?", (response, request)
+            )
     return len(found)
 
 

@@ -1,12 +1,11 @@
 """Where the rows of a stage come from: a pool, a part of it, models' answers in files, or stages."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from random import Random
 
-from engine.feed import Source
 from engine.settings import Settings
-from store.answers import Answers, Answered, model_names
+from store.answers import Answered, Answers, model_names
 from store.contests import LEAST, JudgeContests, ScoreContests, drawn_order, shown
 from store.errors import UsageError
 from store.pool import Pool
@@ -91,14 +90,16 @@ class Members:
             if record is not None
         }
         for place, file in self._files.items():
-            if (text := file.said(row)) is not None:
-                said[place] = text
+            if found := file.said(row):
+                said[place] = found[0]
         if len(said) < LEAST:
             return []
-        found = Answered(row.id, row.instruction, row.input, row.category, dict(sorted(said.items())), "", 0)
-        return [shown(found, self._names, order) for order in self._orders(found)]
+        answered = Answered(
+            row.id, row.instruction, row.input, row.category, dict(sorted(said.items())), "", 0
+        )
+        return [shown(answered, self._names, order) for order in self._orders(answered)]
 
-    def _orders(self, found: Answered) -> Sequence[tuple[int, ...]]:
+    def _orders(self, answered: Answered) -> Sequence[tuple[int, ...]]:
         if self._settings.task == "score":
-            return [drawn_order(self._settings.seed, found)]
+            return [drawn_order(self._settings.seed, answered)]
         return BOTH if self._settings.both_orders else BOTH[:1]

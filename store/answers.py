@@ -80,8 +80,14 @@ class Answers:
     """
 
     def __init__(
-        self, files: Sequence[Path | str], names: Sequence[str] | None, questions: Path | str | None
+        self,
+        files: Sequence[Path | str],
+        names: Sequence[str] | None,
+        questions: Path | str | None,
+        by_id: bool = False,
     ) -> None:
+        """`by_id`: answers that name their prompt by id alone are kept without questions, for `said`."""
+        self._by_id = by_id or questions is not None
         self.names = model_names(files, names)
         self._files = [Pool(file) for file in files]
         self._questions = Pool(questions) if questions is not None else None
@@ -109,6 +115,12 @@ class Answers:
             where = pool.source if pool else ""
             yield Answered(id, prompt, input, category, dict(sorted(said.items())), where, line)
 
+    def said(self, item: Instruction) -> dict[int, str]:
+        """What the files say to one prompt, by its words or else by its id."""
+        db = self._joined()
+        said = dict(db.execute(_ANSWERS, (_id_key(item.id), 0)).fetchall())
+        return said | dict(db.execute(_ANSWERS, (_prompt_key(item), 0)).fetchall())
+
     def _joined(self) -> sqlite3.Connection:
         with self._lock:
             if self._db is None:
@@ -125,7 +137,7 @@ class Answers:
         if self._questions:
             _load_questions(db, self._questions)
         for file, pool in enumerate(self._files):
-            _load_answers(db, file, pool, has_questions=self._questions is not None)
+            _load_answers(db, file, pool, has_questions=self._by_id)
         db.execute("COMMIT")
         db.executescript(_INDEXES + (_PROMPTS_OF_QUESTIONS if self._questions else _PROMPTS_OF_ANSWERS))
         if self._questions:

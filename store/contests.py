@@ -62,7 +62,7 @@ class ScoreContests:
                 yield _too_few(row, self._answers.names)
                 continue
             found = True
-            yield _shown(row, self._answers.names, drawn_order(self._seed, row))
+            yield shown(row, self._answers.names, drawn_order(self._seed, row))
         if not found:
             raise _nothing_joined(self._answers)
 
@@ -76,7 +76,7 @@ class JudgeContests:
 
     def __init__(
         self,
-        questions: Path | str,
+        questions: Path | str | None,
         answers: Path | str,
         against: Path | str,
         names: Sequence[str] | None = None,
@@ -110,7 +110,7 @@ class JudgeContests:
                 continue
             found = True
             for order in self._orders:
-                yield _shown(row, self._answers.names, order)
+                yield shown(row, self._answers.names, order)
         if not found:
             raise _nothing_joined(self._answers)
 
@@ -125,7 +125,8 @@ def drawn_order(seed: int, row: Answered) -> tuple[int, ...]:
     return tuple(sorted(row.answers, key=drawn))
 
 
-def _shown(row: Answered, names: Sequence[str], order: tuple[int, ...]) -> Contest:
+def shown(row: Answered, names: Sequence[str], order: tuple[int, ...]) -> Contest:
+    """The contest of a prompt whose answers are shown in an order of their files."""
     models = tuple(names[file] for file in order)
     answers = tuple(row.answers[file] for file in order)
     return Contest(row.id, row.prompt, row.input, row.category, models, answers, order)

@@ -281,7 +281,14 @@ def as_instruction(row: dict[str, Any], position: int) -> Instruction | str:
     identity = row.get("id")
     if identity is None:
         identity = row.get("question_id", position)
-    return Instruction(str(identity), instruction, given, output if isinstance(output, str) else "")
+    category = row.get("category")
+    return Instruction(
+        str(identity),
+        instruction,
+        given,
+        output if isinstance(output, str) else "",
+        category if isinstance(category, str) else "",
+    )
 
 
 def _first_instance(instances: object) -> dict[str, Any]:

@@ -26,15 +26,34 @@ CAUSES: tuple[Cause, ...] = get_args(Cause)
 
 @dataclass(frozen=True, slots=True)
 class Instruction:
-    """One row of a pool in Alpaca's shape; `output` is empty until somebody answers."""
+    """One row of a pool in Alpaca's shape; `output` is empty until somebody answers. category: of a
+    question that has one (FastChat's, by which a judge's prompt is chosen)."""
 
     id: str
     instruction: str
     input: str = ""
     output: str = ""
+    category: str = ""
 
 
-Item: TypeAlias = Instruction  # a row of a stage
+@dataclass(frozen=True, slots=True)
+class Contest:
+    """The answers of several models to one prompt, in the order in which they are shown.
+
+    models, answers: one for each place shown. order[i]: where the model shown at place i stands in
+    the order of files that the user gave. category: of the question, empty where it has none.
+    """
+
+    id: str
+    prompt: str
+    input: str
+    category: str
+    models: tuple[str, ...]
+    answers: tuple[str, ...]
+    order: tuple[int, ...]
+
+
+Item: TypeAlias = Instruction | Contest  # a row of a stage
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,23 +105,6 @@ class Response:
     cost_micro: int
     latency: float
     served_model: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Contest:
-    """The answers of several models to one prompt, in the order in which they are shown.
-
-    models, answers: one for each place shown. order[i]: where the model shown at place i stands in
-    the order of files that the user gave. category: of the question, empty where it has none.
-    """
-
-    id: str
-    prompt: str
-    input: str
-    category: str
-    models: tuple[str, ...]
-    answers: tuple[str, ...]
-    order: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,14 +1,11 @@
 """Answer an instruction: Alpaca's two templates, as the paper's Algorithm 1 quotes them."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
-
-import orjson
 
 from engine.keys import Message
-from engine.tasks.task import Prior, Task
+from engine.tasks.task import Prior, Task, decode_instruction, encode_instruction
 from store.errors import UsageError
 from store.records import Instruction
 
@@ -52,21 +49,12 @@ def task(prompt: str | None, system: str | None) -> Task:
         NAME,
         decisive=(WITH_INPUT, WITHOUT_INPUT, prompt, system),
         build=builder(prompt, system),
-        encode=encode,
-        decode=decode,
+        encode=encode_instruction,
+        decode=decode_instruction,
         record=lambda item, text: replace(item, output=text),
         prior=PRIOR,
         imagine=lambda item: IMAGINED,
     )
-
-
-def encode(item: Instruction) -> bytes:
-    """What the ledger remembers of a pool row."""
-    return orjson.dumps({"id": item.id, "instruction": item.instruction, "input": item.input})
-
-
-def decode(row: Mapping[str, Any]) -> Instruction:
-    return Instruction(row["id"], row["instruction"], row["input"])
 
 
 def builder(prompt: str | None, system: str | None) -> Callable[[Instruction], list[Message]]:

@@ -8,8 +8,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import orjson
+
 from engine.keys import Message
-from store.records import Item, Outcome
+from store.records import Contest, Instruction, Item, Outcome
 
 Verdict = Outcome | Literal["unparsed"]
 
@@ -47,3 +49,33 @@ class Task:
     check: Callable[[Any, str], Verdict] | None = None
     schema: Callable[[Any], Mapping[str, Any] | None] | None = None
     imagine: Callable[[Any], str] | None = None
+
+
+def encode_instruction(item: Instruction) -> bytes:
+    """What the ledger remembers of a pool row: not its output, which decides nothing."""
+    row = {"id": item.id, "instruction": item.instruction, "input": item.input}
+    return orjson.dumps({**row, "category": item.category} if item.category else row)
+
+
+def encode_answered(item: Instruction) -> bytes:
+    """The same with the output, for tasks that are about it."""
+    return orjson.dumps({**orjson.loads(encode_instruction(item)), "output": item.output})
+
+
+def decode_instruction(row: Mapping[str, Any]) -> Instruction:
+    return Instruction(
+        row["id"], row["instruction"], row["input"], row.get("output", ""), row.get("category", "")
+    )
+
+
+def encode_contest(item: Contest) -> bytes:
+    """What the ledger remembers of a contest. `instruction` is the prompt, as in pool rows."""
+    row = {"id": item.id, "instruction": item.prompt, "input": item.input, "category": item.category}
+    return orjson.dumps({**row, "models": item.models, "answers": item.answers, "order": item.order})
+
+
+def decode_contest(row: Mapping[str, Any]) -> Contest:
+    return Contest(
+        row["id"], row["instruction"], row["input"], row["category"],
+        tuple(row["models"]), tuple(row["answers"]), tuple(row["order"]),
+    )  # fmt: skip
