@@ -39,6 +39,7 @@ class Endpoint:
     most: int
     adaptive: Adaptive | None = None
     proven: bool = False  # it has answered in this run
+    queued: int = 0  # admitted, and waiting for its limit
     rest: float = 0.0  # seconds of the last rest
     rested_until: float = 0.0
     refusal: str = ""
@@ -55,7 +56,13 @@ class Endpoint:
         return self.gate.limit if self.proven else 1
 
 
-Admitted = tuple[Endpoint, bool]  # whether it goes as a probe of the endpoint's breaker
+@dataclass(eq=False, slots=True)
+class Admitted:
+    """A slot at an endpoint. `probe`: it goes as a probe of the endpoint's breaker."""
+
+    endpoint: Endpoint
+    probe: bool
+    is_queued: bool = True
 
 
 class Teacher:
@@ -101,11 +108,20 @@ class Teacher:
         except BaseException:
             endpoint.breaker.abandoned(probe)
             raise
-        return endpoint, probe
+        endpoint.queued += 1
+        return Admitted(endpoint, probe)
 
-    def leave(self, endpoint: Endpoint, probe: bool) -> None:
-        endpoint.gate.leave()
-        endpoint.breaker.abandoned(probe)
+    def sent(self, admitted: Admitted) -> None:
+        """It waits for the endpoint's limit no longer."""
+        if admitted.is_queued:
+            admitted.is_queued = False
+            admitted.endpoint.queued -= 1
+            self.wake()
+
+    def leave(self, admitted: Admitted) -> None:
+        self.sent(admitted)
+        admitted.endpoint.gate.leave()
+        admitted.endpoint.breaker.abandoned(admitted.probe)
         self.wake()
 
     def put_to_rest(self, endpoint: Endpoint, reason: RunStopped) -> None:
@@ -144,7 +160,7 @@ class Teacher:
             return await waiter
         except asyncio.CancelledError:
             if waiter.done() and not waiter.cancelled():
-                self.leave(*waiter.result())
+                self.leave(waiter.result())
             raise
 
     def _take(self) -> Admitted | None:
@@ -153,9 +169,10 @@ class Teacher:
         ready = [e for e in self.endpoints if _has_room(e, now)]
         if not ready:
             return None
-        best = min(ready, key=lambda e: (e.limiter.waiting, e.gate.in_flight / e.slots))
+        best = min(ready, key=lambda e: (e.queued, e.gate.in_flight / e.slots))
         best.gate.in_flight += 1
-        return best, best.breaker.try_probe()
+        best.queued += 1
+        return Admitted(best, best.breaker.try_probe())
 
     def _set_timer(self) -> None:
         """Rests, pauses and probes end by themselves."""
@@ -174,5 +191,5 @@ def _opens_at(endpoint: Endpoint) -> float:
 
 
 def _has_room(endpoint: Endpoint, now: float) -> bool:
-    free = endpoint.gate.in_flight < endpoint.slots and endpoint.limiter.waiting < QUEUE
+    free = endpoint.gate.in_flight < endpoint.slots and endpoint.queued < QUEUE
     return free and endpoint.breaker.may_pass and _opens_at(endpoint) <= now

@@ -143,11 +143,6 @@ class Limiter:
         return self._clock()
 
     @property
-    def waiting(self) -> int:
-        """Requests in the queue."""
-        return len(self._queue)
-
-    @property
     def pauses(self) -> int:
         """429 incidents since the last success."""
         return self._pauses

@@ -241,9 +241,15 @@ class Runner:
 
     async def _attempt(self, request: Request, effort: Effort) -> Answered | Again | Failed:
         """At an endpoint that has room; a retry stands at the head of its queue."""
-        endpoint, probe = await self.teacher.admit(first=effort.asks > 0)
+        admitted = await self.teacher.admit(first=effort.asks > 0)
+        endpoint = admitted.endpoint
+
+        def in_flight() -> None:
+            self.teacher.sent(admitted)
+            self._mark_in_flight()
+
         try:
-            verdict = await self.askers[endpoint].attempt(request, effort, probe, self._mark_in_flight)
+            verdict = await self.askers[endpoint].attempt(request, effort, admitted.probe, in_flight)
             if self.teacher.is_one or not _is_refusal(verdict, endpoint):
                 return verdict
             self.teacher.put_to_rest(endpoint, AllRefused(verdict.words))
@@ -252,7 +258,7 @@ class Runner:
             self.teacher.put_to_rest(endpoint, reason)
             return Again(0.0)
         finally:
-            self.teacher.leave(endpoint, probe)
+            self.teacher.leave(admitted)
             self._mark_in_flight(False)
             self._changed.set()
 
@@ -260,7 +266,6 @@ class Runner:
         task = asyncio.current_task()
         if task in self._tasks:
             self._tasks[task] = in_flight
-        self.teacher.wake()
 
     async def _sleep(self, seconds: float) -> None:
         if seconds <= 0:
