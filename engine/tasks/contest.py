@@ -1,0 +1,40 @@
+"""What score, judge and compare have in common: the question's text, languages, JSON schemas."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from store.errors import UsageError
+from store.records import Contest
+
+LANGUAGES = ("English", "Chinese")
+GRADES = [half / 2 if half % 2 else half // 2 for half in range(2, 21)]  # 1, 1.5, ..., 10
+
+
+def question(contest: Contest) -> str:
+    """The prompt as one text: the instruction, an empty line, and the input where there is one."""
+    return f"{contest.prompt}\n\n{contest.input}" if contest.input else contest.prompt
+
+
+def check_language(language: str) -> None:
+    if language not in LANGUAGES:
+        raise UsageError(f"no judge's prompt is in {language!r}; there are {', '.join(LANGUAGES)}")
+
+
+def response_format(name: str, properties: dict[str, Any]) -> dict[str, Any]:
+    """OpenAI's `response_format` for a strict JSON schema; the model fills it in this order."""
+    schema = {
+        "type": "object",
+        "properties": properties,
+        "required": list(properties),
+        "additionalProperties": False,
+    }
+    return {"type": "json_schema", "json_schema": {"name": name, "strict": True, "schema": schema}}
+
+
+def grades(names: Sequence[str]) -> dict[str, Any]:
+    """A property for each score. The grades are listed, since not every server knows `minimum`."""
+    return {name: {"type": "number", "enum": GRADES} for name in names}
+
+
+def score_names(count: int) -> list[str]:
+    return [f"score_{place}" for place in range(1, count + 1)]

@@ -1,0 +1,164 @@
+"""Judge two answers to one question: a score from 1 to 10 for each, and why.
+
+Three reviewers by the question's category (general, coding, math), asking what Vicuna's reviewers
+ask, in our words. `prompt_file.py` gives FastChat's own instead. The same in Chinese.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from engine import reading
+from engine.keys import Message
+from engine.tasks.contest import check_language, grades, question, response_format, score_names
+from engine.tasks.prompt_file import ReviewPrompt, chosen
+from store.records import Contest
+
+NAME = "judge"
+TEMPERATURE, MAX_TOKENS = 0.2, 1024  # as Vicuna's reviews were made
+
+# Completion tokens, log-normal. Measured with cl100k on GPT-4's 320 published reviews (Vicuna's
+# questions): median 114, mean 134, sigma of the log 0.36; coding and math 274 and 300, the rest 113.
+# The four files' means lie within 7 % of each other. How much more another judge writes is a guess.
+PRIOR_MEDIAN, PRIOR_SIGMA = 124.0, 0.36
+PRIOR_LOW, PRIOR_HIGH = 0.7, 2.5  # of the expectation: what the mean of a whole run may come to
+
+SYSTEM = {
+    "English": "You are an impartial judge who compares two answers carefully and scores them exactly.",
+    "Chinese": "你是一位公正的评审，会仔细比较两个回答并给出准确的分数。",
+}
+SHOWN = {
+    "English": """\
+### Question
+{question}
+
+### Answer of Assistant 1
+{first}
+
+### End of the answer of Assistant 1
+
+### Answer of Assistant 2
+{second}
+
+### End of the answer of Assistant 2
+
+### Your task
+{task}
+
+{form}""",
+    "Chinese": """\
+### 问题
+{question}
+
+### 助手1的回答
+{first}
+
+### 助手1的回答到此结束
+
+### 助手2的回答
+{second}
+
+### 助手2的回答到此结束
+
+### 你的任务
+{task}
+
+{form}""",
+}
+GENERAL = {
+    "English": """\
+Judge how well each assistant answers the question above. Consider whether the answer helps the user, keeps \
+to the question, is correct, and goes into as much detail as the question deserves. Score each answer as a \
+whole from 1 (useless) to 10 (could not be better). Which answer is shown first must not matter to you, nor \
+does length by itself earn anything.""",
+    "Chinese": """\
+请评价两位助手对上述问题的回答。请考虑：回答对用户是否有帮助，是否切题，内容是否正确，详细程度是否恰当。\
+请为每个回答打一个总体分数，从1分（毫无用处）到10分（好得无可挑剔）。请不要因为回答出现的先后而有所偏向，\
+篇幅长短本身也不加分。""",
+}
+CODING = {
+    "English": """\
+Both assistants were asked for a program. Review their code as you would review a colleague's: does it \
+solve the problem as stated, is it correct and efficient, is it well structured and easy to read, does it \
+follow good practice, do its comments explain what needs explaining? Note strengths, weaknesses and what \
+should be improved. Score each answer from 1 (no code, or none that makes sense) to 10 (flawless). Which \
+answer is shown first must not matter to you.""",
+    "Chinese": """\
+两位助手都被要求编写程序。请像审查同事的代码那样审查他们的代码：是否解决了题目所述的问题，是否正确、高效，\
+结构是否清晰、易读，是否符合良好的编程规范，注释是否说明了需要说明的地方。请指出优点、缺点和可以改进之处。\
+请为每个回答打分，从1分（没有代码或代码毫无意义）到10分（完美）。请不要因为回答出现的先后而有所偏向。""",
+}
+MATH = {
+    "English": """\
+The question is mathematical. First solve it yourself, without looking at the two answers. Then follow each \
+assistant's solution step by step and point out every step that is wrong. Score each answer from 1 to 10, \
+for its steps as well as for its result. Which answer is shown first must not matter to you.""",
+    "Chinese": """\
+这是一道数学问题。请先不看两位助手的回答，自己独立解题。然后逐步检查每位助手的解题过程，\
+指出每一个错误的步骤。\
+请为每个回答打分，从1分到10分，既看步骤，也看结果。请不要因为回答出现的先后而有所偏向。""",
+}
+SCORES_FIRST = {
+    "English": """\
+Write on the first line only the two scores, that of Assistant 1 and that of Assistant 2, separated by a \
+space. Explain your judgement from the second line on.""",
+    "Chinese": "第一行只写两个分数，先是助手1的，后是助手2的，中间用一个空格隔开。从第二行开始说明你的理由。",
+}
+SCORES_LAST = {
+    "English": """\
+Write your solution and your review first. End with a line that holds only the two scores, that of \
+Assistant 1 and that of Assistant 2, separated by a space.""",
+    "Chinese": "请先写出你的解答和评审。最后一行只写两个分数，先是助手1的，后是助手2的，中间用一个空格隔开。",
+}
+AS_JSON = {
+    "English": """\
+Reply with the JSON object that is asked for: score_1 is for Assistant 1, score_2 for Assistant 2.""",
+    "Chinese": "请按要求以JSON对象作答：score_1是助手1的分数，score_2是助手2的分数。",
+}
+TASKS = {"general": GENERAL, "coding": CODING, "math": MATH}  # FastChat's categories; all others are general
+
+
+def builder(
+    prompts: tuple[ReviewPrompt, ...] = (),
+    system: str | None = None,
+    language: str = "English",
+    structured: bool = False,
+) -> Callable[[Contest], list[Message]]:
+    """`build(contest) -> messages`. `prompts`: of a FastChat file, instead of ours; they say
+    themselves how to answer. `system` replaces the system message. Raises UsageError."""
+    check_language(language)
+
+    def build(contest: Contest) -> list[Message]:
+        if prompts:
+            prompt = chosen(prompts, contest.category)
+            return _messages(system or prompt.system, prompt.fill(question(contest), *contest.answers))
+        return _messages(system or SYSTEM[language], _ours(contest, language, structured))
+
+    return build
+
+
+def _ours(contest: Contest, language: str, structured: bool) -> str:
+    form = AS_JSON if structured else SCORES_LAST if contest.category == "math" else SCORES_FIRST
+    return SHOWN[language].format(
+        question=question(contest),
+        first=contest.answers[0],
+        second=contest.answers[1],
+        task=TASKS.get(contest.category, GENERAL)[language],
+        form=form[language],
+    )
+
+
+def _messages(system: str, user: str) -> list[Message]:
+    head: list[Message] = [{"role": "system", "content": system}] if system else []
+    return [*head, {"role": "user", "content": user}]
+
+
+def read(contest: Contest, text: str) -> tuple[float, float] | None:
+    """The scores in the order shown, or None where the reply does not say them clearly."""
+    return reading.two_scores(text)
+
+
+def schema(contest: Contest) -> dict[str, Any]:
+    """Math is worked out before it is scored; otherwise the scores come first, as on a first line."""
+    why: Mapping[str, Any] = {"review": {"type": "string"}}
+    scores = grades(score_names(2))
+    return response_format("scores", {**why, **scores} if contest.category == "math" else {**scores, **why})
