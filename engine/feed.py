@@ -112,8 +112,8 @@ class Plan:
     def seal(self, item: Item) -> tuple[Sequence[Message], bytes, list[bytes]]:
         """(messages, body, keys of the samples) of a row."""
         messages = self.task.build(item)
-        schema = self.task.schema(item) if self.structured and self.task.schema else None
-        body, keys = self.sealer.seal(messages, self.samples, schema)
+        wanted = self.task.schema(item) if self.structured and self.task.schema else None
+        body, keys = self.sealer.seal(messages, self.samples, wanted)
         return messages, body, keys
 
 

@@ -126,10 +126,18 @@ def _settings(recipe: Recipe, name: str, served: Served) -> Settings:
     except UsageError as error:
         raise recipe.wrong(("teacher", stage.teacher), str(error)) from None
     return Settings(
-        **given, **first, others=tuple(Server(**o) for o in others), task=stage.task, stage=name, teacher=stage.teacher,
-        model=model or "", prompt=prompt, timeout=teacher.timeout, give_up=teacher.give_up,
+        **given,
+        **first,
+        others=tuple(Server(**other) for other in others),
+        task=stage.task,
+        stage=name,
+        teacher=stage.teacher,
+        model=model or "",
+        prompt=prompt,
+        timeout=teacher.timeout,
+        give_up=teacher.give_up,
         budget=recipe.budget,
-    )  # fmt: skip
+    )
 
 
 def _servers(teacher: TeacherTable, url: str | None) -> list[dict[str, Any]]:

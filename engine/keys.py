@@ -41,14 +41,16 @@ class Sealer:
         self._key_tail = b',"model":' + name + b',"params":' + sorted_params
 
     def seal(
-        self, messages: Sequence[Message], samples: int, schema: Mapping[str, Any] | None = None
+        self, messages: Sequence[Message], samples: int, response_format: Mapping[str, Any] | None = None
     ) -> tuple[bytes, list[bytes]]:
         """(body, keys): the JSON to send, and the 32-byte key of each of the samples.
 
-        schema: a JSON schema that the reply must follow, where it is the row's own.
+        response_format: the JSON schema that the reply must follow, where the row has one.
         """
         head = b'{"messages":' + orjson.dumps(messages, option=_SORTED)
-        extra = b',"response_format":' + _response_format(schema) if schema else b""
+        extra = b""
+        if response_format:
+            extra = b',"response_format":' + orjson.dumps(response_format, option=_SORTED)
         digest = hashlib.sha256(head + self._key_tail + extra + b',"sample":')
         keys = []
         for sample in range(samples):
@@ -56,9 +58,3 @@ class Sealer:
             one.update(b"%d}" % sample)
             keys.append(one.digest())
         return head + extra + self._body_tail, keys
-
-
-def _response_format(schema: Mapping[str, Any]) -> bytes:
-    """Structured outputs as OpenAI and llama.cpp's server take them."""
-    named = {"name": "reply", "strict": True, "schema": schema}
-    return orjson.dumps({"type": "json_schema", "json_schema": named}, option=_SORTED)

@@ -123,14 +123,20 @@ def _show_plan(planned: dict[str, tuple[StageJob, Estimate]], recipe: Recipe, as
 
 
 def _print_results(results: dict[str, Result]) -> None:
-    found = {
-        name: {
-            "done": r.state.done, "total": r.state.total, "failed": dict(r.state.failed),
-            "outcomes": dict(r.state.outcomes), "cost_usd": r.state.cost_micro / 1e6, "exit_code": r.exit_code,
-        }
-        for name, r in results.items()
-    }  # fmt: skip
+    found = {name: _as_json(result) for name, result in results.items()}
     sys.stdout.write(orjson.dumps({"stages": found}).decode() + "\n")
+
+
+def _as_json(result: Result) -> dict[str, object]:
+    state = result.state
+    return {
+        "done": state.done,
+        "total": state.total,
+        "failed": dict(state.failed),
+        "outcomes": dict(state.outcomes),
+        "cost_usd": state.cost_micro / 1e6,
+        "exit_code": result.exit_code,
+    }
 
 
 def _exit_code(results: Sequence[Result]) -> int:

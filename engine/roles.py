@@ -9,7 +9,7 @@ import orjson
 from engine.feed import Plan
 from engine.keys import KEY_VERSION, Sealer, canonical
 from engine.settings import Settings
-from engine.tasks import generate
+from engine.tasks import compare, generate, judge, score
 from engine.tasks.task import Task
 from engine.tokens import Tokenizer
 from store.errors import UsageError
@@ -19,17 +19,25 @@ from store.read import last_runs
 DEFAULTS: dict[str, dict[str, Any]] = {
     "generate": {"temperature": 1.0, "max_tokens": 512},
     "translate": {"temperature": 0.2, "max_tokens": 1024},
-    "score": {"temperature": 0.2, "max_tokens": 1024},
+    "score": {"temperature": 0.2, "max_tokens": 512},
     "compare": {"temperature": 0.2, "max_tokens": 512},
     "judge": {"temperature": 0.2, "max_tokens": 1024},
 }
 
 
 def role(settings: Settings) -> Task:
-    """The task that a stage's settings describe. Raises UsageError for one that is unknown."""
-    if settings.task == generate.NAME:
-        return generate.task(settings.prompt, settings.system)
-    raise UsageError(f"task '{settings.task}' is unknown; there are {', '.join(DEFAULTS)}")
+    """The task that a stage's settings describe. Raises UsageError."""
+    s = settings
+    match s.task:
+        case generate.NAME:
+            return generate.task(s.prompt, s.system)
+        case score.NAME:
+            return score.task(s.system, s.language, s.structured)
+        case compare.NAME:
+            return compare.task(s.system, s.language, s.structured)
+        case judge.NAME:
+            return judge.task(s.prompt, s.system, s.language, s.structured)
+    raise UsageError(f"task '{s.task}' is unknown; there are {', '.join(DEFAULTS)}")
 
 
 def settings_of_stage(reader: sqlite3.Connection, stage: int) -> Settings:

@@ -6,16 +6,14 @@ from typing import Any
 from engine import reading
 from engine.keys import Message
 from engine.reading import Preference
-from engine.tasks.contest import check_language, question, response_format
+from engine.tasks.contest import LANGUAGES, check_language, contest_task, question, response_format
+from engine.tasks.task import Prior, Task
 from store.records import Contest
 
 NAME = "compare"
-TEMPERATURE, MAX_TOKENS = 0.2, 512
-
 # Completion tokens, log-normal: as of GPT-4's 320 published reviews of pairs (cl100k: median 114,
 # mean 134, sigma of the log 0.36). A judge that writes the verdict alone needs 5; hence the low end.
-PRIOR_MEDIAN, PRIOR_SIGMA = 124.0, 0.36
-PRIOR_LOW, PRIOR_HIGH = 0.1, 2.5
+PRIOR = Prior(median=124.0, sigma=0.36, low=0.1, high=2.5)
 
 SYSTEM = {
     "English": "You are an impartial judge who decides which of two answers is the better.",
@@ -73,6 +71,22 @@ AS_JSON = {
     "English": "Reply with the JSON object that is asked for: the preference is A, B, or C for equally good.",
     "Chinese": "请按要求以JSON对象作答：preference为A、B，同样好则为C。",
 }
+
+
+PARTS = (SHOWN, VERDICT_FIRST, AS_JSON)
+
+
+def task(system: str | None, language: str | None, structured: bool) -> Task:
+    """The role. Raises UsageError for a language that it has no prompt in."""
+    language = language or LANGUAGES[0]
+    return contest_task(
+        NAME,
+        (SYSTEM[language], *(texts[language] for texts in PARTS), system, structured),
+        builder(system, language, structured),
+        PRIOR,
+        read,
+        schema,
+    )
 
 
 def builder(

@@ -1,13 +1,37 @@
 """What score, judge and compare have in common: the question's text, languages, JSON schemas."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
+from engine.keys import Message
+from engine.tasks.task import Prior, Task, decode_contest, encode_contest
 from store.errors import UsageError
 from store.records import Contest
 
 LANGUAGES = ("English", "Chinese")
 GRADES = [half / 2 if half % 2 else half // 2 for half in range(2, 21)]  # 1, 1.5, ..., 10
+
+
+def contest_task(
+    name: str,
+    decisive: Sequence[Any],
+    build: Callable[[Contest], list[Message]],
+    prior: Prior,
+    read: Callable[[Contest, str], Any],
+    schema: Callable[[Contest], dict[str, Any]],
+) -> Task:
+    """A role that looks at several answers; a reply that `read` cannot read is unparsed."""
+    return Task(
+        name,
+        decisive,
+        build,
+        encode_contest,
+        decode_contest,
+        record=read,
+        prior=prior,
+        check=lambda contest, text: "unparsed" if read(contest, text) is None else "stop",
+        schema=schema,
+    )
 
 
 def question(contest: Contest) -> str:
@@ -16,6 +40,7 @@ def question(contest: Contest) -> str:
 
 
 def check_language(language: str) -> None:
+    """Raises UsageError for a language in which there is no prompt."""
     if language not in LANGUAGES:
         raise UsageError(f"no judge's prompt is in {language!r}; there are {', '.join(LANGUAGES)}")
 

@@ -9,18 +9,24 @@ from typing import Any
 
 from engine import reading
 from engine.keys import Message
-from engine.tasks.contest import check_language, grades, question, response_format, score_names
-from engine.tasks.prompt_file import ReviewPrompt, chosen
+from engine.tasks.contest import (
+    LANGUAGES,
+    check_language,
+    contest_task,
+    grades,
+    question,
+    response_format,
+    score_names,
+)
+from engine.tasks.prompt_file import ReviewPrompt, chosen, read_prompts
+from engine.tasks.task import Prior, Task
 from store.records import Contest
 
 NAME = "judge"
-TEMPERATURE, MAX_TOKENS = 0.2, 1024  # as Vicuna's reviews were made
-
 # Completion tokens, log-normal. Measured with cl100k on GPT-4's 320 published reviews (Vicuna's
 # questions): median 114, mean 134, sigma of the log 0.36; coding and math 274 and 300, the rest 113.
 # The four files' means lie within 7 % of each other. How much more another judge writes is a guess.
-PRIOR_MEDIAN, PRIOR_SIGMA = 124.0, 0.36
-PRIOR_LOW, PRIOR_HIGH = 0.7, 2.5  # of the expectation: what the mean of a whole run may come to
+PRIOR = Prior(median=124.0, sigma=0.36, low=0.7, high=2.5)
 
 SYSTEM = {
     "English": "You are an impartial judge who compares two answers carefully and scores them exactly.",
@@ -114,7 +120,22 @@ AS_JSON = {
 Reply with the JSON object that is asked for: score_1 is for Assistant 1, score_2 for Assistant 2.""",
     "Chinese": "请按要求以JSON对象作答：score_1是助手1的分数，score_2是助手2的分数。",
 }
+PARTS = (SHOWN, GENERAL, CODING, MATH, SCORES_FIRST, SCORES_LAST, AS_JSON)
 TASKS = {"general": GENERAL, "coding": CODING, "math": MATH}  # FastChat's categories; all others are general
+
+
+def task(prompt: str | None, system: str | None, language: str | None, structured: bool) -> Task:
+    """The role. `prompt`: the text of a FastChat prompt file. Raises UsageError."""
+    language = language or LANGUAGES[0]
+    prompts = read_prompts(prompt, "--prompt") if prompt is not None else ()
+    return contest_task(
+        NAME,
+        (SYSTEM[language], *(texts[language] for texts in PARTS), prompt, system, structured),
+        builder(prompts, system, language, structured),
+        PRIOR,
+        read,
+        schema,
+    )
 
 
 def builder(

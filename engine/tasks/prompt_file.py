@@ -6,7 +6,6 @@ str.format, which never looks for braces in the values.
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 from string import Formatter
 from typing import Any
 
@@ -32,15 +31,13 @@ class ReviewPrompt:
         )
 
 
-def read_prompts(path: Path) -> tuple[ReviewPrompt, ...]:
-    """All prompts of a file. Raises UsageError with file and line for one that cannot be used."""
-    try:
-        lines = path.read_bytes().splitlines()
-    except OSError as error:
-        raise UsageError(f"cannot read the prompts in {path}: {error.strerror}") from error
-    prompts = [_prompt(line, f"{path}, line {n}") for n, line in enumerate(lines, 1) if line.strip()]
+def read_prompts(text: str, name: str) -> tuple[ReviewPrompt, ...]:
+    """All prompts of a file's text. Raises UsageError with the file's name and the line of one that
+    cannot be used."""
+    lines = text.encode().splitlines()
+    prompts = [_prompt(line, f"{name}, line {n}") for n, line in enumerate(lines, 1) if line.strip()]
     if not prompts:
-        raise UsageError(f"{path} holds no prompt; expected FastChat's shape, one JSON object a line")
+        raise UsageError(f"{name} holds no prompt; expected FastChat's shape, one JSON object a line")
     return tuple(prompts)
 
 

@@ -5,17 +5,23 @@ from typing import Any
 
 from engine import reading
 from engine.keys import Message
-from engine.tasks.contest import check_language, grades, question, response_format, score_names
+from engine.tasks.contest import (
+    LANGUAGES,
+    check_language,
+    contest_task,
+    grades,
+    question,
+    response_format,
+    score_names,
+)
+from engine.tasks.task import Prior, Task
 from store.records import Contest
 
 NAME = "score"
-TEMPERATURE, MAX_TOKENS = 0.2, 512
-
 # Completion tokens, log-normal. Nobody has published such replies; taken from GPT-4's 320 reviews of
 # pairs (cl100k: median 114, mean 134, sigma of the log 0.36), as a line of scores and a short reason
 # is asked for here as there. How far a judge of K answers departs from it is a guess.
-PRIOR_MEDIAN, PRIOR_SIGMA = 124.0, 0.36
-PRIOR_LOW, PRIOR_HIGH = 0.3, 3.0
+PRIOR = Prior(median=124.0, sigma=0.36, low=0.3, high=3.0)
 
 SYSTEM = {
     "English": "You are an impartial judge who reads every answer carefully and scores it exactly.",
@@ -51,6 +57,22 @@ AS_JSON = {
     "English": "Reply with the JSON object that is asked for: score_1 is for answer 1, and so on.",
     "Chinese": "请按要求以JSON对象作答：score_1是回答1的分数，以此类推。",
 }
+
+
+PARTS = (SHOWN, ANSWER, TASK, SCORES_FIRST, AS_JSON)
+
+
+def task(system: str | None, language: str | None, structured: bool) -> Task:
+    """The role. Raises UsageError for a language that it has no prompt in."""
+    language = language or LANGUAGES[0]
+    return contest_task(
+        NAME,
+        (SYSTEM[language], *(texts[language] for texts in PARTS), system, structured),
+        builder(system, language, structured),
+        PRIOR,
+        read,
+        schema,
+    )
 
 
 def builder(

@@ -35,7 +35,7 @@ class Task:
 
     record: what a row and the reply's text amount to, None where the text cannot be read.
     check: the outcome of a reply that ended by itself, None where every text is an answer.
-    schema: a JSON schema for the reply of a row (structured outputs), sent where asked for.
+    schema: the `response_format` of a row's request (structured outputs), sent where asked for.
     imagine: a typical reply, for counting what a later stage will be asked.
     """
 
