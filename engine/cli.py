@@ -258,7 +258,14 @@ def retry(
 @app.command()
 def export(
     run: RunArgument,
-    format: Annotated[str, typer.Option("--format", metavar="F", help="alpaca, chat or parquet")],
+    format: Annotated[
+        str,
+        typer.Option(
+            "--format",
+            metavar="F",
+            help="alpaca, chat or parquet; of scores: comparisons or scores; of a judge: reviews",
+        ),
+    ],
     out: Annotated[
         Path,
         typer.Option("--out", metavar="FILE", help="a name in .json is a JSON list, else JSONL"),
@@ -269,11 +276,14 @@ def export(
     outcome: Annotated[
         str, typer.Option("--outcome", metavar="O,O", help="[stop,length]", show_default=False)
     ] = "stop,length",
+    min_margin: Annotated[
+        float, typer.Option("--min-margin", metavar="M", help="of comparisons: least difference of scores")
+    ] = 0.0,
 ) -> None:
-    """Write the answers as a data set: a line for each pool row with an answer, in pool order."""
-    from engine.commands import run_export
+    """Write the answers as a data set: a line for each row with an answer, in pool order."""
+    from engine.exports import run_export
 
-    run_export(run, format, out, stage, outcome)
+    run_export(run, format, out, stage, outcome, min_margin)
 
 
 @app.command(name="import")

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, cast
 
 import orjson
 
-from engine.replies import text_of
 from engine.rereading import read_again
 from engine.settings import Settings
 
@@ -17,8 +16,8 @@ if TYPE_CHECKING:
 from store.errors import PoolError, UsageError
 from store.folder import held, ledger_path
 from store.pool import Pool
-from store.read import connect_reader, has_rows, last_runs, stages
-from store.records import CAUSES, OUTCOMES, Outcome
+from store.read import has_rows, stage_of
+from store.records import CAUSES
 
 IMPORTED = "imported"
 IMPORT_BATCH = 1000
@@ -57,20 +56,6 @@ def run_estimate(
     return 0
 
 
-def _stage_of(run: Path, name: str | None) -> tuple[int, str]:
-    reader = connect_reader(run)
-    try:
-        there = stages(reader)
-    finally:
-        reader.close()
-    chosen = [(number, n) for number, n in there if name in (None, n)]
-    if len(chosen) == 1:
-        return chosen[0]
-    names = ", ".join(n for _, n in there) or "none yet"
-    problem = f"no stage '{name}'" if name else "name one with --stage"
-    raise UsageError(f"{run}: {problem}; its stages are: {names}")
-
-
 def run_retry(run: Path, cause: str | None, stage: str | None) -> None:
     """Makes failed requests due again; stored replies that can be read by now are answers, unasked."""
     from store.ledger import connect_writer
@@ -84,7 +69,7 @@ def run_retry(run: Path, cause: str | None, stage: str | None) -> None:
         values.append(cast(object, cause))
     if stage is not None:
         where += " AND id IN (SELECT request FROM samples WHERE stage = ?)"
-        values.append(_stage_of(run, stage)[0])
+        values.append(stage_of(run, stage)[0])
     with held(run):
         connection = connect_writer(run)
         try:
@@ -98,28 +83,6 @@ def run_retry(run: Path, cause: str | None, stage: str | None) -> None:
         f"{count:,} failed requests are due again; run the same command to ask them",
         file=sys.stderr,
     )
-
-
-def run_export(run: Path, format: str, out: Path, stage: str | None, outcome: str) -> None:
-    """Writes the data set and says what it left out."""
-    from store.export import answers, check_format, write
-
-    check_format(format)
-    outcomes = tuple(o.strip() for o in outcome.split(",") if o.strip())
-    for name in outcomes:
-        if name not in OUTCOMES:
-            raise UsageError(f"--outcome {name}: unknown; there are {', '.join(OUTCOMES)}")
-    number, _ = _stage_of(run, stage)
-    reader = connect_reader(run)
-    try:
-        (samples,) = reader.execute("SELECT samples FROM stages WHERE id = ?", (number,)).fetchone()
-        settings = last_runs(reader, number, 1)
-        system = settings[0]["settings"].get("system") if settings else None
-        rows = answers(reader, number, cast(tuple[Outcome, ...], outcomes), text_of)
-        count = write(out, format, rows, samples, system)
-    finally:
-        reader.close()
-    print(f"{count:,} rows written to {out}", file=sys.stderr)
 
 
 def run_import(settings: Settings, source: str, run: Path) -> int:

@@ -6,19 +6,18 @@ name and renamed when it is whole, so that nobody ever reads half a data set.
 
 import os
 import sqlite3
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import orjson
 
-from store.errors import StorageError, UsageError
-from store.records import Instruction, Outcome
+from store.errors import StorageError
+from store.records import Instruction
 from store.schema import STAGE_SHIFT
 
-FORMATS = ("alpaca", "chat", "parquet")
 PARQUET_ROWS = 10_000
 
 _ANSWERS = """
@@ -28,6 +27,29 @@ JOIN requests r ON r.id = a.request JOIN responses p ON p.id = r.answer
 JOIN bodies b ON b.response = p.id
 WHERE a.stage = ? ORDER BY a.position, a.sample
 """
+# With the last reply to rows that failed because none of theirs could be read.
+_ASKED = """
+SELECT a.position, a.sample, w.item, b.raw, p.outcome, p.model
+FROM samples a JOIN rows w ON w.id = ? + a.position
+JOIN requests r ON r.id = a.request LEFT JOIN errors e ON e.id = r.failure AND r.answer IS NULL
+JOIN responses p ON p.id = ifnull(r.answer, (
+  SELECT max(q.id) FROM responses q WHERE q.attempt = e.attempt AND q.outcome = 'unparsed'))
+JOIN bodies b ON b.response = p.id
+WHERE a.stage = ? ORDER BY a.position, a.sample
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A row of a stage with the reply to one of its samples, as they lie in the ledger. `item`: the
+    row's JSON as an object."""
+
+    position: int
+    sample: int
+    item: Mapping[str, Any]
+    raw: bytes
+    outcome: str
+    model: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,41 +62,29 @@ class Answer:
     model: str
 
 
-def answers(
-    reader: sqlite3.Connection,
-    stage: int,
-    outcomes: Sequence[Outcome],
-    text_of: Callable[[bytes], str],
-) -> Iterator[Answer]:
-    """In pool order. `text_of` reads a raw body; lone surrogates become U+FFFD."""
-    rows = reader.execute(_ANSWERS, (stage << STAGE_SHIFT, stage))
-    for _, sample, item, raw, outcome, model in rows:
-        if outcome in outcomes:
-            row = orjson.loads(item)
-            text = text_of(raw.encode() if isinstance(raw, str) else raw)
-            text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-            yield Answer(
-                Instruction(row["id"], row["instruction"], row["input"], text),
-                sample,
-                outcome,
-                model,
-            )
+def stored(
+    reader: sqlite3.Connection, stage: int, outcomes: Sequence[str], unparsed: bool = False
+) -> Iterator[Stored]:
+    """In pool order. `unparsed`: with the rows of which no reply could be read."""
+    rows = reader.execute(_ASKED if unparsed else _ANSWERS, (stage << STAGE_SHIFT, stage))
+    for position, sample, item, raw, outcome, model in rows:
+        if outcome in outcomes or outcome == "unparsed":
+            body = raw.encode() if isinstance(raw, str) else raw
+            yield Stored(position, sample, orjson.loads(item), body, outcome, model)
 
 
 def write(path: Path, format: str, rows: Iterator[Answer], samples: int, system: str | None) -> int:
     """Writes all rows; returns how many. Raises StorageError with the old file untouched."""
-    with _replacing(path) as file:
-        if format == "parquet":
+    if format == "parquet":
+        with _replacing(path) as file:
             return _write_parquet(file, rows, samples)
-        lines = map(_chat_line(system) if format == "chat" else _alpaca_line(samples), rows)
-        if path.suffix == ".json":
-            return _write_list(file, lines)
-        return _write_lines(file, lines)
+    return write_lines(path, map(_chat_line(system) if format == "chat" else _alpaca_line(samples), rows))
 
 
-def check_format(format: str) -> None:
-    if format not in FORMATS:
-        raise UsageError(f"--format {format}: unknown; there are {', '.join(FORMATS)}")
+def write_lines(path: Path, lines: Iterator[bytes]) -> int:
+    """JSON objects as JSONL, or as a list where the name ends in .json; returns how many."""
+    with _replacing(path) as file:
+        return _write_list(file, lines) if path.suffix == ".json" else _write_lines(file, lines)
 
 
 @contextmanager

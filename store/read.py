@@ -6,7 +6,7 @@ from typing import Any
 
 import orjson
 
-from store.errors import RunFolderError
+from store.errors import RunFolderError, UsageError
 from store.folder import LEDGER, ledger_path
 from store.index import ANSWERED, DUE, FAILED, KeyIndex
 from store.schema import STAGE_SHIFT, VERSION, version_words
@@ -162,6 +162,21 @@ def answered(run: Path, name: str) -> int:
 
 def stages(reader: sqlite3.Connection) -> list[tuple[int, str]]:
     return [(int(i), str(n)) for i, n in reader.execute("SELECT id, name FROM stages ORDER BY id")]
+
+
+def stage_of(run: Path, name: str | None) -> tuple[int, str]:
+    """(number, name) of a stage by its name, or of the only one. Raises UsageError."""
+    reader = connect_reader(run)
+    try:
+        there = stages(reader)
+    finally:
+        reader.close()
+    chosen = [(number, n) for number, n in there if name in (None, n)]
+    if len(chosen) == 1:
+        return chosen[0]
+    names = ", ".join(n for _, n in there) or "none yet"
+    problem = f"no stage '{name}'" if name else "name one with --stage"
+    raise UsageError(f"{run}: {problem}; its stages are: {names}")
 
 
 def last_runs(reader: sqlite3.Connection, stage: int, count: int) -> list[dict[str, Any]]:
