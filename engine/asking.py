@@ -213,7 +213,8 @@ class Asker:
         state.prompt_tokens += usage.prompt_tokens
         state.completion_tokens += usage.completion_tokens
         state.cost_micro += response.cost_micro
-        state.outcomes[response.outcome] += 1
+        if response.outcome != "unparsed":
+            state.outcomes[response.outcome] += 1
         state.latencies.append(response.latency)
 
     def _limited(self, sent: _Sent, error: RateLimited, answer: Answer, probe: bool) -> Verdict:

@@ -41,12 +41,12 @@ def known_keys(run: Path | None) -> KeyIndex:
     return index
 
 
-def _observed(run: Path | None, model: str) -> list[int]:
+def _observed(run: Path | None, settings: Settings) -> list[int]:
     if run is None or not (run / LEDGER).exists():
         return []
     reader = connect_reader(run)
     try:
-        return completions(reader, model)
+        return completions(reader, settings.model, settings.task)
     finally:
         reader.close()
 
@@ -66,7 +66,7 @@ def estimate_pool(
     found = survey(pool, plan, index, seconds)
     if stored:
         found = _without(found, stored)
-    return told(settings, plan, found, _observed(run, settings.model))
+    return told(settings, plan, found, _observed(run, settings))
 
 
 def _without(found: Survey, stored: int) -> Survey:

@@ -205,13 +205,14 @@ def day_usage(reader: sqlite3.Connection, since: float, endpoint: int) -> list[t
     return [(float(at), int(n), int(tokens)) for at, n, tokens in rows]
 
 
-def completions(reader: sqlite3.Connection, model: str, count: int = 10_000) -> list[int]:
-    """Completion tokens of the newest usable replies of runs that asked this model."""
+def completions(reader: sqlite3.Connection, model: str, task: str, count: int = 10_000) -> list[int]:
+    """Completion tokens of the newest usable replies of runs that asked this model in this role."""
     rows = reader.execute(
         "SELECT p.completion_tokens FROM responses p JOIN attempts t ON t.id = p.attempt "
         "JOIN runs u ON u.id = t.run WHERE json_extract(u.settings, '$.model') = ? "
+        "AND u.stage IN (SELECT id FROM stages WHERE task = ?) "
         "AND p.outcome IN ('stop', 'length') ORDER BY p.id DESC LIMIT ?",
-        (model, count),
+        (model, task, count),
     )
     return [int(n) for (n,) in rows]
 
