@@ -12,6 +12,7 @@ import sqlite3
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from store.records import BadRow, Instruction
 
 SUFFIXES = (".jsonl", ".json", ".ndjson", ".csv", ".tsv", ".parquet")
 CACHE_KIB = 32 * 1024
+AT_ONCE = 256  # rows
 
 _SCHEMA = f"""
 PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; PRAGMA cache_size = -{CACHE_KIB};
@@ -28,11 +30,18 @@ CREATE TABLE answers (file INTEGER, line INTEGER, key BLOB, nth INTEGER, text TE
     id TEXT, prompt TEXT, input TEXT, category TEXT);
 CREATE TABLE questions (file INTEGER, line INTEGER, by_id BLOB, nth_id INTEGER,
     key BLOB, nth INTEGER, id TEXT, prompt TEXT, input TEXT, category TEXT);
-CREATE TABLE seen (key BLOB PRIMARY KEY, n INTEGER) WITHOUT ROWID;
 CREATE TABLE bad (line INTEGER, reason TEXT);
 BEGIN;
 """
-_COUNT = "INSERT INTO seen VALUES (?, 0) ON CONFLICT DO UPDATE SET n = n + 1 RETURNING n"
+# The n-th of several rows with one key in one file, from 0. Rows come in with 0, as most are alone.
+_NUMBER = """
+CREATE INDEX alike ON {table} ({key}, file);
+UPDATE {table} SET {nth} = n FROM (
+    SELECT rowid AS at, row_number() OVER (PARTITION BY {key}, file ORDER BY rowid) - 1 AS n FROM {table}
+) WHERE {table}.rowid = at AND n > 0;
+DROP INDEX alike;
+"""
+_KEYS = (("answers", "key", "nth"), ("questions", "key", "nth"), ("questions", "by_id", "nth_id"))
 _INDEXES = """
 CREATE INDEX answer_keys ON answers (key, nth, file);
 CREATE INDEX question_ids ON questions (by_id, nth_id);
@@ -43,7 +52,7 @@ _PROMPTS_OF_QUESTIONS = "CREATE TEMP VIEW prompts AS SELECT rowid AS at, * FROM 
 _PROMPTS_OF_ANSWERS = """
 CREATE TEMP VIEW prompts AS
 SELECT rowid AS at, file, line, NULL AS by_id, NULL AS nth_id, key, nth, id, prompt, input, category
-FROM answers a WHERE NOT EXISTS (
+FROM answers a WHERE file = 0 OR NOT EXISTS (
     SELECT 1 FROM answers b WHERE b.key = a.key AND b.nth = a.nth AND b.file < a.file)
 """
 _PROMPTS = """
@@ -110,7 +119,8 @@ class Answers:
         db = self._joined()
         for file, line, by_id, nth_id, key, nth, id, prompt, input, category in db.execute(_PROMPTS):
             said = dict(db.execute(_ANSWERS, (key, nth)).fetchall())
-            said |= dict(db.execute(_ANSWERS, (by_id, nth_id)).fetchall())
+            if by_id is not None:
+                said |= dict(db.execute(_ANSWERS, (by_id, nth_id)).fetchall())
             pool = self._files[file] if file >= 0 else self._questions
             where = pool.source if pool else ""
             yield Answered(id, prompt, input, category, dict(sorted(said.items())), where, line)
@@ -139,6 +149,8 @@ class Answers:
         for file, pool in enumerate(self._files):
             _load_answers(db, file, pool, has_questions=self._by_id)
         db.execute("COMMIT")
+        for table, key, nth in _KEYS:
+            db.executescript(_NUMBER.format(table=table, key=key, nth=nth))
         db.executescript(_INDEXES + (_PROMPTS_OF_QUESTIONS if self._questions else _PROMPTS_OF_ANSWERS))
         if self._questions:
             _report_strays(db, self._files)
@@ -147,38 +159,50 @@ class Answers:
 
 
 def _load_questions(db: sqlite3.Connection, pool: Pool) -> None:
-    usable = 0
-    for line, row in pool.objects():
-        item = row.reason if isinstance(row, BadRow) else as_instruction(row, usable)
-        if isinstance(row, BadRow) or isinstance(item, str):
-            _complain(db, pool, line, str(item))
-            continue
-        usable += 1
-        by_id, key = _id_key(item.id), _prompt_key(item)
-        values = (-1, line, by_id, _nth(db, by_id), key, _nth(db, key), *_head(item, row))
-        db.execute("INSERT INTO questions VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", values)
-    db.execute("DELETE FROM seen")
-    if not usable:
+    def rows() -> Iterator[tuple[object, ...]]:
+        usable = 0
+        for line, row in pool.objects():
+            item = row.reason if isinstance(row, BadRow) else as_instruction(row, usable)
+            if isinstance(row, BadRow) or isinstance(item, str):
+                _complain(db, pool, line, str(item))
+                continue
+            usable += 1
+            yield -1, line, _id_key(item.id), 0, _prompt_key(item), 0, *_head(item, row)
+
+    if not _insert(db, "questions", rows()):
         raise PoolError(f"no usable question in {pool.source}{_last_complaint(db)}")
 
 
 def _load_answers(db: sqlite3.Connection, file: int, pool: Pool, has_questions: bool) -> None:
-    usable = spoken = 0
-    for line, row in pool.objects():
-        found = row.reason if isinstance(row, BadRow) else _as_answer(row, usable, has_questions)
-        if isinstance(found, str):
-            _complain(db, pool, line, found)
-            continue
-        key, text, head = found
-        usable, spoken = usable + 1, spoken + bool(text.strip())
-        db.execute(
-            "INSERT INTO answers VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            (file, line, key, _nth(db, key), text, *head),
-        )
-    db.execute("DELETE FROM seen")
+    spoken = False
+
+    def rows() -> Iterator[tuple[object, ...]]:
+        nonlocal spoken
+        usable = 0
+        for line, row in pool.objects():
+            found = row.reason if isinstance(row, BadRow) else _as_answer(row, usable, has_questions)
+            if isinstance(found, str):
+                _complain(db, pool, line, found)
+                continue
+            usable += 1
+            key, text, head = found
+            spoken = spoken or bool(text.strip())
+            yield file, line, key, 0, text, *head
+
+    count = _insert(db, "answers", rows())
     if not spoken:
-        why = "every answer is empty" if usable else "no usable answer"
+        why = "every answer is empty" if count else "no usable answer"
         raise PoolError(f"{why} in {pool.source}{_last_complaint(db)}")
+
+
+def _insert(db: sqlite3.Connection, table: str, rows: Iterator[tuple[object, ...]]) -> int:
+    """Inserts all rows, some at a time; returns how many."""
+    count = 0
+    while batch := list(islice(rows, AT_ONCE)):
+        places = ", ".join("?" * len(batch[0]))
+        db.executemany(f"INSERT INTO {table} VALUES ({places})", batch)
+        count += len(batch)
+    return count
 
 
 def _as_answer(row: dict[str, Any], position: int, has_questions: bool) -> tuple[bytes, str, Head] | str:
@@ -248,12 +272,6 @@ def _prompt_key(item: Instruction) -> bytes:
 
 def _digest(*parts: str) -> bytes:
     return hashlib.blake2b("\0".join(parts).encode(errors="replace"), digest_size=16).digest()
-
-
-def _nth(db: sqlite3.Connection, key: bytes) -> int:
-    """How often the key has been seen in this file before."""
-    (count,) = db.execute(_COUNT, (key,)).fetchone()
-    return int(count)
 
 
 def _complain(db: sqlite3.Connection, pool: Pool, line: int, reason: str) -> None:
