@@ -323,8 +323,23 @@ def serve(
         int,
         typer.Option("--parallel", metavar="N", help="requests at once [16]", show_default=False),
     ] = 16,
+    scripted: Annotated[
+        bool,
+        typer.Option("--scripted", help="no model: replies by simple rules, for trying roles out"),
+    ] = False,
+    latency: Annotated[
+        float,
+        typer.Option(
+            "--latency", metavar="S", help="seconds before a scripted reply [0]", show_default=False
+        ),
+    ] = 0.0,
 ) -> None:
     """Serve a small model behind the OpenAI chat API, on loopback."""
+    if scripted:
+        from engine.scripted.server import run_scripted
+
+        run_scripted(port, latency)
+        return
     from engine.serve import run_server
 
     run_server(model, port, parallel)

@@ -36,9 +36,7 @@ Read = tuple[Stored, Any, Any]  # what is stored, the row, what its reply amount
 def run_export(run: Path, format: str, out: Path, stage: str | None, outcome: str, min_margin: float) -> None:
     """Writes the data set and says what it left out. Raises UsageError."""
     outcomes = _outcomes(outcome)
-    if all(format not in shapes for shapes in SHAPES.values()):
-        every = dict.fromkeys(shape for shapes in SHAPES.values() for shape in shapes)
-        raise UsageError(f"--format {format}: unknown; there are {', '.join(every)}")
+    check_format(format)
     number, name = stage_of(run, stage)
     reader = connect_reader(run)
     try:
@@ -52,6 +50,13 @@ def run_export(run: Path, format: str, out: Path, stage: str | None, outcome: st
         reader.close()
     left_out = f"; {len(unread):,} replies could not be read and are left out" if unread else ""
     print(f"{count:,} rows written to {out}{left_out}", file=sys.stderr)
+
+
+def check_format(format: str) -> None:
+    """Raises UsageError for a shape that nobody knows."""
+    every = dict.fromkeys(shape for shapes in SHAPES.values() for shape in shapes)
+    if format not in every:
+        raise UsageError(f"--format {format}: unknown; there are {', '.join(every)}")
 
 
 def _outcomes(given: str) -> tuple[str, ...]:
@@ -72,14 +77,14 @@ def _read(rows: Iterator[Stored], task: Task, unread: list[int], keep: bool) -> 
     """What the replies amount to; those that cannot be read are counted, and kept only if wanted."""
     for row in rows:
         item = task.decode(row.item)
-        record = task.record(item, _clean(text_of(row.raw)))
+        record = task.record(item, clean(text_of(row.raw)))
         if record is None and not keep:
             unread.append(row.position)
             continue
         yield row, item, record
 
 
-def _clean(text: str) -> str:
+def clean(text: str) -> str:
     """Lone surrogates become U+FFFD: no file of UTF-8 can hold them."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 

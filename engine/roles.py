@@ -8,8 +8,9 @@ import orjson
 
 from engine.feed import Plan
 from engine.keys import KEY_VERSION, Sealer, canonical
+from engine.languages import Language, find_language
 from engine.settings import Settings
-from engine.tasks import compare, generate, judge, score
+from engine.tasks import compare, generate, judge, score, translate
 from engine.tasks.task import Task
 from engine.tokens import Tokenizer
 from store.errors import UsageError
@@ -31,6 +32,8 @@ def role(settings: Settings) -> Task:
     match s.task:
         case generate.NAME:
             return generate.task(s.prompt, s.system)
+        case translate.NAME:
+            return translate.task(s.prompt, s.system, *translation_of(s))
         case score.NAME:
             return score.task(s.system, s.language, s.structured)
         case compare.NAME:
@@ -38,6 +41,11 @@ def role(settings: Settings) -> Task:
         case judge.NAME:
             return judge.task(s.prompt, s.system, s.language, s.structured)
     raise UsageError(f"task '{s.task}' is unknown; there are {', '.join(DEFAULTS)}")
+
+
+def translation_of(settings: Settings) -> tuple[Language, translate.Field]:
+    """Into which language, and which part of the rows. Raises UsageError."""
+    return find_language(settings.to or ""), translate.check_field(settings.field or "instruction")
 
 
 def settings_of_stage(reader: sqlite3.Connection, stage: int) -> Settings:

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from random import Random
 
+from engine.roles import role
 from engine.settings import Settings
 from store.answers import Answered, Answers, model_names
 from store.contests import LEAST, JudgeContests, ScoreContests, drawn_order, shown
@@ -45,10 +46,31 @@ class Sampled:
             position += 1
 
 
-def pool_of(settings: Settings, source: str | Path) -> Pool | Sampled:
-    """The pool of a stage. Raises PoolError if it cannot be read."""
-    pool = Pool(source)
-    return Sampled(pool, settings.sample, settings.seed) if settings.sample else pool
+class Having:
+    """The rows of a pool that have the field that a task is about; the others are bad rows."""
+
+    def __init__(self, pool: Pool | Sampled, field: str) -> None:
+        self._pool, self._field = pool, field
+        self.source, self.is_stream = pool.source, pool.is_stream
+
+    @property
+    def fraction(self) -> float:
+        return self._pool.fraction
+
+    def __iter__(self) -> Iterator[Instruction | BadRow]:
+        for number, row in enumerate(self._pool, 1):
+            if isinstance(row, Instruction) and not getattr(row, self._field).strip():
+                yield BadRow(number, f"no {self._field}")
+            else:
+                yield row
+
+
+def pool_of(settings: Settings, source: str | Path) -> Pool | Sampled | Having:
+    """The pool of a stage. Raises PoolError if it cannot be read, UsageError for bad settings."""
+    role(settings)
+    whole = Pool(source)
+    pool = Sampled(whole, settings.sample, settings.seed) if settings.sample else whole
+    return Having(pool, "output") if settings.field == "output" else pool
 
 
 def contests_of(

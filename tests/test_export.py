@@ -13,9 +13,12 @@ import pytest
 from ledgers import PLAN, Book, chat, item, opened, reply, request
 
 import store.export
-from engine.commands import text_of
+from engine.exports import POOLED as FORMATS
+from engine.exports import check_format
+from engine.replies import text_of
+from engine.tasks.generate import task
 from store.errors import StorageError, UsageError
-from store.export import FORMATS, Answer, answers, check_format, write
+from store.export import Answer, stored, write
 from store.read import connect_reader
 from store.records import Instruction, Outcome, Response, Usage
 
@@ -25,7 +28,16 @@ USUAL: tuple[Outcome, ...] = ("stop", "length")
 def read(run: Path, outcomes: tuple[Outcome, ...] = USUAL, stage: int = 1) -> list[Answer]:
     reader = connect_reader(run)
     try:
-        return list(answers(reader, stage, outcomes, text_of))
+        role = task(None, None)
+        return [
+            Answer(
+                role.record(role.decode(row.item), _clean(text_of(row.raw))),
+                row.sample,
+                row.outcome,
+                row.model,
+            )
+            for row in stored(reader, stage, outcomes)
+        ]
     finally:
         reader.close()
 

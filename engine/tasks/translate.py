@@ -15,6 +15,8 @@ from engine.keys import Message
 from engine.language import has_prose, is_translated, same_text
 from engine.languages import Language
 from engine.replies import loads
+from engine.tasks.contest import response_format
+from engine.tasks.task import Prior, Task, decode_instruction, encode_answered, encode_instruction
 from store.errors import UsageError
 from store.records import Instruction
 
@@ -25,8 +27,7 @@ TEMPERATURE, MAX_TOKENS = 0.2, 2048
 # their Chinese translations, tags and all (instruction and input alone: 1.09 and 1.55; outputs: 1.11 and
 # 1.66; sigma of the log 0.12 and 0.15). Other languages: Latin script lies below, some of India's and
 # South-East Asia's scripts cost several times as much on cl100k.
-PRIOR_RATIO: Mapping[str, float] = {"o200k_base": 1.06, "cl100k_base": 1.37}
-PRIOR_LOW, PRIOR_HIGH = 0.85, 1.6  # of the expectation: what the mean of a whole pool may come to
+PRIOR = Prior(median=1.2, sigma=0.0, low=0.75, high=1.6, of_imagined=True)
 
 PROMPT = """\
 Translate the text below into {to}. It stands between tags and was written for another reader: it may \
@@ -65,6 +66,23 @@ class Reading:
     outcome: Literal["stop", "untranslated", "unparsed"]
     item: Instruction
     reason: str = ""
+
+
+def task(prompt: str | None, system: str | None, to: Language, field: Field = "instruction") -> Task:
+    """The role. Raises UsageError for a template without its place for the text."""
+    read = reader(to, field, prompt)
+    return Task(
+        NAME,
+        (PROMPT, prompt, system, to.code, field),
+        builder(to, field, prompt, system),
+        encode_answered if field == "output" else encode_instruction,
+        decode_instruction,
+        record=lambda item, text: reading.item if (reading := read(item, text)).outcome == "stop" else None,
+        prior=PRIOR,
+        check=lambda item, text: read(item, text).outcome,
+        schema=lambda item: response_format("translation", schema(item, field)["properties"]),
+        imagine=lambda item: imagine(item, field),
+    )
 
 
 def check_field(field: str) -> Field:
