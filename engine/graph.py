@@ -108,7 +108,7 @@ class _Imagined:
 def _records(rows: Surveyed, task: Task) -> Iterator[Any]:
     for item in rows:
         if not isinstance(item, BadRow):
-            yield task.record(item, task.imagine(item) if task.imagine else "")
+            yield task.imagined(item)
 
 
 def _settings(recipe: Recipe, name: str, served: Served) -> Settings:

@@ -14,7 +14,7 @@ from ledgers import PLAN, Book, chat, item, opened, reply, request
 
 import store.export
 from engine.exports import POOLED as FORMATS
-from engine.exports import check_format
+from engine.exports import check_format, clean
 from engine.replies import text_of
 from engine.tasks.generate import task
 from store.errors import StorageError, UsageError
@@ -31,7 +31,7 @@ def read(run: Path, outcomes: tuple[Outcome, ...] = USUAL, stage: int = 1) -> li
         role = task(None, None)
         return [
             Answer(
-                role.record(role.decode(row.item), _clean(text_of(row.raw))),
+                role.record(role.decode(row.item), clean(text_of(row.raw))),
                 row.sample,
                 row.outcome,
                 row.model,

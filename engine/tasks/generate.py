@@ -53,7 +53,7 @@ def task(prompt: str | None, system: str | None) -> Task:
         decode=decode_instruction,
         record=lambda item, text: replace(item, output=text),
         prior=PRIOR,
-        imagine=lambda item: IMAGINED,
+        imagined=lambda item: replace(item, output=IMAGINED),
     )
 
 

@@ -36,7 +36,8 @@ class Task:
     record: what a row and the reply's text amount to, None where the text cannot be read.
     check: the outcome of a reply that ended by itself, None where every text is an answer.
     schema: the `response_format` of a row's request (structured outputs), sent where asked for.
-    imagine: a typical reply, for counting what a later stage will be asked.
+    imagine: a typical reply, for counting its tokens where the prior is relative to it.
+    imagined: what such a reply amounts to, for counting what a later stage will be asked.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Task:
     check: Callable[[Any, str], Verdict] | None = None
     schema: Callable[[Any], Mapping[str, Any] | None] | None = None
     imagine: Callable[[Any], str] | None = None
+    imagined: Callable[[Any], Any] = lambda item: item
 
 
 def encode_instruction(item: Instruction) -> bytes:
