@@ -164,10 +164,12 @@ def import_(
 @app.command()
 def browse(
     run: RunArgument,
-    port: Annotated[int, typer.Option("--port", metavar="P", help="[8001]", show_default=False)] = 8001,
+    port: Annotated[
+        int, typer.Option("--port", metavar="P", help="[8001]; 0 for any", show_default=False)
+    ] = 8001,
 ) -> None:
-    """Open the ledger in Datasette, on loopback, read-only."""
-    from engine.commands import run_browse
+    """Look at the ledger in a browser: Datasette, on loopback, read-only."""
+    from engine.browse.server import run_browse
 
     run_browse(run, port)
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from engine.settings import Settings
 
 PANEL_WHO, PANEL_HOW, PANEL_LIMITS, PANEL_MONEY = "Teacher", "What is asked", "Limits", "Money"
+PANEL_WATCH = "Watching"
 
 
 def _option(*names: str, text: str, panel: str, metavar: str | None = None) -> Any:
@@ -134,6 +135,15 @@ def engine_options(
     price_out: Annotated[
         float | None,
         _option("--price-out", text="USD a million completion tokens", panel=PANEL_MONEY, metavar="USD"),
+    ] = None,
+    metrics_port: Annotated[
+        int | None,
+        _option(
+            "--metrics-port",
+            text="serve Prometheus metrics on loopback while it goes; 0 for any port",
+            panel=PANEL_WATCH,
+            metavar="P",
+        ),
     ] = None,
 ) -> None:
     """Only its signature is used."""

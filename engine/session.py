@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from engine import progress
+from engine import metrics, progress
 from engine.asking import Asker, Terms
 from engine.breaker import Breaker
 from engine.budget import Budget
@@ -28,7 +28,7 @@ from engine.runner import DRAIN_SECONDS, OUTSTANDING, Interrupted, Runner
 from engine.settings import MOST_CONCURRENT, Settings
 from engine.state import RunState
 from store.errors import DiskFull, DistillError, PoolError
-from store.folder import make_reserve
+from store.folder import LEDGER, make_reserve
 from store.index import KeyIndex
 from store.ledger import Ledger
 from store.pool import Pool
@@ -85,11 +85,12 @@ async def _run(job: Job) -> Result:
         for runner in stop_for_disk:
             runner.stop(_disk_full(job.run))
 
-    ledger = Ledger(job.run, on_full)
-    try:
-        return await _run_with(job, ledger, stop_for_disk, most)
-    finally:
-        await ledger.close()
+    async with metrics.serving(job.settings.metrics_port) as board:
+        ledger = Ledger(job.run, on_full)
+        try:
+            return await _run_with(job, ledger, stop_for_disk, most, board)
+        finally:
+            await ledger.close()
 
 
 def _disk_full(run: Path) -> DiskFull:
@@ -99,7 +100,9 @@ def _disk_full(run: Path) -> DiskFull:
     )
 
 
-async def _run_with(job: Job, ledger: Ledger, runners: list[Runner], most: int) -> Result:
+async def _run_with(
+    job: Job, ledger: Ledger, runners: list[Runner], most: int, board: metrics.Board
+) -> Result:
     """`most`: requests in flight, no more than the reserve could take in on a full disk."""
     settings, state = job.settings, RunState()
     stage, run = ledger.begin(settings.stage, settings.task, settings.samples, _settings_json(job))
@@ -135,6 +138,7 @@ async def _run_with(job: Job, ledger: Ledger, runners: list[Runner], most: int) 
             asker.adaptive = Adaptive(gate, most)
         runner.asker = asker
         view = progress.View(settings.stage, state, limiter, budget, breaker)
+        board.add(metrics.Source(settings.stage, settings.model, view, job.run / LEDGER))
         started = time.monotonic()
         stopped = await _watched(runner, view, ledger, run, job.quiet)
     feed.close()

@@ -53,6 +53,7 @@ class Settings(BaseModel):
     price_in: Annotated[float, Field(ge=0)] | None = None
     price_out: Annotated[float, Field(ge=0)] | None = None
     limit: PositiveInt | None = None
+    metrics_port: Annotated[int, Field(ge=0, le=65535)] | None = None
 
     @property
     def is_reasoning(self) -> bool:
