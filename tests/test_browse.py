@@ -257,6 +257,10 @@ def test_a_value_is_shown_by_its_column_s_name() -> None:
     assert cells.show({}, "5", "request", "samples") is None
     assert cells.show({}, None, "output", "answers") is None
     assert "abcdef" in str(cells.show({}, bytes.fromhex("abcdef" + "00" * 29), "key", "requests"))
+    assert cells.show({}, '{"a": 1}', "params", None) == cells.text('{"a": 1}', kind="json")
+    assert cells.show({}, b"\xff", "raw", "bodies") == cells.text("\\xff", kind="json")
+    assert "stage__exact=s+p" in str(cells.show(row, "timeout", "cause", None))
+    assert cells.show(row, "timeout", "cause", "failures") is None
     assert cells.pretty(chat("x")).count("\n") > 3
     assert cells.pretty(b"\xff{") == "\\xff{"
     assert cells.money(1234.5) == "$1,234.50"

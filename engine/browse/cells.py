@@ -13,6 +13,7 @@ import orjson
 from markupsafe import Markup, escape
 
 CUT = 500  # characters of a text in a list; a row's own page shows all
+LINE = 100  # JSON that is no longer is not indented in a list
 
 TEXTS = {
     "instruction", "input", "output", "message", "last_message", "first_reply", "second_reply",
@@ -20,10 +21,11 @@ TEXTS = {
 JSONS = {"raw", "item", "settings", "estimate", "utilisation", "params"}
 TIMES = {"at", "sent_at", "received_at", "started", "ended", "first_at", "last_at"}
 SECONDS = {"latency", "mean_latency"}
-# Columns that hold the id of a row of another table (or, in a query's result, of `table`).
+COUNTS = {"replies", "rows", "asks", "requests", "sent", "unanswered", "total", "answered"}
+# Columns that hold the id of a row of another table.
 LINKS = {
     "request": "requests", "attempt": "attempts", "run": "runs", "answer": "responses",
-    "failure": "errors", "response": "bodies",
+    "failure": "errors", "response": "bodies", "stage": "stages",
 }  # fmt: skip
 
 
@@ -39,7 +41,8 @@ def show(row: Mapping[str, Any], value: Any, column: str, table: str | None) -> 
     if column in TEXTS and isinstance(value, str):
         return text(value, CUT, _page_of(row))
     if column in JSONS and isinstance(value, str | bytes):
-        return text(pretty(value), CUT, _page_of(row), "json")
+        fits = isinstance(value, str) and len(value) <= LINE
+        return text(str(value) if fits else pretty(value), CUT, _page_of(row), "json")
     return _short(row, value, column, table)
 
 
@@ -68,6 +71,8 @@ def _number(row: Mapping[str, Any], value: Any, column: str, table: str | None) 
         return Markup(f'<span class="number">{money(value)}</span>')
     if column in TIMES:
         return Markup(f'<time title="{value}">{moment(value)}</time>')
+    if isinstance(value, int) and (column in COUNTS or column.endswith(("_tokens", "_micro"))):
+        return Markup(f'<span class="number">{value:,}</span>')
     if column in SECONDS:
         return Markup(f'<span class="number">{value:,.2f} s</span>')
     return None
@@ -78,11 +83,18 @@ def _link(row: Mapping[str, Any], value: Any, column: str, table: str | None) ->
         return Markup('<a class="page" href="{}">{:,}</a>').format(page, value)
     if column in LINKS and isinstance(value, int) and not isinstance(value, bool):
         return Markup('<a href="/ledger/{}/{}">{}</a>').format(LINKS[column], value, value)
-    names = row.keys()  # `in` on a sqlite3.Row asks its values
-    if column == "cause" and table is None and "stage" in names:
-        query = urlencode({"cause__exact": value, "stage__exact": row["stage"]})
-        return Markup('<a href="/ledger/failures?{}">{}</a>').format(query, value)
+    if column == "cause" and table is None:
+        return _with_cause(row, value)
     return None
+
+
+def _with_cause(row: Mapping[str, Any], cause: str) -> Markup:
+    """A cause in a query's result leads to the rows (or asks) that failed for it."""
+    where, of_stage = {"cause__exact": cause}, "stage" in row.keys()  # noqa: SIM118 - sqlite3.Row
+    if of_stage:
+        where["stage__exact"] = row["stage"]
+    view = "failures" if of_stage else "errors"
+    return Markup('<a href="/ledger/{}?{}">{}</a>').format(view, urlencode(where), cause)
 
 
 def _mark(row: Mapping[str, Any], value: Any, column: str, table: str | None) -> Markup | None:

@@ -115,7 +115,7 @@ WITH several AS MATERIALIZED (
   WHERE s.samples > 1 GROUP BY a.stage, a.position HAVING count(*) > 1
   ORDER BY outcomes DESC, 1.0 * longest / max(shortest, 1) DESC LIMIT {SHOWN})
 SELECT s.name AS stage, a.position, {INSTRUCTION}, a.answered, a.outcomes,
-  a.shortest AS shortest_tokens, a.longest AS longest_tokens,
+  a.shortest, a.longest,
   {_NTH_REPLY.format(0)} AS first_reply, {_NTH_REPLY.format(1)} AS second_reply
 FROM several a JOIN stages s ON s.id = a.stage JOIN rows w ON w.id = {POSITION_SHIFT}
 ORDER BY a.outcomes DESC, 1.0 * a.longest / max(a.shortest, 1) DESC""".strip()
