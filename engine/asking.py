@@ -216,6 +216,7 @@ class Asker:
         if response.outcome != "unparsed":
             state.outcomes[response.outcome] += 1
         state.latencies.append(response.latency)
+        state.spread.add(response.latency)
 
     def _limited(self, sent: _Sent, error: RateLimited, answer: Answer, probe: bool) -> Verdict:
         self.state.limited += 1
@@ -235,6 +236,8 @@ class Asker:
         response = Response("malformed", "", usage or Usage(), error.raw, cost, 0.0)
         self.ledger.put(self.terms.stage, sent.attempt, sent.request.id, response, released, final=False)
         self.state.cost_micro += cost
+        self.state.unread_prompt += response.usage.prompt_tokens
+        self.state.unread_completion += response.usage.completion_tokens
         self._settle(sent, usage, cost, lost=sent.worst - released)
         await self.ledger.committed()
         return await self._again(sent, effort, error, probe, ended=False)
@@ -273,6 +276,7 @@ class Asker:
     async def _refused(self, sent: _Sent, error: RowRefused, answer: Answer) -> Verdict:
         number = self._record(sent, error.cause, error.status, str(error))
         self.limiter.refused(sent.ticket, answer.headers)
+        self.state.refusals[error.cause] += 1
         self.budget.settle(sent.worst, 0)
         await self.ledger.committed()
         return Failed(error.cause, error.status, str(error), number, refused=True)

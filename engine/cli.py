@@ -187,11 +187,17 @@ def run_(
     json: JsonOption = False,
     yes: YesOption = False,
     quiet: QuietOption = False,
+    metrics_port: Annotated[
+        int | None,
+        typer.Option("--metrics-port", metavar="P", help="Prometheus metrics on loopback; 0 for any"),
+    ] = None,
 ) -> None:
     """Run the stages of a recipe together, each on rows as soon as they are there."""
     from engine.recipes import run_recipe
 
-    raise typer.Exit(run_recipe(recipe, run, only or [], dry_run, json, yes, quiet, typer.confirm))
+    raise typer.Exit(
+        run_recipe(recipe, run, only or [], dry_run, json, yes, quiet, metrics_port, typer.confirm)
+    )
 
 
 @app.command()
@@ -303,10 +309,12 @@ def import_(
 @app.command()
 def browse(
     run: RunArgument,
-    port: Annotated[int, typer.Option("--port", metavar="P", help="[8001]", show_default=False)] = 8001,
+    port: Annotated[
+        int, typer.Option("--port", metavar="P", help="[8001]; 0 for any", show_default=False)
+    ] = 8001,
 ) -> None:
-    """Open the ledger in Datasette, on loopback, read-only."""
-    from engine.commands import run_browse
+    """Look at the ledger in a browser: Datasette, on loopback, read-only."""
+    from engine.browse.server import run_browse
 
     run_browse(run, port)
 

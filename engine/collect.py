@@ -120,7 +120,7 @@ def run_pilot(
     with held(run):
         connect_writer(run).close()
         job = StageJob(settings, replace(plan, only=chosen), Numbered(pool))
-        return run_job(Job([job], run, known_keys(run), settings.budget, quiet))[0]
+        return run_job(Job([job], run, known_keys(run), settings.budget, quiet, settings.metrics_port))[0]
 
 
 def collect(settings: Settings, pool: Surveyed, run: Path, yes: bool, quiet: bool, confirm: Confirm) -> int:
@@ -138,7 +138,7 @@ def collect(settings: Settings, pool: Surveyed, run: Path, yes: bool, quiet: boo
                 print_estimate(expected, settings)
         ask_leave(settings, expected, yes, confirm)
         job = StageJob(settings, plan, Numbered(pool), expected)
-        (result,) = run_job(Job([job], run, index, settings.budget, quiet))
+        (result,) = run_job(Job([job], run, index, settings.budget, quiet, settings.metrics_port))
     if not quiet or result.exit_code:
         print_result(result, settings.price() or FREE, expected, run)
     return result.exit_code

@@ -1,6 +1,5 @@
-"""The smaller commands: estimate, retry, export, import, browse. Each reads as its help says."""
+"""The smaller commands: estimate, retry, export, import. Each reads as its help says."""
 
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -175,17 +174,3 @@ def _as_reply(model: str, output: str) -> bytes:
         ],
     }
     return orjson.dumps(body)
-
-
-def run_browse(run: Path, port: int) -> None:
-    """Datasette on the ledger, read-only, on loopback."""
-    import importlib.util
-
-    path = ledger_path(run)
-    if importlib.util.find_spec("datasette") is None:
-        raise UsageError("browse needs Datasette; bin/distill browse installs it")
-    command = [sys.executable, "-P", "-m", "datasette", "serve", str(path), "--host", "127.0.0.1"]
-    try:
-        raise SystemExit(subprocess.run([*command, "--port", str(port)], check=False).returncode)
-    except KeyboardInterrupt:
-        return

@@ -148,6 +148,11 @@ class Limiter:
         return self._pauses
 
     @property
+    def waiting(self) -> int:
+        """Requests that stand in the queue."""
+        return len(self._queue)
+
+    @property
     def knows_limits(self) -> bool:
         return self.requests.limit is not None or self.tokens.limit is not None
 

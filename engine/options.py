@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 PER_SERVER = ("rpm", "tpm", "rpd", "tpd", "concurrency", "price_in", "price_out")
 PANEL_WHO, PANEL_HOW, PANEL_LIMITS, PANEL_MONEY = "Teacher", "What is asked", "Limits", "Money"
+PANEL_WATCH = "Watching"
 
 
 def _option(*names: str, text: str, panel: str, metavar: str | None = None) -> Any:
@@ -159,6 +160,15 @@ def engine_options(
     price_out: Annotated[
         float | None,
         _option("--price-out", text="USD a million completion tokens", panel=PANEL_MONEY, metavar="USD"),
+    ] = None,
+    metrics_port: Annotated[
+        int | None,
+        _option(
+            "--metrics-port",
+            text="serve Prometheus metrics on loopback while it goes; 0 for any port",
+            panel=PANEL_WATCH,
+            metavar="P",
+        ),
     ] = None,
 ) -> None:
     """Only its signature is used."""

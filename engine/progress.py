@@ -34,6 +34,7 @@ class View:
     _at: float | None = None
     _answered: int = 0
     _tokens: int = 0
+    _seen: tuple[int, int, int] = (0, 0, 0)
 
     def tick(self, now: float) -> None:
         """Updates the smoothed rates: answers and tokens a second."""
@@ -44,6 +45,12 @@ class View:
             self.rate = weight * self.rate + (1 - weight) * (self.state.answered - self._answered) / passed
             self.token_rate = weight * self.token_rate + (1 - weight) * (tokens - self._tokens) / passed
         self._at, self._answered, self._tokens = now, self.state.answered, tokens
+
+    def has_moved(self) -> bool:
+        """Whether anything was asked or came since this was last called."""
+        state = self.state
+        before, self._seen = self._seen, (state.finished, state.asked, state.limited)
+        return self._seen != before
 
     @property
     def left(self) -> int | None:
@@ -134,8 +141,9 @@ async def _show_lines(views: Sequence[View], on_tick: Callable[[], None]) -> Non
         on_tick()
         for view in views:
             view.tick(loop.time())
-            line = "; ".join(f"{label} {value}" for label, value in view.parts())
-            tell(f"{view.stage}: {line}\n")
+            if len(views) == 1 or view.has_moved():
+                line = "; ".join(f"{label} {value}" for label, value in view.parts())
+                tell(f"{view.stage}: {line}\n")
 
 
 async def _show_live(views: Sequence[View], on_tick: Callable[[], None]) -> None:

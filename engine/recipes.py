@@ -32,6 +32,7 @@ def run_recipe(
     as_json: bool,
     yes: bool,
     quiet: bool,
+    metrics_port: int | None,
     confirm: Callable[[str], bool],
 ) -> int:
     """Returns the exit code; raises UsageError before anything is asked."""
@@ -45,7 +46,8 @@ def run_recipe(
     with held(run):
         connect_writer(run).close()
         with _serving(recipe, chosen, run) as own:
-            results = _run(Graph(recipe, own), chosen, run, yes, quiet, confirm)
+            priced = _priced(Graph(recipe, own), chosen, run, yes, quiet, confirm)
+            results = _run(priced, recipe, run, quiet, metrics_port)
     if as_json:
         _print_results(results)
     elif not quiet or any(result.exit_code for result in results.values()):
@@ -101,17 +103,23 @@ def _plan(
     return planned
 
 
-def _run(
+def _priced(
     graph: Graph, chosen: Sequence[str], run: Path, yes: bool, quiet: bool, confirm: Callable[[str], bool]
-) -> dict[str, Result]:
-    index = known_keys(run)
-    planned = _plan(graph, chosen, run, index, SURVEY_SECONDS)
+) -> list[StageJob]:
+    """The stages with their estimates, when leave was given."""
+    planned = _plan(graph, chosen, run, known_keys(run), SURVEY_SECONDS)
     if not quiet:
         print_plan(planned, graph.recipe.budget)
     ask_leave_for([(job.settings, told) for job, told in planned.values()], yes, confirm)
-    ready = [replace(job, estimate=None if job.after else told) for job, told in planned.values()]
-    results = run_job(Job(ready, run, index, graph.recipe.budget, quiet))
-    return dict(zip(planned, results, strict=True))
+    return [replace(job, estimate=told) for job, told in planned.values()]
+
+
+def _run(
+    chosen: Sequence[StageJob], recipe: Recipe, run: Path, quiet: bool, metrics_port: int | None
+) -> dict[str, Result]:
+    job = Job(chosen, run, known_keys(run), recipe.budget, quiet, metrics_port)
+    names = [stage.settings.stage for stage in chosen]
+    return dict(zip(names, run_job(job), strict=True))
 
 
 def _show_plan(planned: dict[str, tuple[StageJob, Estimate]], recipe: Recipe, as_json: bool) -> None:

@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from engine import progress
+from engine import metrics, progress
 from engine.asking import Asker, Terms
 from engine.breaker import Breaker
 from engine.budget import Budget
@@ -31,7 +31,7 @@ from engine.runner import DRAIN_SECONDS, OUTSTANDING, Interrupted, Runner
 from engine.settings import MOST_CONCURRENT, Server, Settings
 from engine.state import RunState
 from store.errors import DiskFull, DistillError, PoolError
-from store.folder import make_reserve
+from store.folder import LEDGER, make_reserve
 from store.index import KeyIndex
 from store.ledger import Ledger
 from store.read import account, connect_reader, day_usage, stage_account
@@ -65,6 +65,7 @@ class Job:
     index: KeyIndex
     cap: float | None
     quiet: bool
+    metrics_port: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,11 +112,12 @@ async def _run(job: Job) -> list[Result]:
         for stage in running:
             stage.runner.stop(_disk_full(job.run))
 
-    ledger = Ledger(job.run, on_full)
-    try:
-        return await _run_with(job, ledger, running, share)
-    finally:
-        await ledger.close()
+    async with metrics.serving(job.metrics_port) as board:
+        ledger = Ledger(job.run, on_full)
+        try:
+            return await _run_with(job, ledger, running, share, board)
+        finally:
+            await ledger.close()
 
 
 def _reply_bytes(settings: Settings) -> int:
@@ -142,7 +144,9 @@ def _disk_full(run: Path) -> DiskFull:
     )
 
 
-async def _run_with(job: Job, ledger: Ledger, running: list[_Stage], share: float) -> list[Result]:
+async def _run_with(
+    job: Job, ledger: Ledger, running: list[_Stage], share: float, board: metrics.Board
+) -> list[Result]:
     """`share` of the requests in flight that were wanted: what the reserve could take in."""
     reader = connect_reader(job.run)
     budget = Budget(_micro(job.cap), *account(reader))
@@ -157,6 +161,9 @@ async def _run_with(job: Job, ledger: Ledger, running: list[_Stage], share: floa
                 _remember_day(teachers[name], reader)
             running.append(_begin(each, ledger, teachers[name], budget, thread))
         reader.close()
+        for stage in running:
+            settings = stage.job.settings
+            board.add(metrics.Source(settings.stage, settings.model, stage.view, job.run / LEDGER))
         _connect(running)
         await _watched(running, ledger, job.quiet)
     for stage in running:

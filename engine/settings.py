@@ -64,6 +64,7 @@ class Settings(Server):
     give_up: Annotated[float, Field(ge=0)] = 1800.0
     budget: Annotated[float, Field(ge=0)] | None = None
     limit: PositiveInt | None = None
+    metrics_port: Annotated[int, Field(ge=0, le=65535)] | None = None
 
     @property
     def is_reasoning(self) -> bool:

@@ -72,16 +72,21 @@ def print_plan(
 ) -> None:
     """A recipe's stages with the estimate of each and the sum."""
     table = Table(box=None, pad_edge=False, header_style="dim")
-    for column in ("stage", "task", "model", "after", "requests", "tokens in", "tokens out", "cost", "time"):
-        table.add_column(column, justify="left" if column in ("stage", "task", "model", "after") else "right")
+    for column in ("stage", "task", "teacher", "requests", "tokens in", "tokens out", "cost", "time"):
+        left = column in ("stage", "task", "teacher")
+        table.add_column(column, justify="left" if left else "right", no_wrap=column == "stage")
     for name, (job, told) in planned.items():
         cost = told.cost_usd
         table.add_row(
-            Text(plain(name, 40)), job.settings.task, Text(plain(job.settings.model, 40)),
-            Text(plain(", ".join(job.after), 60)), f"{told.requests:,}", f"{told.prompt_tokens:,}",
-            f"{told.completion_tokens.expected:,.0f}", "?" if cost is None else dollars(cost.expected),
+            Text(plain(name, 40)),
+            job.settings.task,
+            Text(plain(job.settings.teacher, 24)),
+            f"{told.requests:,}",
+            f"{told.prompt_tokens:,}",
+            f"{told.completion_tokens.expected:,.0f}",
+            "?" if cost is None else dollars(cost.expected),
             duration(told.seconds.expected),
-        )  # fmt: skip
+        )
     costs = [told.cost_usd for _, told in planned.values() if told.cost_usd]
     low, high = sum(c.low for c in costs), sum(c.high for c in costs)
     words = f"in all {dollars(sum(c.expected for c in costs))}  (95 %: {dollars(low)} to {dollars(high)})"

@@ -1,11 +1,30 @@
 """What a run knows of itself: counted by the runner, read by the display and the summary."""
 
+from bisect import bisect_left
 from collections import Counter, deque
 from dataclasses import dataclass, field
+from itertools import accumulate
 
 from store.records import BadRow
 
 BAD_ROWS_KEPT = 10
+LATENCY_BOUNDS = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0)  # seconds
+
+
+@dataclass(slots=True)
+class Spread:
+    """Latencies of all answers by bucket: one more than LATENCY_BOUNDS, the last without an end."""
+
+    counts: list[int] = field(default_factory=lambda: [0] * (len(LATENCY_BOUNDS) + 1))
+    sum: float = 0.0
+
+    def add(self, seconds: float) -> None:
+        self.counts[bisect_left(LATENCY_BOUNDS, seconds)] += 1
+        self.sum += seconds
+
+    def cumulative(self) -> list[int]:
+        """How many took no longer than each bound, and in the end how many there were."""
+        return list(accumulate(self.counts))
 
 
 @dataclass
@@ -29,11 +48,15 @@ class RunState:
     counted_prompt: int = 0  # of answered requests, by our count
     prompt_tokens: int = 0  # of answered requests, as billed
     completion_tokens: int = 0
+    unread_prompt: int = 0  # of malformed replies that told their usage
+    unread_completion: int = 0
     cost_micro: int = 0  # of this run
     retry_causes: Counter[str] = field(default_factory=Counter)
+    refusals: Counter[str] = field(default_factory=Counter)  # requests that the server would not take
     expected_completion: float = 0.0
     expected_cost_micro: float = 0.0  # what the estimate said of the requests that were answered
     latencies: deque[float] = field(default_factory=lambda: deque(maxlen=256))
+    spread: Spread = field(default_factory=Spread)
 
     @property
     def finished(self) -> int:

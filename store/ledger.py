@@ -8,6 +8,7 @@ When the disk is full the reserve file is given up, the commit is made in its sp
 """
 
 import asyncio
+import contextlib
 import json
 import os
 import sqlite3
@@ -24,6 +25,7 @@ from store.records import Cause, Request, Response
 from store.schema import STAGE_SHIFT, VERSION, migrate, version_words
 
 CHECKPOINT_PAGES = 4000
+FOLD_MS = 2000  # to wait at the end for readers that are in the middle of a query
 LOCK_SECONDS = 600.0  # another program may hold SQLite's write lock; paid replies wait for it
 _IOERR, _FULL = 10, 13  # primary SQLite result codes
 
@@ -213,7 +215,14 @@ class Ledger:
         finally:
             self._handed.put(None)
             await asyncio.to_thread(self._thread.join)
+            self._fold()
             self._connection.close()
+
+    def _fold(self) -> None:
+        """SQLite itself folds the WAL in at the last close, but somebody may be reading still."""
+        with contextlib.suppress(sqlite3.Error):  # a full disk: the WAL stays, and is valid
+            self._connection.execute(f"PRAGMA busy_timeout = {FOLD_MS}")
+            self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
     def _schedule(self) -> None:
         if not (self._busy or self._scheduled):

@@ -1,0 +1,144 @@
+"""The two pages that Datasette has no like of: the front page, and one pool row with all that befell it.
+
+Reads through Datasette's own threads, with time limits: on a ledger of millions a part that takes too
+long is left out and says so.
+"""
+
+import os
+import sqlite3
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import orjson
+from datasette.database import QueryInterrupted
+from datasette.utils import sqlite_timelimit
+from datasette.utils.asgi import NotFound, Response
+
+from engine.browse.cells import row_link
+from engine.browse.queries import QUESTIONS
+from engine.replies import loads
+from store.read import stage_status, stages
+
+COUNT_MS = 2500  # for what the front page counts: a million rows take about one second
+HISTORY_MS = 2000
+LEDGER = "ledger"
+
+STAGES = """
+SELECT s.id, s.name, s.task, s.samples, s.total, s.bad_rows, u.started, u.ended, u.exit_code, u.pid,
+  json_extract(u.settings, '$.model') AS model, json_extract(u.utilisation, '$.requests') AS requests_share,
+  json_extract(u.utilisation, '$.tokens') AS tokens_share, c.spent_micro / 1e6 AS cost_usd,
+  c.at_risk_micro / 1e6 AS at_risk_usd, c.prompt_tokens, c.completion_tokens, c.sent - c.ended AS unanswered
+FROM stages s LEFT JOIN spending c ON c.stage = s.id
+  LEFT JOIN runs u ON u.id = (SELECT max(id) FROM runs WHERE stage = s.id) ORDER BY s.id"""
+ITEM = """
+SELECT s.id AS number, s.name AS stage, s.task, w.item,
+  EXISTS (SELECT 1 FROM rows WHERE id = w.id + 1) AS has_next
+FROM stages s JOIN rows w ON w.id = (s.id << 40) + :position WHERE s.name = :stage"""
+SAMPLES = """
+SELECT a.sample, a.request, r.answer, r.prompt_tokens AS counted, e.cause, e.status, e.message, e.at,
+  p.outcome, p.model, p.finish_reason, p.prompt_tokens, p.completion_tokens, p.cached_tokens,
+  p.reasoning_tokens, p.cost_micro / 1e6 AS cost_usd, p.latency, p.received_at, b.raw
+FROM samples a JOIN requests r ON r.id = a.request LEFT JOIN responses p ON p.id = r.answer
+  LEFT JOIN bodies b ON b.response = p.id LEFT JOIN errors e ON e.id = r.failure
+WHERE a.stage = :number AND a.position = :position ORDER BY a.sample"""
+HISTORY = """
+SELECT t.id AS attempt, t.run, t.sent_at, p.id AS response, p.outcome, p.latency,
+  p.cost_micro / 1e6 AS cost_usd, e.cause, e.status, e.message
+FROM attempts t LEFT JOIN responses p ON p.request = :request AND p.attempt = t.id
+  LEFT JOIN errors e ON e.request = :request AND e.attempt = t.id
+WHERE t.request = :request ORDER BY t.id"""
+
+
+async def front(request: Any, datasette: Any) -> Any:
+    """What the run holds, and what can be asked of it."""
+    database = datasette.get_database(LEDGER)
+    found = [dict(row) for row in (await database.execute(STAGES)).rows]
+    counted = await database.execute_fn(_counted)
+    for stage in found:
+        stage["state"] = _state(stage)
+        stage["counts"] = counted.get(stage["name"]) if counted else None
+    context = {"stages": found, "questions": QUESTIONS, "is_counted": counted is not None}
+    return Response.html(await datasette.render_template("front.html", context, request))
+
+
+def _counted(connection: sqlite3.Connection) -> dict[str, dict[str, Any]] | None:
+    """`status` of every stage; None where counting takes too long."""
+    try:
+        with sqlite_timelimit(connection, COUNT_MS):
+            return {name: stage_status(connection, number) for number, name in stages(connection)}
+    except sqlite3.OperationalError:
+        return None
+
+
+def _state(stage: Mapping[str, Any]) -> str:
+    if stage["started"] is None:
+        return "not begun"
+    if stage["ended"] is not None:
+        return {0: "done", 1: "finished, with failures", 130: "interrupted"}.get(
+            stage["exit_code"], "stopped early"
+        )
+    return "going on" if _is_alive(stage["pid"]) else "killed"
+
+
+def _is_alive(pid: int) -> bool:
+    """Whether that process still is; on another machine's disk it is a guess."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        return True
+    return True
+
+
+async def row(request: Any, datasette: Any) -> Any:
+    """One pool row: what was asked, every answer in full, and how it came about."""
+    place = _place(request.args)
+    database = datasette.get_database(LEDGER)
+    item = (await database.execute(ITEM, place)).first()
+    if item is None:
+        raise NotFound(f"stage {place['stage']} has no row {place['position']}")
+    place["number"] = item["number"]
+    samples = [await _sample(database, dict(s)) for s in (await database.execute(SAMPLES, place)).rows]
+    context = {
+        "stage": item["stage"], "task": item["task"], "position": place["position"],
+        "item": orjson.loads(item["item"]), "samples": samples, "database": LEDGER,
+        "before": row_link(item["stage"], place["position"] - 1) if place["position"] else None,
+        "after": row_link(item["stage"], place["position"] + 1) if item["has_next"] else None,
+    }  # fmt: skip
+    return Response.html(await datasette.render_template("pool_row.html", context, request))
+
+
+def _place(args: Any) -> dict[str, Any]:
+    position = args.get("position") or ""
+    if not (position.isascii() and position.isdigit() and len(position) < 13 and args.get("stage")):
+        raise NotFound("a row's page wants ?stage=NAME&position=NUMBER")
+    return {"stage": args.get("stage"), "position": int(position)}
+
+
+async def _sample(database: Any, sample: dict[str, Any]) -> dict[str, Any]:
+    """A sample with its words, and every ask behind it (None where looking takes too long)."""
+    sample["words"] = _words(sample["raw"])
+    try:
+        found = await database.execute(HISTORY, {"request": sample["request"]}, custom_time_limit=HISTORY_MS)
+        sample["history"] = [dict(ask) for ask in found.rows]
+    except QueryInterrupted:
+        sample["history"] = None
+    return sample
+
+
+def _words(raw: str | bytes | None) -> str | None:
+    """What the teacher said in a stored body; a refusal is said in a field of its own."""
+    body = loads(raw.encode() if isinstance(raw, str) else raw) if raw else None
+    try:
+        message = body["choices"][0]["message"]  # type: ignore[index]
+        said = message.get("content") or message.get("refusal")
+    except (TypeError, LookupError, AttributeError):
+        return None
+    return said if isinstance(said, str) else None
+
+
+def title_of(run: Path) -> str:
+    """The folder's name, as the pages' title."""
+    return run.resolve().name or str(run)

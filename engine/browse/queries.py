@@ -1,0 +1,186 @@
+"""What the front page offers by name: a question, a sentence about it, and its SQL.
+
+Written for ledgers with millions of rows: the narrow table is cut to a hundred first, then each of
+those finds its pool row by one pass over `samples` (CROSS JOIN keeps SQLite to that order; an index
+would cost every insert). Column names decide how a value is shown (cells.py); a `stage` with a
+`position` becomes a link to the row's page.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+SHOWN = 100
+POSITION_SHIFT = "(a.stage << 40) + a.position"  # rows.id, see store/schema.py
+INSTRUCTION = "json_extract(w.item, '$.instruction') AS instruction"
+OUTPUT = """CASE WHEN typeof(b.raw) = 'text' AND json_valid(b.raw)
+    THEN json_extract(b.raw, '$.choices[0].message.content') END AS output"""
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """`sql` None: the answer is a view with a filter, at `path`."""
+
+    name: str
+    title: str
+    about: str
+    sql: str | None = None
+    path: str = ""
+
+
+def _of_replies(order: str, columns: str, where: str = "1", text: str = "") -> str:
+    """The first replies (t) in an order, each with the first pool row that it answers.
+
+    `text`: a column over the replies' bodies (b), where they are to be read.
+    """
+    body = "JOIN bodies b ON b.response = t.id" if text else ""
+    return f"""
+WITH top AS MATERIALIZED (
+  SELECT t.* FROM responses t WHERE {where} ORDER BY {order} LIMIT {SHOWN}),
+placed AS MATERIALIZED (
+  SELECT t.id, a.stage, min(a.position) AS position, a.sample
+  FROM samples a CROSS JOIN top t ON t.request = a.request GROUP BY t.id)
+SELECT s.name AS stage, a.position, a.sample, {columns},
+  {INSTRUCTION}{", " + text if text else ""}
+FROM placed a CROSS JOIN top t ON t.id = a.id
+  JOIN stages s ON s.id = a.stage JOIN rows w ON w.id = {POSITION_SHIFT} {body}
+ORDER BY {order}""".strip()
+
+
+LATEST = _of_replies("t.id DESC", "t.outcome, t.model, t.received_at", text=OUTPUT)
+SLOWEST = _of_replies(
+    "t.latency DESC",
+    "t.latency, t.completion_tokens, round(t.completion_tokens / max(t.latency, 0.001), 1) AS tokens_per_s, "
+    "t.outcome, t.model, t.received_at",
+)
+COSTLIEST = _of_replies(
+    "t.cost_micro DESC, t.completion_tokens DESC",
+    "t.cost_micro / 1e6 AS cost_usd, t.prompt_tokens, t.completion_tokens, t.outcome, t.model",
+)
+MALFORMED = _of_replies(
+    "t.id DESC", "t.cost_micro / 1e6 AS cost_usd, t.received_at", "t.outcome = 'malformed'", text="b.raw"
+)
+
+FAILURES_BY_CAUSE = """
+SELECT s.name AS stage, e.cause, e.status, count(*) AS rows, max(e.at) AS last_at,
+  e.message AS last_message
+FROM samples a JOIN stages s ON s.id = a.stage JOIN requests r ON r.id = a.request
+  JOIN errors e ON e.id = r.failure
+WHERE r.answer IS NULL GROUP BY 1, 2, 3 ORDER BY rows DESC""".strip()
+
+ERRORS_BY_CAUSE = """
+SELECT cause, status, count(*) AS asks, count(DISTINCT request) AS requests,
+  min(at) AS first_at, max(at) AS last_at, message AS last_message
+FROM errors GROUP BY cause, status ORDER BY asks DESC""".strip()
+
+SPENDING = """
+SELECT s.name AS stage, p.model, count(*) AS replies, sum(p.cost_micro) / 1e6 AS spent_usd,
+  sum(p.cost_micro) / 1e6 / count(*) AS mean_usd,
+  sum(p.prompt_tokens) AS prompt_tokens, sum(p.completion_tokens) AS completion_tokens,
+  sum(p.cached_tokens) AS cached_tokens, sum(p.reasoning_tokens) AS reasoning_tokens,
+  avg(p.latency) AS mean_latency
+FROM responses p JOIN attempts t ON t.id = p.attempt JOIN runs u ON u.id = t.run
+  JOIN stages s ON s.id = u.stage
+GROUP BY 1, 2 ORDER BY spent_usd DESC""".strip()
+
+UNANSWERED = f"""
+WITH lost AS MATERIALIZED (
+  SELECT t.id, t.request, t.run, t.sent_at, t.worst_micro FROM attempts t
+  WHERE t.id NOT IN (SELECT attempt FROM responses) AND t.id NOT IN (SELECT attempt FROM errors)
+  ORDER BY t.id DESC LIMIT {10 * SHOWN}),
+placed AS MATERIALIZED (
+  SELECT t.id, a.stage, min(a.position) AS position, a.sample
+  FROM samples a CROSS JOIN lost t ON t.request = a.request GROUP BY t.id)
+SELECT s.name AS stage, a.position, a.sample, t.run, t.sent_at, t.worst_micro / 1e6 AS worst_usd,
+  CASE WHEN r.answer IS NOT NULL THEN 'answered later' WHEN r.failure IS NOT NULL THEN 'failed later'
+    ELSE 'still due' END AS since, {INSTRUCTION}
+FROM placed a CROSS JOIN lost t ON t.id = a.id JOIN requests r ON r.id = t.request
+  JOIN stages s ON s.id = a.stage JOIN rows w ON w.id = {POSITION_SHIFT}
+ORDER BY t.id DESC""".strip()
+
+_NTH_REPLY = """(SELECT CASE WHEN typeof(b.raw) = 'text' AND json_valid(b.raw)
+    THEN ifnull(json_extract(b.raw, '$.choices[0].message.content'), p.outcome) ELSE p.outcome END
+  FROM samples c JOIN requests r ON r.id = c.request JOIN responses p ON p.id = r.answer
+    JOIN bodies b ON b.response = p.id
+  WHERE c.stage = a.stage AND c.position = a.position ORDER BY c.sample LIMIT 1 OFFSET {})"""
+
+# Replies to one pool row, those first that differ most: in outcome, then in length. A stage that
+# scores or judges has its samples (or orders) here too, with the raw words; add its parsed scores
+# as a table and order by their spread.
+DISAGREEMENTS = f"""
+WITH several AS MATERIALIZED (
+  SELECT a.stage, a.position, count(*) AS answered, count(DISTINCT p.outcome) AS outcomes,
+    min(p.completion_tokens) AS shortest, max(p.completion_tokens) AS longest
+  FROM stages s CROSS JOIN samples a ON a.stage = s.id JOIN requests r ON r.id = a.request
+    JOIN responses p ON p.id = r.answer
+  WHERE s.samples > 1 GROUP BY a.stage, a.position HAVING count(*) > 1
+  ORDER BY outcomes DESC, 1.0 * longest / max(shortest, 1) DESC LIMIT {SHOWN})
+SELECT s.name AS stage, a.position, {INSTRUCTION}, a.answered, a.outcomes,
+  a.shortest, a.longest,
+  {_NTH_REPLY.format(0)} AS first_reply, {_NTH_REPLY.format(1)} AS second_reply
+FROM several a JOIN stages s ON s.id = a.stage JOIN rows w ON w.id = {POSITION_SHIFT}
+ORDER BY a.outcomes DESC, 1.0 * a.longest / max(a.shortest, 1) DESC""".strip()
+
+RUNS = """
+SELECT u.id AS run, s.name AS stage, u.started, u.ended, u.exit_code,
+  json_extract(u.settings, '$.model') AS model, json_extract(u.settings, '$.base_url') AS address,
+  json_extract(u.settings, '$.pool') AS pool, json_extract(u.settings, '$.params') AS params,
+  u.utilisation
+FROM runs u JOIN stages s ON s.id = u.stage ORDER BY u.id DESC""".strip()
+
+SEARCH = f"""
+SELECT stage, position, sample, outcome, model, instruction, input, output FROM answers
+WHERE :words <> '' AND (instruction LIKE '%' || :words || '%' OR input LIKE '%' || :words || '%'
+  OR output LIKE '%' || :words || '%') LIMIT {SHOWN}""".strip()
+
+QUESTIONS = (
+    Question("all", "Answers", "every pool row with its answer, in pool order", path="answers"),
+    Question("latest", "Latest answers", "the newest replies first, while a run goes", LATEST),
+    Question(
+        "failures-by-cause",
+        "Failures by cause",
+        "rows that have failed, and the server's words",
+        FAILURES_BY_CAUSE,
+    ),
+    Question("cut", "Cut short", "answers that ran into max_tokens", path="answers?outcome__exact=length"),
+    Question(
+        "filtered",
+        "Filtered or refused",
+        "content_filter, refusal, untranslated",
+        path="answers?outcome__in=content_filter%2Crefusal%2Cuntranslated",
+    ),
+    Question("slowest", "Slowest", f"the {SHOWN} replies that took longest", SLOWEST),
+    Question("costliest", "Costliest", f"the {SHOWN} replies that cost most", COSTLIEST),
+    Question("spending", "Spending", "by stage and model: money, tokens, mean latency", SPENDING),
+    Question(
+        "disagreements",
+        "Side by side",
+        "rows with several replies, those first that differ most",
+        DISAGREEMENTS,
+    ),
+    Question(
+        "never-answered",
+        "Asked, never answered",
+        "may have been billed; while a run goes, what is in flight",
+        UNANSWERED,
+    ),
+    Question("malformed", "Unreadable replies", "stored and paid, but no answer: asked again", MALFORMED),
+    Question(
+        "errors-by-cause",
+        "Errors on the way",
+        "every ask that went wrong, also where a later one went well",
+        ERRORS_BY_CAUSE,
+    ),
+    Question(
+        "runs-and-settings", "Runs", "when, with what model, parameters and pool, and how it ended", RUNS
+    ),
+    Question("search", "Search", "words in instruction, input or answer", SEARCH),
+)
+
+
+def canned() -> dict[str, dict[str, Any]]:
+    """As Datasette's metadata wants named queries. Their SQL is a click away, not in the way."""
+    return {
+        q.name: {"sql": q.sql, "title": q.title, "description": q.about, "hide_sql": True}
+        for q in QUESTIONS
+        if q.sql
+    }
