@@ -32,12 +32,13 @@ def rate(question: str, answer: str) -> Rating:
     if not words:
         return Rating(LEAST, "(scripted) There is no answer.")
     overlap, variety = _overlap(words_of(question), words), _variety(words)
+    length = min(1.0, math.log1p(len(words)) / math.log1p(LONG_ENOUGH))
     flaws = _flaws(answer)
     points = (
         LEAST
-        + LENGTH_POINTS * min(1.0, math.log1p(len(words)) / math.log1p(LONG_ENOUGH))
+        + LENGTH_POINTS * length
         + OVERLAP_POINTS * min(1.0, overlap / ENOUGH_OVERLAP)
-        + VARIETY_POINTS * variety**2
+        + VARIETY_POINTS * variety**2 * length
         - BROKEN_POINTS * len(flaws)
     )
     score = max(LEAST, min(MOST, math.floor(points + 0.5)))

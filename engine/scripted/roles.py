@@ -116,7 +116,7 @@ def _verdict(asked: str, question: str, answers: Answers, schema: Mapping[str, A
     if schema is not None:
         return _json(_as_object(schema, scores, better, why))
     first = f"[[{better}]]" if [place for place, _ in answers] == ["A", "B"] else " ".join(map(str, scores))
-    return "\n".join([why, first] if SCORES_LAST.search(asked) else [first, why])
+    return f"{why}\n\n{first}" if SCORES_LAST.search(asked) else f"{first}\n{why}"
 
 
 def _as_object(schema: Mapping[str, Any], scores: Sequence[int], better: str, why: str) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import Any
 
 import orjson
 from aiohttp import web
+from aiohttp.typedefs import Handler
 
 from engine.keys import Message
 from engine.replies import loads
@@ -157,11 +158,22 @@ def application(latency: float) -> web.Application:
     async def health(_: web.Request) -> web.Response:
         return _json({"status": "ok", "teacher": MODEL})
 
-    app = web.Application(client_max_size=MOST_BYTES)
+    app = web.Application(client_max_size=MOST_BYTES, middlewares=[_in_openais_shape])
     app.router.add_post("/v1/chat/completions", chat)
     app.router.add_get("/v1/models", models)
     app.router.add_get("/health", health)
     return app
+
+
+@web.middleware
+async def _in_openais_shape(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """aiohttp's own refusals (unknown path, method, too large a body), too."""
+    try:
+        return await handler(request)
+    except web.HTTPException as error:
+        return _json(
+            Refused(error.status, f"{error.reason}: {request.method} {request.path}").body, error.status
+        )
 
 
 def _json(value: object, status: int = 200) -> web.Response:
