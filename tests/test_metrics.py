@@ -39,7 +39,13 @@ def read(text: str, parse: Any = plain) -> Scraped:
 
 
 def value(scraped: Scraped, name: str, **labels: str) -> float | None:
-    return scraped.get((name, frozenset(labels.items())))
+    """The sample with these labels; there is one server only, whose label nobody names."""
+    found = [
+        number
+        for (n, pairs), number in scraped.items()
+        if n == name and {(k, v) for k, v in pairs if k != "endpoint"} == set(labels.items())
+    ]
+    return found[0] if found else None
 
 
 async def scrape(url: str, accept: str = "") -> str:
