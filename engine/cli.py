@@ -75,7 +75,6 @@ def estimate(
         int | None,
         typer.Option("--pilot", metavar="N", help="ask N rows drawn at random first (needs --run)"),
     ] = None,
-    batch: Annotated[bool, typer.Option("--batch", help="show the price of the Batch API first")] = False,
     json: JsonOption = False,
     yes: YesOption = False,
     quiet: QuietOption = False,
@@ -86,7 +85,7 @@ def estimate(
     from engine.commands import run_estimate
 
     settings = settings_from(options, _known_task(task))
-    raise typer.Exit(run_estimate(settings, pool, run, pilot, batch, json, yes, quiet, typer.confirm))
+    raise typer.Exit(run_estimate(settings, pool, run, pilot, json, yes, quiet, typer.confirm))
 
 
 def _known_task(task: str) -> str:

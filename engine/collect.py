@@ -68,7 +68,7 @@ def _told(settings: Settings, found: Survey, exact: bool, observed: Sequence[int
     declared = settings.rpm or settings.tpm
     concurrency = settings.concurrency or (MOST_CONCURRENT if declared else ASSUMED_CONCURRENCY)
     limits = Limits(settings.rpm, settings.tpm, settings.rpd, settings.tpd, concurrency)
-    price, batch = settings.price(), settings.price(batch=True)
+    price, batch = settings.price(batch=False), settings.price(batch=True)
     return estimate(found, price, batch, limits, settings.sent_max_tokens(), exact, observed)
 
 
@@ -104,7 +104,7 @@ def generate(settings: Settings, source: str, run: Path, yes: bool, quiet: bool,
         if not (pool.is_stream or (quiet and yes)):  # nobody would see it
             told = estimate_pool(settings, source, run, SURVEY_SECONDS, index)
             if not quiet:
-                print_estimate(told, settings)
+                print_estimate(told, settings, batch=settings.batch)
         _ask_leave(settings, told, yes, confirm)
         price = settings.price() or FREE  # an unknown price, once the user has agreed, is booked as zero
         result = run_job(Job(settings, price, plan, pool, run, index, told, quiet))
@@ -125,7 +125,7 @@ def _ask_leave(settings: Settings, told: Estimate | None, yes: bool, confirm: Co
     price = settings.price()
     if yes or settings.budget is not None or (price is not None and price.free):
         return
-    cost = told.cost_usd if told else None
+    cost = (told.batch_cost_usd if settings.batch else told.cost_usd) if told else None
     interactive = sys.stdin.isatty() and told is not None
     if not interactive:
         if price is None:

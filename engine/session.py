@@ -12,6 +12,7 @@ import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from engine import progress
 from engine.asking import Asker, Terms
@@ -27,6 +28,7 @@ from engine.prices import Price
 from engine.runner import DRAIN_SECONDS, OUTSTANDING, Interrupted, Runner
 from engine.settings import MOST_CONCURRENT, Settings
 from engine.state import RunState
+from store.batches import has_batches
 from store.errors import DiskFull, DistillError, PoolError
 from store.folder import make_reserve
 from store.index import KeyIndex
@@ -34,6 +36,9 @@ from store.ledger import Ledger
 from store.pool import Pool
 from store.read import account, connect_reader, day_usage
 from store.schema import STAGE_SHIFT
+
+if TYPE_CHECKING:
+    from engine.batches import Batches
 
 # The reserve takes in what is in flight when the disk is full: a reply's text and the JSON around it,
 # twice, for the pages of the write-ahead log.
@@ -79,7 +84,7 @@ async def _run(job: Job) -> Result:
     most = job.settings.concurrency or MOST_CONCURRENT
     each = RESERVE_FACTOR * (job.settings.sent_max_tokens() * BYTES_A_TOKEN + REPLY_BYTES)
     most = max(1, min(most, make_reserve(job.run, most * each) // each))
-    stop_for_disk: list[Runner] = []
+    stop_for_disk: list[Runner | Batches] = []
 
     def on_full() -> None:
         for runner in stop_for_disk:
@@ -99,7 +104,7 @@ def _disk_full(run: Path) -> DiskFull:
     )
 
 
-async def _run_with(job: Job, ledger: Ledger, runners: list[Runner], most: int) -> Result:
+async def _run_with(job: Job, ledger: Ledger, runners: list[Runner | Batches], most: int) -> Result:
     """`most`: requests in flight, no more than the reserve could take in on a full disk."""
     settings, state = job.settings, RunState()
     stage, run = ledger.begin(settings.stage, settings.task, settings.samples, _settings_json(job))
@@ -122,9 +127,23 @@ async def _run_with(job: Job, ledger: Ledger, runners: list[Runner], most: int) 
     breaker = Breaker(settings.give_up, OUTSTANDING * most)
     gate = Gate(most)
     feed = Feed(job.pool, job.plan, job.run, stage, job.index)
+    key = settings.api_key.get_secret_value() if settings.api_key else None
+    if settings.batch or has_batches(job.run):
+        from engine.batch_session import batches_of  # the openai package takes a second to load
+
+        async with batches_of(job, ledger, feed, (stage, run), budget, state) as asked_in_batches:
+            if settings.batch:
+                runners.append(asked_in_batches)
+                view = progress.View(settings.stage, state, limiter, budget, breaker)
+                started = time.monotonic()
+                stopped = await _watched(asked_in_batches, view, ledger, run, job.quiet)
+                feed.close()
+                result = _result(state, stopped, limiter, time.monotonic() - started)
+                _close_books(job, ledger, stage, run, result, feed.position)
+                return result
+            await asked_in_batches.settle()
     runner = Runner(feed, ledger, breaker, gate, stage, state, most)
     runners.append(runner)
-    key = settings.api_key.get_secret_value() if settings.api_key else None
     async with Client(settings.base_url, key, most, settings.timeout, settings.proxy) as client:
         terms = Terms(run, stage, job.price, settings.attempts)
         asker = Asker(
@@ -156,7 +175,7 @@ def _remember_day(limiter: Limiter, usage: list[tuple[float, int, int]]) -> None
 
 
 async def _watched(
-    runner: Runner, view: progress.View, ledger: Ledger, run: int, quiet: bool
+    runner: Runner | Batches, view: progress.View, ledger: Ledger, run: int, quiet: bool
 ) -> DistillError | None:
     """Runs it under the signals and the display; returns the reason if it ended early."""
 
@@ -184,7 +203,7 @@ async def _watched(
 
 
 @contextlib.asynccontextmanager
-async def _signals(runner: Runner) -> AsyncIterator[None]:
+async def _signals(runner: Runner | Batches) -> AsyncIterator[None]:
     """First SIGINT or SIGTERM: drain for some seconds; second: at once."""
     loop = asyncio.get_running_loop()
     seen = 0

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, S
 
 from engine.feed import Plan
 from engine.keys import KEY_VERSION, Sealer, canonical
+from engine.packing import MOST_REQUESTS
 from engine.prices import Price, given_price, is_loopback, known_price
 from engine.tasks import generate
 from engine.tokens import Tokenizer
@@ -53,6 +54,10 @@ class Settings(BaseModel):
     price_in: Annotated[float, Field(ge=0)] | None = None
     price_out: Annotated[float, Field(ge=0)] | None = None
     limit: PositiveInt | None = None
+    batch: bool = False
+    batch_requests: Annotated[int, Field(gt=0, le=MOST_REQUESTS)] = MOST_REQUESTS
+    batch_tokens: PositiveInt | None = None
+    batch_grace: Annotated[float, Field(ge=0)] = 60.0
 
     @property
     def is_reasoning(self) -> bool:
@@ -77,10 +82,11 @@ class Settings(BaseModel):
         bound = params.get("max_completion_tokens", params.get("max_tokens"))
         return bound if isinstance(bound, int) and bound > 0 else 0
 
-    def price(self, batch: bool = False) -> Price | None:
-        """USD a million tokens: as given, as listed, or None where nobody knows."""
+    def price(self, batch: bool | None = None) -> Price | None:
+        """USD a million tokens: as given, as listed, or None where nobody knows. `batch`: of the
+        Batch API; as the run will ask if not said."""
         given = given_price(self.price_in, self.price_out)
-        return given or known_price(self.model, self.base_url, batch)
+        return given or known_price(self.model, self.base_url, self.batch if batch is None else batch)
 
     def public(self) -> dict[str, Any]:
         """For the ledger: everything but the secrets, with the parameters as sent."""

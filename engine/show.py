@@ -60,7 +60,8 @@ def print_estimate(told: Estimate, settings: Settings, to_stdout: bool = False, 
             table.add_row(label, _money(cost))
     s = told.seconds
     between = f"{duration(s.low)} to {duration(s.high)}; " if s.high > s.low else ""
-    table.add_row("time", f"{duration(s.expected)}  ({between}bound by {told.bound_by})")
+    online = f"{duration(s.expected)}  ({between}bound by {told.bound_by})"
+    table.add_row("time", "up to a day for each batch" if batch else online)
     if to_stdout:
         Console(highlight=False).print(table)
     else:
@@ -143,6 +144,11 @@ def print_status(status: Mapping[str, Any]) -> None:
     console.print(f"spent {dollars(status['spent_usd'])}", end="")
     used = [f"{n} {percent(u)}" for n, u in status["utilisation"].items() if u is not None]
     console.print(f"; of the limit: {', '.join(used)}" if used else "")
+    for b in status["batches"]:
+        console.print(
+            f"batch {b['batch']} of {plain(str(b['stage']), 40)}: {plain(str(b['status']), 40)}, "
+            f"{b['read']:,} of {b['requests']:,} requests have their result"
+        )
     if status["unanswered"]:
         console.print(
             f"{status['unanswered']:,} requests were sent and have no answer (in flight now, or lost when "

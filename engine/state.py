@@ -33,6 +33,7 @@ class RunState:
     retry_causes: Counter[str] = field(default_factory=Counter)
     expected_completion: float = 0.0
     expected_cost_micro: float = 0.0  # what the estimate said of the requests that were answered
+    batches: str = ""  # what the batches are doing, in words
     latencies: deque[float] = field(default_factory=lambda: deque(maxlen=256))
 
     @property

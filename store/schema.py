@@ -7,7 +7,7 @@ walks over text. Money is integer micro-dollars; times are Unix seconds; `rows.i
 
 import sqlite3
 
-VERSION = 1
+VERSION = 2
 STAGE_SHIFT = 40  # rows.id = stage << 40 | position
 
 TABLES = """
@@ -99,6 +99,37 @@ CREATE VIEW replies AS
 """
 
 
+# Version 2
+BATCHES = """
+CREATE TABLE facts (  -- of the run folder, made once
+  name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+INSERT INTO facts VALUES ('folder', lower(hex(randomblob(8))));
+CREATE TABLE batches (
+  id INTEGER PRIMARY KEY,              -- its number, also in the batch's metadata
+  run INTEGER NOT NULL REFERENCES runs(id), stage INTEGER NOT NULL REFERENCES stages(id),
+  plan INTEGER NOT NULL,               -- fingerprint of all that decided its keys beside the rows
+  base_url TEXT NOT NULL,
+  -- JSON: USD a million tokens: prompt, completion, cached
+  price TEXT NOT NULL,
+  requests INTEGER NOT NULL, bytes INTEGER NOT NULL,
+  tokens INTEGER NOT NULL,             -- prompt tokens, which the provider counts as enqueued
+  worst_micro INTEGER NOT NULL,
+  intended_at REAL NOT NULL,           -- before anything was sent
+  input_file TEXT,                     -- the provider's id of what was uploaded
+  tried_at REAL,                       -- when it was last asked for; it may exist since then
+  remote TEXT,                         -- the provider's id of it
+  status TEXT NOT NULL,                -- intended, then the provider's word, or withdrawn
+  -- all its results are stored, or nothing was asked
+  closed_at REAL);
+CREATE TABLE enqueued (                -- requests of open batches without a result
+  attempt INTEGER PRIMARY KEY REFERENCES attempts(id), batch INTEGER NOT NULL REFERENCES batches(id),
+  request INTEGER NOT NULL REFERENCES requests(id),
+  -- attempts that failed before this one
+  tries INTEGER NOT NULL);
+CREATE INDEX enqueued_batch ON enqueued (batch);
+"""
+
+
 def version_words(path: object, version: int) -> str:
     """What to say of a ledger whose version is not ours."""
     if version > VERSION:
@@ -116,11 +147,18 @@ def migrate(connection: sqlite3.Connection) -> None:
 
     migrations = Migrations("distill")
 
-    @migrations()
-    def m001_ledger(db: sqlite_utils.Database) -> None:
-        for statement in (TABLES + VIEWS).split(";\n"):
+    def execute(db: sqlite_utils.Database, script: str) -> None:
+        for statement in script.split(";\n"):
             if statement.strip():
                 db.execute(statement)
+
+    @migrations()
+    def m001_ledger(db: sqlite_utils.Database) -> None:
+        execute(db, TABLES + VIEWS)
+
+    @migrations()
+    def m002_batches(db: sqlite_utils.Database) -> None:
+        execute(db, BATCHES)
 
     migrations.apply(sqlite_utils.Database(connection))
     connection.execute(f"PRAGMA user_version = {VERSION}")
