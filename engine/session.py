@@ -84,7 +84,7 @@ async def _run(job: Job) -> Result:
     most = job.settings.concurrency or MOST_CONCURRENT
     each = RESERVE_FACTOR * (job.settings.sent_max_tokens() * BYTES_A_TOKEN + REPLY_BYTES)
     most = max(1, min(most, make_reserve(job.run, most * each) // each))
-    stop_for_disk: list[Runner | Batches] = []
+    stop_for_disk: list["Runner | Batches"] = []
 
     def on_full() -> None:
         for runner in stop_for_disk:
@@ -104,7 +104,7 @@ def _disk_full(run: Path) -> DiskFull:
     )
 
 
-async def _run_with(job: Job, ledger: Ledger, runners: list[Runner | Batches], most: int) -> Result:
+async def _run_with(job: Job, ledger: Ledger, runners: list["Runner | Batches"], most: int) -> Result:
     """`most`: requests in flight, no more than the reserve could take in on a full disk."""
     settings, state = job.settings, RunState()
     stage, run = ledger.begin(settings.stage, settings.task, settings.samples, _settings_json(job))
@@ -131,7 +131,9 @@ async def _run_with(job: Job, ledger: Ledger, runners: list[Runner | Batches], m
     if settings.batch or has_batches(job.run):
         from engine.batch_session import batches_of  # the openai package takes a second to load
 
-        async with batches_of(job, ledger, feed, (stage, run), budget, state) as asked_in_batches:
+        async with batches_of(
+            settings, job.plan.tokenizer, job.run, job.quiet, ledger, feed, stage, run, budget, state
+        ) as asked_in_batches:
             if settings.batch:
                 runners.append(asked_in_batches)
                 view = progress.View(settings.stage, state, limiter, budget, breaker)
@@ -175,7 +177,7 @@ def _remember_day(limiter: Limiter, usage: list[tuple[float, int, int]]) -> None
 
 
 async def _watched(
-    runner: Runner | Batches, view: progress.View, ledger: Ledger, run: int, quiet: bool
+    runner: "Runner | Batches", view: progress.View, ledger: Ledger, run: int, quiet: bool
 ) -> DistillError | None:
     """Runs it under the signals and the display; returns the reason if it ended early."""
 
@@ -203,7 +205,7 @@ async def _watched(
 
 
 @contextlib.asynccontextmanager
-async def _signals(runner: Runner | Batches) -> AsyncIterator[None]:
+async def _signals(runner: "Runner | Batches") -> AsyncIterator[None]:
     """First SIGINT or SIGTERM: drain for some seconds; second: at once."""
     loop = asyncio.get_running_loop()
     seen = 0
