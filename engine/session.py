@@ -84,7 +84,7 @@ async def _run(job: Job) -> Result:
     most = job.settings.concurrency or MOST_CONCURRENT
     each = RESERVE_FACTOR * (job.settings.sent_max_tokens() * BYTES_A_TOKEN + REPLY_BYTES)
     most = max(1, min(most, make_reserve(job.run, most * each) // each))
-    stop_for_disk: list["Runner | Batches"] = []
+    stop_for_disk: list[Runner | Batches] = []
 
     def on_full() -> None:
         for runner in stop_for_disk:
