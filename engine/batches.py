@@ -217,6 +217,7 @@ class Batches:
             return True
         for again in (await self._lives.collect(row, remote, own=False)).values():
             self.feed.index.mark(again.request, DUE)
+        self._books.submitter.path(row).unlink(missing_ok=True)
         return True
 
 
