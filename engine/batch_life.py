@@ -112,6 +112,7 @@ class Lives:
             if remote.status != status:
                 batches.moved(self.ledger, row.id, remote.status)
                 status = remote.status
+                await self.submitter.end_twins(row, remote)
             if state_of(remote) != "alive":
                 return remote
             await asyncio.sleep(poll_seconds(looks, remote.status))

@@ -10,12 +10,12 @@ import asyncio
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from engine.batch_api import BatchApi, Remote
 from engine.batch_steps import best_of, is_alive, may_exist
-from engine.errors import AskError, BatchRefused, RateLimited, RowRefused
+from engine.errors import AskError, BatchRefused, ProviderDown, RateLimited, RowRefused
 from engine.parcels import FOLDER, name_of
 from engine.patience import REFUSALS, Patience, patiently
 from store import batches
@@ -36,6 +36,7 @@ class Submitter:
     grace: float
     give_up: float
     say: Callable[[str], None]
+    _doubtful: set[int] = field(default_factory=set)  # asked for more than once: there may be two
 
     def path(self, row: BatchRow) -> Path:
         return self.run / FOLDER / name_of(self.folder, row.id)
@@ -63,7 +64,10 @@ class Submitter:
     async def _find_file(self, row: BatchRow) -> str | None:
         """The file that a lost upload has left; further ones of the same name are removed."""
         name = name_of(self.folder, row.id)
-        found = await patiently(lambda: self.api.find_files(name, row.bytes), self.give_up)
+        try:
+            found = await patiently(lambda: self.api.find_files(name, row.bytes), self.give_up)
+        except RowRefused:  # a provider without such a list; a second upload costs nothing
+            return None
         for extra in found[1:]:
             await self.remove_file(extra)
         return found[0] if found else None
@@ -85,14 +89,17 @@ class Submitter:
             except RowRefused as error:
                 refusals += 1
                 if refusals >= REFUSALS:
-                    raise BatchRefused(f"the provider takes no batch: {error}") from None
+                    stop = ProviderDown if row.id in self._doubtful else BatchRefused
+                    raise stop(f"the provider takes no batch: {error}") from None
                 await patience.wait(error)
             except RateLimited as error:
                 await patience.wait(error, for_ever=not alone())
             except AskError as error:
                 await patience.wait(error)
-                if may_exist(error) and (found := await self.look(row)):
-                    return await self.adopt(row, found)
+                if may_exist(error):
+                    if found := await self.look(row):
+                        return await self.adopt(row, found)
+                    self._doubtful.add(row.id)
 
     async def _create(self, row: BatchRow) -> Remote:
         assert row.input_file
@@ -104,16 +111,30 @@ class Submitter:
         while True:
             asked = row.tried_at or 0.0
             late = time.time() >= asked + self.grace
-            found = await patiently(
-                lambda: self.api.find_batches(self.folder, row.id, row.input_file), self.give_up
-            )
+            found = await self._listed(row)
             if best := best_of(found):
                 await self._cancel_others(row, found, best)
                 return best
             if late:
+                self._doubtful.add(row.id)
                 return None
             wait = min(self.grace, asked + self.grace - time.time())
             await asyncio.sleep(max(0.0, min(wait, LOOK_SECONDS)))
+
+    async def _listed(self, row: BatchRow) -> list[Remote]:
+        """Raises ProviderDown where there is no such list: then nobody can know, and nothing is asked."""
+        try:
+            return await patiently(
+                lambda: self.api.find_batches(self.folder, row.id, row.input_file), self.give_up
+            )
+        except RowRefused as error:
+            raise ProviderDown(f"the provider's list of batches cannot be read: {error}") from None
+
+    async def end_twins(self, row: BatchRow, remote: Remote) -> None:
+        """A batch that was asked for twice is looked for once more when the list has had its time."""
+        if row.id in self._doubtful:
+            self._doubtful.discard(row.id)
+            await self._cancel_others(row, await self._listed(row), remote)
 
     async def _cancel_others(self, row: BatchRow, found: list[Remote], best: Remote) -> None:
         for other in found:

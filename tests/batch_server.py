@@ -246,7 +246,7 @@ class BatchServer:
         self.most_enqueued = max(self.most_enqueued, self.enqueued)
         try:
             await asyncio.sleep(self.work)
-            while self.frozen and not made.cancelled:
+            while self.frozen and not made.cancelled:  # noqa: ASYNC110 - tests set it like a value
                 await asyncio.sleep(0.01)
             self._execute(made)
             made.status = "finalizing"

@@ -47,7 +47,8 @@ def assert_books_balance(bench: Bench) -> None:
         "FROM responses"
     )
     ((spent, prompts, completions, sent, ended),) = bench.sql(
-        "SELECT sum(spent_micro), sum(prompt_tokens), sum(completion_tokens), sum(sent), sum(ended) FROM spending"
+        "SELECT sum(spent_micro), sum(prompt_tokens), sum(completion_tokens), sum(sent), sum(ended) "
+        "FROM spending"
     )
     assert (spent, prompts, completions) == (cost, prompt, completion)
     ((attempts,),) = bench.sql("SELECT count(*) FROM attempts")

@@ -75,6 +75,20 @@ async def test_a_batch_that_the_list_shows_late_is_not_made_again(tmp_path: Path
     await assert_all_answered(bench)
 
 
+async def test_a_twin_that_the_list_shows_too_late_is_cancelled_before_it_has_run(tmp_path: Path) -> None:
+    async with BatchServer(lag=1000, frozen=True, validation=2.0).running() as server:
+        server.lose["create"] = ["after"]
+        bench = Bench(tmp_path, server)
+        async with started(*bench.words) as command:
+            await until(lambda: len(server.made) == 2)
+            server.lag = 0
+            await until(lambda: server.made["batch_0"].status == "cancelled")
+            server.frozen = False
+            ended = await command.ended()
+        assert ended.code == 0, ended.err
+    await assert_all_answered(bench)
+
+
 async def test_of_two_batches_for_one_intent_the_second_is_cancelled(tmp_path: Path) -> None:
     """The list lagged for longer than the grace: the batch was made again, and then both are seen."""
     async with BatchServer(lag=1000, frozen=True).running() as server:

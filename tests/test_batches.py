@@ -1,4 +1,4 @@
-"""Batches by the command line: what comes back is stored as online replies are, and what is lost is asked again."""
+"""Batches by the command line: results are stored as online replies are, what is lost is asked again."""
 
 from __future__ import annotations
 
