@@ -86,7 +86,7 @@ class View:
         elif state.limited:
             parts.append(("429s", str(state.limited)))
         parts.append(("spent", self._money()))
-        if self.seconds_left is not None:
+        if self.seconds_left is not None and not state.batches:
             parts.append(("left", duration(self.seconds_left)))
         if self.limiter.paused_seconds > LINE_SECONDS:
             parts.append(("WAITING", f"the server said so: {duration(self.limiter.paused_seconds)}"))

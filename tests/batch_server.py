@@ -20,27 +20,21 @@ from typing import Any
 
 import orjson
 from aiohttp import web
-from batch_work import ENDPOINT, Bills, Made, execute, not_run, problem, read_input, shuffled, tokens_of
+from batch_work import (
+    ENDPOINT,
+    Bills,
+    Made,
+    Stored,
+    execute,
+    not_run,
+    problem,
+    read_input,
+    shuffled,
+    tokens_of,
+)
 from provider_replies import drop, json_response
 
 CHUNK = 4096
-
-
-@dataclass
-class Stored:
-    """A file."""
-
-    id: str
-    name: str
-    raw: bytes
-    purpose: str
-    created: float = field(default_factory=time.time)
-
-    def as_json(self) -> dict[str, Any]:
-        return {
-            "id": self.id, "object": "file", "bytes": len(self.raw), "created_at": int(self.created),
-            "filename": self.name, "purpose": self.purpose, "status": "processed",
-        }  # fmt: skip
 
 
 @dataclass

@@ -27,6 +27,23 @@ class Bills:
 
 
 @dataclass
+class Stored:
+    """A file."""
+
+    id: str
+    name: str
+    raw: bytes
+    purpose: str
+    created: float = field(default_factory=time.time)
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "id": self.id, "object": "file", "bytes": len(self.raw), "created_at": int(self.created),
+            "filename": self.name, "purpose": self.purpose, "status": "processed",
+        }  # fmt: skip
+
+
+@dataclass
 class Made:
     """A batch of the provider's, and its secrets."""
 
