@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
-from aiohttp import web
+from aiohttp import BodyPartReader, web
 from batch_work import (
     ENDPOINT,
     Bills,
@@ -152,6 +152,7 @@ class BatchServer:
     async def _upload(self, request: web.Request) -> web.StreamResponse:
         name, raw, purpose = "", b"", ""
         async for part in await request.multipart():
+            assert isinstance(part, BodyPartReader)
             if part.name == "file":
                 name, raw = part.filename or "", bytes(await part.read())
             elif part.name == "purpose":
@@ -273,7 +274,8 @@ class BatchServer:
     def _execute(self, made: Made) -> None:
         halves = made.number in self.expire or self._is_cut(made)
         count = len(made.lines) // 2 if halves else len(made.lines)
-        good, bad = [], []
+        good: list[bytes] = []
+        bad: list[bytes] = []
         for line in made.lines[:count]:
             if (done := execute(line, self._fault(line), self.bills)) is not None:
                 (bad if done[1] else good).append(done[0])
