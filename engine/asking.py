@@ -19,7 +19,7 @@ from engine.client import Answer
 from engine.endpoints import Endpoint
 from engine.errors import AskError, BadReply, RateLimited, RowRefused, ServerFault, Transient
 from engine.limits import Ticket
-from engine.replies import Reply, is_filtered, read_error, read_reply, usage_in
+from engine.replies import Reply, is_filtered, read_error, read_reply, unread_words, usage_in
 from engine.state import RunState
 from engine.tasks.task import Verdict as Read
 from engine.tokens import Tokenizer
@@ -27,7 +27,6 @@ from store.ledger import Ledger
 from store.records import Cause, Request, Response, Usage
 
 FIRST_BACKOFF, LONGEST_BACKOFF = 0.25, 60.0
-WORDS_KEPT = 200
 NO_HEADERS: Mapping[str, str] = {}
 
 
@@ -192,7 +191,7 @@ class Asker:
     async def _unparsed(self, sent: _Sent, effort: Effort, reply: Reply) -> Verdict:
         """Stored and billed, and no record in it: a further sample is asked, a few times."""
         effort.unparsed += 1
-        words = f"the reply cannot be read: {reply.text[:WORDS_KEPT]!r}"
+        words = unread_words(reply)
         number = self.ledger.error(
             self.terms.stage, sent.attempt, sent.request.id, "unparsed", 200, words, 0, ended=False
         )

@@ -21,9 +21,17 @@ class Budget:
         self.in_flight = 0
         self._waiters: deque[tuple[asyncio.Event, int]] = deque()
 
+    def has_room(self, worst: int) -> bool:
+        return self.cap is None or self.spent + self.lost + self.in_flight + worst <= self.cap
+
+    def adopt(self, worst: int) -> None:
+        """What an earlier run sent may be answered after all: it was counted as lost."""
+        self.lost -= worst
+        self.in_flight += worst
+
     async def reserve(self, worst: int) -> None:
         """Sets the request's worst cost aside. Raises BudgetReached when it can never fit."""
-        while self.cap is not None and self.spent + self.lost + self.in_flight + worst > self.cap:
+        while not self.has_room(worst):
             if not self.in_flight:
                 raise BudgetReached(self._words(worst))
             event = asyncio.Event()

@@ -216,7 +216,6 @@ def estimate(
         int | None,
         typer.Option("--pilot", metavar="N", help="ask N rows drawn at random first (needs --run)"),
     ] = None,
-    batch: Annotated[bool, typer.Option("--batch", help="show the price of the Batch API first")] = False,
     json: JsonOption = False,
     yes: YesOption = False,
     quiet: QuietOption = False,
@@ -229,7 +228,7 @@ def estimate(
 
     settings = settings_from(options, task, to=to)
     found = pool_of(settings, pool)
-    raise typer.Exit(run_estimate(settings, found, run, pilot, batch, json, yes, quiet, typer.confirm))
+    raise typer.Exit(run_estimate(settings, found, run, pilot, json, yes, quiet, typer.confirm))
 
 
 @app.command()

@@ -83,7 +83,7 @@ def told(settings: Settings, plan: Plan, found: Survey, observed: Sequence[int] 
     """The estimate of a survey, under the settings' limits and prices."""
     rpm, tpm, rpd, tpd = (settings.together(name) for name in ("rpm", "tpm", "rpd", "tpd"))
     limits = Limits(rpm, tpm, rpd, tpd, _concurrency(settings))
-    price, batch = settings.price(), settings.price(batch=True)
+    price, batch = settings.price(batch=False), settings.price(batch=True)
     return estimate(
         found,
         plan.task.prior,
@@ -135,7 +135,7 @@ def collect(settings: Settings, pool: Surveyed, run: Path, yes: bool, quiet: boo
         if not (pool.is_stream or (quiet and yes)):  # nobody would see it
             expected = estimate_pool(settings, pool, run, SURVEY_SECONDS, index)
             if not quiet:
-                print_estimate(expected, settings)
+                print_estimate(expected, settings, batch=settings.batch)
         ask_leave(settings, expected, yes, confirm)
         job = StageJob(settings, plan, Numbered(pool), expected)
         (result,) = run_job(Job([job], run, index, settings.budget, quiet, settings.metrics_port))
@@ -162,7 +162,7 @@ def ask_leave_for(stages: Sequence[tuple[Settings, Estimate | None]], yes: bool,
     if yes or not paid or paid[0][0].budget is not None:
         return
     unknown = next((settings for settings, _ in paid if settings.price() is None), None)
-    costs = [told.cost_usd if told else None for _, told in paid]
+    costs = [(told.batch_cost_usd if s.batch else told.cost_usd) if told else None for s, told in paid]
     cost = _sum([c for c in costs if c is not None]) if all(costs) else None
     if not (sys.stdin.isatty() and all(told for _, told in paid)):
         if unknown is not None:

@@ -27,7 +27,6 @@ def run_estimate(
     pool: "Surveyed",
     run: Path | None,
     pilot: int | None,
-    batch: bool,
     as_json: bool,
     yes: bool,
     quiet: bool,
@@ -44,14 +43,15 @@ def run_estimate(
             raise UsageError("--pilot needs --run DIR: the answers that it buys are kept there")
         if pilot < 1:
             raise UsageError("--pilot wants a number of rows of at least 1")
-        result = run_pilot(settings, pool, run, pilot, yes, quiet, confirm)
+        online = settings.model_copy(update={"batch": False})  # a pilot is for now, not for tomorrow
+        result = run_pilot(online, pool, run, pilot, yes, quiet, confirm)
         if result.stopped:
             raise result.stopped
     told = estimate_pool(settings, pool, run)
     if as_json:
         sys.stdout.write(orjson.dumps(told.as_json()).decode() + "\n")
         return 0
-    print_estimate(told, settings, to_stdout=True, batch=batch)
+    print_estimate(told, settings, to_stdout=True, batch=settings.batch)
     return 0
 
 

@@ -15,7 +15,8 @@
         ├── QuotaExhausted       429 insufficient_quota
         ├── BudgetReached        the next request could pass --budget
         ├── ProviderDown         the breaker gave up
-        └── AllRefused           the canaries were all refused with the same words
+        ├── AllRefused           the canaries were all refused with the same words
+        └── BatchRefused         the provider does not take a batch, or does not know it any more
 
 Choose by type, never by message.
 """
@@ -115,3 +116,6 @@ class ProviderDown(RunStopped): ...
 
 
 class AllRefused(RunStopped): ...
+
+
+class BatchRefused(RunStopped): ...

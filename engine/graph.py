@@ -24,7 +24,7 @@ from store.records import BadRow, Item
 
 SHARED = (
     "to", "field", "language", "structured", "seed", "sample", "limit", "samples", "top_p", "param",
-    "omit", "system", "attempts", "attempts_parse", "both_orders", "names",
+    "omit", "system", "batch", "attempts", "attempts_parse", "both_orders", "names",
 )  # fmt: skip
 PER_SERVER = ("rpm", "tpm", "rpd", "tpd", "concurrency", "price_in", "price_out")
 Served = Mapping[str, tuple[str, str]]  # teacher -> (address, model) of what the recipe serves itself

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 PER_SERVER = ("rpm", "tpm", "rpd", "tpd", "concurrency", "price_in", "price_out")
 PANEL_WHO, PANEL_HOW, PANEL_LIMITS, PANEL_MONEY = "Teacher", "What is asked", "Limits", "Money"
-PANEL_WATCH = "Watching"
+PANEL_WATCH, PANEL_BATCH = "Watching", "Batch API"
 
 
 def _option(*names: str, text: str, panel: str, metavar: str | None = None) -> Any:
@@ -170,6 +170,28 @@ def engine_options(
             metavar="P",
         ),
     ] = None,
+    batch: Annotated[
+        bool, _option("--batch", text="in batches: half the price for a day's wait", panel=PANEL_BATCH)
+    ] = False,
+    batch_requests: Annotated[
+        int, _option("--batch-requests", text="requests in one batch at most [50000]", panel=PANEL_BATCH)
+    ] = 50_000,
+    batch_tokens: Annotated[
+        int | None,
+        _option(
+            "--batch-tokens",
+            text="prompt tokens that the provider lets wait in batches [learnt]",
+            panel=PANEL_BATCH,
+        ),
+    ] = None,
+    batch_grace: Annotated[
+        float,
+        _option(
+            "--batch-grace",
+            text="seconds for which its list of batches may lag behind [60]",
+            panel=PANEL_BATCH,
+        ),
+    ] = 60.0,
 ) -> None:
     """Only its signature is used."""
 

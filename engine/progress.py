@@ -80,7 +80,10 @@ class View:
         done = f"{state.done:,} of {total}" + (f" ({state.known:,} from before)" if state.known else "")
         failed = ", ".join(f"{c} {n:,}" for c, n in sorted(state.failed.items()) if n) or "0"
         parts = [("done", done), ("failed", failed), ("in flight", str(state.in_flight))]
-        parts.append(("rate", f"{self.rate:.1f} requests/s, {self.token_rate:,.0f} tokens/s"))
+        if state.batches:
+            parts.append(("batches", state.batches))
+        else:
+            parts.append(("rate", f"{self.rate:.1f} requests/s, {self.token_rate:,.0f} tokens/s"))
         used = self.teacher.utilisation()
         limits = [
             f"{name} {percent(used[name])}" for name in ("requests", "tokens") if used[name] is not None

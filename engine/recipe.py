@@ -91,6 +91,7 @@ class StageTable(_Table):
     prompt: str | None = None
     attempts: PositiveInt = 8
     attempts_parse: Annotated[int, Field(ge=0)] = 2
+    batch: bool = False
     budget: Annotated[float, Field(ge=0)] | None = None
 
     @property

@@ -27,6 +27,7 @@ from engine.errors import (
 from store.records import Cause, Outcome, Usage
 
 MESSAGE_LENGTH = 500
+UNREAD_LENGTH = 200
 LONGEST_WAIT = 86400.0  # no server is believed that wants more than a day
 MOST_TOKENS = 10**9  # a count beyond this is no count
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|d|h|m|s)")
@@ -235,3 +236,8 @@ def text_of(raw: bytes) -> str:
     """The teacher's words in a stored body; a filtered request (a 400) has none."""
     body = loads(raw)
     return read_reply(raw).text if isinstance(body, dict) and body.get("choices") else ""
+
+
+def unread_words(reply: Reply) -> str:
+    """What to say of a reply in which the task finds no record."""
+    return f"the reply cannot be read: {reply.text[:UNREAD_LENGTH]!r}"

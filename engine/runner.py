@@ -6,7 +6,7 @@ sleeping or not. Decisions lie elsewhere (asking, limits, breaker, budget): here
 """
 
 import asyncio
-from collections import Counter, deque
+from collections import deque
 from typing import TypeGuard
 
 from aiolimiter import AsyncLimiter
@@ -15,19 +15,14 @@ from engine.asking import Again, Answered, Asker, Failed
 from engine.breaker import Effort
 from engine.endpoints import Endpoint, Teacher
 from engine.errors import AllRefused, AuthRefused, ProviderDown, QuotaExhausted, RunStopped
-from engine.feed import Chunk, Feed, Placement
-from engine.state import BAD_ROWS_KEPT, RunState
+from engine.intake import Intake
 from store.errors import DistillError
-from store.index import ANSWERED, FAILED
-from store.ledger import Ledger
 from store.records import Request
 
 OUTSTANDING = 4  # times the concurrency
 CANARIES = 10
 CANARIES_A_SECOND = 4
-CHUNK = 64
 DRAIN_SECONDS = 5.0
-GATHER_SECONDS = 0.2  # news from the stages before are taken in at most this often
 
 
 class Interrupted(RunStopped):
@@ -37,25 +32,13 @@ class Interrupted(RunStopped):
 
 
 class Runner:
-    """One stage at its teacher. `run()` returns when the rows are done or raises RunStopped.
+    """One stage at its teacher. `run()` returns when the rows are done or raises RunStopped."""
 
-    A stage that takes its rows from others waits for `news`; those that take from this one are in
-    `readers`, and see rows below `frontier` only: the places of these are up to date.
-    """
-
-    def __init__(
-        self, feed: Feed, ledger: Ledger, teacher: Teacher, stage: int, state: RunState, most: int
-    ) -> None:
-        self.feed, self.ledger, self.teacher = feed, ledger, teacher
-        self.stage, self.state, self.most = stage, state, most
+    def __init__(self, intake: Intake, teacher: Teacher, most: int) -> None:
+        self.intake, self.ledger, self.state = intake, intake.ledger, intake.state
+        self.teacher, self.most = teacher, most
         self.askers: dict[Endpoint, Asker] = {}  # set before run(): they ask us whether we have stopped
-        self.readers: list[Runner] = []
-        self.news = asyncio.Event()
-        self.frontier = 0
-        self.is_over = False
         self._due: deque[Request] = deque()
-        self._ended = False
-        self._shared: Counter[int] = Counter()
         self._tasks: dict[asyncio.Task[None], bool] = {}  # task -> whether it is in flight
         self._sleeping = 0
         self._changed = asyncio.Event()
@@ -79,8 +62,7 @@ class Runner:
         except BaseExceptionGroup as errors:
             raise _first(errors) from None
         finally:
-            self.is_over = True
-            self._tell_readers()
+            self.intake.over()
         if self._stopped:
             raise self._stopped
 
@@ -163,56 +145,9 @@ class Runner:
                 await asyncio.wait(list(self._tasks))
 
     async def _next_due(self) -> Request | None:
-        while not (self._due or self._ended or self._stopped):
-            self.news.clear()
-            chunk = await self.feed.chunk(CHUNK)
-            await self._take(chunk)
-            if chunk.dry and not self._due:
-                await self.news.wait()
-                await asyncio.sleep(GATHER_SECONDS)
+        while not (self._due or self.intake.ended or self._stopped):
+            self._due.extend((await self.intake.next()).due)
         return self._due.popleft() if self._due and not self._stopped else None
-
-    def place(self, placement: Placement) -> None:
-        """Remembers a row's place; called for each, even when the run is being stopped."""
-        p = placement
-        self.ledger.place(self.stage, p.position, p.item, self.feed.plan, p.requests, p.new)
-
-    async def _take(self, chunk: Chunk) -> None:
-        state = self.state
-        if len(chunk.placements) > CHUNK or (self.readers and chunk.placements):
-            await self.ledger.committed()
-        self.frontier = chunk.end
-        state.rows += chunk.rows
-        state.bad_rows += len(chunk.bad)
-        state.bad_shown.extend(chunk.bad[: BAD_ROWS_KEPT - len(state.bad_shown)])
-        state.known += chunk.known[ANSWERED]
-        state.done += chunk.known[ANSWERED]
-        self._count_earlier(chunk.known[FAILED])
-        for request, count in chunk.shared.items():
-            self._count_shared(request, count)
-        self._due.extend(chunk.due)
-        if chunk.ended:
-            self._ended = True
-            state.total = state.rows * self.feed.samples
-        self._tell_readers()
-
-    def _tell_readers(self) -> None:
-        for reader in self.readers:
-            reader.news.set()
-
-    def _count_earlier(self, failed: int) -> None:
-        if failed:
-            self.state.failed["earlier"] += failed
-
-    def _count_shared(self, request: int, count: int) -> None:
-        """Equal rows: they are done when the one request that they share is."""
-        known = self.feed.index.state(request)
-        if known == ANSWERED:
-            self.state.done += count
-        elif known == FAILED:
-            self._count_earlier(count)
-        else:
-            self._shared[request] += count
 
     def _spawn(self, request: Request) -> asyncio.Task[None]:
         task = self._group.create_task(self._ask(request))
@@ -279,9 +214,7 @@ class Runner:
 
     def _answered(self, request: Request) -> None:
         self._proven = True
-        self.feed.index.mark(request.id, ANSWERED)
-        self.state.done += 1 + self._shared.pop(request.id, 0)
-        self._tell_readers()
+        self.intake.answered(request.id)
 
     def _failed(self, request: Request, failed: Failed) -> None:
         """Refusals before the first answer may be the run's fault: they wait for the verdict."""
@@ -291,10 +224,7 @@ class Runner:
             self._fail(request, failed)
 
     def _fail(self, request: Request, failed: Failed) -> None:
-        self.ledger.fail(request.id, failed.error)
-        self.feed.index.mark(request.id, FAILED)
-        self.state.failed[failed.cause] += 1 + self._shared.pop(request.id, 0)
-        self._tell_readers()
+        self.intake.failed(request.id, failed.cause, failed.error)
 
 
 def _is_refusal(verdict: Answered | Again | Failed, endpoint: Endpoint) -> TypeGuard[Failed]:

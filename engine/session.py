@@ -14,6 +14,7 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from engine import metrics, progress
 from engine.asking import Asker, Terms
@@ -24,18 +25,23 @@ from engine.concurrency import Adaptive, Gate
 from engine.endpoints import Endpoint, Teacher
 from engine.errors import RunStopped
 from engine.estimate import Estimate
-from engine.feed import Feed, FeedThread, Placement, Plan, Rows
+from engine.feed import Feed, FeedThread, Plan, Rows
+from engine.intake import Intake
 from engine.limits import Limiter
 from engine.prices import FREE
 from engine.runner import DRAIN_SECONDS, OUTSTANDING, Interrupted, Runner
 from engine.settings import MOST_CONCURRENT, Server, Settings
 from engine.state import RunState
+from store.batches import has_batches
 from store.errors import DiskFull, DistillError, PoolError
 from store.folder import LEDGER, make_reserve
 from store.index import KeyIndex
 from store.ledger import Ledger
 from store.read import account, connect_reader, day_usage, stage_account
 from store.schema import STAGE_SHIFT
+
+if TYPE_CHECKING:
+    from engine.batches import Batches
 
 # The reserve takes in what is in flight when the disk is full: a reply's text and the JSON around it,
 # twice, for the pages of the write-ahead log.
@@ -86,7 +92,7 @@ class _Stage:
     job: StageJob
     number: int
     run: int
-    runner: Runner
+    runner: "Runner | Batches"
     view: progress.View
     started: float = field(default_factory=time.monotonic)
     stopped: DistillError | None = None
@@ -159,7 +165,7 @@ async def _run_with(
             if name not in teachers:
                 teachers[name] = await _teacher(each.settings, ledger, stack, share)
                 _remember_day(teachers[name], reader)
-            running.append(_begin(each, ledger, teachers[name], budget, thread))
+            running.append(await _begin(each, job, ledger, teachers[name], budget, thread, stack))
         reader.close()
         for stage in running:
             settings = stage.job.settings
@@ -201,7 +207,15 @@ async def _teacher(
     return Teacher(endpoints)
 
 
-def _begin(job: StageJob, ledger: Ledger, teacher: Teacher, budget: Budget, thread: FeedThread) -> _Stage:
+async def _begin(
+    job: StageJob,
+    whole: Job,
+    ledger: Ledger,
+    teacher: Teacher,
+    budget: Budget,
+    thread: FeedThread,
+    stack: contextlib.AsyncExitStack,
+) -> _Stage:
     """Opens the stage and its run in the ledger, and puts its parts together."""
     settings, state = job.settings, RunState()
     shown = {**settings.public(), "pool": job.rows.source}
@@ -209,18 +223,36 @@ def _begin(job: StageJob, ledger: Ledger, teacher: Teacher, budget: Budget, thre
     _note_estimate(job, ledger, state, number, run)
     if job.cap is not None:
         budget = Budget(_micro(job.cap), *stage_account(ledger.run, number), above=budget)
-    most = sum(endpoint.most for endpoint in teacher.endpoints)
+    intake = Intake(ledger, number, state, job.plan, thread.known.index)
+    intake.feed = Feed(job.rows, job.plan, number, thread, intake.place)
+    view = progress.View(settings.stage, state, teacher, budget)
+    if settings.batch or has_batches(whole.run, number):
+        from engine.batch_session import batches_of  # the openai package takes a second to load
 
-    def place(placement: Placement) -> None:
-        runner.place(placement)
+        batches = await stack.enter_async_context(
+            batches_of(settings, whole.run, whole.quiet, intake, run, budget)
+        )
+        if settings.batch:
+            return _Stage(job, number, run, batches, view)
+        await batches.settle()
+    return _Stage(job, number, run, _online(job, run, intake, teacher, budget), view)
 
-    runner = Runner(Feed(job.rows, job.plan, number, thread, place), ledger, teacher, number, state, most)
-    terms = Terms(run, number, settings.attempts, settings.attempts_parse, job.plan.task.check)
+
+def _online(job: StageJob, run: int, intake: Intake, teacher: Teacher, budget: Budget) -> Runner:
+    runner = Runner(intake, teacher, sum(endpoint.most for endpoint in teacher.endpoints))
+    settings = job.settings
+    terms = Terms(run, intake.stage, settings.attempts, settings.attempts_parse, job.plan.task.check)
     for endpoint in teacher.endpoints:
         runner.askers[endpoint] = Asker(
-            terms, ledger, endpoint, budget, job.plan.tokenizer, state, lambda: runner.is_stopped
+            terms,
+            intake.ledger,
+            endpoint,
+            budget,
+            job.plan.tokenizer,
+            intake.state,
+            lambda: runner.is_stopped,
         )
-    return _Stage(job, number, run, runner, progress.View(settings.stage, state, teacher, budget))
+    return runner
 
 
 def _note_estimate(job: StageJob, ledger: Ledger, state: RunState, stage: int, run: int) -> None:
@@ -249,11 +281,11 @@ def _remember_day(teacher: Teacher, reader: sqlite3.Connection) -> None:
 
 def _connect(running: Sequence[_Stage]) -> None:
     """Tells the rows of later stages how far the earlier ones are."""
-    by_name = {stage.job.settings.stage: stage.runner for stage in running}
+    by_name = {stage.job.settings.stage: stage.runner.intake for stage in running}
     for stage in running:
         for name in stage.job.after:
             if name in by_name:
-                by_name[name].readers.append(stage.runner)
+                by_name[name].readers.append(stage.runner.intake)
                 stage.job.rows.follow(name, by_name[name])
 
 
@@ -286,7 +318,12 @@ async def _run_stage(stage: _Stage) -> None:
     except (RunStopped, DiskFull) as reason:
         stage.stopped = reason
     state = stage.view.state
-    if stage.stopped is None and state.rows == 0 and stage.runner.feed.rows_read == 0 and not stage.job.after:
+    if (
+        stage.stopped is None
+        and state.rows == 0
+        and stage.runner.intake.feed.rows_read == 0
+        and not stage.job.after
+    ):
         stage.stopped = PoolError(f"no usable row in pool ({state.bad_rows} bad rows)")
     code = stage.stopped.exit_code if stage.stopped else (1 if state.failed.total() else 0)
     used, seconds = stage.view.teacher.utilisation(), time.monotonic() - stage.started
@@ -294,7 +331,7 @@ async def _run_stage(stage: _Stage) -> None:
 
 
 @contextlib.asynccontextmanager
-async def _signals(runners: Sequence[Runner]) -> AsyncIterator[None]:
+async def _signals(runners: Sequence["Runner | Batches"]) -> AsyncIterator[None]:
     """First SIGINT or SIGTERM: drain for some seconds; second: at once."""
     loop = asyncio.get_running_loop()
     seen = 0
@@ -322,7 +359,7 @@ def _close_books(stage: _Stage, ledger: Ledger) -> None:
     result, settings, number = stage.result, stage.job.settings, stage.number
     assert result is not None
     if result.stopped is None and stage.job.plan.only is None:
-        total, end = stage.runner.feed.rows_read * settings.samples, stage.runner.feed.end
+        total, end = stage.runner.intake.feed.rows_read * settings.samples, stage.runner.intake.feed.end
         if settings.limit:
             ledger.note("UPDATE stages SET total = max(ifnull(total, 0), ?) WHERE id = ?", total, number)
         else:

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, SecretStr
 
+from engine.packing import MOST_REQUESTS
 from engine.prices import Price, given_price, is_loopback, known_price
 from store.errors import UsageError
 
@@ -64,6 +65,10 @@ class Settings(Server):
     give_up: Annotated[float, Field(ge=0)] = 1800.0
     budget: Annotated[float, Field(ge=0)] | None = None
     limit: PositiveInt | None = None
+    batch: bool = False
+    batch_requests: Annotated[int, Field(gt=0, le=MOST_REQUESTS)] = MOST_REQUESTS
+    batch_tokens: PositiveInt | None = None
+    batch_grace: Annotated[float, Field(ge=0)] = 60.0
     metrics_port: Annotated[int, Field(ge=0, le=65535)] | None = None
 
     @property
@@ -93,9 +98,11 @@ class Settings(Server):
         mine = {name: getattr(self, name) for name in Server.model_fields}
         return [Server(**mine), *self.others]
 
-    def price(self, batch: bool = False) -> Price | None:
-        """USD a million tokens: as given, as listed, or None where nobody knows; of several
-        servers the dearest, so that estimates and caps hold whoever answers."""
+    def price(self, batch: bool | None = None) -> Price | None:
+        """USD a million tokens: as given, as listed, or None where nobody knows; of several servers
+        the dearest, so that estimates and caps hold whoever answers. `batch`: of the Batch API; as
+        the run will ask if not said."""
+        batch = self.batch if batch is None else batch
         prices = [self.price_of(server, batch) for server in self.servers()]
         known = [price for price in prices if price is not None]
         return max(known, key=lambda p: (p.completion, p.prompt)) if len(known) == len(prices) else None
@@ -129,6 +136,8 @@ class Settings(Server):
             )
         if self.budget is not None and price and not price.free and not self.sent_max_tokens():
             raise UsageError("--budget needs a bound on replies: leave max_tokens in, or set it")
+        if self.batch and self.others:
+            raise UsageError("--batch asks one provider: give one --base-url")
         for server in self.servers():
             if server.api_key is None and not is_loopback(server.base_url):
                 raise UsageError(f"no API key for {server.base_url}: set OPENAI_API_KEY, or name another "

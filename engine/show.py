@@ -60,7 +60,8 @@ def print_estimate(told: Estimate, settings: Settings, to_stdout: bool = False, 
             table.add_row(label, _money(cost))
     s = told.seconds
     between = f"{duration(s.low)} to {duration(s.high)}; " if s.high > s.low else ""
-    table.add_row("time", f"{duration(s.expected)}  ({between}bound by {told.bound_by})")
+    online = f"{duration(s.expected)}  ({between}bound by {told.bound_by})"
+    table.add_row("time", "up to a day for each batch" if batch else online)
     if to_stdout:
         Console(highlight=False).print(table)
     else:
@@ -212,6 +213,11 @@ def print_status(status: Mapping[str, Any]) -> None:
         of_limit = f"; of its limit: {', '.join(limits)}" if limits else ""
         words = f"{plain(url, 100)}: {e['answered']:,} answers, {dollars(e['cost_usd'])}{of_limit}"
         console.print(Text(words))
+    for b in status["batches"]:
+        console.print(
+            f"batch {b['batch']} of {plain(str(b['stage']), 40)}: {plain(str(b['status']), 40)}, "
+            f"{b['read']:,} of {b['requests']:,} requests have their result"
+        )
     if status["unanswered"]:
         console.print(
             f"{status['unanswered']:,} requests were sent and have no answer (in flight now, or lost when "

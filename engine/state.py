@@ -55,6 +55,7 @@ class RunState:
     refusals: Counter[str] = field(default_factory=Counter)  # requests that the server would not take
     expected_completion: float = 0.0
     expected_cost_micro: float = 0.0  # what the estimate said of the requests that were answered
+    batches: str = ""  # what the batches are doing, in words
     latencies: deque[float] = field(default_factory=lambda: deque(maxlen=256))
     spread: Spread = field(default_factory=Spread)
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from store.batches import enqueued_count, open_batches_told
 from store.read import connect_reader, endpoint_accounts, last_runs, stage_status, stages
 
 # What decides a request's key; everything else in the settings cannot change one.
@@ -17,8 +18,10 @@ def status_of(run: Path) -> dict[str, Any]:
         reader.execute("BEGIN")
         found: dict[str, Any] = {"stages": {}, "changed": {}, "endpoints": endpoint_accounts(reader)}
         newest: dict[str, Any] | None = None
+        found["batches"] = open_batches_told(reader)
         for number, name in stages(reader):
             found["stages"][name] = stage_status(reader, number)
+            found["stages"][name]["unanswered"] -= enqueued_count(reader, number)
             runs = last_runs(reader, number, 2)
             if runs and (newest is None or runs[0]["id"] > newest["id"]):
                 newest = runs[0]

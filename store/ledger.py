@@ -60,7 +60,7 @@ class Ledger:
         self._batch, self._busy, self._scheduled = Batch(), False, False
         self._broken: StorageError | None = None
         self._handed: SimpleQueue[Batch | None] = SimpleQueue()
-        self._last = {t: self._max_id(t) for t in ("requests", "attempts", "responses", "errors")}
+        self._last = {t: self._max_id(t) for t in ("requests", "attempts", "responses", "errors", "batches")}
         self._using = threading.Lock()
         self._thread = threading.Thread(target=self._write, name="ledger", daemon=True)
         self._thread.start()
@@ -88,6 +88,11 @@ class Ledger:
                 (number, time.time(), os.getpid(), json.dumps(settings, ensure_ascii=False)),
             )
         return int(number), int(cursor.lastrowid or 0)
+
+    def next_batch(self) -> int:
+        """A number that no batch of the folder has."""
+        self._last["batches"] += 1
+        return self._last["batches"]
 
     def note(self, sql: str, *values: object) -> None:
         """A rare statement of its own (totals, end of a run), in the next commit."""

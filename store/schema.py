@@ -102,7 +102,36 @@ CREATE VIEW replies AS
   SELECT p.*, b.raw FROM responses p JOIN bodies b ON b.response = p.id;
 """
 
-# Version 2: several servers may answer for one teacher.
+# Version 2: batches, and several servers that answer for one teacher.
+BATCHES = """
+CREATE TABLE facts (  -- of the run folder, made once
+  name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+INSERT INTO facts VALUES ('folder', lower(hex(randomblob(8))));
+CREATE TABLE batches (
+  id INTEGER PRIMARY KEY,              -- its number, also in the batch's metadata
+  run INTEGER NOT NULL REFERENCES runs(id), stage INTEGER NOT NULL REFERENCES stages(id),
+  plan INTEGER NOT NULL,               -- fingerprint of all that decided its keys beside the rows
+  base_url TEXT NOT NULL,
+  -- JSON: USD a million tokens: prompt, completion, cached
+  price TEXT NOT NULL,
+  requests INTEGER NOT NULL, bytes INTEGER NOT NULL,
+  tokens INTEGER NOT NULL,             -- prompt tokens, which the provider counts as enqueued
+  worst_micro INTEGER NOT NULL,
+  intended_at REAL NOT NULL,           -- before anything was sent
+  input_file TEXT,                     -- the provider's id of what was uploaded
+  tried_at REAL,                       -- when it was last asked for; it may exist since then
+  remote TEXT,                         -- the provider's id of it
+  status TEXT NOT NULL,                -- intended, then the provider's word, or withdrawn
+  -- all its results are stored, or nothing was asked
+  closed_at REAL);
+CREATE TABLE enqueued (                -- requests of open batches without a result
+  attempt INTEGER PRIMARY KEY REFERENCES attempts(id), batch INTEGER NOT NULL REFERENCES batches(id),
+  request INTEGER NOT NULL REFERENCES requests(id),
+  -- attempts that failed before this one
+  tries INTEGER NOT NULL);
+CREATE INDEX enqueued_batch ON enqueued (batch);
+"""
+
 ENDPOINTS = """
 CREATE TABLE endpoints (id INTEGER PRIMARY KEY, url TEXT NOT NULL UNIQUE);
 ALTER TABLE attempts ADD COLUMN endpoint INTEGER REFERENCES endpoints(id);
@@ -131,8 +160,8 @@ def migrate(connection: sqlite3.Connection) -> None:
         _execute(db, TABLES + VIEWS)
 
     @migrations()
-    def m002_endpoints(db: sqlite_utils.Database) -> None:
-        _execute(db, ENDPOINTS)
+    def m002_batches_and_endpoints(db: sqlite_utils.Database) -> None:
+        _execute(db, BATCHES + ENDPOINTS)
 
     migrations.apply(sqlite_utils.Database(connection))
     connection.execute(f"PRAGMA user_version = {VERSION}")

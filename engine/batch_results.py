@@ -1,0 +1,301 @@
+"""Reads what a batch brought and stores it, line by line, as online replies are stored.
+
+Results come in any order and may be read again from the start: a request leaves the batch in
+the commit that stores its result, so nothing is stored twice. Refusals that come before the
+first answer may be the run's fault (a parameter, the model): they wait for the verdict.
+"""
+
+from contextlib import aclosing
+from dataclasses import dataclass, field
+
+import orjson
+
+from engine.batch_api import BatchApi, Remote
+from engine.batch_lines import Line, NotRun, read_line
+from engine.budget import Budget
+from engine.errors import (
+    AllRefused,
+    AskError,
+    AuthRefused,
+    BadReply,
+    BatchRefused,
+    QuotaExhausted,
+    RowRefused,
+    RunStopped,
+)
+from engine.intake import Intake
+from engine.parcels import Again
+from engine.patience import patiently
+from engine.prices import Price
+from engine.replies import Reply, unread_words, usage_in
+from engine.runner import CANARIES
+from engine.tasks.task import Verdict
+from engine.tokens import Tokenizer
+from store import batches
+from store.batches import BatchRow, Enqueued, Items
+from store.ledger import Ledger
+from store.records import Cause, Response, Usage
+
+LINES_A_COMMIT = 256
+LOST = "the batch has ended and its files have no line for this request"
+
+
+def price_json(price: Price) -> str:
+    return orjson.dumps([str(price.prompt), str(price.completion), str(price.cached)]).decode()
+
+
+def price_from(text: str) -> Price:
+    from decimal import Decimal
+
+    return Price(*(Decimal(part) for part in orjson.loads(text)))
+
+
+@dataclass(slots=True)
+class Collected:
+    """What has to be asked again, by key, and whether the run has to end."""
+
+    again: dict[bytes, Again] = field(default_factory=dict)
+    reason: RunStopped | None = None
+
+
+@dataclass(slots=True)
+class _Reading:
+    """A batch that is being read: who still waits, and what comes of it."""
+
+    row: BatchRow
+    price: Price
+    own: bool
+    idle: bool  # the provider did nothing of it: that counts as an attempt
+    waiting: dict[bytes, Enqueued]
+    found: Collected = field(default_factory=Collected)
+
+
+class Collector:
+    """Stores the results of batches; shared by all of a run."""
+
+    def __init__(
+        self,
+        api: BatchApi,
+        ledger: Ledger,
+        intake: Intake,
+        budget: Budget,
+        tokenizer: Tokenizer,
+        attempts: int,
+        attempts_parse: int,
+        give_up: float,
+        items: Items,
+    ) -> None:
+        self.api, self.ledger, self.intake, self.budget = api, ledger, intake, budget
+        self.tokenizer, self.state, self.items = tokenizer, intake.state, items
+        self.attempts, self.attempts_parse, self.give_up = attempts, attempts_parse, give_up
+        self._proven = False
+        self._refusals: list[tuple[int, RowRefused, int, bool]] = []
+
+    async def collect(self, row: BatchRow, remote: Remote, waiting: list[Enqueued], own: bool) -> Collected:
+        """Raises ProviderDown, BatchRefused, StorageError; what was read by then is stored."""
+        by_key = {e.key: e for e in waiting}
+        reading = _Reading(row, price_from(row.price), own, not remote.done, by_key)
+        if self.intake.plan.task.check:
+            self.items.load(row)
+        for file in (remote.output_file, remote.error_file):
+            if file:
+                await self._read_all(reading, file)
+        for entry in list(reading.waiting.values()):
+            self._without_line(reading, entry, remote)
+        self._judge_refusals(reading)
+        await self.ledger.committed()
+        return reading.found
+
+    async def _read_all(self, reading: _Reading, file: str) -> None:
+        """A file whose reading breaks off is read again; lines that are stored are passed over."""
+        try:
+            await patiently(lambda: self._read(reading, file), self.give_up)
+        except RowRefused as error:
+            words = f"the results in {file} of batch {reading.row.remote} cannot be had: {error}"
+            if error.status not in (404, 410):
+                raise BatchRefused(words) from None
+            for entry in list(reading.waiting.values()):  # they are gone; `retry` would pay again
+                self._failed(reading, entry, RowRefused(words, error.status, "not_found"), lost=entry.worst)
+
+    async def _read(self, reading: _Reading, file: str) -> None:
+        count = 0
+        async with aclosing(self.api.lines(file)) as lines:
+            async for text in lines:
+                line = read_line(text)
+                if line is None or (entry := reading.waiting.get(line.key)) is None:
+                    continue
+                self._store(reading, entry, line)
+                count += 1
+                if count % LINES_A_COMMIT == 0:
+                    await self.ledger.committed()
+
+    def _store(self, reading: _Reading, entry: Enqueued, line: Line) -> None:
+        meaning = line.meaning
+        if isinstance(meaning, Reply):
+            self._answered(reading, entry, line, meaning)
+        elif isinstance(meaning, NotRun):
+            self._not_run(reading, entry, meaning.words)
+        elif isinstance(meaning, BadReply):
+            self._malformed(reading, entry, meaning)
+        elif isinstance(meaning, RowRefused):
+            self._refused(reading, entry, meaning)
+        elif isinstance(meaning, AuthRefused | QuotaExhausted):
+            self._stopping(reading, entry, line, meaning)
+        else:
+            self._asked_again(reading, entry, meaning)
+
+    def _settle(self, reading: _Reading, entry: Enqueued, cost: int = 0, lost: int = 0) -> None:
+        """The request has left the batch."""
+        del reading.waiting[entry.key]
+        batches.settled(self.ledger, entry.attempt)
+        self.budget.settle(entry.worst, cost, lost)
+        self.state.in_flight -= 1
+
+    def _answered(self, reading: _Reading, entry: Enqueued, line: Line, reply: Reply) -> None:
+        usage = reply.usage or self._counted(entry, line, reply)
+        cost, outcome = reading.price.cost(usage), self._read_reply(reading, entry, reply)
+        response = Response(outcome, reply.finish_reason, usage, line.raw, cost, 0.0, reply.model)
+        stage, final = reading.row.stage, outcome != "unparsed"
+        self.ledger.put(stage, entry.attempt, entry.request, response, entry.worst, final)
+        self._settle(reading, entry, cost)
+        self._count(entry, response)
+        self._prove()
+        if final:
+            self.intake.answered(entry.request, own=reading.own)
+        else:
+            self._unparsed(reading, entry, reply)
+
+    def _read_reply(self, reading: _Reading, entry: Enqueued, reply: Reply) -> Verdict:
+        """What the task makes of a reply; one that was cut off or filtered says so itself."""
+        task = self.intake.plan.task
+        if task.check is None or reply.outcome != "stop":
+            return reply.outcome
+        return task.check(task.decode(self.items.find(reading.row, entry.request)), reply.text)
+
+    def _unparsed(self, reading: _Reading, entry: Enqueued, reply: Reply) -> None:
+        """Stored and billed, and no record in it: a further sample goes into a next batch."""
+        words = unread_words(reply)
+        number = self.ledger.error(
+            reading.row.stage, entry.attempt, entry.request, "unparsed", 200, words, 0, ended=False
+        )
+        self._again(reading, entry, "unparsed", number, most=self.attempts_parse + 1)
+
+    def _counted(self, entry: Enqueued, line: Line, reply: Reply) -> Usage:
+        """Our own count, for servers that send no usage; a filtered request (a 400) is free."""
+        if line.status != 200:
+            return Usage()
+        return Usage(entry.prompt_tokens, self.tokenizer.count(reply.text))
+
+    def _count(self, entry: Enqueued, response: Response) -> None:
+        state, usage = self.state, response.usage
+        state.answered += 1
+        state.counted_prompt += entry.prompt_tokens
+        state.prompt_tokens += usage.prompt_tokens
+        state.completion_tokens += usage.completion_tokens
+        state.cost_micro += response.cost_micro
+        if response.outcome != "unparsed":
+            state.outcomes[response.outcome] += 1
+
+    def _record(self, reading: _Reading, entry: Enqueued, error: AskError, lost: int = 0) -> int:
+        return self.ledger.error(
+            reading.row.stage, entry.attempt, entry.request, error.cause, error.status, str(error),
+            entry.worst - lost,
+        )  # fmt: skip
+
+    def _not_run(self, reading: _Reading, entry: Enqueued, words: str) -> None:
+        number = self.ledger.error(
+            reading.row.stage, entry.attempt, entry.request, "timeout", None, words, entry.worst
+        )
+        self._settle(reading, entry)
+        self._again(reading, entry, "timeout", number, tried=reading.idle)
+
+    def _malformed(self, reading: _Reading, entry: Enqueued, error: BadReply) -> None:
+        """Stored, counted as billed (at its worst where it shows no usage), and asked again."""
+        row, usage = reading.row, usage_in(error.raw)
+        cost = reading.price.cost(usage) if usage else 0
+        released = entry.worst if usage else 0
+        response = Response("malformed", "", usage or Usage(), error.raw, cost, 0.0)
+        self.ledger.put(row.stage, entry.attempt, entry.request, response, released, final=False)
+        number = self.ledger.error(
+            row.stage, entry.attempt, entry.request, error.cause, error.status, str(error), 0, ended=False
+        )
+        self.state.cost_micro += cost
+        self._settle(reading, entry, cost, entry.worst - released)
+        self._again(reading, entry, error.cause, number)
+
+    def _asked_again(self, reading: _Reading, entry: Enqueued, error: AskError, lost: int = 0) -> None:
+        number = self._record(reading, entry, error, lost)
+        self._settle(reading, entry, lost=lost)
+        self._again(reading, entry, error.cause, number)
+
+    def _again(
+        self,
+        reading: _Reading,
+        entry: Enqueued,
+        cause: Cause,
+        error: int,
+        tried: bool = True,
+        most: int | None = None,
+    ) -> None:
+        """Into a next batch, or the row fails for want of attempts."""
+        self.state.retry_causes[cause] += 1
+        tries = entry.tries + tried
+        if tries >= (most or self.attempts):
+            self.intake.failed(entry.request, cause, error, own=reading.own)
+            return
+        reading.found.again[entry.key] = Again(
+            entry.request, entry.prompt_tokens, entry.worst, tries, reading.own
+        )
+
+    def _refused(self, reading: _Reading, entry: Enqueued, error: RowRefused) -> None:
+        number = self._record(reading, entry, error)
+        self._settle(reading, entry)
+        if self._proven:
+            self.intake.failed(entry.request, error.cause, number, own=reading.own)
+        else:
+            self._refusals.append((entry.request, error, number, reading.own))
+
+    def _failed(self, reading: _Reading, entry: Enqueued, error: RowRefused, lost: int) -> None:
+        number = self._record(reading, entry, error, lost)
+        self._settle(reading, entry, lost=lost)
+        self.intake.failed(entry.request, error.cause, number, own=reading.own)
+
+    def _stopping(
+        self, reading: _Reading, entry: Enqueued, line: Line, reason: AuthRefused | QuotaExhausted
+    ) -> None:
+        """The row stays due; the run ends when all of the batch has been read."""
+        cause: Cause = "auth" if isinstance(reason, AuthRefused) else "rate_limit"
+        self.ledger.error(
+            reading.row.stage, entry.attempt, entry.request, cause, line.status, str(reason), entry.worst
+        )
+        self._settle(reading, entry)
+        reading.found.reason = reading.found.reason or reason
+
+    def _without_line(self, reading: _Reading, entry: Enqueued, remote: Remote) -> None:
+        """Of a batch that was cut short it was not executed; else it may have been billed."""
+        if remote.status in ("expired", "cancelled"):
+            self._not_run(reading, entry, f"batch_{remote.status}")
+        else:
+            self._asked_again(reading, entry, AskError(LOST), lost=entry.worst)
+
+    def _prove(self) -> None:
+        if not self._proven:
+            self._proven = True
+            self._fail_refusals()
+
+    def _fail_refusals(self) -> None:
+        for request, error, number, own in self._refusals:
+            self.intake.failed(request, error.cause, number, own=own)
+        self._refusals.clear()
+
+    def _judge_refusals(self, reading: _Reading) -> None:
+        """A batch that was refused row by row with one status: the rows stay due, the run ends."""
+        if not self._refusals or self._proven:
+            return
+        first, count = self._refusals[0][1], len(self._refusals)
+        alike = all(error.status == first.status for _, error, _, _ in self._refusals)
+        if first.status == 404 or (alike and count >= CANARIES):
+            words = f"{count:,} rows of the batch were all refused, so nothing more is asked: {first}"
+            reading.found.reason = reading.found.reason or AllRefused(words)
+        else:
+            self._fail_refusals()

@@ -1,0 +1,149 @@
+"""Brings a batch into being at the provider, once, whatever is lost on the way.
+
+Each step is in the ledger before the next is taken: intended, uploaded, about to be created,
+created. So after a crash or a lost reply it is known what may exist: a file is looked for by its
+name, a batch by its metadata; only when the list has been silent for a while (it may lag) is a
+batch asked for a second time. If there are two all the same, one is cancelled.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from engine.batch_api import BatchApi, Remote
+from engine.batch_steps import best_of, is_alive, may_exist
+from engine.errors import AskError, BatchRefused, ProviderDown, RateLimited, RowRefused
+from engine.parcels import FOLDER, name_of
+from engine.patience import REFUSALS, Patience, patiently
+from store import batches
+from store.batches import BatchRow
+from store.ledger import Ledger
+
+LOOK_SECONDS = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Submitter:
+    """`grace`: seconds for which the provider's list may lag; `give_up`: of outage."""
+
+    api: BatchApi
+    ledger: Ledger
+    folder: str
+    run: Path
+    grace: float
+    give_up: float
+    say: Callable[[str], None]
+    _doubtful: set[int] = field(default_factory=set)  # asked for more than once: there may be two
+
+    def path(self, row: BatchRow) -> Path:
+        return self.run / FOLDER / name_of(self.folder, row.id)
+
+    async def upload(self, row: BatchRow, fresh: bool) -> BatchRow:
+        """`fresh`: no upload can have been tried. Raises BatchRefused, RunStopped."""
+        file = None if fresh else await self._find_file(row)
+        file = file or await self._send_file(row)
+        batches.uploaded(self.ledger, row.id, file)
+        await self.ledger.committed()
+        return replace(row, input_file=file)
+
+    async def _send_file(self, row: BatchRow) -> str:
+        patience, name = Patience(self.give_up), name_of(self.folder, row.id)
+        while True:
+            try:
+                return await self.api.upload(self.path(row), name)
+            except RowRefused as error:
+                raise BatchRefused(f"the provider takes no file for a batch: {error}") from None
+            except AskError as error:
+                await patience.wait(error)
+                if found := await self._find_file(row):
+                    return found
+
+    async def _find_file(self, row: BatchRow) -> str | None:
+        """The file that a lost upload has left; further ones of the same name are removed."""
+        name = name_of(self.folder, row.id)
+        try:
+            found = await patiently(lambda: self.api.find_files(name, row.bytes), self.give_up)
+        except RowRefused:  # a provider without such a list; a second upload costs nothing
+            return None
+        for extra in found[1:]:
+            await self.remove_file(extra)
+        return found[0] if found else None
+
+    async def remove_file(self, file: str) -> None:
+        """A courtesy: nothing depends on it."""
+        with suppress(AskError):
+            await self.api.delete_file(file)
+
+    async def create(self, row: BatchRow, alone: Callable[[], bool]) -> tuple[BatchRow, Remote]:
+        """`alone`: whether no other batch of ours fills the queue, so that waiting has an end."""
+        patience, refusals = Patience(self.give_up), 0
+        while True:
+            row = replace(row, tried_at=time.time())
+            batches.trying(self.ledger, row.id, row.tried_at or 0.0)
+            await self.ledger.committed()
+            try:
+                return await self.adopt(row, await self._create(row))
+            except RowRefused as error:
+                refusals += 1
+                if refusals >= REFUSALS:
+                    stop = ProviderDown if row.id in self._doubtful else BatchRefused
+                    raise stop(f"the provider takes no batch: {error}") from None
+                await patience.wait(error)
+            except RateLimited as error:
+                await patience.wait(error, for_ever=not alone())
+            except AskError as error:
+                await patience.wait(error)
+                if may_exist(error):
+                    if found := await self.look(row):
+                        return await self.adopt(row, found)
+                    self._doubtful.add(row.id)
+
+    async def _create(self, row: BatchRow) -> Remote:
+        assert row.input_file
+        return await self.api.create(row.input_file, self.folder, row.id)
+
+    async def look(self, row: BatchRow) -> Remote | None:
+        """A batch that was asked for and whose id never came, or None when the provider's list has
+        shown none for `grace` seconds after it was asked for."""
+        while True:
+            asked = row.tried_at or 0.0
+            late = time.time() >= asked + self.grace
+            found = await self._listed(row)
+            if best := best_of(found):
+                await self._cancel_others(row, found, best)
+                return best
+            if late:
+                self._doubtful.add(row.id)
+                return None
+            wait = min(self.grace, asked + self.grace - time.time())
+            await asyncio.sleep(max(0.0, min(wait, LOOK_SECONDS)))
+
+    async def _listed(self, row: BatchRow) -> list[Remote]:
+        """Raises ProviderDown where there is no such list: then nobody can know, and nothing is asked."""
+        try:
+            return await patiently(
+                lambda: self.api.find_batches(self.folder, row.id, row.input_file), self.give_up
+            )
+        except RowRefused as error:
+            raise ProviderDown(f"the provider's list of batches cannot be read: {error}") from None
+
+    async def end_twins(self, row: BatchRow, remote: Remote) -> None:
+        """A batch that was asked for twice is looked for once more when the list has had its time."""
+        if row.id in self._doubtful:
+            self._doubtful.discard(row.id)
+            await self._cancel_others(row, await self._listed(row), remote)
+
+    async def _cancel_others(self, row: BatchRow, found: list[Remote], best: Remote) -> None:
+        for other in found:
+            if other.id != best.id and is_alive(other.status):
+                self.say(f"batch {row.id} exists twice at the provider: {other.id} is cancelled")
+                with suppress(AskError):
+                    await self.api.cancel(other.id)
+
+    async def adopt(self, row: BatchRow, remote: Remote) -> tuple[BatchRow, Remote]:
+        batches.submitted(self.ledger, row.id, remote.id, remote.status)
+        await self.ledger.committed()
+        return replace(row, remote=remote.id, status=remote.status), remote

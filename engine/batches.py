@@ -1,0 +1,235 @@
+"""Asks in batches: half the price for a day's wait. The life of all batches of a run.
+
+Due requests are packed into files, uploaded, made into batches, watched, and their results read;
+what was not executed goes into a next batch. Several batches are under way at once, as far as
+the provider's queue, the budget and the limits allow. The other way to run a stage beside
+engine/runner.py, with the same face: run(), stop(), is_stopped, intake.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from engine.batch_api import BatchApi
+from engine.batch_books import BatchBooks
+from engine.batch_life import Lives
+from engine.batch_results import Collector, price_json
+from engine.batch_steps import next_step, state_of
+from engine.batch_submit import Submitter
+from engine.budget import Budget
+from engine.errors import RunStopped
+from engine.intake import Intake
+from engine.packer import Packer
+from engine.packing import Limits, Queue
+from engine.parcels import FOLDER, Parcel, name_of
+from engine.prices import Price
+from engine.runner import DRAIN_SECONDS
+from store import batches
+from store.batches import BatchRow, Items
+from store.errors import DistillError, UsageError
+from store.index import DUE
+from store.read import connect_reader
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What a run may do, and under which numbers it stands in the ledger. `grace`: seconds for
+    which the provider's list may lag; `give_up`: of outage; `limits.tokens`: enqueued at once."""
+
+    folder: Path
+    run: int
+    stage: int
+    price: Price
+    attempts: int
+    attempts_parse: int
+    give_up: float
+    grace: float
+    limits: Limits
+
+
+class Batches:
+    """One stage on one endpoint. `run()` returns when the pool is done or raises RunStopped."""
+
+    def __init__(
+        self,
+        intake: Intake,
+        api: BatchApi,
+        budget: Budget,
+        terms: Terms,
+        say: Callable[[str], None],
+    ) -> None:
+        """Raises UsageError where a batch of the stage is at another provider."""
+        ledger, state, tokenizer = intake.ledger, intake.state, intake.plan.tokenizer
+        self.intake, self.terms, self._ledger, self._state = intake, terms, ledger, state
+        self._reader = reader = connect_reader(terms.folder)
+        self._name = batches.folder_id(reader)
+        give_up = terms.give_up
+        submitter = Submitter(api, ledger, self._name, terms.folder, terms.grace, give_up, say)
+        self._books = BatchBooks(reader, ledger, submitter, budget, intake, state, say)
+        self._open = self._books.open()
+        self._packer = Packer(intake, budget, terms.price, tokenizer)
+        collector = Collector(
+            api,
+            ledger,
+            intake,
+            budget,
+            tokenizer,
+            terms.attempts,
+            terms.attempts_parse,
+            give_up,
+            Items(reader),
+        )
+        self._lives = Lives(
+            api, ledger, self._books, submitter, collector, self._packer, Queue(terms.limits.tokens), state,
+            give_up, say, lambda: self.is_stopped,
+        )  # fmt: skip
+        self._url = api.base_url
+        self._number = 0  # of the batch that is being packed
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._stopped: DistillError | None = None
+        self._drain = DRAIN_SECONDS
+
+    async def run(self) -> None:
+        """Raises RunStopped if it ended early, StorageError if the ledger could not be written."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                self._group = group
+                self._main = group.create_task(self._go())
+                await asyncio.wait([self._main])
+                await self._wind_down()
+        except BaseExceptionGroup as errors:
+            raise _first(errors) from None
+        finally:
+            self.intake.over()
+            self._reader.close()
+        if self._stopped:
+            raise self._stopped
+
+    @property
+    def is_stopped(self) -> bool:
+        return self._stopped is not None
+
+    def stop(self, reason: DistillError, drain: float | None = None) -> None:
+        """Ends the watching. A batch that is being submitted gets `drain` seconds to become known;
+        if that is not enough, the next run will find it."""
+        self._drain = DRAIN_SECONDS if drain is None else drain
+        if self._stopped is None:
+            self._stopped = reason
+            spared = {asyncio.current_task(), *self._lives.critical}
+            for task in {self._main, *self._tasks} - spared:
+                task.cancel()
+        self._lives.changed.set()
+
+    async def _wind_down(self) -> None:
+        deadline: float | None = None
+        loop = asyncio.get_running_loop()
+        while self._tasks:
+            if self._stopped:
+                deadline = min(deadline or loop.time() + self._drain, loop.time() + self._drain)
+            self._lives.changed.clear()
+            try:
+                async with asyncio.timeout_at(deadline):
+                    await self._lives.changed.wait()
+            except TimeoutError:
+                for task in list(self._tasks):
+                    task.cancel()
+                await asyncio.wait(list(self._tasks))
+
+    async def _go(self) -> None:
+        try:
+            await self._resume()
+            while not self._stopped:
+                if self._lives.waiting:
+                    await self._lives.change()
+                elif parcel := await self._pack():
+                    self._spawn(await self._intend(parcel), own=True)
+                elif self._tasks:
+                    await self._lives.change()
+                else:
+                    return
+        except RunStopped as reason:
+            self.stop(reason)
+
+    async def _resume(self) -> None:
+        """Batches that were submitted are followed; what was never asked is used or withdrawn."""
+        self._books.adopt(self._open)
+        price = price_json(self.terms.price)
+        for row in self._open:
+            row = await self._books.found(row)
+            if next_step(row) == "follow" or self._books.is_wanted(row, self.terms.stage, price):
+                self._spawn(row, own=False)
+            else:
+                await self._books.withdraw(row)
+
+    async def _pack(self) -> Parcel | None:
+        self._number = self._number or self._ledger.next_batch()
+        path = self.terms.folder / FOLDER / name_of(self._name, self._number)
+        return await self._packer.pack(path, replace(self.terms.limits, tokens=self._lives.queue.limit))
+
+    async def _intend(self, parcel: Parcel) -> BatchRow:
+        load, terms = parcel.load, self.terms
+        number, self._number = self._number, 0
+        row = BatchRow(
+            number, terms.run, terms.stage, self.intake.plan.fingerprint, self._url, price_json(terms.price),
+            load.requests, load.bytes, load.tokens, load.worst, time.time(),
+        )  # fmt: skip
+        batches.intend(self._ledger, row, parcel.requests)
+        await self._ledger.committed()
+        self._state.asked += load.requests
+        self._state.in_flight += load.requests
+        return row
+
+    def _spawn(self, row: BatchRow, own: bool) -> None:
+        task = self._group.create_task(self._live(row, own))
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    async def _live(self, row: BatchRow, own: bool) -> None:
+        try:
+            await self._lives.live(row, own, fresh=own)
+        except RunStopped as reason:
+            self.stop(reason)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        self._lives.changed.set()
+
+    async def settle(self) -> None:
+        """Before an online run: collects the batches that have ended. Raises UsageError while some
+        are under way, since what is in them must not be asked a second time; and RunStopped."""
+        self._books.adopt(self._open)
+        try:
+            alive = [row for row in self._open if not await self._settled(row)]
+        finally:
+            self._reader.close()
+        if alive:
+            count = sum(row.requests for row in alive)
+            raise UsageError(
+                f"batches under way at {self._url}: {len(alive)}, with {count:,} requests. Run the same "
+                "command with --batch to wait for them, or cancel them there and run this one again"
+            )
+
+    async def _settled(self, row: BatchRow) -> bool:
+        row = await self._books.found(row)
+        if next_step(row) != "follow":
+            await self._books.withdraw(row)
+            return True
+        remote = await self._lives.retrieve(row)
+        if (state := state_of(remote)) == "alive":
+            return False
+        if state != "results":
+            await self._books.withdraw(row, remote.status)
+            return True
+        for again in (await self._lives.collect(row, remote, own=False)).values():
+            self.intake.index.mark(again.request, DUE)
+        self._books.submitter.path(row).unlink(missing_ok=True)
+        return True
+
+
+def _first(errors: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The first of our own errors, else the first of all: one sentence for one cause."""
+    ours, _ = errors.split(DistillError)
+    first = (ours or errors).exceptions[0]
+    return _first(first) if isinstance(first, BaseExceptionGroup) else first
