@@ -151,6 +151,20 @@ def test_what_is_rightly_left_as_it_is_passes_unchanged(text: str, to: str) -> N
     assert not has_prose(text)
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Explain what this program does:\n\ndef add(a, b):\n    total = a + b\n    return total",
+        "if you could travel anywhere in the world, where would you go, and why?",
+        "print all the even numbers of the list, then return the largest one.",
+        "Fix this.\n```\nx = 1\n```\nTell me what was wrong with it.",
+    ],
+)
+def test_prose_around_code_must_be_translated(text: str) -> None:
+    assert not is_translated(text, text, CHINESE)
+    assert not is_translated(text, text, find_language("German"))
+
+
 @pytest.mark.parametrize("text", ["hello", "morning walk", "WRITE A POEM ABOUT A CAT AND A DOG"])
 def test_words_that_came_back_as_they_were_are_found_however_few(text: str) -> None:
     assert not is_translated(text, text, CHINESE)
