@@ -199,10 +199,13 @@ LOSSES = {
 
 
 async def test_lost_connections_and_passing_faults_cost_nothing(tmp_path: Path) -> None:
-    async with BatchServer(work=3.0).running() as server:
+    async with BatchServer(frozen=True).running() as server:
         server.lose.update({step: list(ways) for step, ways in LOSSES.items()})
         bench = Bench(tmp_path, server)
-        ended = await distill(*bench.words)
+        async with started(*bench.words) as command:
+            await until(lambda: not server.lose["retrieve"])
+            server.frozen = False
+            ended = await command.ended()
         assert ended.code == 0, ended.err
         assert not any(server.lose.values())
         assert_billed_once(server, bench.count)
