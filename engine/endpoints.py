@@ -187,7 +187,9 @@ class Teacher:
         try:
             return await waiter.future
         except asyncio.CancelledError:
-            if waiter.future.done() and not (waiter.future.cancelled() or waiter.future.exception()):
+            if waiter.future.cancelled():
+                self.wake()
+            elif waiter.future.exception() is None:
                 self.leave(waiter.future.result())
             raise
 
