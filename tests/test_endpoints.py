@@ -96,7 +96,7 @@ async def test_the_limits_of_both_are_used_and_the_ledger_knows_who_answered(
     limits = [Config(rpm=rpm, bucket_seconds=1, latency=0.05) for rpm in (1200, 600)]
     pool = pool_of(tmp_path, 300)
     async with providers(*limits) as (a, b):
-        ended = await ask(pool, run, [a.base_url, b.base_url], "--rpm", 1200)
+        ended = await ask(pool, run, [a.base_url, b.base_url])
         await assert_all_answered(run, ended, 300)
         found = await status(run)
         each = found["endpoints"]
@@ -127,10 +127,11 @@ async def test_a_slow_limit_does_not_hold_up_the_end(run: Path, tmp_path: Path) 
 async def test_what_is_too_large_for_one_goes_to_the_other(run: Path, tmp_path: Path) -> None:
     long = [{"instruction": f"{n} " + "word " * 800} for n in range(5)]
     pool = write_pool(tmp_path / "pool.jsonl", [*rows(30), *long])
-    async with providers(Config(tpm=60_000, too_large_tokens=1000), Config()) as (a, b):
+    async with providers(Config(latency=0.1, too_large_tokens=1000), Config(latency=0.1)) as (a, b):
         ended = await ask(pool, run, [a.base_url, b.base_url], "--concurrency", 2)
         await assert_all_answered(run, ended, 35)
         assert a.counts.billed > 5
+        assert a.counts.rejected["too_large"] >= 1
 
 
 # Dead ones
@@ -318,6 +319,27 @@ async def test_when_all_refuse_later_the_run_stops_at_once_and_goes_on_another_d
         assert sum(p.counts.billed for p in both) == 200
 
 
+async def test_when_all_refuse_every_stage_that_shares_them_stops(run: Path, tmp_path: Path) -> None:
+    pool = pool_of(tmp_path, 60)
+    async with providers(Config(latency=0.2), Config(latency=0.2)) as both:
+        tables = [f'base_url = "{p.base_url}"\nconcurrency = 2\nprice_in = 0\nprice_out = 0' for p in both]
+        path = recipe(tmp_path, pool, tables)
+        more = f'[stage.more]\ntask = "generate"\nteacher = "gpt"\npool = "{pool}"\ntemperature = 0.5\n'
+        path.write_text(path.read_text() + more)
+        async with started("run", path, "--run", run) as command:
+            await until(lambda: all(p.counts.billed >= 10 for p in both))
+            for p in both:
+                p.control(bad_key=True)
+            ended = await command.ended(20)
+        assert ended.code == 3, ended.err
+        found = (await status(run))["stages"]
+        assert all(stage["failed"] == {} for stage in found.values())
+        for p in both:
+            p.control(bad_key=False)
+        assert (await distill("run", path, "--run", run)).code == 0
+        assert sum(p.counts.billed for p in both) == 120
+
+
 async def test_a_row_that_all_refuse_fails_alone(run: Path, tmp_path: Path) -> None:
     poisoned = [{"instruction": "Tell me about POISON."}, *rows(40), {"instruction": "More POISON."}]
     pool = write_pool(tmp_path / "pool.jsonl", poisoned)
@@ -431,6 +453,10 @@ def recipe(folder: Path, pool: Path, tables: list[str], budget: float | None = N
     return path
 
 
+def everything_in(folder: Path) -> bytes:
+    return b"".join(path.read_bytes() for path in folder.rglob("*") if path.is_file())
+
+
 async def test_each_key_goes_to_its_own_endpoint_and_nowhere_else(run: Path, tmp_path: Path) -> None:
     keys = {"KEY_A": "sk-aaaaaaaaaaaaaaaaaaaaaaaa", "KEY_B": "sk-bbbbbbbbbbbbbbbbbbbbbbbb"}
     heard: dict[str, Counter[str]] = {name: Counter() for name in keys}
@@ -459,8 +485,8 @@ async def test_each_key_goes_to_its_own_endpoint_and_nowhere_else(run: Path, tmp
         assert set(heard[name]) == {f"Bearer {key}"}
         assert key not in ended.err + ended.out
     assert ledger(run, "SELECT count(*) FROM errors WHERE message LIKE '%is slow%'")[0][0] > 2
-    files = b"".join(path.read_bytes() for path in run.rglob("*") if path.is_file())
-    assert not any(key.encode() in files for key in (*keys.values(), KEY))
+    kept = everything_in(run)
+    assert not any(key.encode() in kept for key in (*keys.values(), KEY))
 
 
 async def test_the_budget_holds_whoever_answers(run: Path, tmp_path: Path) -> None:
