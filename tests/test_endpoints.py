@@ -350,6 +350,23 @@ async def test_a_row_that_all_refuse_fails_alone(run: Path, tmp_path: Path) -> N
         assert (found["done"], found["failed"]) == (40, {"bad_request": 2})
 
 
+async def test_replies_that_cannot_be_read_are_billed_to_their_endpoint_and_are_no_answers(
+    run: Path, tmp_path: Path
+) -> None:
+    pool = pool_of(tmp_path, 60)
+    money = ("--price-in", 10, "--price-out", 30, "--yes", "--concurrency", 4)
+    async with providers(Config(p_empty=0.4, latency=0.02), Config(latency=0.02)) as both:
+        ended = await ask(pool, run, [p.base_url for p in both], *money)
+        await assert_all_answered(run, ended, 60)
+        each = (await status(run))["endpoints"]
+        for p in both:
+            found, counts = each[p.base_url], p.counts
+            assert found["answered"] == counts.billed - counts.faults["empty"]
+            bill = 10 * counts.prompt_tokens + 30 * counts.completion_tokens
+            assert found["cost_usd"] == pytest.approx(bill / 1e6)
+        assert both[0].counts.faults["empty"] > 0
+
+
 async def test_a_long_wait_at_one_holds_nobody(run: Path, tmp_path: Path) -> None:
     pool = pool_of(tmp_path, 100)
     asked: list[int] = []
@@ -531,6 +548,8 @@ async def test_a_ledger_of_version_1_is_brought_up_to_date(run: Path, tmp_path: 
     pool = pool_of(tmp_path, 40)
     async with providers(Config(latency=0.05), Config(latency=0.05)) as (a, b):
         assert (await ask(pool, run, [a.base_url], "--limit", 20)).code == 0
+        to_version_1(run)
+        assert (await status(run))["stages"]["generate"]["done"] == 20  # it can be read as it is
         to_version_1(run)
         assert (await ask(pool, run, [a.base_url, b.base_url], "--concurrency", 2)).code == 0
         assert a.counts.billed + b.counts.billed == 40
