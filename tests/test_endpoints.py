@@ -38,7 +38,11 @@ WHO = (
     "SELECT e.url, count(*) FROM responses p JOIN attempts t ON t.id = p.attempt "
     "JOIN endpoints e ON e.id = t.endpoint WHERE p.outcome = 'stop' GROUP BY 1"
 )
-TROUBLES = "SELECT cause, status, count(*) FROM errors GROUP BY 1, 2"
+
+
+def and_slowly(value: object) -> Any:
+    """One more of the same kind, for those who have time."""
+    return pytest.param(value, marks=pytest.mark.slow)
 
 
 @pytest.fixture
@@ -162,7 +166,7 @@ async def test_one_that_comes_up_later_is_used(run: Path, tmp_path: Path) -> Non
     assert late.counts.billed > 20
 
 
-@pytest.mark.parametrize("how", ["refused", "503", "drop"])
+@pytest.mark.parametrize("how", ["refused", and_slowly("503"), and_slowly("drop")])
 async def test_one_that_dies_half_way_and_comes_back_is_used_again(
     run: Path, tmp_path: Path, how: str
 ) -> None:
@@ -261,7 +265,7 @@ REFUSALS: list[dict[str, Any]] = [
 SHORT = ["401", "403", "quota", "404", "400"]
 
 
-@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("first", [True, and_slowly(False)])
 @pytest.mark.parametrize("how", REFUSALS, ids=SHORT)
 async def test_one_that_refuses_at_once_rests_and_no_row_fails(
     run: Path, tmp_path: Path, how: dict[str, Any], first: bool
