@@ -16,7 +16,7 @@ from engine.breaker import Effort
 from engine.budget import Budget
 from engine.charging import Size
 from engine.client import Answer
-from engine.endpoints import Endpoint
+from engine.endpoints import Admitted, Endpoint
 from engine.errors import AskError, BadReply, RateLimited, RowRefused, ServerFault, Transient
 from engine.limits import Ticket
 from engine.replies import Reply, is_filtered, read_error, read_reply, unread_words, usage_in
@@ -97,10 +97,11 @@ class Asker:
         self._is_stopped = is_stopped
 
     async def attempt(
-        self, request: Request, effort: Effort, probe: bool, in_flight: Callable[[], None]
+        self, request: Request, effort: Effort, admitted: Admitted, in_flight: Callable[[], None]
     ) -> Verdict:
         """Raises RunStopped (nothing was lost, the row stays due) or StorageError."""
-        sent = await self._reserve(request, effort)
+        probe = admitted.probe
+        sent = await self._reserve(request, effort, admitted)
         in_flight()
         await self.ledger.committed()
         if self._is_stopped():
@@ -127,15 +128,16 @@ class Asker:
         finally:
             self.state.in_flight -= 1
 
-    async def _reserve(self, request: Request, effort: Effort) -> _Sent:
+    async def _reserve(self, request: Request, effort: Effort, admitted: Admitted) -> _Sent:
         prompt = request.prompt_tokens
         if not self.tokenizer.exact:  # no byte-level tokenizer makes more tokens than bytes
             prompt = len(request.body)
         worst = self.price.worst(prompt, request.max_tokens)
         await self.budget.reserve(worst)
         try:
-            size = Size(request.prompt_tokens, request.max_tokens)
-            ticket = await self.limiter.reserve(size, first=effort.asks > 0)
+            ticket = admitted.take_ticket()
+            if ticket is None:
+                ticket = await self.limiter.reserve(size_of(request), first=effort.asks > 0)
         except asyncio.CancelledError:
             self.budget.settle(worst, 0)
             raise
@@ -263,9 +265,9 @@ class Asker:
             str(error), released, ended,
         )  # fmt: skip
         self.state.retry_causes[error.cause] += 1
-        unproven = self.state.answered == 0
         down = error.is_outage
-        self.breaker.failed(effort, probe, str(error), down, at_once=unproven and down)
+        at_once = down and not self.endpoint.proven
+        self.breaker.failed(effort, probe, str(error), down, at_once)
         if effort.spent >= self.terms.attempts:
             await self.ledger.committed()
             return Failed(error.cause, error.status, str(error), number, refused=False)
@@ -296,6 +298,11 @@ class Asker:
     ) -> None:
         self.limiter.settle(sent.ticket, usage, headers)
         self.budget.settle(sent.worst, cost, lost)
+
+
+def size_of(request: Request) -> Size:
+    """What it takes of the limits."""
+    return Size(request.prompt_tokens, request.max_tokens)
 
 
 def backoff(attempts: int) -> float:

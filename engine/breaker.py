@@ -28,6 +28,7 @@ class Effort:
     unconfirmed: int = 0  # of the attempts: nothing has succeeded since, so it may be an outage
     suspect: bool = False
     unparsed: int = 0  # replies that the task could not read
+    refused_by: tuple[int, ...] = ()  # endpoints that would not take it, while others may
 
     @property
     def spent(self) -> int:
@@ -59,6 +60,11 @@ class Breaker:
     @property
     def is_open(self) -> bool:
         return self.opened_at is not None
+
+    @property
+    def failures(self) -> int:
+        """Since the last success; 0 while it is open."""
+        return len(self._streak)
 
     @property
     def opens_at(self) -> float:

@@ -1,27 +1,29 @@
 """The servers that answer for one teacher: work goes where there is room.
 
-One endpoint is the usual case: its breaker and its gate are all there is. With several, requests
-wait in one queue, first come, first served; whichever endpoint has a free slot, a closed breaker
-and the shortest wait for its limit takes the head. An endpoint that has not answered yet gets one
-request at a time (its canary). A sick one is probed by its own breaker while the others work; one
-that refuses (key, quota, model) or is given up rests and is tried again; when all of them rest,
-the run stops with the last one's words. Knows nothing of the ledger or of money.
+One endpoint is the usual case: its breaker, its gate and its limiter are all there is. With several,
+requests wait in one queue, first come, first served, and are bound to an endpoint only when they may
+go there at once: a free slot, a closed breaker, and room in its limits, whose tickets are taken with
+the slot. So nobody waits at one endpoint while another is free. An endpoint that has not answered yet
+gets one request at a time (its canary). A sick one is probed by its own breaker while the others
+work; one that refuses (key, quota, model) or is given up rests and is tried again; when all of them
+rest, the run stops with the last one's words. Knows nothing of the ledger or of money.
 """
 
 import asyncio
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import inf
 from typing import Any
 
-from engine.breaker import Breaker
+from engine.breaker import Breaker, Effort
+from engine.charging import Size
 from engine.client import Client
 from engine.concurrency import Adaptive, Gate
 from engine.errors import RunStopped
-from engine.limits import Limiter
+from engine.limits import Limiter, Ticket
 from engine.prices import Price
 
-QUEUE = 16  # requests that may wait at the limit of one of several endpoints
 FIRST_REST, LONGEST_REST = 60.0, 900.0
 
 
@@ -39,14 +41,16 @@ class Endpoint:
     most: int
     adaptive: Adaptive | None = None
     proven: bool = False  # it has answered in this run
-    queued: int = 0  # admitted, and waiting for its limit
+    refusals: int = 0  # of rows, since it has answered
     rest: float = 0.0  # seconds of the last rest
     rested_until: float = 0.0
     refusal: str = ""
 
     def answered(self) -> None:
-        """A server that tells its limits in its headers is paced by them, not by latency."""
-        self.proven, self.rest, self.refusal = True, 0.0, ""
+        """A server that tells its limits in its headers is paced by them, not by latency. What it
+        says while it rests was asked before: that is no sign of recovery."""
+        if self.limiter.now >= self.rested_until:
+            self.proven, self.refusals, self.rest, self.refusal = True, 0, 0.0, ""
         if self.adaptive and self.limiter.knows_limits:
             self.adaptive = None
             self.gate.resize(self.most)
@@ -58,11 +62,23 @@ class Endpoint:
 
 @dataclass(eq=False, slots=True)
 class Admitted:
-    """A slot at an endpoint. `probe`: it goes as a probe of the endpoint's breaker."""
+    """A slot at an endpoint. `probe`: it goes as a probe of the endpoint's breaker; `ticket`: what
+    is reserved of its limits, until somebody takes it."""
 
     endpoint: Endpoint
     probe: bool
-    is_queued: bool = True
+    ticket: Ticket | None = None
+
+    def take_ticket(self) -> Ticket | None:
+        ticket, self.ticket = self.ticket, None
+        return ticket
+
+
+@dataclass(eq=False, slots=True)
+class _Waiter:
+    size: Size
+    effort: Effort
+    future: asyncio.Future[Admitted]
 
 
 class Teacher:
@@ -71,8 +87,9 @@ class Teacher:
     def __init__(self, endpoints: Sequence[Endpoint]) -> None:
         self.endpoints = list(endpoints)
         self._loop = asyncio.get_running_loop()
-        self._waiters: deque[asyncio.Future[Admitted]] = deque()
+        self._waiters: deque[_Waiter] = deque()
         self._timer: asyncio.TimerHandle | None = None
+        self._over: RunStopped | None = None  # all of them refused
 
     @property
     def is_one(self) -> bool:
@@ -97,31 +114,25 @@ class Teacher:
         total = sum(limit for _, limit in limited)
         return sum(share * limit for share, limit in limited) / total if total else None
 
-    async def admit(self, first: bool) -> Admitted:
-        """Waits for a slot; leave() gives it back. `first`: ahead of the queue (a retry)."""
+    async def admit(self, size: Size, effort: Effort) -> Admitted:
+        """Waits for a slot; leave() gives it back. A retry goes ahead of the queue."""
         if not self.is_one:
-            return await self._wait(first)
+            return await self._wait(_Waiter(size, effort, self._loop.create_future()))
         (endpoint,) = self.endpoints
         probe = await endpoint.breaker.admit()
         try:
-            await endpoint.gate.enter(first)
+            await endpoint.gate.enter(first=effort.asks > 0)
         except BaseException:
             endpoint.breaker.abandoned(probe)
             raise
-        endpoint.queued += 1
         return Admitted(endpoint, probe)
 
-    def sent(self, admitted: Admitted) -> None:
-        """It waits for the endpoint's limit no longer."""
-        if admitted.is_queued:
-            admitted.is_queued = False
-            admitted.endpoint.queued -= 1
-            self.wake()
-
     def leave(self, admitted: Admitted) -> None:
-        self.sent(admitted)
-        admitted.endpoint.gate.leave()
-        admitted.endpoint.breaker.abandoned(admitted.probe)
+        endpoint = admitted.endpoint
+        if ticket := admitted.take_ticket():
+            endpoint.limiter.unsent(ticket)
+        endpoint.gate.leave()
+        endpoint.breaker.abandoned(admitted.probe)
         self.wake()
 
     def put_to_rest(self, endpoint: Endpoint, reason: RunStopped) -> None:
@@ -131,65 +142,90 @@ class Teacher:
             endpoint.rested_until = self._loop.time() + endpoint.rest
             endpoint.refusal, endpoint.proven = str(reason), False
         if all(e.refusal for e in self.endpoints):
+            self._end(reason)
             raise reason
         self.wake()
 
+    def _end(self, reason: RunStopped) -> None:
+        """Whoever waits here, of any stage, hears of it."""
+        self._over = reason
+        for waiter in self._waiters:
+            if not waiter.future.done():
+                waiter.future.set_exception(reason)
+        self._waiters.clear()
+
     def wake(self) -> None:
-        """Something may have become free: lets go whoever may go now."""
+        """Something may have become free: lets go whoever may go now. The head of the queue is not
+        overtaken, unless it waits for less than all endpoints."""
         if self.is_one:
             return
+        passed: list[_Waiter] = []
+        soonest = inf
         while self._waiters:
-            if self._waiters[0].done():
-                self._waiters.popleft()
-            elif (admitted := self._take()) is not None:
-                self._waiters.popleft().set_result(admitted)
-            else:
-                self._set_timer()
-                return
+            waiter = self._waiters[0]
+            if not waiter.future.done():
+                admitted, opens = self._take(waiter)
+                if admitted is not None:
+                    waiter.future.set_result(admitted)
+                else:
+                    soonest = min(soonest, opens)
+                    if not waiter.effort.refused_by:
+                        break
+                    passed.append(waiter)
+            self._waiters.popleft()
+        self._waiters.extendleft(reversed(passed))
+        self._set_timer(soonest)
 
-    async def _wait(self, first: bool) -> Admitted:
-        if not self._waiters and (admitted := self._take()) is not None:
-            return admitted
-        waiter: asyncio.Future[Admitted] = self._loop.create_future()
-        if first:
+    async def _wait(self, waiter: _Waiter) -> Admitted:
+        if self._over:
+            raise self._over
+        if waiter.effort.asks > 0:
             self._waiters.appendleft(waiter)
         else:
             self._waiters.append(waiter)
         self.wake()
         try:
-            return await waiter
+            return await waiter.future
         except asyncio.CancelledError:
-            if waiter.done() and not waiter.cancelled():
-                self.leave(waiter.result())
+            if waiter.future.cancelled():
+                self.wake()
+            elif waiter.future.exception() is None:
+                self.leave(waiter.future.result())
             raise
 
-    def _take(self) -> Admitted | None:
-        """A slot of the endpoint with the most room, if there is one."""
-        now = self._loop.time()
-        ready = [e for e in self.endpoints if _has_room(e, now)]
+    def _take(self, waiter: _Waiter) -> tuple[Admitted | None, float]:
+        """A slot of the endpoint with the most room, if there is one; else when to look again, as
+        far as that is known. One that has failed since its last success is for when the others are full.
+        """
+        now, ready, soonest = self._loop.time(), [], inf
+        for endpoint in self._candidates(waiter.effort):
+            if endpoint.gate.in_flight < endpoint.slots and endpoint.breaker.may_pass:
+                opens = _opens_at(endpoint, waiter.size, now)
+                soonest = min(soonest, opens)
+                if opens <= now:
+                    ready.append(endpoint)
         if not ready:
-            return None
-        best = min(ready, key=lambda e: (e.queued, e.gate.in_flight / e.slots))
+            return None, soonest
+        best = min(ready, key=lambda e: (e.breaker.failures, e.gate.in_flight / e.slots))
         best.gate.in_flight += 1
-        best.queued += 1
-        return Admitted(best, best.breaker.try_probe())
+        return Admitted(best, best.breaker.try_probe(), best.limiter.take(waiter.size)), now
 
-    def _set_timer(self) -> None:
-        """Rests, pauses and probes end by themselves."""
+    def _candidates(self, effort: Effort) -> list[Endpoint]:
+        """A request that some refused goes to the others, as long as one of these is well."""
+        others = [e for e in self.endpoints if e.number not in effort.refused_by]
+        well = any(not (e.refusal or e.breaker.is_open) for e in others)
+        return others if well else self.endpoints
+
+    def _set_timer(self, at: float) -> None:
+        """Limits, rests, pauses and probes end by themselves."""
         if self._timer:
             self._timer.cancel()
-        now = self._loop.time()
-        times = [t for e in self.endpoints if (t := _opens_at(e)) > now]
-        self._timer = self._loop.call_at(min(times), self.wake) if times else None
+        self._timer = self._loop.call_at(at, self.wake) if at < inf else None
+        for endpoint in self.endpoints:
+            endpoint.limiter.is_wanted = bool(self._waiters)
 
 
-def _opens_at(endpoint: Endpoint) -> float:
-    """The loop's time before which nothing may go there, as far as that is known."""
-    limiter = endpoint.limiter
-    pause = limiter.now + limiter.paused_seconds if limiter.paused_seconds else 0.0
-    return max(endpoint.rested_until, endpoint.breaker.opens_at, pause)
-
-
-def _has_room(endpoint: Endpoint, now: float) -> bool:
-    free = endpoint.gate.in_flight < endpoint.slots and endpoint.queued < QUEUE
-    return free and endpoint.breaker.may_pass and _opens_at(endpoint) <= now
+def _opens_at(endpoint: Endpoint, size: Size, now: float) -> float:
+    """The loop's time before which a request may not go there, as far as that is known."""
+    closed = max(endpoint.rested_until, endpoint.breaker.opens_at)
+    return closed if closed > now else now + endpoint.limiter.wait(size)

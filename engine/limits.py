@@ -64,6 +64,7 @@ class Limiter:
         self._paused_at, self._paused_until = -1.0, -1.0
         self._pauses = 0  # since the last success
         self._token_bound = False
+        self.is_wanted = False  # somebody waits elsewhere until wait() is 0
         self._recovered = 0.0
 
     def __repr__(self) -> str:
@@ -71,8 +72,8 @@ class Limiter:
 
     async def reserve(self, size: Size, first: bool = False) -> Ticket:
         """Waits until the request may be sent. `first`: ahead of the queue (a retry)."""
-        if not self._queue and self._seconds(size) <= 0:
-            return self._take(size)
+        if not self._queue and self.wait(size) <= 0:
+            return self.take(size)
         waiter = _Waiter(size, self._loop.create_future())
         if first:
             self._queue.appendleft(waiter)
@@ -169,7 +170,8 @@ class Limiter:
             for name, bucket in (("requests", self.requests), ("tokens", self.tokens))
         }
 
-    def _seconds(self, size: Size) -> float:
+    def wait(self, size: Size) -> float:
+        """Seconds until a request could go, if nobody stood before it; 0 for now."""
         now = self._clock()
         cost = self.charging.expected(size)
         tokens = self.tokens.wait(cost, now)
@@ -180,9 +182,10 @@ class Limiter:
             self.day_tokens.wait(cost, now),
         )
         self._token_bound = tokens > others
-        return max(tokens, others)
+        return max(tokens, others, 0.0)
 
-    def _take(self, size: Size) -> Ticket:
+    def take(self, size: Size) -> Ticket:
+        """Reserves without waiting: what is short becomes a debt."""
         now = self._clock()
         if self.started is None:
             self.started = now
@@ -202,12 +205,12 @@ class Limiter:
             if head.future.done():
                 self._queue.popleft()
                 continue
-            seconds = self._seconds(head.size)
+            seconds = self.wait(head.size)
             if seconds > 0:
                 self._timer = self._loop.call_later(seconds, self._wake)
                 return
             self._queue.popleft()
-            head.future.set_result(self._take(head.size))
+            head.future.set_result(self.take(head.size))
 
     def _observe(self, ticket: Ticket, headers: Mapping[str, str]) -> None:
         now = self._clock()
@@ -217,7 +220,7 @@ class Limiter:
         if tokens.remaining is None:
             self.charging.silent()
         elif self.tokens.limit is not None:
-            waiting = self._token_bound and bool(self._queue)
+            waiting = self._token_bound and (self.is_wanted or bool(self._queue))
             self.charging.heard(tokens.remaining, self.tokens.ceiling, self.tokens.rate, waiting, now)
         self._recover(now)
 

@@ -233,8 +233,8 @@ def settings_from(options: Mapping[str, Any], task: str, **own: Any) -> "Setting
 
     if task not in DEFAULTS:
         raise UsageError(f"--task {task}: unknown; there are {', '.join(DEFAULTS)}")
-    urls = options["base_url"] or [default_url()]
-    if len(set(urls)) < len(urls):
+    urls = [_checked_url(url) for url in options["base_url"] or [default_url()]]
+    if len({url.lower() for url in urls}) < len(urls):
         raise UsageError("--base-url was given twice with the same address")
     _check_text(options)
     values = {

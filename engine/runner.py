@@ -7,11 +7,10 @@ sleeping or not. Decisions lie elsewhere (asking, limits, breaker, budget): here
 
 import asyncio
 from collections import deque
-from typing import TypeGuard
 
 from aiolimiter import AsyncLimiter
 
-from engine.asking import Again, Answered, Asker, Failed
+from engine.asking import Again, Answered, Asker, Failed, size_of
 from engine.breaker import Effort
 from engine.endpoints import Endpoint, Teacher
 from engine.errors import AllRefused, AuthRefused, ProviderDown, QuotaExhausted, RunStopped
@@ -23,6 +22,7 @@ OUTSTANDING = 4  # times the concurrency
 CANARIES = 10
 CANARIES_A_SECOND = 4
 DRAIN_SECONDS = 5.0
+ELSEWHERE = ("too_large", "not_found")  # other endpoints may have larger limits, and the model
 
 
 class Interrupted(RunStopped):
@@ -46,7 +46,8 @@ class Runner:
         self._drain: float | None = None
         self._control = AsyncLimiter(CANARIES_A_SECOND, 1.0)
         self._proven = False  # the teacher has answered a row of this stage
-        self._refusals: list[tuple[Request, Failed]] = []
+        self._refusals: list[tuple[Request, Failed]] = []  # of the canaries
+        self._past_canaries = False
         self._producer: asyncio.Task[None] | None = None
 
     async def run(self) -> None:
@@ -91,18 +92,20 @@ class Runner:
         """One row at a time until the server has answered one, or refused ten in the same way.
 
         Each attempt that fails for a passing reason brings in another row, so that one bad row at
-        the head of the pool is not taken for an outage.
+        the head of the pool is not taken for an outage. Each of several endpoints gets one.
         """
         while not self._proven and not self._stopped and (request := await self._next_due()):
             await self._control.acquire()
             task, failures = self._spawn(request), self.state.retry_causes.total()
             while not (task.done() or self._proven):
-                if failures < self.state.retry_causes.total() and len(self._tasks) < CANARIES:
+                failing = failures < self.state.retry_causes.total()
+                if len(self._tasks) < (CANARIES if failing else len(self.teacher.endpoints)):
                     break
                 self._changed.clear()
                 await self._changed.wait()
             if self._refusals and not self._proven:
                 self._judge_refusals()
+        self._past_canaries = True  # no row is left, or one was answered
         if not self._stopped:
             for request, failed in self._refusals:
                 self._fail(request, failed)
@@ -176,19 +179,14 @@ class Runner:
 
     async def _attempt(self, request: Request, effort: Effort) -> Answered | Again | Failed:
         """At an endpoint that has room; a retry stands at the head of its queue."""
-        admitted = await self.teacher.admit(first=effort.asks > 0)
+        admitted = await self.teacher.admit(size_of(request), effort)
         endpoint = admitted.endpoint
-
-        def in_flight() -> None:
-            self.teacher.sent(admitted)
-            self._mark_in_flight()
-
         try:
-            verdict = await self.askers[endpoint].attempt(request, effort, admitted.probe, in_flight)
-            if self.teacher.is_one or not _is_refusal(verdict, endpoint):
-                return verdict
-            self.teacher.put_to_rest(endpoint, AllRefused(verdict.words))
-            return Again(0.0)
+            asker, teacher = self.askers[endpoint], self.teacher
+            verdict = await asker.attempt(request, effort, admitted, self._mark_in_flight)
+            if not teacher.is_one and isinstance(verdict, Failed) and verdict.refused:
+                return self._elsewhere(effort, endpoint, verdict)
+            return verdict
         except (AuthRefused, QuotaExhausted, ProviderDown) as reason:
             self.teacher.put_to_rest(endpoint, reason)
             return Again(0.0)
@@ -196,6 +194,24 @@ class Runner:
             self.teacher.leave(admitted)
             self._mark_in_flight(False)
             self._changed.set()
+
+    def _elsewhere(self, effort: Effort, endpoint: Endpoint, failed: Failed) -> Again | Failed:
+        """What one of several endpoints refuses another may take: a row fails by the word of one that
+        has answered others, or of all. An endpoint that answers nobody rests."""
+        others = [e for e in self.teacher.endpoints if e is not endpoint]
+        endpoint.refusals += 1
+        doubtful = failed.status == 404 or endpoint.refusals >= CANARIES or any(e.proven for e in others)
+        if doubtful and not endpoint.proven:
+            self.teacher.put_to_rest(endpoint, AllRefused(failed.words))
+            return Again(0.0)
+        if endpoint.number in effort.refused_by or all(e.number in effort.refused_by for e in others):
+            return failed
+        if endpoint.proven and failed.cause not in ELSEWHERE:
+            return failed
+        if failed.status == 404:
+            endpoint.proven = False  # its next one is a canary again
+        effort.refused_by += (endpoint.number,)
+        return Again(0.0)
 
     def _mark_in_flight(self, in_flight: bool = True) -> None:
         task = asyncio.current_task()
@@ -218,18 +234,13 @@ class Runner:
 
     def _failed(self, request: Request, failed: Failed) -> None:
         """Refusals before the first answer may be the run's fault: they wait for the verdict."""
-        if failed.refused and not self._proven:
+        if failed.refused and not (self._proven or self._past_canaries):
             self._refusals.append((request, failed))
         else:
             self._fail(request, failed)
 
     def _fail(self, request: Request, failed: Failed) -> None:
         self.intake.failed(request.id, failed.cause, failed.error)
-
-
-def _is_refusal(verdict: Answered | Again | Failed, endpoint: Endpoint) -> TypeGuard[Failed]:
-    """An endpoint that has not answered yet does not know the model, or the address is wrong."""
-    return isinstance(verdict, Failed) and verdict.status == 404 and not endpoint.proven
 
 
 def _first(errors: BaseExceptionGroup[BaseException]) -> BaseException:

@@ -103,7 +103,7 @@ def run_job(job: Job) -> list[Result]:
     """Runs a job on an event loop of its own (uvloop); a result for each stage."""
     import uvloop
 
-    _raise_file_limit()
+    _raise_file_limit(sum(_concurrency(server) for servers in _servers(job).values() for server in servers))
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(_run(job))
 
@@ -375,10 +375,10 @@ def _close_books(stage: _Stage, ledger: Ledger) -> None:
     )  # fmt: skip
 
 
-def _raise_file_limit() -> None:
+def _raise_file_limit(connections: int) -> None:
     """Each connection is a file; the soft limit of 1,024 is often lower than the hard one."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = 2 * MOST_CONCURRENT + SPARE_FILES
+    wanted = max(2 * MOST_CONCURRENT, connections) + SPARE_FILES
     if soft != resource.RLIM_INFINITY and soft < wanted:
         limit = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
         with contextlib.suppress(ValueError, OSError):

@@ -7,8 +7,9 @@ from typing import Any
 import orjson
 
 from store.errors import RunFolderError, UsageError
-from store.folder import LEDGER, ledger_path
+from store.folder import LEDGER, held, ledger_path
 from store.index import ANSWERED, DUE, FAILED, KeyIndex
+from store.ledger import connect_writer
 from store.schema import STAGE_SHIFT, VERSION, version_words
 
 PAGE_OF_KEYS = 4096
@@ -16,27 +17,32 @@ Page = tuple[dict[int, bytes], list[dict[int, int]]]  # items, requests of each 
 
 
 def connect_reader(run: Path) -> sqlite3.Connection:
-    """A read-only connection; readers never checkpoint. Raises RunFolderError without a ledger."""
+    """A read-only connection; readers never checkpoint. A ledger of an older version is brought up
+    to date first. Raises RunFolderError without a ledger."""
     path = ledger_path(run).resolve()
     try:
-        return _checked(path, "mode=ro")
+        return _checked(run, path, "mode=ro")
     except sqlite3.OperationalError as error:
         wal = path.with_name(path.name + "-wal")
         if wal.exists() and wal.stat().st_size:
             raise RunFolderError(f"cannot read {path}: {error}") from error
-        return _checked(path, "immutable=1")  # a disk that is read-only: nobody can be writing
+        return _checked(run, path, "immutable=1")  # a disk that is read-only: nobody can be writing
     except sqlite3.DatabaseError as error:
         raise RunFolderError(f"{path} is no ledger: {error}") from error
 
 
-def _checked(path: Path, mode: str) -> sqlite3.Connection:
+def _checked(run: Path, path: Path, mode: str) -> sqlite3.Connection:
     connection = sqlite3.connect(f"{path.as_uri()}?{mode}", uri=True, check_same_thread=False)
     connection.execute("PRAGMA busy_timeout = 5000")
     (version,) = connection.execute("PRAGMA user_version").fetchone()
-    if version != VERSION:
-        connection.close()
+    if version == VERSION:
+        return connection
+    connection.close()
+    if not 0 < version < VERSION:
         raise RunFolderError(version_words(path, version))
-    return connection
+    with held(run):
+        connect_writer(run).close()
+    return _checked(run, path, mode)
 
 
 def load_index(reader: sqlite3.Connection, index: KeyIndex) -> None:
@@ -138,9 +144,10 @@ def endpoint_accounts(reader: sqlite3.Connection) -> dict[str, dict[str, Any]]:
     if count < 2:
         return {}
     rows = reader.execute(
-        "SELECT e.url, count(p.id), ifnull(sum(p.cost_micro), 0) FROM endpoints e "
-        "LEFT JOIN attempts t ON t.endpoint = e.id LEFT JOIN responses p ON p.attempt = t.id "
-        "GROUP BY e.id ORDER BY e.id"
+        "SELECT e.url, ifnull(c.answers, 0), ifnull(c.cost, 0) FROM endpoints e LEFT JOIN "
+        "(SELECT t.endpoint, sum(r.answer = p.id) AS answers, sum(p.cost_micro) AS cost FROM responses p "
+        "JOIN attempts t ON t.id = p.attempt JOIN requests r ON r.id = p.request GROUP BY 1) c "
+        "ON c.endpoint = e.id ORDER BY e.id"
     )
     return {url: {"answered": n, "cost_usd": cost / 1e6} for url, n, cost in rows}
 

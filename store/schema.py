@@ -142,7 +142,7 @@ def version_words(path: object, version: int) -> str:
     """What to say of a ledger whose version is not ours."""
     if version > VERSION:
         return f"{path} was written by a newer distill (version {version}, this one knows {VERSION})"
-    return f"{path} is not ready: it is empty, being made, or older than this distill; run generate first"
+    return f"{path} is not ready: it is empty or being made; run generate first"
 
 
 def migrate(connection: sqlite3.Connection) -> None:
