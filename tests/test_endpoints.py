@@ -537,12 +537,13 @@ async def test_the_budget_holds_whoever_answers(run: Path, tmp_path: Path) -> No
 
 
 def to_version_1(run: Path) -> None:
-    """Takes back what version 2 of the schema added (store/schema.py, ENDPOINTS)."""
+    """Takes back what version 2 of the schema added (store/schema.py, BATCHES and ENDPOINTS)."""
     db = sqlite3.connect(run / "ledger.db")
     db.execute("ALTER TABLE attempts DROP COLUMN endpoint")
-    db.execute("DROP TABLE endpoints")
+    for table in ("endpoints", "enqueued", "batches", "facts"):
+        db.execute(f"DROP TABLE {table}")
     (table,) = db.execute("SELECT name FROM sqlite_master WHERE name LIKE '%migrations'").fetchone()
-    db.execute(f"DELETE FROM {table} WHERE name = 'm002_endpoints'")
+    db.execute(f"DELETE FROM {table} WHERE name = 'm002_batches_and_endpoints'")
     db.execute("PRAGMA user_version = 1")
     db.commit()
     db.close()
