@@ -6,18 +6,19 @@ sleeping or not. Decisions lie elsewhere (asking, limits, breaker, budget): here
 """
 
 import asyncio
-from collections import Counter, deque
+from collections import deque
 from typing import TypeGuard
 
 from aiolimiter import AsyncLimiter
 
 from engine.asking import Again, Answered, Asker, Failed
 from engine.breaker import Effort
+from engine.crowd import Crowd
 from engine.endpoints import Endpoint, Teacher
 from engine.errors import AllRefused, AuthRefused, ProviderDown, QuotaExhausted, RunStopped
-from engine.feed import Chunk, Feed, Placement
+from engine.feed import Chunk, Feed, Placement, Reach
 from engine.state import BAD_ROWS_KEPT, RunState
-from store.errors import DistillError
+from store.errors import DistillError, PoolError
 from store.index import ANSWERED, FAILED
 from store.ledger import Ledger
 from store.records import Request
@@ -40,25 +41,34 @@ class Runner:
     """One stage at its teacher. `run()` returns when the rows are done or raises RunStopped.
 
     A stage that takes its rows from others waits for `news`; those that take from this one are in
-    `readers`, and see rows below `frontier` only: the places of these are up to date.
+    `readers`, and see no further than `reach`: the places of rows there are up to date.
     """
 
     def __init__(
-        self, feed: Feed, ledger: Ledger, teacher: Teacher, stage: int, state: RunState, most: int
+        self,
+        feed: Feed,
+        ledger: Ledger,
+        teacher: Teacher,
+        stage: int,
+        state: RunState,
+        most: int,
+        crowd: Crowd | None = None,
     ) -> None:
         self.feed, self.ledger, self.teacher = feed, ledger, teacher
+        self._crowd = crowd or Crowd()
+        self._crowd.members.append(self)
         self.stage, self.state, self.most = stage, state, most
         self.askers: dict[Endpoint, Asker] = {}  # set before run(): they ask us whether we have stopped
         self.readers: list[Runner] = []
         self.news = asyncio.Event()
-        self.frontier = 0
+        self.reach = Reach()
         self.is_over = False
         self._due: deque[Request] = deque()
         self._ended = False
-        self._shared: Counter[int] = Counter()
+        self._fetching = False
         self._tasks: dict[asyncio.Task[None], bool] = {}  # task -> whether it is in flight
         self._sleeping = 0
-        self._changed = asyncio.Event()
+        self.changed = asyncio.Event()
         self._stopped: DistillError | None = None
         self._drain: float | None = None
         self._control = AsyncLimiter(CANARIES_A_SECOND, 1.0)
@@ -76,17 +86,25 @@ class Runner:
                     self._producer.cancel()
                 await asyncio.wait([self._producer])
                 await self._wind_down()
+                await self._crowd.wait_for_others(self)
+                await self.ledger.committed()
         except BaseExceptionGroup as errors:
             raise _first(errors) from None
         finally:
             self.is_over = True
             self._tell_readers()
+            self._crowd.one_rests()
         if self._stopped:
             raise self._stopped
 
     @property
     def is_stopped(self) -> bool:
         return self._stopped is not None
+
+    @property
+    def is_at_work(self) -> bool:
+        """Something that it has taken is still to be asked or under way."""
+        return bool(self._tasks) or self._fetching or (bool(self._due) and not self._stopped)
 
     def stop(self, reason: DistillError, drain: float | None = None) -> None:
         """Admits nobody any more; what is in flight may land (within `drain` seconds, if given)."""
@@ -99,11 +117,14 @@ class Runner:
             for task, in_flight in list(self._tasks.items()):
                 if not in_flight:
                     task.cancel()
-        self._changed.set()
+        self.changed.set()
 
     async def _produce(self) -> None:
-        await self._canary()
-        await self._bulk()
+        try:
+            await self._canary()
+            await self._bulk()
+        except PoolError as error:  # what is in flight may land
+            self.stop(error)
 
     async def _canary(self) -> None:
         """One row at a time until the server has answered one, or refused ten in the same way.
@@ -117,8 +138,8 @@ class Runner:
             while not (task.done() or self._proven):
                 if failures < self.state.retry_causes.total() and len(self._tasks) < CANARIES:
                     break
-                self._changed.clear()
-                await self._changed.wait()
+                self.changed.clear()
+                await self.changed.wait()
             if self._refusals and not self._proven:
                 self._judge_refusals()
         if not self._stopped:
@@ -136,8 +157,8 @@ class Runner:
     async def _bulk(self) -> None:
         while not self._stopped and (request := await self._next_due()):
             while not (self._stopped or self._has_room()):
-                self._changed.clear()
-                await self._changed.wait()
+                self.changed.clear()
+                await self.changed.wait()
             if not self._stopped:
                 self._spawn(request)
 
@@ -153,10 +174,10 @@ class Runner:
         while self._tasks:
             if self._drain is not None:
                 deadline = min(deadline or loop.time() + self._drain, loop.time() + self._drain)
-            self._changed.clear()
+            self.changed.clear()
             try:
                 async with asyncio.timeout_at(deadline):
-                    await self._changed.wait()
+                    await self.changed.wait()
             except TimeoutError:
                 for task in list(self._tasks):
                     task.cancel()
@@ -165,9 +186,14 @@ class Runner:
     async def _next_due(self) -> Request | None:
         while not (self._due or self._ended or self._stopped):
             self.news.clear()
-            chunk = await self.feed.chunk(CHUNK)
-            await self._take(chunk)
+            self._fetching = True
+            try:
+                chunk = await self.feed.chunk(CHUNK)
+                await self._take(chunk)
+            finally:
+                self._fetching = False
             if chunk.dry and not self._due:
+                self._crowd.one_rests()
                 await self.news.wait()
                 await asyncio.sleep(GATHER_SECONDS)
         return self._due.popleft() if self._due and not self._stopped else None
@@ -175,13 +201,16 @@ class Runner:
     def place(self, placement: Placement) -> None:
         """Remembers a row's place; called for each, even when the run is being stopped."""
         p = placement
-        self.ledger.place(self.stage, p.position, p.item, self.feed.plan, p.requests, p.new)
+        if p.item is None:
+            self.ledger.clear(self.stage, p.position)
+        else:
+            self.ledger.place(self.stage, p.position, p.item, self.feed.plan, p.requests, p.new)
 
     async def _take(self, chunk: Chunk) -> None:
         state = self.state
         if len(chunk.placements) > CHUNK or (self.readers and chunk.placements):
             await self.ledger.committed()
-        self.frontier = chunk.end
+        self.reach = chunk.reach
         state.rows += chunk.rows
         state.bad_rows += len(chunk.bad)
         state.bad_shown.extend(chunk.bad[: BAD_ROWS_KEPT - len(state.bad_shown)])
@@ -212,7 +241,16 @@ class Runner:
         elif known == FAILED:
             self._count_earlier(count)
         else:
-            self._shared[request] += count
+            self._crowd.wait(request, self, count)
+
+    def settled(self, count: int, cause: str | None) -> None:
+        """So many samples had waited for a request that has been answered, or failed with a cause."""
+        if cause is None:
+            self.state.done += count
+        else:
+            self.state.failed[cause] += count
+        self._tell_readers()
+        self.changed.set()
 
     def _spawn(self, request: Request) -> asyncio.Task[None]:
         task = self._group.create_task(self._ask(request))
@@ -222,7 +260,9 @@ class Runner:
 
     def _task_ended(self, task: asyncio.Task[None]) -> None:
         del self._tasks[task]
-        self._changed.set()
+        self.changed.set()
+        if not self._tasks:
+            self._crowd.one_rests()
 
     async def _ask(self, request: Request) -> None:
         """One request until it is answered or has failed."""
@@ -260,7 +300,7 @@ class Runner:
         finally:
             self.teacher.leave(admitted)
             self._mark_in_flight(False)
-            self._changed.set()
+            self.changed.set()
 
     def _mark_in_flight(self, in_flight: bool = True) -> None:
         task = asyncio.current_task()
@@ -271,7 +311,7 @@ class Runner:
         if seconds <= 0:
             return
         self._sleeping += 1
-        self._changed.set()
+        self.changed.set()
         try:
             await asyncio.sleep(seconds)
         finally:
@@ -280,11 +320,12 @@ class Runner:
     def _answered(self, request: Request) -> None:
         self._proven = True
         self.feed.index.mark(request.id, ANSWERED)
-        self.state.done += 1 + self._shared.pop(request.id, 0)
-        self._tell_readers()
+        self.settled(1, None)
+        self._crowd.settle(request.id, None)
 
     def _failed(self, request: Request, failed: Failed) -> None:
         """Refusals before the first answer may be the run's fault: they wait for the verdict."""
+        self._proven |= failed.cause == "unparsed"  # it answers, if not in the form asked for
         if failed.refused and not self._proven:
             self._refusals.append((request, failed))
         else:
@@ -293,8 +334,8 @@ class Runner:
     def _fail(self, request: Request, failed: Failed) -> None:
         self.ledger.fail(request.id, failed.error)
         self.feed.index.mark(request.id, FAILED)
-        self.state.failed[failed.cause] += 1 + self._shared.pop(request.id, 0)
-        self._tell_readers()
+        self.settled(1, failed.cause)
+        self._crowd.settle(request.id, failed.cause)
 
 
 def _is_refusal(verdict: Answered | Again | Failed, endpoint: Endpoint) -> TypeGuard[Failed]:

@@ -21,6 +21,7 @@ from engine.breaker import Breaker
 from engine.budget import Budget
 from engine.client import Client
 from engine.concurrency import Adaptive, Gate
+from engine.crowd import Crowd
 from engine.endpoints import Endpoint, Teacher
 from engine.errors import RunStopped
 from engine.estimate import Estimate
@@ -58,13 +59,15 @@ class StageJob:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """Stages to run in a folder that this process holds; `cap`: dollars for the whole folder."""
+    """Stages to run in a folder that this process holds; `cap`: dollars for the whole folder, and
+    `knob`: what the user turns to raise it."""
 
     stages: Sequence[StageJob]
     run: Path
     index: KeyIndex
     cap: float | None
     quiet: bool
+    knob: str = "--budget"
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +148,7 @@ def _disk_full(run: Path) -> DiskFull:
 async def _run_with(job: Job, ledger: Ledger, running: list[_Stage], share: float) -> list[Result]:
     """`share` of the requests in flight that were wanted: what the reserve could take in."""
     reader = connect_reader(job.run)
-    budget = Budget(_micro(job.cap), *account(reader))
+    budget, crowd = Budget(_micro(job.cap), *account(reader), knob=job.knob), Crowd()
     async with contextlib.AsyncExitStack() as stack:
         thread = FeedThread(job.run, job.index)
         stack.callback(thread.close)
@@ -155,12 +158,16 @@ async def _run_with(job: Job, ledger: Ledger, running: list[_Stage], share: floa
             if name not in teachers:
                 teachers[name] = await _teacher(each.settings, ledger, stack, share)
                 _remember_day(teachers[name], reader)
-            running.append(_begin(each, ledger, teachers[name], budget, thread))
+            running.append(_begin(each, ledger, teachers[name], budget, thread, crowd))
         reader.close()
         _connect(running)
         await _watched(running, ledger, job.quiet)
+    broken: set[str] = set()  # stages that have not seen all their rows
     for stage in running:
-        _close_books(stage, ledger)
+        assert stage.result
+        if stage.result.stopped or broken.intersection(stage.job.after):
+            broken.add(stage.job.settings.stage)
+        _close_books(stage, ledger, is_whole=stage.job.settings.stage not in broken)
     return [stage.result for stage in running if stage.result]
 
 
@@ -194,20 +201,24 @@ async def _teacher(
     return Teacher(endpoints)
 
 
-def _begin(job: StageJob, ledger: Ledger, teacher: Teacher, budget: Budget, thread: FeedThread) -> _Stage:
+def _begin(
+    job: StageJob, ledger: Ledger, teacher: Teacher, budget: Budget, thread: FeedThread, crowd: Crowd
+) -> _Stage:
     """Opens the stage and its run in the ledger, and puts its parts together."""
     settings, state = job.settings, RunState()
     shown = {**settings.public(), "pool": job.rows.source}
     number, run = ledger.begin(settings.stage, settings.task, settings.samples, shown)
     _note_estimate(job, ledger, state, number, run)
     if job.cap is not None:
-        budget = Budget(_micro(job.cap), *stage_account(ledger.run, number), above=budget)
+        knob = f"budget of stage '{settings.stage}'"
+        budget = Budget(_micro(job.cap), *stage_account(ledger.run, number), above=budget, knob=knob)
     most = sum(endpoint.most for endpoint in teacher.endpoints)
 
     def place(placement: Placement) -> None:
         runner.place(placement)
 
-    runner = Runner(Feed(job.rows, job.plan, number, thread, place), ledger, teacher, number, state, most)
+    feed = Feed(job.rows, job.plan, number, thread, place)
+    runner = Runner(feed, ledger, teacher, number, state, most, crowd)
     terms = Terms(run, number, settings.attempts, settings.attempts_parse, job.plan.task.check)
     for endpoint in teacher.endpoints:
         runner.askers[endpoint] = Asker(
@@ -247,6 +258,7 @@ def _connect(running: Sequence[_Stage]) -> None:
         for name in stage.job.after:
             if name in by_name:
                 by_name[name].readers.append(stage.runner)
+                by_name[name].feed.is_followed = True
                 stage.job.rows.follow(name, by_name[name])
 
 
@@ -276,7 +288,7 @@ async def _watched(running: Sequence[_Stage], ledger: Ledger, quiet: bool) -> No
 async def _run_stage(stage: _Stage) -> None:
     try:
         await stage.runner.run()
-    except (RunStopped, DiskFull) as reason:
+    except (RunStopped, DiskFull, PoolError) as reason:
         stage.stopped = reason
     state = stage.view.state
     if stage.stopped is None and state.rows == 0 and stage.runner.feed.rows_read == 0 and not stage.job.after:
@@ -309,12 +321,12 @@ async def _signals(runners: Sequence[Runner]) -> AsyncIterator[None]:
             loop.remove_signal_handler(number)
 
 
-def _close_books(stage: _Stage, ledger: Ledger) -> None:
+def _close_books(stage: _Stage, ledger: Ledger, is_whole: bool) -> None:
     """Totals and the end of the run. Places of rows that the pool no longer has are forgotten
-    (their answers are kept)."""
+    (their answers are kept) when the whole of it was seen."""
     result, settings, number = stage.result, stage.job.settings, stage.number
     assert result is not None
-    if result.stopped is None and stage.job.plan.only is None:
+    if is_whole and stage.job.plan.only is None:
         total, end = stage.runner.feed.rows_read * settings.samples, stage.runner.feed.end
         if settings.limit:
             ledger.note("UPDATE stages SET total = max(ifnull(total, 0), ?) WHERE id = ?", total, number)
