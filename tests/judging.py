@@ -1,7 +1,7 @@
 """A teacher on loopback whose replies to contests are those of a judge: scores, a pair of scores, [[A]].
 
-    judge = Judge()
-    async with scripted(judge.answer) as url: ... judge.asked, judge.keys
+judge = Judge()
+async with scripted(judge.answer) as url: ... judge.asked, judge.keys
 """
 
 from __future__ import annotations

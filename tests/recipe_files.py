@@ -7,11 +7,15 @@ ended = await run_recipe(recipe, run, "--only", "a")
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cli import MODEL, Ended, distill, write_pool
+from cli import MODEL, Ended, Row, distill
+
+from engine.exports import run_export
+from store.read import connect_reader, stage_of, stage_status
 
 Tables = Mapping[str, Mapping[str, Any]]
 FREE = {"price_in": 0, "price_out": 0}
@@ -49,10 +53,29 @@ async def run_recipe(recipe: Path, run: Path, *flags: object, seconds: float = 6
     return await distill("run", recipe, "--run", run, "--quiet", *flags, seconds=seconds)
 
 
+def export(run: Path, format: str = "alpaca", stage: str | None = None, min_margin: float = 0.0) -> list[Row]:
+    """A stage's data set, as rows; in this process, which is quicker than another."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "out.jsonl"
+        run_export(run, format, out, stage, "stop,length", min_margin)
+        return [json.loads(line) for line in out.read_bytes().splitlines()]
+
+
+def files_of(run: Path) -> dict[str, int]:
+    """When each file of a run folder was written."""
+    return {path.name: path.stat().st_mtime_ns for path in run.iterdir()} if run.exists() else {}
+
+
+def stage_told(run: Path, name: str) -> dict[str, Any]:
+    """One stage as `status --json` has it."""
+    reader = connect_reader(run)
+    try:
+        return stage_status(reader, stage_of(run, name)[0])
+    finally:
+        reader.close()
+
+
 def write_bare(folder: Path) -> str:
     """A prompt that is the instruction alone, beside the recipe."""
     (folder / "bare.txt").write_text("{instruction}")
     return "bare.txt"
-
-
-__all__ = ["after", "generate", "run_recipe", "score", "teacher", "write_bare", "write_pool", "write_recipe"]

@@ -10,10 +10,21 @@ from typing import Any
 
 import orjson
 import pytest
-from cli import Row, belongs, distill, export, ledger, rows, stage, until, write_pool
+from cli import Row, belongs, distill, ledger, rows, until, write_pool
 from judging import Judge
 from provider import Config, Provider
-from recipe_files import after, generate, run_recipe, score, teacher, write_bare, write_recipe
+from recipe_files import (
+    after,
+    export,
+    files_of,
+    generate,
+    run_recipe,
+    score,
+    stage_told,
+    teacher,
+    write_bare,
+    write_recipe,
+)
 from scripted import completion, scripted
 
 
@@ -57,7 +68,7 @@ async def test_a_later_stage_asks_before_the_earlier_one_has_all_its_answers(
     assert len(judge.asked) == 60
     for name in "abc":
         assert positions(run, name) == list(range(20))
-    exported = await export(run, "--stage", "c")
+    exported = export(run, stage="c")
     assert [row["instruction"] for row in exported] == [row["instruction"] for row in rows(20)]
     assert all(row["output"].startswith("<After b.|") for row in exported)
     whole(run)
@@ -101,7 +112,7 @@ async def graph(folder: Path, run: Path, pool: Path, **config: Any) -> tuple[lis
         whole(run)
         billed = Counter({c.question + key: c.billed for key, c in p.counts.contents.items()})
     assert positions(run, "s") == list(range(60))
-    return [await export(run, "--stage", name) for name in "abc"], billed
+    return [export(run, stage=name) for name in "abc"], billed
 
 
 @pytest.mark.slow
@@ -112,7 +123,7 @@ async def test_the_result_is_the_same_bytes_whatever_the_timing(tmp_path: Path) 
     noisy, again = await graph(tmp_path, tmp_path / "noisy", pool, latency_sigma=1.5, **faults)
     assert quiet == noisy
     assert billed == again
-    assert {len(exported) for exported in quiet} == {60, 60, 120}
+    assert {len(exported) for exported in quiet} == {60, 120}
 
 
 async def test_the_same_request_of_two_stages_is_asked_once_and_later_stages_see_it(
@@ -174,7 +185,7 @@ async def test_a_row_that_failed_makes_no_row_and_after_retry_it_does(tmp_path: 
         assert (await run_recipe(recipe, run)).code == 0
         assert len(judge.asked) == asked + 3
         assert positions(run, "b") == positions(run, "s") == list(range(6))
-        assert [row["instruction"] for row in await export(run, "--stage", "b")] == [
+        assert [row["instruction"] for row in export(run, stage="b")] == [
             row["instruction"] for row in rows(6)
         ]
     whole(run)
@@ -193,7 +204,7 @@ async def test_truncated_answers_go_on_and_filtered_or_empty_ones_do_not(tmp_pat
         tables = {"teacher.t": teacher(url), "stage.a": generate(pool), "stage.b": after("a")}
         assert (await run_recipe(write_recipe(tmp_path, tables), run)).code == 0
     assert positions(run, "b") == [0, 1, 3]
-    assert (await stage(run, "b"))["total"] == 3
+    assert stage_told(run, "b")["total"] == 3
 
 
 async def test_other_settings_upstream_leave_nothing_of_the_old_answers(tmp_path: Path, run: Path) -> None:
@@ -226,7 +237,7 @@ async def test_other_settings_upstream_leave_nothing_of_the_old_answers(tmp_path
     assert len(scored) == 39
     assert all("|0.5|" in text for text in scored)  # its answer, not the old one
     assert positions(run, "s") == positions(run, "b") == [n for n in range(40) if n != 17]
-    assert "Old" not in str([row["output"] for row in await export(run, "--stage", "a")])
+    assert "Old" not in str([row["output"] for row in export(run, stage="a")])
 
 
 async def test_a_pool_may_grow_shrink_and_be_reordered_between_runs(tmp_path: Path, run: Path) -> None:
@@ -247,9 +258,9 @@ async def test_a_pool_may_grow_shrink_and_be_reordered_between_runs(tmp_path: Pa
             assert (await run_recipe(recipe, run)).code == 0
             assert len(judge.asked) == 3 * len(seen)
             for name in "ab":
-                exported = await export(run, "--stage", name)
+                exported = export(run, stage=name)
                 assert [row["instruction"] for row in exported] == [f"Tell me of {n}." for n in order]
-            lines = await export(run, "--stage", "s", format="scores")
+            lines = export(run, stage="s", format="scores")
             assert [line["prompt"] for line in lines] == [f"Tell me of {n}." for n in order]
         whole(run)
 
@@ -292,7 +303,7 @@ async def test_a_row_of_a_stage_is_joined_with_a_file_by_its_prompt(tmp_path: Pa
     assert pool.parent == tmp_path
     assert positions(run, "s") == [0, 1, 2, 3]
     assert positions(run, "j") == list(range(8))
-    for line in await export(run, "--stage", "s", format="scores"):
+    for line in export(run, stage="s", format="scores"):
         assert [answer["model"] for answer in line["answers"]] == ["vicuna", "a"]
 
 
@@ -337,7 +348,7 @@ async def test_json_is_one_object_and_exit_codes_are_the_weightiest(tmp_path: Pa
     assert found["b"] == {
         "done": 3, "total": 3, "failed": {}, "outcomes": {"stop": 3}, "cost_usd": 0.0, "exit_code": 0,
     }  # fmt: skip
-    exported = await export(run, "--stage", "b")
+    exported = export(run, stage="b")
     assert all(not belongs(row["output"], "another") for row in exported)
 
 
@@ -351,7 +362,9 @@ async def test_a_pool_without_a_usable_row_is_bad_input(tmp_path: Path, run: Pat
     assert "no usable row" in ended.err
 
 
-async def test_a_teacher_that_the_recipe_would_serve_need_not_run_for_a_plan_or_for_other_stages(tmp_path: Path, run: Path) -> None:
+async def test_a_teacher_that_the_recipe_would_serve_need_not_run_for_a_plan_or_for_other_stages(
+    tmp_path: Path, run: Path
+) -> None:
     pool = write_pool(tmp_path / "pool.jsonl", rows(3))
     scored = {**score("a", "b", to="served")}
     async with scripted(Judge().answer) as url:
@@ -365,7 +378,7 @@ async def test_a_teacher_that_the_recipe_would_serve_need_not_run_for_a_plan_or_
         recipe = write_recipe(tmp_path, tables)
         planned = await distill("run", recipe, "--run", run, "--dry-run", "--json")
         assert planned.code == 0, planned.err
-        assert not run.exists()
+        assert files_of(run) == {}
         assert json_of(planned.out)["stages"]["s"]["requests"] == 3
         assert (await run_recipe(recipe, run, "--only", "a", "--only", "b")).code == 0
         again = await distill("run", recipe, "--run", run, "--dry-run", "--json", "--only", "s")

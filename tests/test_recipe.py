@@ -194,7 +194,7 @@ def test_lines_are_those_of_the_text() -> None:
 NOISE = st.sampled_from(
     [
         "", "   ", "# [x]", '# """', "#'''", "\t# a = 1", "filler{} = '[['", 'filler{} = "#\\""',
-        'filler{} = """\n[y]\na = 1\n"""', "filler{} = '''\n\"\"\"\n'''", 
+        'filler{} = """\n[y]\na = 1\n"""', "filler{} = '''\n\"\"\"\n'''",
         "filler{} = [\n[1, 2], # ]\n[3],\n]",
         "filler{} = {{ a = '}}' }}", 'filler{} = """a"""', "'fill er{}' = 1", '"fill.er{}" = "\u2028\x7f"',
         "filler{}.a = 1979-05-27T07:32:00Z", 'filler{} = """"quoted""""',

@@ -7,8 +7,9 @@ from typing import Any
 
 import orjson
 import pytest
-from cli import FREE, MODEL, Ended, distill, export, ledger, stage, write_pool
+from cli import FREE, MODEL, Ended, distill, ledger, write_pool
 from judging import Judge
+from recipe_files import export, stage_told
 from scripted import completion, scripted
 
 QUESTIONS = [f"What is {word}?" for word in ("rain", "snow", "hail", "dew", "fog")]
@@ -36,7 +37,9 @@ async def ask(command: str, run: Path, url: str, *words: object) -> Ended:
 
 def bodies(run: Path) -> list[tuple[str, str, int]]:
     """(outcome, raw, request) of every stored reply, in order."""
-    sql = "SELECT p.outcome, b.raw, p.request FROM responses p JOIN bodies b ON b.response = p.id ORDER BY p.id"
+    sql = (
+        "SELECT p.outcome, b.raw, p.request FROM responses p JOIN bodies b ON b.response = p.id ORDER BY p.id"
+    )
     return [(str(outcome), str(raw), int(request)) for outcome, raw, request in ledger(run, sql)]
 
 
@@ -46,7 +49,7 @@ async def test_scores_of_three_models_become_comparisons_and_rankings(run: Path,
         assert (await ask("score", run, url, *files)).code == 0
         assert (await ask("score", run, url, *files)).code == 0
     assert len(judge.asked) == 5
-    rankings = await export(run, format="scores")
+    rankings = export(run, format="scores")
     assert [line["prompt"] for line in rankings] == QUESTIONS
     for line in rankings:
         assert [(a["model"], a["text"], a["score"]) for a in line["answers"]] == [
@@ -55,12 +58,12 @@ async def test_scores_of_three_models_become_comparisons_and_rankings(run: Path,
         shown = [line["answers"][i]["text"] for i in line["order"]]
         text = next(text for _, text in judge.asked if line["prompt"] in text)
         assert sorted(shown, key=text.index) == shown
-    pairs = await export(run, format="comparisons")
+    pairs = export(run, format="comparisons")
     assert len(pairs) == 15
     assert {(p["completion_a"], p["completion_b"], p["margin"]) for p in pairs} == {
         ("Maybe.", "No.", 3), ("Perhaps it is.", "No.", 7), ("Perhaps it is.", "Maybe.", 4),
     }  # fmt: skip
-    assert len(await export(run, "--min-margin", 4, format="comparisons")) == 10
+    assert len(export(run, "comparisons", min_margin=4)) == 10
     refused = await distill("export", run, "--format", "alpaca", "--out", run / "x.jsonl")
     assert refused.code == 2
     assert "comparisons or scores" in refused.err
@@ -75,7 +78,7 @@ async def test_a_comparison_is_asked_in_both_orders_and_kept_where_they_agree(
     async with scripted(judge.answer) as url:
         ended = await ask("compare", run, url, "--answers", files[0], "--against", files[2])
     assert (ended.code, len(judge.asked)) == (0, 10)
-    pairs = await export(run, format="comparisons")
+    pairs = export(run, format="comparisons")
     assert [pair["user_input"] for pair in pairs] == [q for q in QUESTIONS if q != biased]
     assert {tuple(pair["models"]) for pair in pairs} == {("long", "short")}
 
@@ -87,7 +90,7 @@ async def test_a_judgement_is_stored_for_each_order_and_scores_follow_the_model(
     async with scripted(judge.answer) as url:
         both = ("--answers", files[2], "--against", files[1], "--both-orders")
         assert (await ask("judge", run, url, *both)).code == 0
-    reviews = await export(run, format="reviews")
+    reviews = export(run, format="reviews")
     assert len(reviews) == len(judge.asked) == 10
     assert {(*review["models"], *review["score"]) for review in reviews} == {("long", "middle", 10, 6)}
     assert [review["order"] for review in reviews] == [[0, 1], [1, 0]] * 5
@@ -116,9 +119,9 @@ async def test_a_reply_that_cannot_be_read_is_asked_again_so_many_times_and_is_n
         True
     ] * 4
     assert sorted(outcome for outcome, _, _ in stored) == ["stop"] * 4 + ["unparsed"] * 6
-    told = await stage(run, "score")
-    assert (told["done"], told["failed"], told["outcomes"]) == (4, {"unparsed": 1}, {"stop": 4})
-    assert bad not in str(await export(run, format="scores")) + str(await export(run, format="comparisons"))
+    found = stage_told(run, "score")
+    assert (found["done"], found["failed"], found["outcomes"]) == (4, {"unparsed": 1}, {"stop": 4})
+    assert bad not in str(export(run, format="scores")) + str(export(run, format="comparisons"))
 
 
 async def test_with_no_further_ask_one_reply_is_all(run: Path, files: list[Path]) -> None:
@@ -127,7 +130,7 @@ async def test_with_no_further_ask_one_reply_is_all(run: Path, files: list[Path]
     async with scripted(judge.answer) as url:
         assert (await ask("score", run, url, *files, "--attempts-parse", 0)).code == 1
     assert len(judge.asked) == 5
-    assert (await stage(run, "score"))["failed"] == {"unparsed": 5}
+    assert stage_told(run, "score")["failed"] == {"unparsed": 5}
 
 
 async def test_a_reply_that_was_cut_off_is_not_bought_again(run: Path, files: list[Path]) -> None:
@@ -136,8 +139,8 @@ async def test_a_reply_that_was_cut_off_is_not_bought_again(run: Path, files: li
     async with scripted(judge.answer) as url:
         assert (await ask("score", run, url, *files)).code == 0
     assert len(judge.asked) == 5
-    assert (await stage(run, "score"))["outcomes"] == {"length": 5}
-    assert await export(run, format="scores") == []
+    assert stage_told(run, "score")["outcomes"] == {"length": 5}
+    assert export(run, format="scores") == []
 
 
 async def test_retry_reads_stored_replies_again_and_asks_only_what_still_cannot_be_read(
@@ -149,16 +152,16 @@ async def test_retry_reads_stored_replies_again_and_asks_only_what_still_cannot_
     async with scripted(judge.answer) as url:
         assert (await ask("score", run, url, *files, "--attempts-parse", 0)).code == 1
         unread(run, 2)
-        assert (await stage(run, "score"))["failed"] == {"unparsed": 3}
+        assert stage_told(run, "score")["failed"] == {"unparsed": 3}
         ended = await distill("retry", run, "--cause", "unparsed")
         assert "2 stored replies can be read now" in ended.err
         assert "1 failed requests are due again" in ended.err
-        told = await stage(run, "score")
-        assert (told["done"], told["failed"]) == (4, {})
+        found = stage_told(run, "score")
+        assert (found["done"], found["failed"]) == (4, {})
         judge.says = None
         assert (await ask("score", run, url, *files)).code == 0
     assert len(judge.asked) == 6
-    assert len(await export(run, format="scores")) == 5
+    assert len(export(run, format="scores")) == 5
 
 
 def unread(run: Path, count: int) -> None:
@@ -198,7 +201,7 @@ async def test_a_schema_is_sent_where_asked_for_and_is_part_of_the_key(run: Path
         assert shape["json_schema"]["strict"] is True
         assert list(shape["json_schema"]["schema"]["properties"]) == list(grades)
     assert len({key.rpartition("-")[0] for key in judge.keys}) == 10
-    for line in await export(run, format="scores"):
+    for line in export(run, format="scores"):
         assert sorted(answer["score"] for answer in line["answers"]) == [3, 6, 9.5]
 
 
@@ -229,7 +232,7 @@ async def test_a_sample_is_drawn_by_its_seed_and_keeps_the_pools_order(tmp_path:
     async with scripted(judge.answer) as url:
         for seed, asked in ((7, 9), (7, 9), (8, None)):
             assert (await ask("generate", run, url, pool, "--sample", 9, "--seed", seed)).code == 0
-            drawn = [int(row["instruction"][4:-1]) for row in await export(run)]
+            drawn = [int(row["instruction"][4:-1]) for row in export(run)]
             assert (len(drawn), drawn) == (9, sorted(drawn))
             assert asked in (None, len(judge.asked))
             if seed == 7:
