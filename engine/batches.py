@@ -28,7 +28,7 @@ from engine.prices import Price
 from engine.runner import DRAIN_SECONDS
 from store import batches
 from store.batches import BatchRow, Items
-from store.errors import DistillError, UsageError
+from store.errors import DistillError, PoolError, UsageError
 from store.index import DUE
 from store.read import connect_reader
 
@@ -90,6 +90,7 @@ class Batches:
         self._tasks: set[asyncio.Task[None]] = set()
         self._stopped: DistillError | None = None
         self._drain = DRAIN_SECONDS
+        intake.asks, intake.stopped = lambda: bool(self._tasks), lambda: self.is_stopped
 
     async def run(self) -> None:
         """Raises RunStopped if it ended early, StorageError if the ledger could not be written."""
@@ -99,6 +100,7 @@ class Batches:
                 self._main = group.create_task(self._go())
                 await asyncio.wait([self._main])
                 await self._wind_down()
+                await self.intake.wait_for_others()
         except BaseExceptionGroup as errors:
             raise _first(errors) from None
         finally:
@@ -121,6 +123,7 @@ class Batches:
             for task in {self._main, *self._tasks} - spared:
                 task.cancel()
         self._lives.changed.set()
+        self.intake.changed.set()
 
     async def _wind_down(self) -> None:
         deadline: float | None = None
@@ -149,7 +152,7 @@ class Batches:
                     await self._lives.change()
                 else:
                     return
-        except RunStopped as reason:
+        except (RunStopped, PoolError) as reason:
             self.stop(reason)
 
     async def _resume(self) -> None:
@@ -195,6 +198,8 @@ class Batches:
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         self._lives.changed.set()
+        if not self._tasks:
+            self.intake.crowd.one_rests()
 
     async def settle(self) -> None:
         """Before an online run: collects the batches that have ended. Raises UsageError while some

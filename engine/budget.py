@@ -14,8 +14,16 @@ from engine.errors import BudgetReached
 class Budget:
     """Micro-dollars; `cap` None for no cap. What a stage's budget lets pass must pass `above` too."""
 
-    def __init__(self, cap: int | None, spent: int, at_risk: int, above: "Budget | None" = None) -> None:
-        self.cap, self.above = cap, above
+    def __init__(
+        self,
+        cap: int | None,
+        spent: int,
+        at_risk: int,
+        above: "Budget | None" = None,
+        knob: str = "--budget",
+    ) -> None:
+        """`knob`: what the user turns to raise the cap."""
+        self.cap, self.above, self._knob = cap, above, knob
         self.spent = spent
         self.lost = at_risk  # in requests that will never be answered
         self.in_flight = 0
@@ -66,5 +74,5 @@ class Budget:
         risk = f" and ${self.lost / 1e6:.4f} at risk in unanswered requests" if self.lost else ""
         return (
             f"the budget of ${self.cap / 1e6:.2f} is reached: ${self.spent / 1e6:.4f} spent{risk}, "
-            f"and the next request could cost ${worst / 1e6:.4f}; go on with a larger --budget"
+            f"and the next request could cost ${worst / 1e6:.4f}; go on with a larger {self._knob}"
         )

@@ -159,11 +159,11 @@ def ask_leave(settings: Settings, told: Estimate | None, yes: bool, confirm: Con
 def ask_leave_for(stages: Sequence[tuple[Settings, Estimate | None]], yes: bool, confirm: Confirm) -> None:
     """The same for several stages, whose costs add up."""
     paid = [(s, told) for s, told in stages if (price := s.price()) is None or not price.free]
-    if yes or not paid or paid[0][0].budget is not None:
+    if yes or all(settings.budget is not None for settings, _ in paid):
         return
     unknown = next((settings for settings, _ in paid if settings.price() is None), None)
     costs = [(told.batch_cost_usd if s.batch else told.cost_usd) if told else None for s, told in paid]
-    cost = _sum([c for c in costs if c is not None]) if all(costs) else None
+    cost = sum_of([c for c in costs if c is not None]) if all(costs) else None
     if not (sys.stdin.isatty() and all(told for _, told in paid)):
         if unknown is not None:
             raise UsageError(_unknown_price(unknown))
@@ -180,6 +180,6 @@ def ask_leave_for(stages: Sequence[tuple[Settings, Estimate | None]], yes: bool,
         raise UsageError("nothing was asked")
 
 
-def _sum(ranges: Sequence[Range]) -> Range:
+def sum_of(ranges: Sequence[Range]) -> Range:
     """Together; the bounds as if all erred in the same way."""
     return Range(sum(r.expected for r in ranges), sum(r.low for r in ranges), sum(r.high for r in ranges))

@@ -123,7 +123,7 @@ async def _import(settings: Settings, source: str, run: Path) -> tuple[int, int,
         plan, is_new_stage = plan_of(settings, tokenizer), not has_rows(run, stage)
 
         def place(p: Placement) -> None:
-            if is_new_stage:
+            if is_new_stage and p.item is not None:
                 ledger.place(stage, p.position, p.item, plan.fingerprint, p.requests, p.new)
             else:  # the rows of the stage are its pool's; only the answers are taken in
                 ledger.add(p.new)

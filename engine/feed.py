@@ -23,7 +23,7 @@ from engine.known import Known
 from engine.tasks.task import Task
 from engine.tokens import Tokenizer
 from store.index import ANSWERED, DUE, FAILED, TAKEN, KeyIndex
-from store.read import Page, placed_page
+from store.read import Page, has_row, placed_page
 from store.records import BadRow, Instruction, Item, Request
 
 PAGE = 4096  # positions read from the ledger at once
@@ -31,6 +31,23 @@ CLOCK_ROWS = 64
 SLICE_SECONDS = 0.2  # a chunk is handed over at the latest after this
 
 Placed = tuple[int, Item]  # a row with its position in the stage
+NOTHING: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Gone:
+    """There is no row at this position, whatever an earlier run had there."""
+
+    position: int
+
+
+@dataclass(frozen=True, slots=True)
+class Reach:
+    """How far a stage has come: its rows below `frontier` are in their places, but for those that
+    are `pending`, which may still come."""
+
+    frontier: int = 0
+    pending: frozenset[int] = NOTHING
 
 
 class Rows(Protocol):
@@ -42,7 +59,11 @@ class Rows(Protocol):
     @property
     def is_stream(self) -> bool: ...
 
-    def placed(self, reader: sqlite3.Connection) -> Iterator[Placed | BadRow | None]:
+    @property
+    def pending(self) -> frozenset[int]:
+        """Positions that were passed over, whose rows may still come."""
+
+    def placed(self, reader: sqlite3.Connection) -> Iterator[Placed | BadRow | Gone | None]:
         """Rows in any order of position; None: there will be more, but not now."""
 
     def follow(self, stage: str, progress: "Progress") -> None:
@@ -54,8 +75,7 @@ class Progress(Protocol):
     """How far a stage is that others take their rows from."""
 
     @property
-    def frontier(self) -> int:
-        """Its rows below this position are in their places."""
+    def reach(self) -> Reach: ...
 
     @property
     def is_over(self) -> bool:
@@ -80,8 +100,9 @@ class Numbered:
     def __init__(self, source: Source) -> None:
         self._rows = source
         self.source, self.is_stream = source.source, source.is_stream
+        self.pending = NOTHING
 
-    def placed(self, reader: sqlite3.Connection) -> Iterator[Placed | BadRow | None]:
+    def placed(self, reader: sqlite3.Connection) -> Iterator[Placed | BadRow | Gone | None]:
         position = 0
         for row in self._rows:
             if isinstance(row, BadRow):
@@ -119,10 +140,10 @@ class Plan:
 
 @dataclass(slots=True)
 class Placement:
-    """A row whose place in the ledger is new or has changed."""
+    """A row whose place in the ledger is new or has changed; `item` None: the row is gone."""
 
     position: int
-    item: bytes
+    item: bytes | None
     requests: list[tuple[int, int]]
     new: list[Request]
 
@@ -138,7 +159,7 @@ class Chunk:
     shared: Counter[int] = field(default_factory=Counter)  # request -> more samples that wait for it
     rows: int = 0
     outputs: list[str] = field(default_factory=list)  # of the due rows, for `import`
-    end: int = 0  # all positions below have been read (of rows in order)
+    reach: Reach = field(default_factory=Reach)
     dry: bool = False  # no row is there at the moment
     ended: bool = False
 
@@ -212,9 +233,10 @@ class Feed:
         self._due = {DUE, FAILED} if keep_output else {DUE}  # an import mends what had failed
         self._wanted = {*self._due, TAKEN}
         self.rows_read = self.end = 0
+        self.is_followed = False  # whether others take their rows from this stage
         self._page: Page = ({}, [])
         self._page_start = -PAGE
-        self._iterator: Iterator[Placed | BadRow | None] | None = None
+        self._iterator: Iterator[Placed | BadRow | Gone | None] | None = None
 
     async def chunk(self, want: int) -> Chunk:
         """The next stretch. It may hold no due request and not be the end. Raises PoolError."""
@@ -240,7 +262,7 @@ class Feed:
         for placement in chunk.placements:
             self._place(placement)
 
-    def _next(self) -> Placed | BadRow | None:
+    def _next(self) -> Placed | BadRow | Gone | None:
         """Raises StopIteration when there are no more."""
         if self._iterator is None:
             self._iterator = iter(self._rows.placed(self._known.reader))
@@ -264,12 +286,16 @@ class Feed:
             self._take(row, chunk)
             if self.rows_read % CLOCK_ROWS == 0 and time.monotonic() > deadline:
                 break
-        chunk.end = self.end
+        chunk.reach = Reach(self.end, self._rows.pending if self.is_followed else NOTHING)
         return chunk
 
-    def _take(self, row: Placed | BadRow, chunk: Chunk) -> None:
+    def _take(self, row: Placed | BadRow | Gone, chunk: Chunk) -> None:
         if isinstance(row, BadRow):
             chunk.bad.append(row)
+            return
+        if isinstance(row, Gone):
+            if has_row(self._known.reader, self._stage, row.position):
+                chunk.placements.append(Placement(row.position, None, [], []))
             return
         position, item = row
         if self._plan.only is None or position in self._plan.only:

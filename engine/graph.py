@@ -6,11 +6,13 @@ stage before would be.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 from engine.estimate import Surveyed
 from engine.feed import Numbered, Rows
 from engine.options import default_url, server_values, text_of_file
+from engine.prices import is_loopback
 from engine.recipe import POOLED, EndpointTable, Recipe, TeacherTable
 from engine.roles import DEFAULTS, plan_of, role
 from engine.session import StageJob
@@ -19,6 +21,7 @@ from engine.sources import Members, contests_of, pool_of
 from engine.stage_rows import StageRows, Upstream
 from engine.tasks.task import Task
 from engine.tokens import tokenizer_for
+from engine.toml_lines import Path_
 from store.errors import UsageError
 from store.records import BadRow, Item
 
@@ -37,16 +40,37 @@ class Graph:
         self.recipe = recipe
         self.settings = {name: _settings(recipe, name, served) for name in recipe.order}
 
-    def job(self, name: str) -> StageJob:
-        """A stage, ready to run. Raises UsageError naming the line of what cannot work."""
-        settings = self.settings[name]
+    def job(self, name: str, asks: bool = True) -> StageJob:
+        """A stage, ready to run, or, if it asks nobody, to be looked at: that needs no key. Raises
+        UsageError naming the line of what cannot work."""
+        settings, table = self.settings[name], self.recipe.stage[name]
+        capped = settings.model_copy(update={} if table.budget is None else {"budget": table.budget})
+        if asks:
+            self._check_keys(table.teacher, settings)
         try:
-            settings.check(settings.price())
+            capped.check(settings.price(), needs_keys=False)
             plan = plan_of(settings, tokenizer_for(settings.model))
+            rows = self._rows(name)
         except UsageError as error:
             raise self.recipe.wrong(("stage", name), str(error)) from None
-        table = self.recipe.stage[name]
-        return StageJob(settings, plan, self._rows(name), None, self.recipe.upstream(name), table.budget)
+        return StageJob(settings, plan, rows, None, self.recipe.upstream(name), table.budget)
+
+    def fingerprint(self, name: str) -> int:
+        """What the ledger knows the stage's rows by, besides their content."""
+        settings = self.settings[name]
+        return plan_of(settings, tokenizer_for(settings.model)).fingerprint
+
+    def _check_keys(self, teacher: str, settings: Settings) -> None:
+        table = self.recipe.teacher[teacher]
+        places: list[Path_] = [("teacher", teacher, "endpoint", n) for n in range(len(table.endpoint))]
+        tables: list[EndpointTable] = [*table.endpoint]
+        if len(tables) < len(settings.servers()):
+            places.insert(0, ("teacher", teacher))
+            tables.insert(0, table)
+        for place, one, server in zip(places, tables, settings.servers(), strict=True):
+            if server.api_key is None and not is_loopback(server.base_url):
+                words = f"no API key for {server.base_url}: {one.api_key_env} is not set"
+                raise self.recipe.wrong((*place, "api_key_env"), words)
 
     def imagined(self, name: str) -> Surveyed:
         """The rows of a stage for its estimate: those of its files, or imagined ones."""
@@ -54,13 +78,15 @@ class Graph:
             return self._files(name)
         make, _ = self._make(name)
         above = self.recipe.upstream(name)
-        return _Imagined([(self.imagined(one), role(self.settings[one])) for one in above], make)
+        stages = [(self.imagined(one), role(self.settings[one]), self.settings[one].limit) for one in above]
+        return _Imagined(stages, make)
 
     def _rows(self, name: str) -> Rows:
         if not self.recipe.upstream(name):
             return Numbered(self._files(name))
         make, each = self._make(name)
-        return StageRows([self._upstream(one) for one in self.recipe.upstream(name)], make, each)
+        above = [self._upstream(one) for one in self.recipe.upstream(name)]
+        return StageRows(above, make, each, self.settings[name].limit)
 
     def _files(self, name: str) -> Surveyed:
         stage, settings, path = self.recipe.stage[name], self.settings[name], self.recipe.path
@@ -91,24 +117,25 @@ class _Imagined:
     is_stream = False
 
     def __init__(
-        self, above: Sequence[tuple[Surveyed, Task]], make: Callable[[Sequence[Any]], Sequence[Item]]
+        self,
+        above: Sequence[tuple[Surveyed, Task, int | None]],
+        make: Callable[[Sequence[Any]], Sequence[Item]],
     ) -> None:
         self._above, self._make = above, make
-        self.source = "answers to " + " + ".join(rows.source for rows, _ in above)
+        self.source = "answers to " + " + ".join(rows.source for rows, _, _ in above)
 
     @property
     def fraction(self) -> float:
         return self._above[0][0].fraction
 
     def __iter__(self) -> Iterator[Item | BadRow]:
-        for records in zip(*(_records(rows, task) for rows, task in self._above), strict=False):
+        for records in zip(*(_records(*one) for one in self._above), strict=False):
             yield from self._make(records)
 
 
-def _records(rows: Surveyed, task: Task) -> Iterator[Any]:
-    for item in rows:
-        if not isinstance(item, BadRow):
-            yield task.imagined(item)
+def _records(rows: Surveyed, task: Task, limit: int | None) -> Iterator[Any]:
+    usable = (item for item in rows if not isinstance(item, BadRow))
+    return map(task.imagined, islice(usable, limit))
 
 
 def _settings(recipe: Recipe, name: str, served: Served) -> Settings:

@@ -1,15 +1,16 @@
 """Takes stretches of a stage's rows into the ledger and the counts, and says when rows are done.
 
-What every way of asking (online or in batches) has in common, beside the asking. Equal rows
-share one request: they are done, or have failed, when it is. A stage that takes its rows from
-others waits for `news`; those that take from this one are `readers`, and see its rows below
-`frontier` only: the places of these are up to date.
+What every way of asking (online or in batches) has in common, beside the asking. Equal rows, of
+one stage or of several that run together, share one request: they are done, or have failed,
+when it is. A stage that takes its rows from others waits for `news`; those that take from this
+one are `readers`, and see no further than `reach`: the places of rows there are up to date.
 """
 
 import asyncio
-from collections import Counter
+from collections.abc import Callable
 
-from engine.feed import Chunk, Feed, Placement, Plan
+from engine.crowd import Crowd
+from engine.feed import Chunk, Feed, Placement, Plan, Reach
 from engine.state import BAD_ROWS_KEPT, RunState
 from store.index import ANSWERED, FAILED, KeyIndex
 from store.ledger import Ledger
@@ -20,30 +21,55 @@ GATHER_SECONDS = 0.2  # news from the stages before are taken in at most this of
 
 
 class Intake:
-    """One stage's. Rows that share a request which is being asked are in `shared` until it ends."""
+    """One stage's. Whoever asks sets `feed`, `asks` (whether it has something to ask or under way)
+    and `stopped` before the first chunk."""
 
-    def __init__(self, ledger: Ledger, stage: int, state: RunState, plan: Plan, index: KeyIndex) -> None:
+    feed: Feed
+    asks: Callable[[], bool]
+    stopped: Callable[[], bool]
+
+    def __init__(
+        self, ledger: Ledger, stage: int, state: RunState, plan: Plan, index: KeyIndex, crowd: Crowd
+    ) -> None:
         self.ledger, self.stage, self.state, self.plan, self.index = ledger, stage, state, plan, index
-        self.feed: Feed  # set before the first chunk: it calls our place()
-        self.shared: Counter[int] = Counter()
+        self.crowd = crowd
+        crowd.members.append(self)
         self.ended = False
         self.readers: list[Intake] = []
-        self.news = asyncio.Event()
-        self.frontier = 0
+        self.news, self.changed = asyncio.Event(), asyncio.Event()
+        self.reach = Reach()
         self.is_over = False
+        self._fetching = False
+
+    @property
+    def is_stopped(self) -> bool:
+        return self.stopped()
+
+    @property
+    def is_at_work(self) -> bool:
+        """Something that it has taken is still to be asked or under way."""
+        return self._fetching or self.asks()
 
     def place(self, placement: Placement) -> None:
         """Remembers a row's place; called for each, even when the run is being stopped."""
         p = placement
-        self.ledger.place(self.stage, p.position, p.item, self.plan.fingerprint, p.requests, p.new)
+        if p.item is None:
+            self.ledger.clear(self.stage, p.position)
+        else:
+            self.ledger.place(self.stage, p.position, p.item, self.plan.fingerprint, p.requests, p.new)
 
     async def next(self) -> Chunk:
         """The next stretch, counted. It may hold nothing due: then the stages before had news, or
         the rows have `ended`."""
         self.news.clear()
-        chunk = await self.feed.chunk(CHUNK)
-        await self._take(chunk)
+        self._fetching = True
+        try:
+            chunk = await self.feed.chunk(CHUNK)
+            await self._take(chunk)
+        finally:
+            self._fetching = False
         if chunk.dry and not chunk.due:
+            self.crowd.one_rests()
             await self.news.wait()
             await asyncio.sleep(GATHER_SECONDS)
         return chunk
@@ -52,7 +78,7 @@ class Intake:
         state = self.state
         if len(chunk.placements) > CHUNK or (self.readers and chunk.placements):
             await self.ledger.committed()
-        self.frontier = chunk.end
+        self.reach = chunk.reach
         state.rows += chunk.rows
         state.bad_rows += len(chunk.bad)
         state.bad_shown.extend(chunk.bad[: BAD_ROWS_KEPT - len(state.bad_shown)])
@@ -67,22 +93,36 @@ class Intake:
         self._tell_readers()
 
     def answered(self, request: int, own: int = 1) -> None:
-        """`own`: rows that wait for it and are not counted in `shared`."""
+        """`own`: samples of this stage that wait for it and are not known to the crowd."""
         self.index.mark(request, ANSWERED)
-        self.state.done += own + self.shared.pop(request, 0)
-        self._tell_readers()
+        self.settled(own, None)
+        self.crowd.settle(request, None)
 
     def failed(self, request: int, cause: Cause, error: int, own: int = 1) -> None:
         self.ledger.fail(request, error)
         self.index.mark(request, FAILED)
-        if rows := own + self.shared.pop(request, 0):
-            self.state.failed[cause] += rows
+        self.settled(own, cause)
+        self.crowd.settle(request, cause)
+
+    def settled(self, count: int, cause: str | None) -> None:
+        """So many samples had waited for a request that has been answered, or failed with a cause."""
+        if cause is None:
+            self.state.done += count
+        elif count:
+            self.state.failed[cause] += count
         self._tell_readers()
+        self.changed.set()
+
+    async def wait_for_others(self) -> None:
+        """For samples that another stage asks. Raises RunStopped where it will not, StorageError."""
+        await self.crowd.wait_for_others(self)
+        await self.ledger.committed()
 
     def over(self) -> None:
         """Nothing more will come from this stage."""
         self.is_over = True
         self._tell_readers()
+        self.crowd.one_rests()
 
     def _tell_readers(self) -> None:
         for reader in self.readers:
@@ -99,4 +139,4 @@ class Intake:
         elif known == FAILED:
             self._count_earlier(count)
         else:
-            self.shared[request] += count
+            self.crowd.wait(request, self, count)

@@ -45,12 +45,13 @@ class Sealer:
     ) -> tuple[bytes, list[bytes]]:
         """(body, keys): the JSON to send, and the 32-byte key of each of the samples.
 
-        response_format: the JSON schema that the reply must follow, where the row has one.
+        response_format: the JSON schema that the reply must follow, where the row has one. Its names stay
+        in their order, which is the order in which the model writes.
         """
         head = b'{"messages":' + orjson.dumps(messages, option=_SORTED)
         extra = b""
         if response_format:
-            extra = b',"response_format":' + orjson.dumps(response_format, option=_SORTED)
+            extra = b',"response_format":' + orjson.dumps(response_format)
         digest = hashlib.sha256(head + self._key_tail + extra + b',"sample":')
         keys = []
         for sample in range(samples):

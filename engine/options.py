@@ -233,6 +233,7 @@ def settings_from(options: Mapping[str, Any], task: str, **own: Any) -> "Setting
 
     if task not in DEFAULTS:
         raise UsageError(f"--task {task}: unknown; there are {', '.join(DEFAULTS)}")
+    _check_heeded(options, task)
     urls = [_checked_url(url) for url in options["base_url"] or [default_url()]]
     if len({url.lower() for url in urls}) < len(urls):
         raise UsageError("--base-url was given twice with the same address")
@@ -257,6 +258,14 @@ def settings_from(options: Mapping[str, Any], task: str, **own: Any) -> "Setting
         return Settings(**values)
     except ValidationError as error:
         raise UsageError(_first_problem(error)) from None
+
+
+def _check_heeded(options: Mapping[str, Any], task: str) -> None:
+    """What a task has no use for is not taken without a word."""
+    if options["prompt"] is not None and task in ("score", "compare"):
+        raise UsageError(f"--prompt: {task} has prompts of its own; judge takes FastChat's prompt file")
+    if options["sample"] is not None and task in ("score", "compare", "judge"):
+        raise UsageError(f"--sample draws from a pool; {task} reads models' answers: --limit takes the first")
 
 
 def server_values(url: str, key_variable: str) -> dict[str, Any]:

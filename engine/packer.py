@@ -68,13 +68,9 @@ class Packer:
 
     def _wanted(self, due: Due) -> Due | None:
         """Of a batch that an earlier process made, only what this pool asks for is asked again."""
-        shared, index = self._intake.shared, self._intake.index
         if due.own:
             return due
-        rows = shared.pop(due.request, 0)
-        if not rows:
-            index.mark(due.request, DUE)
+        if not self._intake.crowd.take_over(due.request, self._intake):
+            self._intake.index.mark(due.request, DUE)
             return None
-        if rows > 1:
-            shared[due.request] = rows - 1
         return due.taken_over()

@@ -17,7 +17,6 @@ Every complaint names the file and the line. Nothing is asked or written here.
 """
 
 import graphlib
-import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,13 +24,17 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError
 
+from engine.toml_lines import Path_, line_numbers
 from store.errors import UsageError
 
 POOLED = ("generate", "translate")  # tasks that read a pool, or one stage
 JOINED = ("score", "judge", "compare")  # tasks that read several models' answers
+ONLY_FOR = {  # keys that other tasks would not heed
+    "both_orders": ("judge",), "names": JOINED, "structured": JOINED, "to": ("translate",),
+    "field": ("translate",), "prompt": ("generate", "translate", "judge"),
+}  # fmt: skip
 
 Name = Annotated[str, Field(min_length=1, pattern=r"^[A-Za-z0-9_.-]+$")]
-Path_ = tuple[str | int, ...]
 
 
 class _Table(BaseModel):
@@ -153,33 +156,6 @@ def load(file: Path) -> Recipe:
     return recipe
 
 
-def line_numbers(text: str) -> dict[Path_, int]:
-    """Where each table and key stands: ('stage', 'chinese', 'task') -> its line, from 1."""
-    found: dict[Path_, int] = {}
-    table: Path_ = ()
-    counts: dict[Path_, int] = {}
-    inside = False  # of a text over several lines
-    for number, line in enumerate(text.splitlines(), 1):
-        quotes = len(re.findall(r'"""|\'\'\'', line))
-        if inside:
-            inside = quotes % 2 == 0
-            continue
-        inside = quotes % 2 == 1
-        if header := re.match(r"\s*(\[\[?)\s*([^\]]+?)\s*\]", line):
-            table = _parts(header[2])
-            if header[1] == "[[":
-                counts[table] = counts.get(table, -1) + 1
-                table = (*table, counts[table])
-            found.setdefault(table, number)
-        elif key := re.match(r"\s*([A-Za-z0-9_.\"'-]+)\s*=", line):
-            found.setdefault((*table, *_parts(key[1])), number)
-    return found
-
-
-def _parts(dotted: str) -> Path_:
-    return tuple(part.strip().strip("\"'") for part in dotted.split("."))
-
-
 def _wrong(file: Path, lines: Mapping[Path_, int], where: Path_, words: str) -> UsageError:
     """The complaint at the nearest place that has a line."""
     for end in range(len(where), 0, -1):
@@ -191,10 +167,13 @@ def _wrong(file: Path, lines: Mapping[Path_, int], where: Path_, words: str) -> 
 
 def _invalid(file: Path, lines: Mapping[Path_, int], error: ValidationError) -> UsageError:
     problem = error.errors(include_url=False)[0]
+    where = tuple(problem["loc"])
     words = {"extra_forbidden": "unknown name", "missing": "it is missing"}.get(problem["type"])
-    if problem["loc"][-1] == "[key]":
+    if where[-1] == "[key]":
         words = "a name may hold letters, digits, '.', '_' and '-' only"
-    return _wrong(file, lines, tuple(problem["loc"]), words or problem["msg"])
+    elif "answers" in where:  # the one key that may be of two types
+        where, words = where[: where.index("answers") + 1], "expected the name of a stage or file, or several"
+    return _wrong(file, lines, where, words or problem["msg"])
 
 
 def _check(recipe: Recipe) -> None:
@@ -228,6 +207,16 @@ def _check_stage(recipe: Recipe, name: str, stage: StageTable) -> None:
         _check_pooled(recipe, at, stage)
     else:
         _check_joined(recipe, at, stage)
+    for key, tasks in ONLY_FOR.items():
+        if key in stage.model_fields_set and stage.task not in tasks:
+            raise recipe.wrong((*at, key), f"{stage.task} has no use for it; it is for {', '.join(tasks)}")
+    for above in recipe.upstream(name):
+        if recipe.stage[above].task not in POOLED:
+            key = "from" if stage.source is not None else "answers"
+            if above == stage.against:
+                key = "against"
+            words = f"stage '{above}' ({recipe.stage[above].task}) gives verdicts, not answers"
+            raise recipe.wrong((*at, key), words)
     for key in ("pool", "questions", "prompt"):
         _check_file(recipe, (*at, key), getattr(stage, key))
     if stage.task == "translate" and not stage.to:
@@ -261,6 +250,8 @@ def _check_joined(recipe: Recipe, at: Path_, stage: StageTable) -> None:
         if member not in recipe.stage:
             where = key if number else "answers"
             _check_file(recipe, (*at, where), member, "no stage has this name, and ")
+    if stage.questions and any(member in recipe.stage for member in stage.members):
+        raise recipe.wrong((*at, "questions"), "the stages bring their own; questions are for files alone")
     if stage.names and len(stage.names) != len(stage.members):
         raise recipe.wrong((*at, "names"), f"{len(stage.names)} names for {len(stage.members)} models")
 
@@ -281,7 +272,8 @@ def roots(recipe: Recipe, name: str) -> set[tuple[object, ...]]:
     above = recipe.upstream(name)
     if above:
         return set().union(*(roots(recipe, one) for one in above))
-    return {(stage.pool, stage.limit, stage.sample, stage.seed if stage.sample else 0, stage.members)}
+    pool = recipe.path(stage.pool).resolve() if stage.pool is not None else None
+    return {(pool, stage.limit, stage.sample, stage.seed if stage.sample else 0, stage.members)}
 
 
 def _check_same_pool(recipe: Recipe, name: str) -> None:

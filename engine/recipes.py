@@ -3,23 +3,24 @@
 import contextlib
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import orjson
 
-from engine.collect import SURVEY_SECONDS, ask_leave_for, estimate_pool, known_keys
+from engine.collect import SURVEY_SECONDS, ask_leave_for, estimate_pool, known_keys, sum_of
 from engine.estimate import Estimate
 from engine.graph import Graph, Served
 from engine.recipe import Recipe, load
 from engine.serving import served
 from engine.session import Job, Result, StageJob, run_job
+from engine.settings import Settings
 from engine.show import print_plan, print_results
 from store.errors import UsageError
 from store.folder import LEDGER, held
 from store.index import KeyIndex
 from store.ledger import connect_writer
-from store.read import answered, connect_reader, stages
+from store.read import answered, connect_reader, has_other_plan, stages
 
 UNSERVED = ("http://127.0.0.1:0/v1", "served")  # of a teacher that a dry run need not start
 
@@ -39,8 +40,7 @@ def run_recipe(
     recipe = load(file)
     chosen = _chosen(recipe, run, only)
     if dry_run:
-        unserved = {name: UNSERVED for name, teacher in recipe.teacher.items() if teacher.serve}
-        planned = _plan(Graph(recipe, unserved), chosen, run, known_keys(run), None)
+        planned = _plan(Graph(recipe, _unserved(recipe)), chosen, run, known_keys(run), None, asks=False)
         _show_plan(planned, recipe, as_json)
         return 0
     with held(run):
@@ -79,12 +79,34 @@ def _stages_in(run: Path) -> set[str]:
         reader.close()
 
 
+def _check_rows_of_others(graph: Graph, chosen: Sequence[str], run: Path) -> None:
+    """Rows of stages that do not run now are taken as they lie: they must be this recipe's."""
+    recipe = graph.recipe
+    others = {above for name in chosen for above in recipe.upstream(name)}.difference(chosen)
+    others = {name for name in others if not recipe.teacher[recipe.stage[name].teacher].serve}
+    if not others:  # (what model is served is not known before it is)
+        return
+    reader = connect_reader(run)
+    try:
+        numbers = {name: number for number, name in stages(reader)}
+        for name in sorted(others):
+            if has_other_plan(reader, numbers[name], graph.fingerprint(name)):
+                words = "has answers to other settings than these (model, parameters or prompts)"
+                raise recipe.wrong(("stage", name), f"it {words}: run it too, or put them back")
+    finally:
+        reader.close()
+
+
+def _unserved(recipe: Recipe) -> dict[str, tuple[str, str]]:
+    return {name: UNSERVED for name, teacher in recipe.teacher.items() if teacher.serve}
+
+
 @contextlib.contextmanager
 def _serving(recipe: Recipe, chosen: Sequence[str], run: Path) -> Iterator[Served]:
     """Starts the teachers that the recipe serves itself, and stops them in the end."""
     needed = {recipe.stage[name].teacher for name in chosen}
     with contextlib.ExitStack() as stack:
-        own = {}
+        own = _unserved(recipe)
         for name, teacher in recipe.teacher.items():
             if teacher.serve and name in needed:
                 own[name] = stack.enter_context(served(teacher.serve, run / f"teacher-{name}.log"))
@@ -92,11 +114,12 @@ def _serving(recipe: Recipe, chosen: Sequence[str], run: Path) -> Iterator[Serve
 
 
 def _plan(
-    graph: Graph, chosen: Sequence[str], run: Path, index: KeyIndex, seconds: float | None
+    graph: Graph, chosen: Sequence[str], run: Path, index: KeyIndex, seconds: float | None, asks: bool = True
 ) -> dict[str, tuple[StageJob, Estimate]]:
+    _check_rows_of_others(graph, chosen, run)
     planned = {}
     for name in chosen:
-        job = graph.job(name)
+        job = graph.job(name, asks)
         stored = answered(run, name) if job.after else 0
         told = estimate_pool(job.settings, graph.imagined(name), run, seconds, index, stored)
         planned[name] = (job, told)
@@ -110,16 +133,23 @@ def _priced(
     planned = _plan(graph, chosen, run, known_keys(run), SURVEY_SECONDS)
     if not quiet:
         print_plan(planned, graph.recipe.budget)
-    ask_leave_for([(job.settings, told) for job, told in planned.values()], yes, confirm)
+    ask_leave_for([(_capped(job), told) for job, told in planned.values()], yes, confirm)
     return [replace(job, estimate=told) for job, told in planned.values()]
 
 
 def _run(
     chosen: Sequence[StageJob], recipe: Recipe, run: Path, quiet: bool, metrics_port: int | None
 ) -> dict[str, Result]:
-    job = Job(chosen, run, known_keys(run), recipe.budget, quiet, metrics_port)
+    knob = "budget in the recipe"
+    job = Job(chosen, run, known_keys(run), recipe.budget, quiet, metrics_port, knob)
     names = [stage.settings.stage for stage in chosen]
     return dict(zip(names, run_job(job), strict=True))
+
+
+def _capped(job: StageJob) -> Settings:
+    """The stage's settings with the cap that it is under, its own or that of all."""
+    cap = job.settings.budget if job.cap is None else job.cap
+    return job.settings.model_copy(update={"budget": cap})
 
 
 def _show_plan(planned: dict[str, tuple[StageJob, Estimate]], recipe: Recipe, as_json: bool) -> None:
@@ -127,7 +157,11 @@ def _show_plan(planned: dict[str, tuple[StageJob, Estimate]], recipe: Recipe, as
         print_plan(planned, recipe.budget, to_stdout=True)
         return
     found = {name: told.as_json() for name, (_, told) in planned.items()}
-    sys.stdout.write(orjson.dumps({"stages": found}).decode() + "\n")
+    total = {"requests": sum(told.requests for _, told in planned.values())}
+    costs = [told.cost_usd for _, told in planned.values()]
+    known = sum_of([cost for cost in costs if cost is not None])
+    shown = {"stages": found, "total": {**total, "cost_usd": None if None in costs else asdict(known)}}
+    sys.stdout.write(orjson.dumps(shown).decode() + "\n")
 
 
 def _print_results(results: dict[str, Result]) -> None:

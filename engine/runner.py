@@ -15,7 +15,7 @@ from engine.breaker import Effort
 from engine.endpoints import Endpoint, Teacher
 from engine.errors import AllRefused, AuthRefused, ProviderDown, QuotaExhausted, RunStopped
 from engine.intake import Intake
-from store.errors import DistillError
+from store.errors import DistillError, PoolError
 from store.records import Request
 
 OUTSTANDING = 4  # times the concurrency
@@ -41,7 +41,7 @@ class Runner:
         self._due: deque[Request] = deque()
         self._tasks: dict[asyncio.Task[None], bool] = {}  # task -> whether it is in flight
         self._sleeping = 0
-        self._changed = asyncio.Event()
+        self._changed = intake.changed
         self._stopped: DistillError | None = None
         self._drain: float | None = None
         self._control = AsyncLimiter(CANARIES_A_SECOND, 1.0)
@@ -49,6 +49,10 @@ class Runner:
         self._refusals: list[tuple[Request, Failed]] = []  # of the canaries
         self._past_canaries = False
         self._producer: asyncio.Task[None] | None = None
+        intake.asks, intake.stopped = self._asks, lambda: self.is_stopped
+
+    def _asks(self) -> bool:
+        return bool(self._tasks) or (bool(self._due) and not self._stopped)
 
     async def run(self) -> None:
         """Raises RunStopped if it ended early, StorageError if the ledger could not be written."""
@@ -60,6 +64,7 @@ class Runner:
                     self._producer.cancel()
                 await asyncio.wait([self._producer])
                 await self._wind_down()
+                await self.intake.wait_for_others()
         except BaseExceptionGroup as errors:
             raise _first(errors) from None
         finally:
@@ -85,8 +90,11 @@ class Runner:
         self._changed.set()
 
     async def _produce(self) -> None:
-        await self._canary()
-        await self._bulk()
+        try:
+            await self._canary()
+            await self._bulk()
+        except PoolError as error:  # what is in flight may land
+            self.stop(error)
 
     async def _canary(self) -> None:
         """One row at a time until the server has answered one, or refused ten in the same way.
@@ -161,6 +169,8 @@ class Runner:
     def _task_ended(self, task: asyncio.Task[None]) -> None:
         del self._tasks[task]
         self._changed.set()
+        if not self._tasks:
+            self.intake.crowd.one_rests()
 
     async def _ask(self, request: Request) -> None:
         """One request until it is answered or has failed."""
@@ -234,6 +244,7 @@ class Runner:
 
     def _failed(self, request: Request, failed: Failed) -> None:
         """Refusals before the first answer may be the run's fault: they wait for the verdict."""
+        self._proven |= failed.cause == "unparsed"  # it answers, if not in the form asked for
         if failed.refused and not (self._proven or self._past_canaries):
             self._refusals.append((request, failed))
         else:

@@ -22,6 +22,7 @@ from engine.breaker import Breaker
 from engine.budget import Budget
 from engine.client import Client
 from engine.concurrency import Adaptive, Gate
+from engine.crowd import Crowd
 from engine.endpoints import Endpoint, Teacher
 from engine.errors import RunStopped
 from engine.estimate import Estimate
@@ -64,7 +65,8 @@ class StageJob:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """Stages to run in a folder that this process holds; `cap`: dollars for the whole folder."""
+    """Stages to run in a folder that this process holds; `cap`: dollars for the whole folder, and
+    `knob`: what the user turns to raise it."""
 
     stages: Sequence[StageJob]
     run: Path
@@ -72,6 +74,7 @@ class Job:
     cap: float | None
     quiet: bool
     metrics_port: int | None = None
+    knob: str = "--budget"
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +158,7 @@ async def _run_with(
 ) -> list[Result]:
     """`share` of the requests in flight that were wanted: what the reserve could take in."""
     reader = connect_reader(job.run)
-    budget = Budget(_micro(job.cap), *account(reader))
+    budget, crowd = Budget(_micro(job.cap), *account(reader), knob=job.knob), Crowd()
     async with contextlib.AsyncExitStack() as stack:
         thread = FeedThread(job.run, job.index)
         stack.callback(thread.close)
@@ -165,15 +168,19 @@ async def _run_with(
             if name not in teachers:
                 teachers[name] = await _teacher(each.settings, ledger, stack, share)
                 _remember_day(teachers[name], reader)
-            running.append(await _begin(each, job, ledger, teachers[name], budget, thread, stack))
+            running.append(await _begin(each, job, ledger, teachers[name], budget, thread, crowd, stack))
         reader.close()
         for stage in running:
             settings = stage.job.settings
             board.add(metrics.Source(settings.stage, settings.model, stage.view, job.run / LEDGER))
         _connect(running)
         await _watched(running, ledger, job.quiet)
+    broken: set[str] = set()  # stages that have not seen all their rows
     for stage in running:
-        _close_books(stage, ledger)
+        assert stage.result
+        if stage.result.stopped or broken.intersection(stage.job.after):
+            broken.add(stage.job.settings.stage)
+        _close_books(stage, ledger, is_whole=stage.job.settings.stage not in broken)
     return [stage.result for stage in running if stage.result]
 
 
@@ -214,6 +221,7 @@ async def _begin(
     teacher: Teacher,
     budget: Budget,
     thread: FeedThread,
+    crowd: Crowd,
     stack: contextlib.AsyncExitStack,
 ) -> _Stage:
     """Opens the stage and its run in the ledger, and puts its parts together."""
@@ -222,8 +230,9 @@ async def _begin(
     number, run = ledger.begin(settings.stage, settings.task, settings.samples, shown)
     _note_estimate(job, ledger, state, number, run)
     if job.cap is not None:
-        budget = Budget(_micro(job.cap), *stage_account(ledger.run, number), above=budget)
-    intake = Intake(ledger, number, state, job.plan, thread.known.index)
+        knob = f"budget of stage '{settings.stage}'"
+        budget = Budget(_micro(job.cap), *stage_account(ledger.run, number), above=budget, knob=knob)
+    intake = Intake(ledger, number, state, job.plan, thread.known.index, crowd)
     intake.feed = Feed(job.rows, job.plan, number, thread, intake.place)
     view = progress.View(settings.stage, state, teacher, budget)
     if settings.batch or has_batches(whole.run, number):
@@ -286,6 +295,7 @@ def _connect(running: Sequence[_Stage]) -> None:
         for name in stage.job.after:
             if name in by_name:
                 by_name[name].readers.append(stage.runner.intake)
+                by_name[name].feed.is_followed = True
                 stage.job.rows.follow(name, by_name[name])
 
 
@@ -315,7 +325,7 @@ async def _watched(running: Sequence[_Stage], ledger: Ledger, quiet: bool) -> No
 async def _run_stage(stage: _Stage) -> None:
     try:
         await stage.runner.run()
-    except (RunStopped, DiskFull) as reason:
+    except (RunStopped, DiskFull, PoolError) as reason:
         stage.stopped = reason
     state = stage.view.state
     if (
@@ -353,12 +363,12 @@ async def _signals(runners: Sequence["Runner | Batches"]) -> AsyncIterator[None]
             loop.remove_signal_handler(number)
 
 
-def _close_books(stage: _Stage, ledger: Ledger) -> None:
+def _close_books(stage: _Stage, ledger: Ledger, is_whole: bool) -> None:
     """Totals and the end of the run. Places of rows that the pool no longer has are forgotten
-    (their answers are kept)."""
+    (their answers are kept) when the whole of it was seen."""
     result, settings, number = stage.result, stage.job.settings, stage.number
     assert result is not None
-    if result.stopped is None and stage.job.plan.only is None:
+    if is_whole and stage.job.plan.only is None:
         total, end = stage.runner.intake.feed.rows_read * settings.samples, stage.runner.intake.feed.end
         if settings.limit:
             ledger.note("UPDATE stages SET total = max(ifnull(total, 0), ?) WHERE id = ?", total, number)

@@ -124,7 +124,7 @@ class Settings(Server):
         )
         return {**shown, "params": self.params()}
 
-    def check(self, price: Price | None) -> None:
+    def check(self, price: Price | None, needs_keys: bool = True) -> None:
         """Raises UsageError for what only shows when settings meet."""
         for name in ("model", "messages", "n", "stream"):
             if name in self.param:
@@ -139,6 +139,6 @@ class Settings(Server):
         if self.batch and self.others:
             raise UsageError("--batch asks one provider: give one --base-url")
         for server in self.servers():
-            if server.api_key is None and not is_loopback(server.base_url):
+            if needs_keys and server.api_key is None and not is_loopback(server.base_url):
                 raise UsageError(f"no API key for {server.base_url}: set OPENAI_API_KEY, or name another "
                                  "variable with --api-key-env")  # fmt: skip

@@ -3,9 +3,10 @@
 A row stands at its upstream row's position (times the rows made of one), so that it does not
 matter in which order answers come: a re-started run finds every row where it was, and exports
 keep the pool's order. What an upstream stage has not answered yet is remembered and looked at
-again; what it failed, or answered with nothing usable, makes no row. Of several upstream
-stages, which stand on the same pool, all must have ended with a row first. Reads the ledger
-only; holds no more than the positions that are being waited for.
+again; what it failed, or answered with nothing usable, makes no row, and a row that an earlier
+run had made there is gone. Of several upstream stages, which stand on the same pool, all must
+have ended with a row first. Reads the ledger only; holds no more than the positions that are
+being waited for.
 """
 
 import sqlite3
@@ -15,12 +16,14 @@ from typing import Any
 
 import orjson
 
-from engine.feed import Placed, Progress
+from engine.feed import Gone, Placed, Progress, Reach
 from engine.replies import text_of
+from store.read import is_complete
 from store.records import BadRow, Item
 from store.schema import STAGE_SHIFT
 
 PAGE = 512  # positions looked at together
+CLOSE = 4  # so near to each other they are looked at together again
 USABLE = ("stop", "length")
 
 _LOOK = """
@@ -48,76 +51,136 @@ class _Found:
     record: Any
 
 
+@dataclass(slots=True)
+class _Above:
+    """An upstream stage while its rows are read; `reach` None: it does not run now."""
+
+    number: int
+    upstream: Upstream
+    is_whole: bool  # where it has no row, none will come
+    reach: Reach | None = None
+
+    def look(self, reader: sqlite3.Connection, start: int, stop: int) -> dict[int, _Found]:
+        """What it has at positions [start, stop). Rows that it has not put in their places yet may
+        lie there as an earlier run left them."""
+        found = {}
+        rows = reader.execute(_LOOK, (self.number << STAGE_SHIFT, self.number, start, stop))
+        for position, item, is_waiting, outcome, raw in rows:
+            record = None
+            if outcome in USABLE:
+                text = text_of(raw.encode() if isinstance(raw, str) else raw)
+                record = self.upstream.read(orjson.loads(item), text)
+            found[position] = _Found(bool(is_waiting), record)
+        if self.reach:
+            waited = self.reach.pending
+            several = waited if stop - start > len(waited) else waited.intersection(range(start, stop))
+            found |= {position: _WAITING for position in several if start <= position < stop}
+        return found
+
+
+_WAITING, _NOTHING = _Found(True, None), _Found(False, None)
+
+
 class StageRows:
     """`make` turns a position's records (in the order of the stages, None where one has none) into
-    at most `each` rows."""
+    at most `each` rows. `limit`: only rows that stand below it."""
 
     is_stream = False
 
     def __init__(
-        self, stages: Sequence[Upstream], make: Callable[[Sequence[Any]], Sequence[Item]], each: int = 1
+        self,
+        stages: Sequence[Upstream],
+        make: Callable[[Sequence[Any]], Sequence[Item]],
+        each: int = 1,
+        limit: int | None = None,
     ) -> None:
-        self._stages, self._make, self._each = stages, make, each
+        self._stages, self._make, self._each, self._limit = stages, make, each, limit
         self.source = " + ".join(f"stage {upstream.stage}" for upstream in stages)
         self._followed: dict[str, Progress] = {}
+        self._waiting: set[int] = set()
+
+    @property
+    def pending(self) -> frozenset[int]:
+        each = range(self._each)
+        return frozenset(position * self._each + offset for position in self._waiting for offset in each)
 
     def follow(self, stage: str, progress: Progress) -> None:
         """These rows wait for what that stage still brings; others are taken as they lie."""
         self._followed[stage] = progress
 
-    def placed(self, reader: sqlite3.Connection) -> Iterator[Placed | BadRow | None]:
+    def placed(self, reader: sqlite3.Connection) -> Iterator[Placed | BadRow | Gone | None]:
         """Raises KeyError for a stage that the ledger does not know."""
         numbers = dict(reader.execute("SELECT name, id FROM stages").fetchall())
-        stages = [(numbers[upstream.stage], upstream) for upstream in self._stages]
-        end = self._end(reader, [number for number, _ in stages])
-        waiting: list[int] = []
+        above = [
+            _Above(numbers[u.stage], u, u.stage in self._followed or is_complete(reader, numbers[u.stage]))
+            for u in self._stages
+        ]
+        end = self._end(reader, above)
+        if self._limit is not None:
+            end = min(end, -(-self._limit // self._each))
         cursor = 0
         while True:
             over = all(progress.is_over for progress in self._followed.values())  # before looking
-            still: list[int] = []
-            for position in waiting:
-                yield from self._rows_at(reader, stages, position, position + 1, still)
-            frontier = min([p.frontier for p in self._followed.values()], default=end)
+            for one in above:
+                if one.upstream.stage in self._followed:
+                    one.reach = self._followed[one.upstream.stage].reach
+            waiting = frozenset(self._waiting)
+            for first, last in _stretches(waiting):
+                yield from self._rows_at(reader, above, first, last + 1, waiting)
+            frontier = min([one.reach.frontier for one in above if one.reach], default=end)
+            if self._limit is not None:
+                frontier = min(frontier, -(-self._limit // self._each))
             while cursor < frontier:
                 stop = min(cursor + PAGE, frontier)
-                yield from self._rows_at(reader, stages, cursor, stop, still)
+                yield from self._rows_at(reader, above, cursor, stop)
                 cursor = stop
-            waiting = still
-            if over:
+            if over or (self._is_limited_to(cursor) and not self._waiting):
                 return
             yield None
 
-    def _end(self, reader: sqlite3.Connection, numbers: Sequence[int]) -> int:
+    def _is_limited_to(self, cursor: int) -> bool:
+        return self._limit is not None and cursor * self._each >= self._limit
+
+    def _end(self, reader: sqlite3.Connection, above: Sequence[_Above]) -> int:
         sql = "SELECT ifnull(max(position), -1) + 1 FROM samples WHERE stage = ?"
-        return max(int(reader.execute(sql, (number,)).fetchone()[0]) for number in numbers)
+        return max(int(reader.execute(sql, (one.number,)).fetchone()[0]) for one in above)
 
     def _rows_at(
         self,
         reader: sqlite3.Connection,
-        stages: Sequence[tuple[int, Upstream]],
+        above: Sequence[_Above],
         start: int,
         stop: int,
-        waiting: list[int],
-    ) -> Iterator[Placed]:
-        found = [_look(reader, number, upstream, start, stop) for number, upstream in stages]
-        for position in sorted(set().union(*found)):
-            there = [each[position] for each in found if position in each]
-            if any(one.is_waiting for one in there):
-                waiting.append(position)
+        only: frozenset[int] | None = None,
+    ) -> Iterator[Placed | Gone]:
+        """The rows of a stretch; of these positions, if `only` names some."""
+        found = [one.look(reader, start, stop) for one in above]
+        absent = [_NOTHING if one.is_whole else _WAITING for one in above]
+        for position in range(start, stop):
+            if only is not None and position not in only:
                 continue
-            records = [each[position].record if position in each else None for each in found]
-            for offset, item in enumerate(self._make(records)):
-                yield position * self._each + offset, item
+            there = [each.get(position, none) for each, none in zip(found, absent, strict=True)]
+            if any(one.is_waiting for one in there):
+                self._waiting.add(position)
+                continue
+            self._waiting.discard(position)
+            yield from self._made(position, [one.record for one in there])
+
+    def _made(self, position: int, records: Sequence[Any]) -> Iterator[Placed | Gone]:
+        rows = self._make(records) if any(record is not None for record in records) else []
+        for offset in range(self._each):
+            place = position * self._each + offset
+            if self._limit is not None and place >= self._limit:
+                return
+            yield (place, rows[offset]) if offset < len(rows) else Gone(place)
 
 
-def _look(
-    reader: sqlite3.Connection, number: int, upstream: Upstream, start: int, stop: int
-) -> dict[int, _Found]:
-    found = {}
-    rows = reader.execute(_LOOK, (number << STAGE_SHIFT, number, start, stop))
-    for position, item, is_waiting, outcome, raw in rows:
-        record = None
-        if outcome in USABLE:
-            record = upstream.read(orjson.loads(item), text_of(raw.encode() if isinstance(raw, str) else raw))
-        found[position] = _Found(bool(is_waiting), record)
+def _stretches(positions: frozenset[int]) -> list[tuple[int, int]]:
+    """First and last of each run of positions that lie close together."""
+    found: list[tuple[int, int]] = []
+    for position in sorted(positions):
+        if found and position - found[-1][1] <= CLOSE and position - found[-1][0] < PAGE:
+            found[-1] = (found[-1][0], position)
+        else:
+            found.append((position, position))
     return found

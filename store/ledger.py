@@ -118,6 +118,11 @@ class Ledger:
         self._batch.samples.extend((stage, position, sample, r) for sample, r in requests)
         self._schedule()
 
+    def clear(self, stage: int, position: int) -> None:
+        """Forgets a row's place; its requests and their answers stay."""
+        self.note("DELETE FROM rows WHERE id = ?", (stage << STAGE_SHIFT) + position)
+        self.note("DELETE FROM samples WHERE stage = ? AND position = ?", stage, position)
+
     def add(self, new: Sequence[Request]) -> None:
         """Requests without a place in a pool (yet)."""
         for request in new:

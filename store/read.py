@@ -224,6 +224,25 @@ def completions(reader: sqlite3.Connection, model: str, task: str, count: int = 
     return [int(n) for (n,) in rows]
 
 
+def has_row(reader: sqlite3.Connection, stage: int, position: int) -> bool:
+    sql = "SELECT 1 FROM rows WHERE id = ?"
+    return reader.execute(sql, ((stage << STAGE_SHIFT) + position,)).fetchone() is not None
+
+
+def is_complete(reader: sqlite3.Connection, stage: int) -> bool:
+    """Whether the stage's last run came to the end of its rows, some of which may have failed."""
+    sql = "SELECT exit_code FROM runs WHERE stage = ? ORDER BY id DESC LIMIT 1"
+    row = reader.execute(sql, (stage,)).fetchone()
+    return row is not None and row[0] in (0, 1)
+
+
+def has_other_plan(reader: sqlite3.Connection, stage: int, plan: int) -> bool:
+    """Whether a row of the stage was put in its place under another plan."""
+    sql = "SELECT 1 FROM rows WHERE id >= ? AND id < ? AND plan <> ? LIMIT 1"
+    values = (stage << STAGE_SHIFT, (stage + 1) << STAGE_SHIFT, plan)
+    return reader.execute(sql, values).fetchone() is not None
+
+
 def has_rows(run: Path, stage: int) -> bool:
     """Whether a pool has been read into the stage already."""
     reader = connect_reader(run)

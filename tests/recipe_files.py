@@ -1,0 +1,81 @@
+"""Recipes for tests: written from tables, run through the front door.
+
+recipe = write_recipe(tmp_path, {"teacher.t": {"model": MODEL, ...}, "stage.a": {...}})
+ended = await run_recipe(recipe, run, "--only", "a")
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from cli import MODEL, Ended, Row, distill
+
+from engine.exports import run_export
+from store.read import connect_reader, stage_of, stage_status
+
+Tables = Mapping[str, Mapping[str, Any]]
+FREE = {"price_in": 0, "price_out": 0}
+PAID = {"price_in": 10, "price_out": 30}
+
+
+def write_recipe(folder: Path, tables: Tables, name: str = "recipe.toml", **head: Any) -> Path:
+    """JSON's texts, numbers, lists and truths are TOML's as well."""
+    lines = [f"{key} = {json.dumps(value)}" for key, value in head.items()]
+    for table, values in tables.items():
+        lines += ["", f"[{table}]", *(f"{key} = {json.dumps(value)}" for key, value in values.items())]
+    path = folder / name
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def teacher(url: str, **more: Any) -> dict[str, Any]:
+    return {"model": MODEL, "base_url": url, **FREE, **more}
+
+
+def generate(pool: object, to: str = "t", **more: Any) -> dict[str, Any]:
+    return {"task": "generate", "teacher": to, "pool": str(pool), **more}
+
+
+def after(stage: str, to: str = "t", **more: Any) -> dict[str, Any]:
+    """A stage that asks the same rows again in other words."""
+    return {"task": "generate", "teacher": to, "from": stage, "system": f"After {stage}.", **more}
+
+
+def score(*members: object, to: str = "t", **more: Any) -> dict[str, Any]:
+    return {"task": "score", "teacher": to, "answers": [str(member) for member in members], **more}
+
+
+async def run_recipe(recipe: Path, run: Path, *flags: object, seconds: float = 60) -> Ended:
+    return await distill("run", recipe, "--run", run, "--quiet", *flags, seconds=seconds)
+
+
+def export(run: Path, format: str = "alpaca", stage: str | None = None, min_margin: float = 0.0) -> list[Row]:
+    """A stage's data set, as rows; in this process, which is quicker than another."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "out.jsonl"
+        run_export(run, format, out, stage, "stop,length", min_margin)
+        return [json.loads(line) for line in out.read_bytes().splitlines()]
+
+
+def files_of(run: Path) -> dict[str, int]:
+    """When each file of a run folder was written."""
+    return {path.name: path.stat().st_mtime_ns for path in run.iterdir()} if run.exists() else {}
+
+
+def stage_told(run: Path, name: str) -> dict[str, Any]:
+    """One stage as `status --json` has it."""
+    reader = connect_reader(run)
+    try:
+        return stage_status(reader, stage_of(run, name)[0])
+    finally:
+        reader.close()
+
+
+def write_bare(folder: Path) -> str:
+    """A prompt that is the instruction alone, beside the recipe."""
+    (folder / "bare.txt").write_text("{instruction}")
+    return "bare.txt"

@@ -1,0 +1,385 @@
+"""Stages run together: at the same time, in any order of answers, to the same data set."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+from cli import Row, belongs, distill, ledger, rows, until, write_pool
+from judging import Judge
+from provider import Config, Provider
+from recipe_files import (
+    after,
+    export,
+    files_of,
+    generate,
+    run_recipe,
+    score,
+    stage_told,
+    teacher,
+    write_bare,
+    write_recipe,
+)
+from scripted import completion, scripted
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    return tmp_path / "run"
+
+
+def whole(run: Path) -> None:
+    assert ledger(run, "SELECT ifnull(max(id), 0) = count(*) FROM requests") == [(1,)]
+    assert ledger(run, "PRAGMA integrity_check") == [("ok",)]
+    assert ledger(run, "PRAGMA foreign_key_check") == []
+
+
+def positions(run: Path, name: str) -> list[int]:
+    sql = "SELECT position FROM samples a JOIN stages s ON s.id = a.stage WHERE s.name = ? ORDER BY 1"
+    return [position for (position,) in ledger(run, sql, name)]
+
+
+def json_of(out: str) -> dict[str, Any]:
+    found: dict[str, Any] = orjson.loads(out)
+    return found
+
+
+async def test_a_later_stage_asks_before_the_earlier_one_has_all_its_answers(
+    tmp_path: Path, run: Path
+) -> None:
+    judge, pool = Judge(), write_pool(tmp_path / "pool.jsonl", rows(20))
+    judge.hold["row 13"] = asyncio.Event()
+    async with scripted(judge.answer) as url:
+        tables = {
+            "teacher.t": teacher(url),
+            "stage.a": generate(pool),
+            "stage.b": after("a"),
+            "stage.c": after("b"),
+        }
+        ended = asyncio.ensure_future(run_recipe(write_recipe(tmp_path, tables), run))
+        await until(lambda: judge.count("After b.") == 19)  # all but the one that is held
+        judge.hold["row 13"].set()
+        assert (await ended).code == 0
+    assert len(judge.asked) == 60
+    for name in "abc":
+        assert positions(run, name) == list(range(20))
+    exported = export(run, stage="c")
+    assert [row["instruction"] for row in exported] == [row["instruction"] for row in rows(20)]
+    assert all(row["output"].startswith("<After b.|") for row in exported)
+    whole(run)
+
+
+async def test_the_limits_of_different_teachers_are_used_at_the_same_time(tmp_path: Path, run: Path) -> None:
+    first, second = Judge(), Judge()
+    pool = write_pool(tmp_path / "pool.jsonl", rows(6))
+    first.hold["row"], second.hold["row"] = asyncio.Event(), asyncio.Event()
+    async with scripted(first.answer) as one, scripted(second.answer) as two:
+        tables = {
+            "teacher.one": teacher(one),
+            "teacher.two": teacher(two, model="gpt-4o"),
+            "stage.a": generate(pool, "one"),
+            "stage.b": generate(pool, "two"),
+            "stage.s": score("a", "b", to="two"),
+        }
+        ended = asyncio.ensure_future(run_recipe(write_recipe(tmp_path, tables), run))
+        await until(lambda: first.asked and second.asked)
+        second.hold["row"].set()
+        await until(lambda: len(second.asked) == 6)
+        assert second.count("### Answer 1") == 0  # of both, both must have answered
+        first.hold["row"].set()
+        assert (await ended).code == 0
+    assert second.count("### Answer 1") == 6
+    whole(run)
+
+
+async def graph(folder: Path, run: Path, pool: Path, **config: Any) -> tuple[list[list[Row]], Counter[str]]:
+    """Three exports of a recipe that ran at a provider with such faults, and how often it was billed."""
+    async with Provider(Config(**config)).running() as p:
+        tables = {
+            "teacher.t": teacher(p.base_url, concurrency=24),
+            "stage.a": generate(pool),
+            "stage.b": after("a"),
+            "stage.c": after("b", samples=2),
+            "stage.s": {**score("a", "b", "c"), "attempts_parse": 0},
+        }
+        ended = await run_recipe(write_recipe(folder, tables), run)
+        assert ended.code == 1, ended.err  # its words are no scores
+        whole(run)
+        billed = Counter({c.question + key: c.billed for key, c in p.counts.contents.items()})
+    assert positions(run, "s") == list(range(60))
+    return [export(run, stage=name) for name in "abc"], billed
+
+
+@pytest.mark.slow
+async def test_the_result_is_the_same_bytes_whatever_the_timing(tmp_path: Path) -> None:
+    pool = write_pool(tmp_path / "pool.jsonl", [*rows(50), *rows(10)])
+    quiet, billed = await graph(tmp_path, tmp_path / "quiet", pool)
+    faults = {"p_500": 0.1, "p_503": 0.05, "p_reset_before": 0.05, "p_429": 0.05, "latency": 0.02}
+    noisy, again = await graph(tmp_path, tmp_path / "noisy", pool, latency_sigma=1.5, **faults)
+    assert quiet == noisy
+    assert billed == again
+    assert {len(exported) for exported in quiet} == {60, 120}
+
+
+async def test_the_same_request_of_two_stages_is_asked_once_and_later_stages_see_it(
+    tmp_path: Path, run: Path
+) -> None:
+    judge = Judge()
+    long, short = write_pool(tmp_path / "a.jsonl", rows(30)), write_pool(tmp_path / "b.jsonl", rows(9)[4:])
+    judge.hold["row 7"] = asyncio.Event()
+    async with scripted(judge.answer) as url:
+        tables = {
+            "teacher.t": teacher(url),
+            "stage.a": generate(long),
+            "stage.b": generate(short),
+            "stage.c": after("b"),
+        }
+        ended = asyncio.ensure_future(run_recipe(write_recipe(tmp_path, tables), run, "--json"))
+        await until(lambda: judge.count("After b.") == 4)
+        judge.hold["row 7"].set()
+        told = await ended
+    assert told.code == 0, told.err
+    assert len(judge.asked) == 30 + 5
+    found = json_of(told.out)["stages"]
+    assert {name: (found[name]["done"], found[name]["total"]) for name in "abc"} == {
+        "a": (30, 30), "b": (5, 5), "c": (5, 5),
+    }  # fmt: skip
+    whole(run)
+
+
+async def test_what_a_stage_was_to_ask_for_two_fails_for_both(tmp_path: Path, run: Path) -> None:
+    judge, pool = Judge(), write_pool(tmp_path / "pool.jsonl", rows(5))
+    judge.refuse.add("row 3")
+    async with scripted(judge.answer) as url:
+        tables = {"teacher.t": teacher(url), "stage.a": generate(pool), "stage.b": generate(pool)}
+        ended = await run_recipe(write_recipe(tmp_path, tables), run, "--json")
+    assert ended.code == 1
+    assert len(judge.asked) == 5
+    found = json_of(ended.out)["stages"]
+    assert [(s["done"], sum(s["failed"].values())) for s in found.values()] == [(4, 1), (4, 1)]
+
+
+async def test_a_row_that_failed_makes_no_row_and_after_retry_it_does(tmp_path: Path, run: Path) -> None:
+    judge, pool = Judge(), write_pool(tmp_path / "pool.jsonl", rows(6))
+    judge.refuse.add("row 2")
+    async with scripted(judge.answer) as url:
+        recipe = write_recipe(
+            tmp_path,
+            {
+                "teacher.t": teacher(url),
+                "stage.a": generate(pool),
+                "stage.b": after("a"),
+                "stage.s": score("a", "b"),
+            },
+        )
+        assert (await run_recipe(recipe, run)).code == 1
+        assert positions(run, "b") == positions(run, "s") == [0, 1, 3, 4, 5]
+        judge.refuse.clear()
+        assert (await distill("retry", run)).code == 0
+        asked = len(judge.asked)
+        assert (await run_recipe(recipe, run)).code == 0
+        assert len(judge.asked) == asked + 3
+        assert positions(run, "b") == positions(run, "s") == list(range(6))
+        assert [row["instruction"] for row in export(run, stage="b")] == [
+            row["instruction"] for row in rows(6)
+        ]
+    whole(run)
+
+
+async def test_truncated_answers_go_on_and_filtered_or_empty_ones_do_not(tmp_path: Path, run: Path) -> None:
+    judge, pool = Judge(), write_pool(tmp_path / "pool.jsonl", rows(4))
+
+    def says(text: str) -> bytes | None:
+        if "row 1" in text:
+            return completion("Cut off", finish_reason="length")
+        return completion("", finish_reason="content_filter") if "row 2" in text else None
+
+    judge.says = says
+    async with scripted(judge.answer) as url:
+        tables = {"teacher.t": teacher(url), "stage.a": generate(pool), "stage.b": after("a")}
+        assert (await run_recipe(write_recipe(tmp_path, tables), run)).code == 0
+    assert positions(run, "b") == [0, 1, 3]
+    assert stage_told(run, "b")["total"] == 3
+
+
+async def test_other_settings_upstream_leave_nothing_of_the_old_answers(tmp_path: Path, run: Path) -> None:
+    judge, pool = Judge(), write_pool(tmp_path / "pool.jsonl", rows(40))
+
+    def says(text: str) -> str | None:
+        return f"Old {text}" if len(judge.asked) <= before else None
+
+    before, judge.says = 120, says
+    async with scripted(judge.answer) as url:
+
+        def recipe(temperature: float) -> Path:
+            tables = {
+                "teacher.t": teacher(url),
+                "stage.a": generate(pool, temperature=temperature),
+                "stage.b": {"task": "generate", "teacher": "t", "from": "a", "system": "B."},
+                "stage.s": score("a", "b", attempts_parse=0),
+            }
+            return write_recipe(tmp_path, tables)
+
+        assert (await run_recipe(recipe(1.0), run)).code == 1  # "Old …" is no score
+        assert len(judge.asked) == 120
+        judge.refuse.add("row 17")
+        judge.hold["row 3."] = asyncio.Event()
+        ended = asyncio.ensure_future(run_recipe(recipe(0.5), run))
+        await until(lambda: judge.count("### Answer 1") >= 40 + 38)
+        judge.hold["row 3."].set()
+        assert (await ended).code == 1
+    scored = [text for _, text in judge.asked[120:] if "### Answer 1" in text]
+    assert len(scored) == 39
+    assert all("|0.5|" in text for text in scored)  # its answer, not the old one
+    assert positions(run, "s") == positions(run, "b") == [n for n in range(40) if n != 17]
+    assert "Old" not in str([row["output"] for row in export(run, stage="a")])
+
+
+async def test_a_pool_may_grow_shrink_and_be_reordered_between_runs(tmp_path: Path, run: Path) -> None:
+    judge, pool = Judge(), tmp_path / "pool.jsonl"
+    async with scripted(judge.answer) as url:
+        tables = {
+            "teacher.t": teacher(url),
+            "stage.a": generate(pool),
+            "stage.b": after("a"),
+            "stage.s": score("a", "b"),
+        }
+        recipe = write_recipe(tmp_path, tables)
+        orders = [range(10), range(14), [*range(13, 3, -1)], [2, 2, 9, 0], [*range(4), 20]]
+        seen: set[int] = set()
+        for order in orders:
+            write_pool(pool, ({"instruction": f"Tell me of {n}."} for n in order))
+            seen.update(order)
+            assert (await run_recipe(recipe, run)).code == 0
+            assert len(judge.asked) == 3 * len(seen)
+            for name in "ab":
+                exported = export(run, stage=name)
+                assert [row["instruction"] for row in exported] == [f"Tell me of {n}." for n in order]
+            lines = export(run, stage="s", format="scores")
+            assert [line["prompt"] for line in lines] == [f"Tell me of {n}." for n in order]
+        whole(run)
+
+
+async def test_a_limit_takes_the_first_rows_of_the_pool_whichever_are_answered_first(
+    tmp_path: Path, run: Path
+) -> None:
+    judge, pool = Judge(), write_pool(tmp_path / "pool.jsonl", rows(12))
+    judge.hold["row 1."] = asyncio.Event()
+    async with scripted(judge.answer) as url:
+        tables = {
+            "teacher.t": teacher(url),
+            "stage.a": generate(pool),
+            "stage.b": after("a", limit=4),
+            "stage.s": score("a", "b", limit=3),
+        }
+        ended = asyncio.ensure_future(run_recipe(write_recipe(tmp_path, tables), run))
+        await until(lambda: judge.count("row") >= 12 + 3 + 2)
+        judge.hold["row 1."].set()
+        assert (await ended).code == 0
+    assert positions(run, "b") == [0, 1, 2, 3]
+    assert positions(run, "s") == [0, 1, 2]
+
+
+async def test_a_row_of_a_stage_is_joined_with_a_file_by_its_prompt(tmp_path: Path, run: Path) -> None:
+    judge, pool = Judge(), write_pool(tmp_path / "pool.jsonl", rows(5))
+    folder = tmp_path / "data"
+    folder.mkdir()
+    write_pool(folder / "vicuna.jsonl", ({**row, "output": f"V {n}"} for n, row in enumerate(rows(4))))
+    async with scripted(judge.answer) as url:
+        judging = {"task": "judge", "teacher": "t", "answers": "a", "against": "data/vicuna.jsonl"}
+        tables = {
+            "teacher.t": teacher(url),
+            "stage.a": generate("pool.jsonl", prompt=write_bare(tmp_path)),
+            "stage.s": score("data/vicuna.jsonl", "a", seed=3),
+            "stage.j": {**judging, "both_orders": True, "attempts_parse": 0},
+        }
+        ended = await run_recipe(write_recipe(tmp_path, tables), run)
+        assert ended.code == 0, ended.err
+    assert pool.parent == tmp_path
+    assert positions(run, "s") == [0, 1, 2, 3]
+    assert positions(run, "j") == list(range(8))
+    for line in export(run, stage="s", format="scores"):
+        assert [answer["model"] for answer in line["answers"]] == ["vicuna", "a"]
+
+
+async def test_only_a_stage_runs_when_what_it_reads_has_run(tmp_path: Path, run: Path) -> None:
+    judge, pool = Judge(), write_pool(tmp_path / "pool.jsonl", rows(6))
+    async with scripted(judge.answer) as url:
+
+        def recipe(temperature: float = 1.0) -> Path:
+            tables = {
+                "teacher.t": teacher(url),
+                "stage.a": generate(pool, temperature=temperature),
+                "stage.b": after("a"),
+            }
+            return write_recipe(tmp_path, tables)
+
+        ended = await run_recipe(recipe(), run, "--only", "b")
+        assert (ended.code, judge.asked) == (2, [])
+        assert "reads stage 'a', which has not run" in ended.err
+        ended = await run_recipe(recipe(), run, "--only", "x")
+        assert (ended.code, judge.asked) == (2, [])
+        assert "no such stage; there are a, b" in ended.err
+        assert (await run_recipe(recipe(), run, "--only", "a")).code == 0
+        assert len(judge.asked) == 6
+        stale = await run_recipe(recipe(0.5), run, "--only", "b")
+        assert (stale.code, len(judge.asked)) == (2, 6)
+        assert re.search(r"recipe.toml, line \d+: stage.a: it has answers to other settings", stale.err)
+        assert (await run_recipe(recipe(), run, "--only", "b")).code == 0
+        assert len(judge.asked) == 12
+        assert (await run_recipe(recipe(), run)).code == 0
+        assert len(judge.asked) == 12
+
+
+async def test_json_is_one_object_and_exit_codes_are_the_weightiest(tmp_path: Path, run: Path) -> None:
+    async with Provider(Config(poison="row 1")).running() as p:
+        pool = write_pool(tmp_path / "pool.jsonl", rows(4))
+        tables = {"teacher.t": teacher(p.base_url), "stage.a": generate(pool), "stage.b": after("a")}
+        ended = await run_recipe(write_recipe(tmp_path, tables), run, "--json")
+    assert ended.code == 1
+    found = json_of(ended.out)["stages"]
+    assert found["a"]["failed"] == {"bad_request": 1}
+    assert found["a"]["exit_code"] == 1
+    assert found["b"] == {
+        "done": 3, "total": 3, "failed": {}, "outcomes": {"stop": 3}, "cost_usd": 0.0, "exit_code": 0,
+    }  # fmt: skip
+    exported = export(run, stage="b")
+    assert all(not belongs(row["output"], "another") for row in exported)
+
+
+async def test_a_pool_without_a_usable_row_is_bad_input(tmp_path: Path, run: Path) -> None:
+    judge, pool = Judge(), tmp_path / "pool.jsonl"
+    pool.write_text("[]\n")
+    async with scripted(judge.answer) as url:
+        tables = {"teacher.t": teacher(url), "stage.a": generate(pool), "stage.b": after("a")}
+        ended = await run_recipe(write_recipe(tmp_path, tables), run)
+    assert (ended.code, judge.asked) == (2, [])
+    assert "no usable row" in ended.err
+
+
+async def test_a_teacher_that_the_recipe_would_serve_need_not_run_for_a_plan_or_for_other_stages(
+    tmp_path: Path, run: Path
+) -> None:
+    pool = write_pool(tmp_path / "pool.jsonl", rows(3))
+    scored = {**score("a", "b", to="served")}
+    async with scripted(Judge().answer) as url:
+        tables = {
+            "teacher.served": {"serve": "scripted"},
+            "teacher.t": teacher(url),
+            "stage.a": generate(pool),
+            "stage.b": after("a"),
+            "stage.s": scored,
+        }
+        recipe = write_recipe(tmp_path, tables)
+        planned = await distill("run", recipe, "--run", run, "--dry-run", "--json")
+        assert planned.code == 0, planned.err
+        assert files_of(run) == {}
+        assert json_of(planned.out)["stages"]["s"]["requests"] == 3
+        assert (await run_recipe(recipe, run, "--only", "a", "--only", "b")).code == 0
+        again = await distill("run", recipe, "--run", run, "--dry-run", "--json", "--only", "s")
+        assert again.code == 0, again.err
