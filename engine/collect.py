@@ -8,9 +8,10 @@ from random import Random
 
 from engine.estimate import Estimate, Limits, Range, Survey, Surveyed, estimate, extrapolated, survey
 from engine.feed import Numbered, Plan
+from engine.job import Job, Result, StageJob
 from engine.prices import FREE
 from engine.roles import plan_of
-from engine.session import Job, Result, StageJob, run_job
+from engine.session import run_job
 from engine.settings import MOST_CONCURRENT, Settings
 from engine.show import print_estimate, print_result
 from engine.terminal import dollars

@@ -11,9 +11,10 @@ import orjson
 from engine.collect import SURVEY_SECONDS, ask_leave_for, estimate_pool, known_keys, sum_of
 from engine.estimate import Estimate
 from engine.graph import Graph, Served
+from engine.job import Job, Result, StageJob
 from engine.recipe import Recipe, load
 from engine.serving import served
-from engine.session import Job, Result, StageJob, run_job
+from engine.session import run_job
 from engine.settings import Settings
 from engine.show import print_plan, print_results
 from store.errors import UsageError

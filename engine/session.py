@@ -9,36 +9,25 @@ import contextlib
 import json
 import resource
 import signal
-import sqlite3
 import time
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engine import metrics, progress
-from engine.asking import Asker, Terms
-from engine.breaker import Breaker
+from engine.assembly import Stage, begin, concurrency_of, micro, remember_day, teacher_of
 from engine.budget import Budget
-from engine.client import Client
-from engine.concurrency import Adaptive, Gate
 from engine.crowd import Crowd
-from engine.endpoints import Endpoint, Teacher
+from engine.endpoints import Teacher
 from engine.errors import RunStopped
-from engine.estimate import Estimate
-from engine.feed import Feed, FeedThread, Plan, Rows
-from engine.intake import Intake
-from engine.limits import Limiter
-from engine.prices import FREE
-from engine.runner import DRAIN_SECONDS, OUTSTANDING, Interrupted, Runner
+from engine.feed import FeedThread
+from engine.job import Job, Result, StageJob
+from engine.runner import DRAIN_SECONDS, Interrupted, Runner
 from engine.settings import MOST_CONCURRENT, Server, Settings
-from engine.state import RunState
-from store.batches import has_batches
-from store.errors import DiskFull, DistillError, PoolError
+from store.errors import DiskFull, PoolError
 from store.folder import LEDGER, make_reserve
-from store.index import KeyIndex
 from store.ledger import Ledger
-from store.read import account, connect_reader, day_usage, stage_account
+from store.read import account, connect_reader
 from store.schema import STAGE_SHIFT
 
 if TYPE_CHECKING:
@@ -50,72 +39,20 @@ BYTES_A_TOKEN, REPLY_BYTES, RESERVE_FACTOR = 6, 8192, 2
 SPARE_FILES = 64
 
 
-@dataclass(frozen=True, slots=True)
-class StageJob:
-    """One stage: what is asked, of which rows. `after`: the stages whose answers they are made of,
-    which may run at the same time; `cap`: dollars for this stage alone."""
-
-    settings: Settings
-    plan: Plan
-    rows: Rows
-    estimate: Estimate | None = None
-    after: tuple[str, ...] = ()
-    cap: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Job:
-    """Stages to run in a folder that this process holds; `cap`: dollars for the whole folder, and
-    `knob`: what the user turns to raise it."""
-
-    stages: Sequence[StageJob]
-    run: Path
-    index: KeyIndex
-    cap: float | None
-    quiet: bool
-    metrics_port: int | None = None
-    knob: str = "--budget"
-
-
-@dataclass(frozen=True, slots=True)
-class Result:
-    """How a stage ended: counts, exit code, and the reason if it ended early."""
-
-    state: RunState
-    exit_code: int
-    stopped: DistillError | None
-    utilisation: dict[str, float | None]
-    seconds: float
-
-
-@dataclass(eq=False)
-class _Stage:
-    """A stage that runs."""
-
-    job: StageJob
-    number: int
-    run: int
-    runner: "Runner | Batches"
-    view: progress.View
-    started: float = field(default_factory=time.monotonic)
-    stopped: DistillError | None = None
-    result: Result | None = None
-
-
 def run_job(job: Job) -> list[Result]:
     """Runs a job on an event loop of its own (uvloop); a result for each stage."""
     import uvloop
 
-    _raise_file_limit(sum(_concurrency(server) for servers in _servers(job).values() for server in servers))
+    _raise_file_limit(sum(concurrency_of(server) for servers in _servers(job).values() for server in servers))
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(_run(job))
 
 
 async def _run(job: Job) -> list[Result]:
     each = max(_reply_bytes(stage.settings) for stage in job.stages)
-    wanted = sum(_concurrency(server) for servers in _servers(job).values() for server in servers)
+    wanted = sum(concurrency_of(server) for servers in _servers(job).values() for server in servers)
     share = min(1.0, make_reserve(job.run, wanted * each) / (wanted * each))
-    running: list[_Stage] = []
+    running: list[Stage] = []
 
     def on_full() -> None:
         for stage in running:
@@ -131,10 +68,6 @@ async def _run(job: Job) -> list[Result]:
 
 def _reply_bytes(settings: Settings) -> int:
     return RESERVE_FACTOR * (settings.sent_max_tokens() * BYTES_A_TOKEN + REPLY_BYTES)
-
-
-def _concurrency(server: Server) -> int:
-    return server.concurrency or MOST_CONCURRENT
 
 
 def _teacher_of(stage: StageJob) -> str:
@@ -154,11 +87,11 @@ def _disk_full(run: Path) -> DiskFull:
 
 
 async def _run_with(
-    job: Job, ledger: Ledger, running: list[_Stage], share: float, board: metrics.Board
+    job: Job, ledger: Ledger, running: list[Stage], share: float, board: metrics.Board
 ) -> list[Result]:
     """`share` of the requests in flight that were wanted: what the reserve could take in."""
     reader = connect_reader(job.run)
-    budget, crowd = Budget(_micro(job.cap), *account(reader), knob=job.knob), Crowd()
+    budget, crowd = Budget(micro(job.cap), *account(reader), knob=job.knob), Crowd()
     async with contextlib.AsyncExitStack() as stack:
         thread = FeedThread(job.run, job.index)
         stack.callback(thread.close)
@@ -166,9 +99,9 @@ async def _run_with(
         for each in job.stages:
             name = _teacher_of(each)
             if name not in teachers:
-                teachers[name] = await _teacher(each.settings, ledger, stack, share)
-                _remember_day(teachers[name], reader)
-            running.append(await _begin(each, job, ledger, teachers[name], budget, thread, crowd, stack))
+                teachers[name] = await teacher_of(each.settings, ledger, stack, share)
+                remember_day(teachers[name], reader)
+            running.append(await begin(each, job, ledger, teachers[name], budget, thread, crowd, stack))
         reader.close()
         for stage in running:
             settings = stage.job.settings
@@ -184,111 +117,7 @@ async def _run_with(
     return [stage.result for stage in running if stage.result]
 
 
-def _micro(dollars: float | None) -> int | None:
-    return None if dollars is None else round(dollars * 1e6)
-
-
-async def _teacher(
-    settings: Settings, ledger: Ledger, stack: contextlib.AsyncExitStack, share: float
-) -> Teacher:
-    endpoints = []
-    for server in settings.servers():
-        most = max(1, int(share * _concurrency(server)))
-        key = server.api_key.get_secret_value() if server.api_key else None
-        client = Client(server.base_url, key, most, settings.timeout, server.proxy)
-        limiter = Limiter(server.rpm, server.tpm, server.rpd, server.tpd)
-        gate = Gate(most)
-        endpoint = Endpoint(
-            ledger.endpoint(server.base_url),
-            server.base_url,
-            settings.price_of(server) or FREE,  # an unknown price, once agreed to, is booked as zero
-            await stack.enter_async_context(client),
-            limiter,
-            Breaker(settings.give_up, OUTSTANDING * most),
-            gate,
-            most,
-        )
-        if server.concurrency is None and not limiter.knows_limits:
-            endpoint.adaptive = Adaptive(gate, most)
-        endpoints.append(endpoint)
-    return Teacher(endpoints)
-
-
-async def _begin(
-    job: StageJob,
-    whole: Job,
-    ledger: Ledger,
-    teacher: Teacher,
-    budget: Budget,
-    thread: FeedThread,
-    crowd: Crowd,
-    stack: contextlib.AsyncExitStack,
-) -> _Stage:
-    """Opens the stage and its run in the ledger, and puts its parts together."""
-    settings, state = job.settings, RunState()
-    shown = {**settings.public(), "pool": job.rows.source}
-    number, run = ledger.begin(settings.stage, settings.task, settings.samples, shown)
-    _note_estimate(job, ledger, state, number, run)
-    if job.cap is not None:
-        knob = f"budget of stage '{settings.stage}'"
-        budget = Budget(_micro(job.cap), *stage_account(ledger.run, number), above=budget, knob=knob)
-    intake = Intake(ledger, number, state, job.plan, thread.known.index, crowd)
-    intake.feed = Feed(job.rows, job.plan, number, thread, intake.place)
-    view = progress.View(settings.stage, state, teacher, budget)
-    if settings.batch or has_batches(whole.run, number):
-        from engine.batch_session import batches_of  # the openai package takes a second to load
-
-        batches = await stack.enter_async_context(
-            batches_of(settings, whole.run, whole.quiet, intake, run, budget)
-        )
-        if settings.batch:
-            return _Stage(job, number, run, batches, view)
-        await batches.settle()
-    return _Stage(job, number, run, _online(job, run, intake, teacher, budget), view)
-
-
-def _online(job: StageJob, run: int, intake: Intake, teacher: Teacher, budget: Budget) -> Runner:
-    runner = Runner(intake, teacher, sum(endpoint.most for endpoint in teacher.endpoints))
-    settings = job.settings
-    terms = Terms(run, intake.stage, settings.attempts, settings.attempts_parse, job.plan.task.check)
-    for endpoint in teacher.endpoints:
-        runner.askers[endpoint] = Asker(
-            terms,
-            intake.ledger,
-            endpoint,
-            budget,
-            job.plan.tokenizer,
-            intake.state,
-            lambda: runner.is_stopped,
-        )
-    return runner
-
-
-def _note_estimate(job: StageJob, ledger: Ledger, state: RunState, stage: int, run: int) -> None:
-    told = job.estimate
-    if told is None or job.plan.only is not None:
-        return
-    state.total = (told.requests + told.already_answered) or None
-    state.stored = told.already_answered
-    ledger.note("UPDATE runs SET estimate = ? WHERE id = ?", json.dumps(told.as_json()), run)
-    if not job.settings.limit:
-        state.total = told.rows * job.settings.samples
-        ledger.note("UPDATE stages SET total = ? WHERE id = ?", state.total, stage)
-
-
-def _remember_day(teacher: Teacher, reader: sqlite3.Connection) -> None:
-    """What earlier runs used of the daily limits; wall-clock ages become loop times."""
-    loop_now, now = asyncio.get_running_loop().time(), time.time()
-    for endpoint in teacher.endpoints:
-        limiter = endpoint.limiter
-        if limiter.day_requests.limit is None and limiter.day_tokens.limit is None:
-            continue
-        for at, requests, tokens in day_usage(reader, now - 86400, endpoint.number):
-            limiter.day_requests.add(requests, loop_now - max(0.0, now - at))
-            limiter.day_tokens.add(tokens, loop_now - max(0.0, now - at))
-
-
-def _connect(running: Sequence[_Stage]) -> None:
+def _connect(running: Sequence[Stage]) -> None:
     """Tells the rows of later stages how far the earlier ones are."""
     by_name = {stage.job.settings.stage: stage.runner.intake for stage in running}
     for stage in running:
@@ -299,7 +128,7 @@ def _connect(running: Sequence[_Stage]) -> None:
                 stage.job.rows.follow(name, by_name[name])
 
 
-async def _watched(running: Sequence[_Stage], ledger: Ledger, quiet: bool) -> None:
+async def _watched(running: Sequence[Stage], ledger: Ledger, quiet: bool) -> None:
     """Runs the stages under the signals and the display."""
     views = [stage.view for stage in running]
 
@@ -322,7 +151,7 @@ async def _watched(running: Sequence[_Stage], ledger: Ledger, quiet: bool) -> No
             await shown
 
 
-async def _run_stage(stage: _Stage) -> None:
+async def _run_stage(stage: Stage) -> None:
     try:
         await stage.runner.run()
     except (RunStopped, DiskFull, PoolError) as reason:
@@ -363,7 +192,7 @@ async def _signals(runners: Sequence["Runner | Batches"]) -> AsyncIterator[None]
             loop.remove_signal_handler(number)
 
 
-def _close_books(stage: _Stage, ledger: Ledger, is_whole: bool) -> None:
+def _close_books(stage: Stage, ledger: Ledger, is_whole: bool) -> None:
     """Totals and the end of the run. Places of rows that the pool no longer has are forgotten
     (their answers are kept) when the whole of it was seen."""
     result, settings, number = stage.result, stage.job.settings, stage.number

@@ -10,8 +10,8 @@ from rich.table import Table
 from rich.text import Text
 
 from engine.estimate import Estimate, Range
+from engine.job import Result, StageJob
 from engine.prices import Price
-from engine.session import Result, StageJob
 from engine.settings import Settings
 from engine.terminal import dollars, duration, percent, plain, tell
 

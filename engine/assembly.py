@@ -1,0 +1,158 @@
+"""Puts the parts of a stage together: its teacher's servers, its rows, whoever asks.
+
+Decides nothing itself. The parts know each other by what they are given here.
+"""
+
+import asyncio
+import contextlib
+import json
+import sqlite3
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from engine import progress
+from engine.asking import Asker, Terms
+from engine.breaker import Breaker
+from engine.budget import Budget
+from engine.client import Client
+from engine.concurrency import Adaptive, Gate
+from engine.crowd import Crowd
+from engine.endpoints import Endpoint, Teacher
+from engine.feed import Feed, FeedThread
+from engine.intake import Intake
+from engine.job import Job, Result, StageJob
+from engine.limits import Limiter
+from engine.prices import FREE
+from engine.runner import OUTSTANDING, Runner
+from engine.settings import MOST_CONCURRENT, Server, Settings
+from engine.state import RunState
+from store.batches import has_batches
+from store.errors import DistillError
+from store.ledger import Ledger
+from store.read import day_usage, stage_account
+
+if TYPE_CHECKING:
+    from engine.batches import Batches
+
+
+@dataclass(eq=False)
+class Stage:
+    """A stage that runs."""
+
+    job: StageJob
+    number: int
+    run: int
+    runner: "Runner | Batches"
+    view: progress.View
+    started: float = field(default_factory=time.monotonic)
+    stopped: DistillError | None = None
+    result: Result | None = None
+
+
+def micro(dollars: float | None) -> int | None:
+    return None if dollars is None else round(dollars * 1e6)
+
+
+def concurrency_of(server: Server) -> int:
+    return server.concurrency or MOST_CONCURRENT
+
+
+async def teacher_of(
+    settings: Settings, ledger: Ledger, stack: contextlib.AsyncExitStack, share: float
+) -> Teacher:
+    endpoints = []
+    for server in settings.servers():
+        most = max(1, int(share * concurrency_of(server)))
+        key = server.api_key.get_secret_value() if server.api_key else None
+        client = Client(server.base_url, key, most, settings.timeout, server.proxy)
+        limiter = Limiter(server.rpm, server.tpm, server.rpd, server.tpd)
+        gate = Gate(most)
+        endpoint = Endpoint(
+            ledger.endpoint(server.base_url),
+            server.base_url,
+            settings.price_of(server) or FREE,  # an unknown price, once agreed to, is booked as zero
+            await stack.enter_async_context(client),
+            limiter,
+            Breaker(settings.give_up, OUTSTANDING * most),
+            gate,
+            most,
+        )
+        if server.concurrency is None and not limiter.knows_limits:
+            endpoint.adaptive = Adaptive(gate, most)
+        endpoints.append(endpoint)
+    return Teacher(endpoints)
+
+
+async def begin(
+    job: StageJob,
+    whole: Job,
+    ledger: Ledger,
+    teacher: Teacher,
+    budget: Budget,
+    thread: FeedThread,
+    crowd: Crowd,
+    stack: contextlib.AsyncExitStack,
+) -> Stage:
+    """Opens the stage and its run in the ledger, and puts its parts together."""
+    settings, state = job.settings, RunState()
+    shown = {**settings.public(), "pool": job.rows.source}
+    number, run = ledger.begin(settings.stage, settings.task, settings.samples, shown)
+    _note_estimate(job, ledger, state, number, run)
+    if job.cap is not None:
+        knob = f"budget of stage '{settings.stage}'"
+        budget = Budget(micro(job.cap), *stage_account(ledger.run, number), above=budget, knob=knob)
+    intake = Intake(ledger, number, state, job.plan, thread.known.index, crowd)
+    intake.feed = Feed(job.rows, job.plan, number, thread, intake.place)
+    view = progress.View(settings.stage, state, teacher, budget)
+    if settings.batch or has_batches(whole.run, number):
+        from engine.batch_session import batches_of  # the openai package takes a second to load
+
+        batches = await stack.enter_async_context(
+            batches_of(settings, whole.run, whole.quiet, intake, run, budget)
+        )
+        if settings.batch:
+            return Stage(job, number, run, batches, view)
+        await batches.settle()
+    return Stage(job, number, run, _online(job, run, intake, teacher, budget), view)
+
+
+def _online(job: StageJob, run: int, intake: Intake, teacher: Teacher, budget: Budget) -> Runner:
+    runner = Runner(intake, teacher, sum(endpoint.most for endpoint in teacher.endpoints))
+    settings = job.settings
+    terms = Terms(run, intake.stage, settings.attempts, settings.attempts_parse, job.plan.task.check)
+    for endpoint in teacher.endpoints:
+        runner.askers[endpoint] = Asker(
+            terms,
+            intake.ledger,
+            endpoint,
+            budget,
+            job.plan.tokenizer,
+            intake.state,
+            lambda: runner.is_stopped,
+        )
+    return runner
+
+
+def _note_estimate(job: StageJob, ledger: Ledger, state: RunState, stage: int, run: int) -> None:
+    told = job.estimate
+    if told is None or job.plan.only is not None:
+        return
+    state.total = (told.requests + told.already_answered) or None
+    state.stored = told.already_answered
+    ledger.note("UPDATE runs SET estimate = ? WHERE id = ?", json.dumps(told.as_json()), run)
+    if not job.settings.limit:
+        state.total = told.rows * job.settings.samples
+        ledger.note("UPDATE stages SET total = ? WHERE id = ?", state.total, stage)
+
+
+def remember_day(teacher: Teacher, reader: sqlite3.Connection) -> None:
+    """What earlier runs used of the daily limits; wall-clock ages become loop times."""
+    loop_now, now = asyncio.get_running_loop().time(), time.time()
+    for endpoint in teacher.endpoints:
+        limiter = endpoint.limiter
+        if limiter.day_requests.limit is None and limiter.day_tokens.limit is None:
+            continue
+        for at, requests, tokens in day_usage(reader, now - 86400, endpoint.number):
+            limiter.day_requests.add(requests, loop_now - max(0.0, now - at))
+            limiter.day_tokens.add(tokens, loop_now - max(0.0, now - at))
