@@ -23,6 +23,7 @@ from store.index import KeyIndex
 from store.ledger import connect_writer
 from store.read import answered, connect_reader, has_other_plan, stages
 
+DRY_SECONDS = 5.0  # of counting for each stage; what is not counted by then is extrapolated
 UNSERVED = ("http://127.0.0.1:0/v1", "served")  # of a teacher that a dry run need not start
 
 
@@ -41,7 +42,7 @@ def run_recipe(
     recipe = load(file)
     chosen = _chosen(recipe, run, only)
     if dry_run:
-        planned = _plan(Graph(recipe, _unserved(recipe)), chosen, run, known_keys(run), None, asks=False)
+        planned = _plan(Graph(recipe, _unserved(recipe)), chosen, run, known_keys(run), DRY_SECONDS, asks=False)
         _show_plan(planned, recipe, as_json)
         return 0
     with held(run):
