@@ -33,7 +33,7 @@ from store.ledger import Ledger
 from store.read import day_usage, stage_account
 
 if TYPE_CHECKING:
-    from engine.batches import Batches
+    from engine.batch.run import Batches
 
 
 @dataclass(eq=False)
@@ -106,7 +106,7 @@ async def begin(
     intake.feed = Feed(job.rows, job.plan, number, thread, intake.place)
     view = progress.View(settings.stage, state, teacher, budget)
     if settings.batch or has_batches(whole.run, number):
-        from engine.batch_session import batches_of  # the openai package takes a second to load
+        from engine.batch.opening import batches_of  # the openai package takes a second to load
 
         batches = await stack.enter_async_context(
             batches_of(settings, whole.run, whole.quiet, intake, run, budget)

@@ -12,7 +12,14 @@ from typing import Any
 
 import orjson
 
-from engine.comparisons import agreed, comparison_line, comparisons, ranking_line, review_line, verdict
+from engine.judging.comparisons import (
+    agreed,
+    comparison_line,
+    comparisons,
+    ranking_line,
+    review_line,
+    verdict,
+)
 from engine.replies import text_of
 from engine.roles import role, settings_of_stage
 from engine.settings import Settings

@@ -42,7 +42,9 @@ def run_recipe(
     recipe = load(file)
     chosen = _chosen(recipe, run, only)
     if dry_run:
-        planned = _plan(Graph(recipe, _unserved(recipe)), chosen, run, known_keys(run), DRY_SECONDS, asks=False)
+        planned = _plan(
+            Graph(recipe, _unserved(recipe)), chosen, run, known_keys(run), DRY_SECONDS, asks=False
+        )
         _show_plan(planned, recipe, as_json)
         return 0
     with held(run):

@@ -31,7 +31,7 @@ from store.read import account, connect_reader
 from store.schema import STAGE_SHIFT
 
 if TYPE_CHECKING:
-    from engine.batches import Batches
+    from engine.batch.run import Batches
 
 # The reserve takes in what is in flight when the disk is full: a reply's text and the JSON around it,
 # twice, for the pages of the write-ahead log.

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, SecretStr
 
-from engine.packing import MOST_REQUESTS
+from engine.batch.packing import MOST_REQUESTS
 from engine.prices import Price, given_price, is_loopback, known_price
 from store.errors import UsageError
 

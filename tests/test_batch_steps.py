@@ -14,11 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ledgers import opened
 
-from engine.batch_api import Remote
-from engine.batch_lines import NotRun, body_of, input_line, read_line
-from engine.batch_steps import best_of, next_step, poll_seconds, refusal, state_of
+from engine.batch.api import Remote
+from engine.batch.lines import NotRun, body_of, input_line, read_line
+from engine.batch.packing import MOST_ALIVE, Limits, Load, Queue, told_limit
+from engine.batch.steps import best_of, next_step, poll_seconds, refusal, state_of
 from engine.errors import BadReply, BatchRefused, QuotaExhausted, RateLimited, RowRefused, ServerFault
-from engine.packing import MOST_ALIVE, Limits, Load, Queue, told_limit
 from engine.replies import Reply
 from store import batches
 from store.batches import BatchRow

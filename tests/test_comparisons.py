@@ -6,7 +6,7 @@ from itertools import permutations
 
 import pytest
 
-from engine.comparisons import (
+from engine.judging.comparisons import (
     agreed,
     comparison_line,
     comparisons,
@@ -14,7 +14,7 @@ from engine.comparisons import (
     review_line,
     verdict,
 )
-from engine.reading import Preference
+from engine.judging.reading import Preference
 from store.records import Contest
 
 ANSWERS = {"a": "An a.", "b": "A b.", "c": "A c.", "d": "A d."}

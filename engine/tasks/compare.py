@@ -3,9 +3,9 @@
 from collections.abc import Callable
 from typing import Any
 
-from engine import reading
+from engine.judging import reading
+from engine.judging.reading import Preference
 from engine.keys import Message
-from engine.reading import Preference
 from engine.tasks.contest import LANGUAGES, check_language, contest_task, question, response_format
 from engine.tasks.task import Prior, Task
 from store.records import Contest

@@ -7,7 +7,7 @@ ask, in our words. `prompt_file.py` gives FastChat's own instead. The same in Ch
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from engine import reading
+from engine.judging import reading
 from engine.keys import Message
 from engine.tasks.contest import (
     LANGUAGES,

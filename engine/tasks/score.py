@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from engine import reading
+from engine.judging import reading
 from engine.keys import Message
 from engine.tasks.contest import (
     LANGUAGES,

@@ -1,6 +1,6 @@
 """Reads a judge's reply: the scores that it gave, or which answer it preferred.
 
-Pure. A reply is read as JSON where there is some, else by its words (engine/wording.py). Where it
+Pure. A reply is read as JSON where there is some, else by its words (engine/judging/wording.py). Where it
 leaves room for doubt the result is None, which is no score: the raw reply is kept, and a better
 reader may be run over it later. Scores are 1-10, halves and other fractions allowed.
 """
@@ -13,8 +13,8 @@ from typing import Any, Literal, cast
 
 import orjson
 
-from engine.labels import labelled, plain, without_thinking
-from engine.wording import Rules, Scores, in_range
+from engine.judging.labels import labelled, plain, without_thinking
+from engine.judging.wording import Rules, Scores, in_range
 
 Preference = Literal["first", "second", "tie"]
 

@@ -9,7 +9,7 @@ validating -> in_progress -> finalizing -> completed     results
 from collections.abc import Sequence
 from typing import Literal
 
-from engine.batch_api import Remote
+from engine.batch.api import Remote
 from engine.errors import AskError, BatchRefused, ConnectionLost, QuotaExhausted, RunStopped
 from store.batches import BatchRow
 

@@ -5,16 +5,16 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-from engine.batch_api import BatchApi, Remote
-from engine.batch_books import BatchBooks
-from engine.batch_results import Collector
-from engine.batch_steps import next_step, poll_seconds, refusal, state_of, words_of
-from engine.batch_submit import Submitter
+from engine.batch.api import BatchApi, Remote
+from engine.batch.books import BatchBooks
+from engine.batch.packer import Packer
+from engine.batch.packing import Queue, shown
+from engine.batch.parcels import Again, Leftover
+from engine.batch.patience import patiently, pause
+from engine.batch.results import Collector
+from engine.batch.steps import next_step, poll_seconds, refusal, state_of, words_of
+from engine.batch.submit import Submitter
 from engine.errors import BatchRefused, ProviderDown, RowRefused
-from engine.packer import Packer
-from engine.packing import Queue, shown
-from engine.parcels import Again, Leftover
-from engine.patience import patiently, pause
 from engine.state import RunState
 from store import batches
 from store.batches import BatchRow

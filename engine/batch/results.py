@@ -10,8 +10,10 @@ from dataclasses import dataclass, field
 
 import orjson
 
-from engine.batch_api import BatchApi, Remote
-from engine.batch_lines import Line, NotRun, read_line
+from engine.batch.api import BatchApi, Remote
+from engine.batch.lines import Line, NotRun, read_line
+from engine.batch.parcels import Again
+from engine.batch.patience import patiently
 from engine.budget import Budget
 from engine.errors import (
     AllRefused,
@@ -24,8 +26,6 @@ from engine.errors import (
     RunStopped,
 )
 from engine.intake import Intake
-from engine.parcels import Again
-from engine.patience import patiently
 from engine.prices import Price
 from engine.replies import Reply, unread_words, usage_in
 from engine.runner import CANARIES

@@ -16,7 +16,7 @@ import openai
 from aiolimiter import AsyncLimiter
 from openai.types import Batch, FileObject
 
-from engine.batch_lines import ENDPOINT
+from engine.batch.lines import ENDPOINT
 from engine.client import CONNECT_SECONDS, MAX_REPLY_BYTES, WORDS_KEPT
 from engine.errors import AskError, AuthRefused, ConnectionLost, QuotaExhausted, ServerFault, TimedOut
 from engine.replies import read_error

@@ -9,11 +9,11 @@ import sqlite3
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from engine.batch_steps import next_step
-from engine.batch_submit import Submitter
+from engine.batch.parcels import name_of, sweep
+from engine.batch.steps import next_step
+from engine.batch.submit import Submitter
 from engine.budget import Budget
 from engine.intake import Intake
-from engine.parcels import name_of, sweep
 from engine.state import RunState
 from store import batches
 from store.batches import BatchRow, Enqueued

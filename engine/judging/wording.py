@@ -1,6 +1,6 @@
 """Finds scores in the words of a judge: which numbers are scores, and of whom.
 
-Reads text that engine/labels.py has made plain and labelled. Each rule only takes a number whose
+Reads text that engine/judging/labels.py has made plain and labelled. Each rule only takes a number whose
 neighbours leave no doubt: arithmetic, ranges, units and counts are no scores. What the rules find
 must agree; where the reply says two things there is no score.
 """
@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from itertools import pairwise
 
-from engine.labels import BOTH, LABEL, number_of
+from engine.judging.labels import BOTH, LABEL, number_of
 
 Scores = tuple[float, ...]  # () in this module: a statement that is no score, or contradicts itself
 Found = dict[int, set[float]]  # label -> all values that were said of it

@@ -12,18 +12,18 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from engine.batch_api import BatchApi
-from engine.batch_books import BatchBooks
-from engine.batch_life import Lives
-from engine.batch_results import Collector, price_json
-from engine.batch_steps import next_step, state_of
-from engine.batch_submit import Submitter
+from engine.batch.api import BatchApi
+from engine.batch.books import BatchBooks
+from engine.batch.life import Lives
+from engine.batch.packer import Packer
+from engine.batch.packing import Limits, Queue
+from engine.batch.parcels import FOLDER, Parcel, name_of
+from engine.batch.results import Collector, price_json
+from engine.batch.steps import next_step, state_of
+from engine.batch.submit import Submitter
 from engine.budget import Budget
 from engine.errors import RunStopped
 from engine.intake import Intake
-from engine.packer import Packer
-from engine.packing import Limits, Queue
-from engine.parcels import FOLDER, Parcel, name_of
 from engine.prices import Price
 from engine.runner import DRAIN_SECONDS
 from store import batches

@@ -13,11 +13,11 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from engine.batch_api import BatchApi, Remote
-from engine.batch_steps import best_of, is_alive, may_exist
+from engine.batch.api import BatchApi, Remote
+from engine.batch.parcels import FOLDER, name_of
+from engine.batch.patience import REFUSALS, Patience, patiently
+from engine.batch.steps import best_of, is_alive, may_exist
 from engine.errors import AskError, BatchRefused, ProviderDown, RateLimited, RowRefused
-from engine.parcels import FOLDER, name_of
-from engine.patience import REFUSALS, Patience, patiently
 from store import batches
 from store.batches import BatchRow
 from store.ledger import Ledger

@@ -2,7 +2,7 @@
 
 'Assistant 1', '助手2', 'Answer B' and 'Score 1:' say who is meant. Once each of them is a single
 character, their own digits are no longer numbers, and what is left can be read by few rules
-(engine/wording.py). Knows nothing of scores.
+(engine/judging/wording.py). Knows nothing of scores.
 """
 
 import re

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from engine.batch_lines import body_of, input_line
-from engine.packing import Limits, Load
+from engine.batch.lines import body_of, input_line
+from engine.batch.packing import Limits, Load
 from store.errors import DiskFull, StorageError
 
 FOLDER = "batches"

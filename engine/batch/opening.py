@@ -7,11 +7,11 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from engine.batch_api import BatchApi
-from engine.batches import Batches, Terms
+from engine.batch.api import BatchApi
+from engine.batch.packing import Limits
+from engine.batch.run import Batches, Terms
 from engine.budget import Budget
 from engine.intake import Intake
-from engine.packing import Limits
 from engine.prices import FREE
 from engine.settings import Settings
 from engine.terminal import plain, tell

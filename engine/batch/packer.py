@@ -4,10 +4,10 @@ import asyncio
 from collections import deque
 from pathlib import Path
 
+from engine.batch.packing import Limits
+from engine.batch.parcels import Due, Leftover, Parcel
 from engine.budget import Budget
 from engine.intake import Intake
-from engine.packing import Limits
-from engine.parcels import Due, Leftover, Parcel
 from engine.prices import Price
 from engine.tokens import Tokenizer
 from store.index import DUE

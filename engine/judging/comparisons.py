@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from itertools import combinations, groupby
 from typing import Any
 
-from engine.reading import Preference
+from engine.judging.reading import Preference
 from engine.tasks.contest import question
 from store.records import Comparison, Contest, Verdict
 

@@ -1,0 +1,1 @@
+"""Asking through the Batch API: half the price for a day's wait."""

@@ -1,0 +1,1 @@
+"""What a judge said: read from its words, and turned into data sets."""
