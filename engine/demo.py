@@ -1,7 +1,8 @@
 """`distill demo`: the main job, small and offline, on the embedded teacher.
 
 Starts the teacher, estimates, collects answers to 60 instructions, is killed half way on
-purpose, resumes, exports, and says what to type next with a real key. Every step is the real
+purpose, resumes, exports, runs the other roles as a recipe on what was collected, and says what
+to type next with a real key. Every step is the real
 command in a process of its own; this file only strings them together and says what is seen.
 """
 
@@ -11,8 +12,10 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from importlib.resources import as_file, files
 from pathlib import Path
+from typing import Any
 
 import orjson
 from rich.console import Console
@@ -24,9 +27,16 @@ from engine.terminal import plain
 from store.errors import DistillError, RunFolderError
 from store.folder import LEDGER
 
+RECIPE = Path(__file__).resolve().parent.parent / "recipes" / "small.toml"
 KILL_AT = 25  # answers
 MAX_TOKENS = 80
 SHOWN = 3
+# stage of the recipe -> how it is exported, and what of a line is shown
+ROLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
+    "translated": ("alpaca", lambda row: row["instruction"]),
+    "scored": ("comparisons", lambda row: f"{row['models'][0]} beats {row['models'][1]}: {row['scores']}"),
+    "judged": ("reviews", lambda row: f"{row['models'][0]} against {row['models'][1]}: {row['score']}"),
+}
 PATIENCE = 120.0  # seconds, for a step that takes a few
 
 
@@ -62,7 +72,13 @@ def run_demo(out: Path) -> int:
     data = out / "answers.jsonl"
     _distill("export", str(run), "--format", "alpaca", "--out", str(data))
     _show_rows(console, data)
-    _say(console, "6. What the ledger says", f"bin/distill status {run}")
+    _say(console, "6. The teacher's other roles", f"bin/distill run {RECIPE.name} --run {run}")
+    console.print(
+        "   A model this small can neither translate nor judge: a [bold]scripted[/bold] stand-in does."
+    )
+    _distill("run", str(RECIPE), "--run", str(run), "--quiet")
+    _show_roles(console, out, run)
+    _say(console, "7. What the ledger says", f"bin/distill status {run}")
     _distill("status", str(run))
     _say_next(console, out)
     return 0
@@ -124,11 +140,20 @@ def _show_rows(console: Console, data: Path) -> None:
         console.print(f"   {escape(plain(row['output'], 75))}")
 
 
+def _show_roles(console: Console, out: Path, run: Path) -> None:
+    """The first line of what each role is exported as."""
+    for stage, (format, shown) in ROLES.items():
+        data = out / f"{stage}.jsonl"
+        _distill("export", str(run), "--stage", stage, "--format", format, "--out", str(data))
+        words = shown(orjson.loads(data.read_bytes().splitlines()[0]))
+        console.print(f"   [bold]{stage}[/bold] (scripted)  {escape(plain(words, 90))}")
+
+
 def _say_next(console: Console, out: Path) -> None:
     shown = escape(str(out) if not os.path.isabs(out) else out.name)
     console.print(
         f"""
-[bold]Done.[/bold] Everything is in {shown}: the pool, the ledger (run/ledger.db), answers.jsonl.
+[bold]Done.[/bold] Everything is in {shown}: the pool, the ledger (run/ledger.db), the data sets.
 A model this small shows the way, not the quality. With a real key:
 
    export OPENAI_API_KEY=…
