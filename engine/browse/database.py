@@ -9,11 +9,24 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import orjson
 from datasette.database import Database
 
+from engine.judging import reading
 from store.read import connect_reader
 
 COUNT_MS = 400  # for `count(*)` of a view with millions of rows, which nobody waits for
+
+
+def score_of(item: str, text: str | None, model: int) -> float | None:
+    """SQL: the score that a judge's reply gives a model (by its place in the user's order), read as
+    the exports read it; NULL where it cannot be."""
+    try:
+        row = orjson.loads(item)
+        scores = reading.scores(text or "", len(row["order"]))
+        return None if scores is None else scores[row["order"].index(model)]
+    except (KeyError, TypeError, ValueError):
+        return None
 
 
 class LedgerDatabase(Database):  # type: ignore[misc]  # Datasette's own way of adding a database
@@ -28,6 +41,7 @@ class LedgerDatabase(Database):  # type: ignore[misc]  # Datasette's own way of 
             raise PermissionError("the ledger is open for reading only")
         connection = connect_reader(self._run)
         connection.execute("PRAGMA query_only = 1")
+        connection.create_function("score_of", 3, score_of, deterministic=True)
         self._all_file_connections.append(connection)
         return connection
 

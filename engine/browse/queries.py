@@ -104,8 +104,7 @@ _NTH_REPLY = """(SELECT CASE WHEN typeof(b.raw) = 'text' AND json_valid(b.raw)
   WHERE c.stage = a.stage AND c.position = a.position ORDER BY c.sample LIMIT 1 OFFSET {})"""
 
 # Replies to one pool row, those first that differ most: in outcome, then in length. A stage that
-# scores or judges has its samples (or orders) here too, with the raw words; add its parsed scores
-# as a table and order by their spread.
+# scores or judges has its samples here too, with the raw words.
 DISAGREEMENTS = f"""
 WITH several AS MATERIALIZED (
   SELECT a.stage, a.position, count(*) AS answered, count(DISTINCT p.outcome) AS outcomes,
@@ -119,6 +118,28 @@ SELECT s.name AS stage, a.position, {INSTRUCTION}, a.answered, a.outcomes,
   {_NTH_REPLY.format(0)} AS first_reply, {_NTH_REPLY.format(1)} AS second_reply
 FROM several a JOIN stages s ON s.id = a.stage JOIN rows w ON w.id = {POSITION_SHIFT}
 ORDER BY a.outcomes DESC, 1.0 * a.longest / max(a.shortest, 1) DESC""".strip()
+
+# A question that was judged in both orders, or by several stages: by how much a judge's preference
+# (score of the first model less that of the second) changes.
+SCORE_DISAGREEMENTS = f"""
+WITH judged AS MATERIALIZED (
+  SELECT s.name AS stage, a.position, w.item, json_extract(w.item, '$.id') AS id,
+    json_extract(w.item, '$.order[0]') AS first_shown,
+    json_extract(b.raw, '$.choices[0].message.content') AS reply
+  FROM stages s CROSS JOIN samples a ON a.stage = s.id JOIN rows w ON w.id = (a.stage << 40) + a.position
+    JOIN requests r ON r.id = a.request JOIN responses p ON p.id = r.answer
+    JOIN bodies b ON b.response = p.id
+  WHERE s.task = 'judge' AND a.sample = 0 AND json_valid(b.raw)),
+scored AS MATERIALIZED (
+  SELECT *, score_of(item, reply, 0) AS a, score_of(item, reply, 1) AS b FROM judged)
+SELECT x.stage, x.position, y.stage AS other_stage, y.position AS other_position,
+  json_extract(x.item, '$.instruction') AS instruction,
+  x.a || ' : ' || x.b AS scores, y.a || ' : ' || y.b AS other_scores,
+  abs((x.a - x.b) - (y.a - y.b)) AS disagreement, x.reply AS first_reply, y.reply AS second_reply
+FROM scored x JOIN scored y ON y.id = x.id
+  AND json_extract(y.item, '$.instruction') = json_extract(x.item, '$.instruction')
+  AND (y.stage, y.position) > (x.stage, x.position)
+WHERE disagreement > 0 ORDER BY disagreement DESC LIMIT {SHOWN}""".strip()
 
 RUNS = """
 SELECT u.id AS run, s.name AS stage, u.started, u.ended, u.exit_code,
@@ -156,6 +177,12 @@ QUESTIONS = (
         "Side by side",
         "rows with several replies, those first that differ most",
         DISAGREEMENTS,
+    ),
+    Question(
+        "score-disagreements",
+        "Score disagreements",
+        "questions judged twice (in both orders, by two judges), those first where the scores differ most",
+        SCORE_DISAGREEMENTS,
     ),
     Question(
         "never-answered",
