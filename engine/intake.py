@@ -39,7 +39,7 @@ class Intake:
         self.news, self.changed = asyncio.Event(), asyncio.Event()
         self.reach = Reach()
         self.is_over = False
-        self._fetching = False
+        self._fetching = self._dry = False
 
     @property
     def is_stopped(self) -> bool:
@@ -61,13 +61,16 @@ class Intake:
     async def next(self) -> Chunk:
         """The next stretch, counted. It may hold nothing due: then the stages before had news, or
         the rows have `ended`."""
-        self.news.clear()
+        if self._dry:  # the rows are looked through anew, and see all that was news until now
+            self._dry = False
+            self.news.clear()
         self._fetching = True
         try:
             chunk = await self.feed.chunk(CHUNK)
             await self._take(chunk)
         finally:
             self._fetching = False
+        self._dry = chunk.dry
         if chunk.dry and not chunk.due:
             self.crowd.one_rests()
             await self.news.wait()
