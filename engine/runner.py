@@ -65,7 +65,7 @@ class Runner:
         self.is_over = False
         self._due: deque[Request] = deque()
         self._ended = False
-        self._fetching = False
+        self._fetching = self._dry = False
         self._tasks: dict[asyncio.Task[None], bool] = {}  # task -> whether it is in flight
         self._sleeping = 0
         self.changed = asyncio.Event()
@@ -185,13 +185,16 @@ class Runner:
 
     async def _next_due(self) -> Request | None:
         while not (self._due or self._ended or self._stopped):
-            self.news.clear()
+            if self._dry:  # the rows are looked through anew, and see all that was news until now
+                self._dry = False
+                self.news.clear()
             self._fetching = True
             try:
                 chunk = await self.feed.chunk(CHUNK)
                 await self._take(chunk)
             finally:
                 self._fetching = False
+            self._dry = chunk.dry
             if chunk.dry and not self._due:
                 self._crowd.one_rests()
                 await self.news.wait()
