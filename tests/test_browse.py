@@ -108,10 +108,29 @@ async def test_every_question_has_its_answer(site: Any, question: Any) -> None:
     ).json()
     wanted = {
         "all": 7, "latest": 6, "failures-by-cause": 1, "cut": 1, "filtered": 1, "slowest": 6, "costliest": 6,
-        "spending": 2, "disagreements": 1, "score-disagreements": 1, "never-answered": 1, "malformed": 1,
+        "spending": 2, "disagreements": 1, "score-disagreements": 0, "never-answered": 1, "malformed": 1,
         "errors-by-cause": 2, "runs-and-settings": 2,
     }  # fmt: skip
     assert len(found) == wanted[question.name], found
+
+
+async def test_judgements_that_differ_come_first_where_they_differ_most(tmp_path: Path) -> None:
+    scores = [("8 6", "6 8"), ("9 2", "9 2"), ("5 5", "no idea")]  # in the order shown
+    async with opened(tmp_path) as ledger:
+        book = Book(ledger, "judged", settings={"model": "gpt-4"})
+        ledger.note("UPDATE stages SET task = 'judge' WHERE id = ?", book.stage)
+        for position in range(6):
+            number, order = position + 1, (position % 2, 1 - position % 2)
+            book.place(number, f"Question {position // 2}")
+            contest = {"id": str(position // 2), "instruction": f"Question {position // 2}", "order": order}
+            ledger.place(book.stage, position, orjson.dumps(contest), 7, [(0, number)])
+            book.answer(number, reply(f"{scores[position // 2][position % 2]}\nbecause"))
+    site = build(tmp_path)
+    found = (await site.client.get("/ledger/score-disagreements.json?_shape=array")).json()
+    site.databases["ledger"].close()
+    site.executor.shutdown()
+    assert [(row["instruction"], row["disagreement"]) for row in found] == [("Question 1", 14.0)]
+    assert (found[0]["scores"], found[0]["other_scores"]) == ("9.0 : 2.0", "2.0 : 9.0")
 
 
 async def test_search_finds_words_in_answers(site: Any) -> None:

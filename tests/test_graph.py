@@ -97,6 +97,36 @@ async def test_the_limits_of_different_teachers_are_used_at_the_same_time(tmp_pa
     whole(run)
 
 
+async def test_a_stage_that_is_behind_hears_of_the_row_that_was_still_to_come(
+    tmp_path: Path, run: Path
+) -> None:
+    """It has read a chunk of 64 rows, and is busy with it, when the last one is answered."""
+    first, second = Judge(), Judge()
+    wanted = [*rows(1, "first"), *rows(64, "middle"), *rows(1, "last")]
+    pool = write_pool(tmp_path / "pool.jsonl", wanted)
+    first.hold = {word: asyncio.Event() for word in ("middle", "last")}
+    second.hold = {word: asyncio.Event() for word in ("first", "middle")}
+    answered = "SELECT count(*) FROM responses"
+    async with scripted(first.answer) as one, scripted(second.answer) as two:
+        tables = {
+            "teacher.one": teacher(one),
+            "teacher.two": teacher(two, concurrency=2),
+            "stage.a": generate(pool, "one"),
+            "stage.b": after("a", "two"),
+        }
+        ended = asyncio.ensure_future(run_recipe(write_recipe(tmp_path, tables), run))
+        await until(lambda: second.asked)
+        first.hold["middle"].set()
+        await until(lambda: ledger(run, answered) == [(65,)])
+        second.hold["first"].set()
+        await until(lambda: second.count("middle") == 2)
+        first.hold["last"].set()
+        await until(lambda: ledger(run, answered) == [(67,)])
+        second.hold["middle"].set()
+        assert (await ended).code == 0
+    assert len(second.asked) == 66
+
+
 async def graph(folder: Path, run: Path, pool: Path, **config: Any) -> tuple[list[list[Row]], Counter[str]]:
     """Three exports of a recipe that ran at a provider with such faults, and how often it was billed."""
     async with Provider(Config(**config)).running() as p:
