@@ -30,7 +30,8 @@ from store.errors import UsageError
 POOLED = ("generate", "translate")  # tasks that read a pool, or one stage
 JOINED = ("score", "judge", "compare")  # tasks that read several models' answers
 ONLY_FOR = {  # keys that other tasks would not heed
-    "both_orders": ("judge",), "names": JOINED, "structured": JOINED, "to": ("translate",),
+    "both_orders": ("judge",), "names": JOINED, "structured": (*JOINED, "translate"), "language": JOINED,
+    "to": ("translate",),
     "field": ("translate",), "prompt": ("generate", "translate", "judge"),
 }  # fmt: skip
 

@@ -138,7 +138,7 @@ def _priced(
     if not quiet:
         print_plan(planned, graph.recipe.budget)
     ask_leave_for([(_capped(job), told) for job, told in planned.values()], yes, confirm)
-    return [replace(job, estimate=told) for job, told in planned.values()]
+    return [replace(job, estimate=None if job.after else told) for job, told in planned.values()]
 
 
 def _run(

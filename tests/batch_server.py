@@ -87,7 +87,7 @@ class BatchServer:
         self._reached.clear()
         self._released.clear()
 
-    async def reached(self, seconds: float = 30) -> None:
+    async def reached(self, seconds: float = 90) -> None:
         async with asyncio.timeout(seconds):
             await self._reached.wait()
 

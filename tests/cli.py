@@ -67,7 +67,7 @@ class Command:
     def send(self, number: signal.Signals) -> None:
         self.process.send_signal(number)
 
-    async def ended(self, seconds: float = 60) -> Ended:
+    async def ended(self, seconds: float = 150) -> Ended:
         """Waits for its end. Raises TimeoutError with what it has said."""
         try:
             async with asyncio.timeout(seconds):
@@ -138,7 +138,7 @@ async def started(
         await command.end()
 
 
-async def distill(*words: object, seconds: float = 60, env: Mapping[str, str] | None = None) -> Ended:
+async def distill(*words: object, seconds: float = 150, env: Mapping[str, str] | None = None) -> Ended:
     """The same, waited for."""
     async with started(*words, env=env) as command:
         return await command.ended(seconds)
@@ -151,7 +151,7 @@ def asking(pool: object, run: Path, url: str, *flags: object, command: str = "ge
     return [command, pool, "--run", run, "--base-url", url, *model, *money, *flags]
 
 
-async def generate(run: Path, pool: object, url: str, *flags: object, seconds: float = 60) -> Ended:
+async def generate(run: Path, pool: object, url: str, *flags: object, seconds: float = 150) -> Ended:
     return await distill(*asking(pool, run, url, *flags), seconds=seconds)
 
 
@@ -226,7 +226,7 @@ def belongs(answer: str, message: str) -> bool:
     return answer.startswith(f"[{hashlib.sha256(message.encode()).hexdigest()[:12]}] ")
 
 
-async def until(condition: Callable[[], object], seconds: float = 30, every: float = 0.01) -> None:
+async def until(condition: Callable[[], object], seconds: float = 90, every: float = 0.01) -> None:
     """Waits for a condition to hold. Raises TimeoutError."""
     async with asyncio.timeout(seconds):
         while not condition():  # noqa: ASYNC110 - of another process: nobody sets an event

@@ -49,7 +49,7 @@ def score(*members: object, to: str = "t", **more: Any) -> dict[str, Any]:
     return {"task": "score", "teacher": to, "answers": [str(member) for member in members], **more}
 
 
-async def run_recipe(recipe: Path, run: Path, *flags: object, seconds: float = 60) -> Ended:
+async def run_recipe(recipe: Path, run: Path, *flags: object, seconds: float = 150) -> Ended:
     return await distill("run", recipe, "--run", run, "--quiet", *flags, seconds=seconds)
 
 

@@ -300,7 +300,7 @@ async def test_limit_does_not_wait_for_a_row_that_it_does_not_want(
         assert command.process.stdin
         command.process.stdin.write(b"".join(orjson.dumps(row) + b"\n" for row in POOL[:2]))
         await command.process.stdin.drain()
-        assert (await command.ended(10)).code == 0
+        assert (await command.ended(30)).code == 0
     assert provider.counts.billed == 2
 
 
@@ -311,7 +311,7 @@ async def test_an_interrupt_does_not_wait_for_standard_input(tmp_path: Path, pro
         command.process.stdin.write(orjson.dumps(POOL[0]) + b"\n")
         await until(lambda: provider.counts.billed == 1)
         command.send(signal.SIGINT)
-        assert (await command.ended(10)).code == 130
+        assert (await command.ended(30)).code == 130
     assert len(await export(tmp_path / "run")) == 1
 
 

@@ -22,7 +22,7 @@ async def peak_of_generate(folder: Path, count: int, url: str) -> int:
     """The most memory that asking for what is left took, in kB."""
     pool = write_pool(folder / f"{count}.jsonl", mostly_answered(count))
     run = folder / f"run-{count}"
-    ended = await distill(*asking(pool, run, url, command="import"), seconds=120)
+    ended = await distill(*asking(pool, run, url, command="import"), seconds=300)
     assert ended.code == 0, ended.err
     peak = 0
 
@@ -33,7 +33,7 @@ async def peak_of_generate(folder: Path, count: int, url: str) -> int:
             peak = max(peak, high_water(command.process.pid))
             return command.process.returncode is not None
 
-        await until(ended_or_measured, seconds=120, every=0.02)
+        await until(ended_or_measured, seconds=300, every=0.02)
         ended = await command.ended()
     assert ended.code == 0, ended.err
     found = await stage(run)

@@ -216,7 +216,7 @@ def test_fastchat_questions_are_read_by_question_id_and_text(tmp_path: Path) -> 
         }
     ]
     (found,) = good(pool_of(tmp_path, as_lines(rows)))
-    assert found == Instruction("1", "How can I improve my time management skills?")
+    assert found == Instruction("1", "How can I improve my time management skills?", category="generic")
 
 
 def test_a_row_without_an_id_is_named_by_its_position_among_the_usable_rows(tmp_path: Path) -> None:
