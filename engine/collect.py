@@ -7,9 +7,10 @@ from pathlib import Path
 from random import Random
 
 from engine.estimate import Estimate, Limits, Range, Survey, Surveyed, estimate, extrapolated, survey
-from engine.feed import Numbered, Plan
+from engine.feed import Plan
 from engine.prices import FREE
 from engine.roles import plan_of
+from engine.rows import Numbered
 from engine.session import Job, Result, StageJob, run_job
 from engine.settings import MOST_CONCURRENT, Settings
 from engine.show import print_estimate, print_result

@@ -16,7 +16,8 @@ from engine.breaker import Effort
 from engine.crowd import Crowd
 from engine.endpoints import Endpoint, Teacher
 from engine.errors import AllRefused, AuthRefused, ProviderDown, QuotaExhausted, RunStopped
-from engine.feed import Chunk, Feed, Placement, Reach
+from engine.feed import Chunk, Feed, Placement
+from engine.rows import Reach
 from engine.state import BAD_ROWS_KEPT, RunState
 from store.errors import DistillError, PoolError
 from store.index import ANSWERED, FAILED

@@ -25,9 +25,10 @@ from engine.crowd import Crowd
 from engine.endpoints import Endpoint, Teacher
 from engine.errors import RunStopped
 from engine.estimate import Estimate
-from engine.feed import Feed, FeedThread, Placement, Plan, Rows
+from engine.feed import Feed, FeedThread, Placement, Plan
 from engine.limits import Limiter
 from engine.prices import FREE
+from engine.rows import Rows
 from engine.runner import DRAIN_SECONDS, OUTSTANDING, Interrupted, Runner
 from engine.settings import MOST_CONCURRENT, Server, Settings
 from engine.state import RunState
