@@ -7,10 +7,11 @@ from pathlib import Path
 from random import Random
 
 from engine.estimate import Estimate, Limits, Range, Survey, Surveyed, estimate, extrapolated, survey
-from engine.feed import Numbered, Plan
+from engine.feed import Plan
 from engine.job import Job, Result, StageJob
 from engine.prices import FREE
 from engine.roles import plan_of
+from engine.rows import Numbered
 from engine.session import run_job
 from engine.settings import MOST_CONCURRENT, Settings
 from engine.show import print_estimate, print_result

@@ -104,8 +104,9 @@ def run_import(settings: Settings, source: str, run: Path) -> int:
 
 async def _import(settings: Settings, source: str, run: Path) -> tuple[int, int, int]:
     from engine.collect import known_keys
-    from engine.feed import Feed, FeedThread, Numbered, Placement
+    from engine.feed import Feed, FeedThread, Placement
     from engine.roles import plan_of
+    from engine.rows import Numbered
     from engine.tokens import tokenizer_for
     from store.index import ANSWERED
     from store.ledger import Ledger

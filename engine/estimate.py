@@ -14,8 +14,9 @@ from dataclasses import asdict, dataclass
 from statistics import NormalDist
 from typing import Protocol
 
-from engine.feed import Plan, Source
+from engine.feed import Plan
 from engine.prices import Price
+from engine.rows import Source
 from engine.tasks.task import Prior
 from store.errors import PoolError
 from store.index import ANSWERED, FAILED, TAKEN, KeyIndex

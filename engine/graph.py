@@ -10,12 +10,12 @@ from itertools import islice
 from typing import Any
 
 from engine.estimate import Surveyed
-from engine.feed import Numbered, Rows
 from engine.job import StageJob
 from engine.options import default_url, server_values, text_of_file
 from engine.prices import is_loopback
 from engine.recipe import POOLED, EndpointTable, Recipe, TeacherTable
 from engine.roles import DEFAULTS, plan_of, role
+from engine.rows import Numbered, Rows
 from engine.settings import Server, Settings
 from engine.sources import Members, contests_of, pool_of
 from engine.stage_rows import StageRows, Upstream

@@ -10,7 +10,8 @@ import asyncio
 from collections.abc import Callable
 
 from engine.crowd import Crowd
-from engine.feed import Chunk, Feed, Placement, Plan, Reach
+from engine.feed import Chunk, Feed, Placement, Plan
+from engine.rows import Reach
 from engine.state import BAD_ROWS_KEPT, RunState
 from store.index import ANSWERED, FAILED, KeyIndex
 from store.ledger import Ledger

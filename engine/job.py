@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from engine.estimate import Estimate
-from engine.feed import Plan, Rows
+from engine.feed import Plan
+from engine.rows import Rows
 from engine.settings import Settings
 from engine.state import RunState
 from store.errors import DistillError

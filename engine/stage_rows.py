@@ -16,8 +16,8 @@ from typing import Any
 
 import orjson
 
-from engine.feed import Gone, Placed, Progress, Reach
 from engine.replies import text_of
+from engine.rows import Gone, Placed, Progress, Reach
 from store.read import is_complete
 from store.records import BadRow, Item
 from store.schema import STAGE_SHIFT

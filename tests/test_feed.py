@@ -19,8 +19,9 @@ from ledgers import Book, chat, opened, rows
 
 import engine.known
 from engine.collect import known_keys
-from engine.feed import Chunk, Feed, FeedThread, Numbered, Placement, Plan
+from engine.feed import Chunk, Feed, FeedThread, Placement, Plan
 from engine.roles import plan_of
+from engine.rows import Numbered
 from engine.settings import Settings
 from engine.tokens import tokenizer_for
 from store.errors import PoolError

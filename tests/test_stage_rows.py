@@ -11,7 +11,7 @@ from typing import Any
 import orjson
 import pytest
 
-from engine.feed import Gone, Reach
+from engine.rows import Gone, Reach
 from engine.stage_rows import PAGE, StageRows, Upstream
 from store.ledger import connect_writer
 from store.read import connect_reader
