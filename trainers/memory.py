@@ -162,9 +162,9 @@ def _instead(size: Size, recipe: Training, stage: int | None, machine: Machine) 
     )
 
 
-def seconds(size: Size, tokens: float, flops: float, recompute: bool) -> tuple[float, float]:
+def seconds(parameters: int, tokens: float, flops: float, recompute: bool) -> tuple[float, float]:
     """Least and most that training on so many tokens may take at this speed."""
-    work = (FLOPS_A_PARAMETER + 2 * recompute) * size.parameters * tokens
+    work = (FLOPS_A_PARAMETER + 2 * recompute) * parameters * tokens
     return work / (flops * EFFICIENCY[1]), work / (flops * EFFICIENCY[0])
 
 

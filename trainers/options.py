@@ -87,7 +87,8 @@ def with_training_options(command: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(command)
     def wrapper(**values: Any) -> None:
-        command(**values, options={name: values.pop(name) for name in lent.parameters})
+        options = {name: values.pop(name) for name in lent.parameters}
+        command(**values, options=options)
 
     shown: Any = wrapper
     both = [*mine, *lent.parameters.values()]

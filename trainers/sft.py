@@ -61,8 +61,6 @@ def train(recipe: SftRecipe, job: dict[str, Any]) -> None:
     loop.train(resume_from_checkpoint=checkpoint)
     if telling.stopped:
         return
-    if steps % args.eval_steps:
-        loop.evaluate()  # as it is saved
     save(loop, recipe, tokenizer, job["template"], folder.result)
 
 

@@ -140,6 +140,7 @@ class Loop(Trainer):
         if ranks > 1:
             total = self.accelerator.reduce(total.to(self.args.device)).cpu()
         samples = self._judged(self)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, {})
         if not total[1]:
             return {}
         held = (total[0] / total[1]).item()
