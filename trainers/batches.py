@@ -61,7 +61,7 @@ class Planned(torch.utils.data.Sampler[int]):
         return iter(self._places.tolist())
 
 
-def example(tokens: Sequence[int], learn: Sequence[bool]) -> Batch:
+def example(tokens: npt.ArrayLike, learn: npt.ArrayLike) -> Batch:
     ids = torch.tensor(np.asarray(tokens), dtype=torch.long)
     targets = torch.full_like(ids, IGNORED)
     learnt = torch.tensor(np.asarray(learn), dtype=torch.bool)

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
 
 VERSIONS = ("torch", "transformers", "accelerate", "deepspeed", "peft")
 SAMPLE_SHOWN = 600  # characters

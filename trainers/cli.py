@@ -32,7 +32,9 @@ def sft(
     ] = None,
     too_long: Annotated[
         str | None,
-        typer.Option("--too-long", metavar="W", help="drop or cut rows over the length [drop]", rich_help_panel=HOW),
+        typer.Option(
+            "--too-long", metavar="W", help="drop or cut rows over the length [drop]", rich_help_panel=HOW
+        ),
     ] = None,
     packing: Annotated[
         str | None,

@@ -26,12 +26,12 @@ def draw(records: Sequence[dict[str, Any]], path: Path, title: str) -> None:
     axes.plot(places, [loss for _, loss in steps], color=TRAINING, alpha=0.25, linewidth=0.8)
     axes.plot(places, smoothed([loss for _, loss in steps]), color=TRAINING, label="training (smoothed)")
     if held:
-        line = {"color": HELD_OUT, "marker": "o", "markersize": 3.5, "label": "held out"}
+        line: dict[str, Any] = {"color": HELD_OUT, "marker": "o", "markersize": 3.5, "label": "held out"}
         axes.plot([step for step, _ in held], [loss for _, loss in held], **line)
     axes.set(xlabel="step", ylabel="loss a learnt token (nats)", title=title)
     axes.grid(alpha=0.25, linewidth=0.5)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.locator_params(axis="x", integer=True)
     axes.legend(frameon=False)
     beside = path.with_name(f".{path.name}")
     figure.savefig(beside, format="png")

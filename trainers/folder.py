@@ -1,9 +1,9 @@
 """The folder of a training: the result on top, what it was made with under `training/`.
 
-    OUT/model.safetensors, config.json, tokenizer…, README.md     the result, when it is whole
-    OUT/metrics.jsonl, curves.png                                 as it goes
-    OUT/training/run.json                                         what the run is, to be resumed as the same
-    OUT/training/checkpoints/, log.txt, rows-N/, job-N.json
+OUT/model.safetensors, config.json, tokenizer…, README.md     the result, when it is whole
+OUT/metrics.jsonl, curves.png                                 as it goes
+OUT/training/run.json                                         what the run is, to be resumed as the same
+OUT/training/checkpoints/, log.txt, rows-N/, job-N.json
 """
 
 import json
@@ -52,7 +52,9 @@ class Folder:
         held = sorted(p.name for p in self.out.iterdir()) if self.out.is_dir() else []
         if (self.work / RUN).is_file():
             if not resume:
-                raise UsageError(f"{self.out} holds a training already: --resume goes on, or name another --out")
+                raise UsageError(
+                    f"{self.out} holds a training already: --resume goes on, or name another --out"
+                )
         elif set(held) - {WORK}:
             raise UsageError(f"--out {self.out} holds something else ({held[0]}, …); name a new folder")
         elif resume:

@@ -48,7 +48,14 @@ def environment(recipe: Training, given: Mapping[str, str], on_cpu: bool) -> dic
         found |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
         found |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
         if not recipe.with_deepspeed:  # nothing is to be joined
-            for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+            for name in (
+                "RANK",
+                "LOCAL_RANK",
+                "WORLD_SIZE",
+                "LOCAL_WORLD_SIZE",
+                "MASTER_ADDR",
+                "MASTER_PORT",
+            ):
                 del found[name]
     return found
 
@@ -81,7 +88,9 @@ class Processes:
             raise TrainingFailed(f"{self._why(code)}; the log is {self._log.name}")
 
     def _why(self, code: int) -> str:
-        memory = "it needed more memory than there is (try --micro-batch 1, --recompute, --max-length, --zero 3)"
+        memory = (
+            "it needed more memory than there is (try --micro-batch 1, --recompute, --max-length, --zero 3)"
+        )
         if self._failed is not None:
             short = "allocate memory" in self._failed or "OutOfMemory" in self._failed
             return f"training failed: {memory if short else self._failed}"

@@ -11,8 +11,12 @@ def with_lora(model: Any, rank: int, recompute: bool) -> Any:
     from peft import LoraConfig, get_peft_model
 
     config = LoraConfig(
-        task_type="CAUSAL_LM", r=rank, lora_alpha=ALPHA * rank, lora_dropout=DROPOUT, target_modules="all-linear"
-    )  # fmt: skip
+        task_type="CAUSAL_LM",
+        r=rank,
+        lora_alpha=ALPHA * rank,
+        lora_dropout=DROPOUT,
+        target_modules="all-linear",
+    )
     if recompute:
         model.enable_input_require_grads()
     return get_peft_model(model, config)

@@ -85,7 +85,10 @@ def need(size: Size, recipe: Training, stage: int | None) -> Need:
     if recipe.offload:
         offloaded, slow = slow + size.trained * gradient / gradients, 0.0
         if stage == 3:
-            offloaded, kept = offloaded + size.parameters * weight / share, min(size.parameters, GATHERED) * weight
+            offloaded, kept = (
+                offloaded + size.parameters * weight / share,
+                min(size.parameters, GATHERED) * weight,
+            )
     return Need(kept + moving + slow, _activations(size, recipe), offloaded)
 
 
@@ -125,15 +128,16 @@ def _how(recipe: Training, stage: int | None) -> str:
 
 
 def _told(wanted: Need, recipe: Training, machine: Machine) -> str:
-    parts = f"{gib(wanted.states)} for weights, gradients and optimizer, {gib(wanted.activations)} for activations"
+    states = f"{gib(wanted.states)} for weights, gradients and optimizer"
+    parts = f"{states}, {gib(wanted.activations)} for activations"
     if not machine.gpus:
         total = recipe.nproc * (wanted.device + wanted.offloaded + PROCESS)
         return f"{gib(total)} of RAM ({parts}, a process), and {gib(machine.ram)} are free"
     if recipe.nproc > len(machine.gpus):
         return f"{recipe.nproc} GPUs, and {len(machine.gpus)} are here"
     free = gib(min(machine.gpus[: recipe.nproc]))
-    beside = recipe.nproc * (wanted.offloaded + PROCESS)
-    return f"{gib(wanted.device)} a GPU ({parts}) with {free} free, and {gib(beside)} of RAM with {gib(machine.ram)} free"
+    beside = f"{gib(recipe.nproc * (wanted.offloaded + PROCESS))} of RAM with {gib(machine.ram)} free"
+    return f"{gib(wanted.device)} a GPU ({parts}) with {free} free, and {beside}"
 
 
 def _instead(size: Size, recipe: Training, stage: int | None, machine: Machine) -> str:
@@ -145,9 +149,15 @@ def _instead(size: Size, recipe: Training, stage: int | None, machine: Machine) 
     if machine.gpus:
         wide = smaller | {"nproc": len(machine.gpus)}
         if recipe.batch % len(machine.gpus) == 0:
-            tries.append((f"--zero 3 --nproc {len(machine.gpus)} --micro-batch 1 --recompute", wide, 3, size.trained))
-        tries.append(("--zero 3 --offload --micro-batch 1 --recompute", smaller | {"offload": True}, 3, size.trained))
-    tries.append(("--lora 16 --micro-batch 1 --recompute", smaller | {"lora": 16}, stage, size.parameters // 100))
+            tries.append(
+                (f"--zero 3 --nproc {len(machine.gpus)} --micro-batch 1 --recompute", wide, 3, size.trained)
+            )
+        tries.append(
+            ("--zero 3 --offload --micro-batch 1 --recompute", smaller | {"offload": True}, 3, size.trained)
+        )
+    tries.append(
+        ("--lora 16 --micro-batch 1 --recompute", smaller | {"lora": 16}, stage, size.parameters // 100)
+    )
     for flags, change, other, trained in tries:
         changed = recipe.model_copy(update=change)
         candidate = Size(**{**size.__dict__, "trained": trained})

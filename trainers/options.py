@@ -16,17 +16,23 @@ def _option(*names: str, text: str, panel: str, metavar: str | None = None) -> A
 
 
 def training_options(
-    data: Annotated[Path | None, _option("--data", text="rows to learn from", panel=WHAT, metavar="FILE")] = None,
+    data: Annotated[
+        Path | None, _option("--data", text="rows to learn from", panel=WHAT, metavar="FILE")
+    ] = None,
     model: Annotated[
         str | None, _option("--model", text="a folder, a hub name, or smollm2", panel=WHAT, metavar="M")
     ] = None,
     out: Annotated[Path | None, _option("--out", text="a new folder", panel=WHAT, metavar="DIR")] = None,
-    limit: Annotated[int | None, _option("--limit", text="only the first N rows", panel=WHAT, metavar="N")] = None,
+    limit: Annotated[
+        int | None, _option("--limit", text="only the first N rows", panel=WHAT, metavar="N")
+    ] = None,
     held_out: Annotated[
         float | None, _option("--held-out", text="share of rows that is only measured on [0.02]", panel=WHAT)
     ] = None,
     epochs: Annotated[float | None, _option("--epochs", text="passes over the data [3]", panel=HOW)] = None,
-    batch: Annotated[int | None, _option("--batch", text="rows a step, of all processes [128]", panel=HOW)] = None,
+    batch: Annotated[
+        int | None, _option("--batch", text="rows a step, of all processes [128]", panel=HOW)
+    ] = None,
     micro_batch: Annotated[
         int | None, _option("--micro-batch", text="rows at once in a process [4, or what divides]", panel=HOW)
     ] = None,
@@ -36,7 +42,9 @@ def training_options(
     ] = None,
     warmup: Annotated[float | None, _option("--warmup", text="share of the steps [0.03]", panel=HOW)] = None,
     weight_decay: Annotated[float | None, _option("--weight-decay", text="[0]", panel=HOW)] = None,
-    clip: Annotated[float | None, _option("--clip", text="largest norm of the gradient [1]", panel=HOW)] = None,
+    clip: Annotated[
+        float | None, _option("--clip", text="largest norm of the gradient [1]", panel=HOW)
+    ] = None,
     max_length: Annotated[
         int | None, _option("--max-length", text="tokens of a row, prompt and response [512]", panel=HOW)
     ] = None,
@@ -44,24 +52,33 @@ def training_options(
         str | None, _option("--precision", text="bf16 or fp32 [bf16]", panel=HOW, metavar="P")
     ] = None,
     lora: Annotated[
-        int | None, _option("--lora", text="learn thin matrices of rank R only, merged in the end", panel=HOW, metavar="R")
+        int | None,
+        _option(
+            "--lora", text="learn thin matrices of rank R only, merged in the end", panel=HOW, metavar="R"
+        ),
     ] = None,
     recompute: Annotated[
         bool | None, _option("--recompute", text="activations again instead of keeping them", panel=HOW)
     ] = None,
     seed: Annotated[int | None, _option("--seed", text="[42]", panel=HOW)] = None,
     zero: Annotated[
-        int | None, _option("--zero", text="DeepSpeed's ZeRO stage 0-3 [2 for several processes]", panel=WHERE)
+        int | None,
+        _option("--zero", text="DeepSpeed's ZeRO stage 0-3 [2 for several processes]", panel=WHERE),
     ] = None,
     offload: Annotated[
         bool | None, _option("--offload", text="optimizer (ZeRO-3: weights too) in RAM", panel=WHERE)
     ] = None,
     deepspeed: Annotated[
-        Path | None, _option("--deepspeed", text="a DeepSpeed configuration of your own", panel=WHERE, metavar="FILE")
+        Path | None,
+        _option("--deepspeed", text="a DeepSpeed configuration of your own", panel=WHERE, metavar="FILE"),
     ] = None,
-    nproc: Annotated[int | None, _option("--nproc", text="processes on this machine [1]", panel=WHERE)] = None,
+    nproc: Annotated[
+        int | None, _option("--nproc", text="processes on this machine [1]", panel=WHERE)
+    ] = None,
     nnodes: Annotated[int | None, _option("--nnodes", text="machines [1]", panel=WHERE)] = None,
-    node_rank: Annotated[int | None, _option("--node-rank", text="which of them this is, from 0", panel=WHERE)] = None,
+    node_rank: Annotated[
+        int | None, _option("--node-rank", text="which of them this is, from 0", panel=WHERE)
+    ] = None,
     master: Annotated[
         str | None, _option("--master", text="where machine 0 listens", panel=WHERE, metavar="HOST:PORT")
     ] = None,

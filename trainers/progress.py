@@ -7,8 +7,7 @@ from typing import Any, Self
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.progress import TaskID
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 EVERY = 30.0  # seconds between lines where there is no terminal
 SPEED_OVER = 0.1  # weight of the last step in the speed shown
@@ -23,8 +22,9 @@ class Display:
         self._live = self._console.is_terminal and not quiet
         self._quiet = quiet
         self._bar = Progress(
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[told]}"),
-            TimeElapsedColumn(), console=self._console, disable=not self._live, transient=True,
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
+            TextColumn("{task.fields[told]}"), TimeElapsedColumn(),
+            console=self._console, disable=not self._live, transient=True,
         )  # fmt: skip
         self._task: TaskID | None = None
         self._speed = self._pace = 0.0

@@ -9,8 +9,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat
-from pydantic import PositiveInt, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
 
 from store.errors import UsageError
 
@@ -60,7 +69,9 @@ class Training(BaseModel):
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         if self.batch % self.processes:
-            raise ValueError(f"batch {self.batch} cannot be shared by {self.processes} processes: {_hint(self)}")
+            raise ValueError(
+                f"batch {self.batch} cannot be shared by {self.processes} processes: {_hint(self)}"
+            )
         if self.micro_batch and self.share % self.micro_batch:
             raise ValueError(
                 f"micro_batch {self.micro_batch} does not divide the {self.share} rows that each of "
@@ -73,7 +84,9 @@ class Training(BaseModel):
         if self.nnodes > 1 and self.master is None:
             raise ValueError("nnodes needs master HOST:PORT, the same on every machine")
         if self.node_rank >= self.nnodes:
-            raise ValueError(f"node_rank counts from 0: with nnodes {self.nnodes} it is at most {self.nnodes - 1}")
+            raise ValueError(
+                f"node_rank counts from 0: with nnodes {self.nnodes} it is at most {self.nnodes - 1}"
+            )
         return self
 
     @property

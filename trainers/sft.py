@@ -21,7 +21,7 @@ from trainers.models import causal_model, tokenizer_of
 from trainers.recipe import SftRecipe
 from trainers.reports import report
 from trainers.rows import Rows
-from trainers.sft_data import first_prompt
+from trainers.sft_data import prompt_length
 from trainers.templates import ALPACA_CHAT_TEMPLATE
 from trainers.training import Loop, Telling, agreed, arguments, die_with_parent, join_processes, run_worker
 
@@ -36,7 +36,11 @@ def main(job_file: str) -> None:
 
 def train(recipe: SftRecipe, job: dict[str, Any]) -> None:
     """Leaves the result in the folder's `result`, unless it was stopped before its end."""
-    folder, rows, tokenizer = Folder(recipe.out), rows_on_disk.load(Path(job["rows"])), tokenizer_of(job["model"])
+    folder, rows, tokenizer = (
+        Folder(recipe.out),
+        rows_on_disk.load(Path(job["rows"])),
+        tokenizer_of(job["model"]),
+    )
     trained = rows.trained
     steps = steps_of(len(trained), recipe.batch, recipe.epochs)
     planned = order(rows.lengths[trained], recipe.batch, steps, recipe.seed)
@@ -89,7 +93,7 @@ def sampled(loop: Loop, rows: Rows, tokenizer: Any, count: int) -> list[dict[str
     with loop.for_inference(), torch.no_grad(), loop.autocast():
         for index in rows.held_out[:count].tolist():
             tokens, learn = rows.row(index)
-            before = first_prompt(tokens, learn)
+            before = prompt_length(learn)
             prompt = torch.tensor(tokens[:before].astype("int64"), device=loop.args.device)[None]
             written = loop.accelerator.unwrap_model(loop.model).generate(
                 input_ids=prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=ANSWER_TOKENS,
@@ -107,7 +111,8 @@ def save(loop: Loop, recipe: SftRecipe, tokenizer: Any, template: str, result: P
         merged(loop, result)
     else:
         if recipe.precision == "bf16" and not loop.is_deepspeed_enabled:
-            loop.model.to(torch.bfloat16)
+            model: Any = loop.model
+            model.to(torch.bfloat16)
         loop.save_model(str(result))
     if loop.is_world_process_zero():
         if template == "alpaca":

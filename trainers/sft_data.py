@@ -6,7 +6,7 @@ its prompt has when it is asked. Rows that cannot be used are counted by reason,
 """
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -191,6 +191,6 @@ def fit(encoded: Encoded, most: int, too_long: str, counts: Counts) -> Encoded |
     return tokens[:most], learn[:most]
 
 
-def first_prompt(tokens: Sequence[int], learn: Sequence[bool]) -> int:
+def prompt_length(learn: Iterable[bool]) -> int:
     """How many tokens stand before the first that is learnt."""
     return next(place for place, learnt in enumerate(learn) if learnt)

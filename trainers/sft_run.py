@@ -12,14 +12,23 @@ from typing import Any
 from store.errors import UsageError
 from store.folder import held
 from store.pool import Pool
-from trainers import checkpoints, rows as rows_on_disk
+from trainers import checkpoints
+from trainers import rows as rows_on_disk
 from trainers.batches import steps_of
 from trainers.card import card, versions
 from trainers.folder import Folder, forget_after, read_metrics, write
 from trainers.lora import linear_shapes
 from trainers.machine import Machine, cpu_flops, this_machine
 from trainers.memory import Size, check_memory, gib, lora_parameters, seconds
-from trainers.models import config_of, fingerprint, packs_exactly, parameters_of, resolve, skeleton, tokenizer_of
+from trainers.models import (
+    config_of,
+    fingerprint,
+    packs_exactly,
+    parameters_of,
+    resolve,
+    skeleton,
+    tokenizer_of,
+)
 from trainers.progress import Display, duration
 from trainers.recipe import FREE, SftRecipe
 from trainers.rows import Rows
