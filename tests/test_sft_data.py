@@ -183,7 +183,9 @@ def test_packed_rows_do_not_see_each_other(examples: list[dict[str, torch.Tensor
     model = tiny.model().eval()
     batch = packed(examples)
     with torch.no_grad():
-        together = model(input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False).logits[0]
+        together = model(
+            input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False
+        ).logits[0]
         alone = torch.cat([model(input_ids=e["input_ids"][None]).logits[0] for e in examples])
     assert (together - alone).abs().max() < 5e-5
 
