@@ -13,6 +13,7 @@ import typer
 
 from engine.options import settings_from, with_engine_options
 from store.errors import DistillError
+from trainers.cli import app as train_app
 
 app = typer.Typer(
     name="distill",
@@ -23,6 +24,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.add_typer(train_app)
 
 PoolArgument = Annotated[
     str,

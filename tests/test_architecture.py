@@ -107,7 +107,7 @@ def test_trainers_know_no_event_loop() -> None:
 
 def test_only_the_command_line_reads_the_environment() -> None:
     """Settings are values passed in. (`serve` may ask for the model's own log, to find faults in it.)"""
-    doors = {"engine.cli", "engine.options", "engine.serve"}
+    doors = {"engine.cli", "engine.options", "engine.serve", "trainers.cli"}
     readers = {
         module
         for module, path in MODULES.items()

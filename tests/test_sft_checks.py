@@ -1,0 +1,205 @@
+"""What is refused before a weight is read, and checkpoints that are or are not to be trusted."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from store.errors import UsageError
+from trainers import checkpoints
+from trainers.errors import NotTheSame, TooLarge
+from trainers.folder import Folder, forget_after, read_metrics
+from trainers.machine import Machine, free_ram
+from trainers.memory import GIB, Size, check_memory, need
+from trainers.recipe import SftRecipe, recipe_from
+
+GIVEN = {"data": Path("d"), "model": "m", "out": Path("o")}
+LLAMA_7B = Size(6_738_415_616, 6_738_415_616, 32, 4096, 11008, 32000)
+
+
+def recipe(**more: Any) -> SftRecipe:
+    return recipe_from(SftRecipe, GIVEN | more, None)
+
+
+# Recipes.
+
+
+def test_the_defaults_are_the_papers() -> None:
+    told = recipe()
+    assert (told.epochs, told.batch, told.lr, told.schedule) == (3, 128, 2e-5, "cosine")
+    assert (told.warmup, told.max_length, told.precision) == (0.03, 512, "bf16")
+    assert (told.rows_at_once, told.accumulation, told.with_deepspeed) == (4, 32, False)
+
+
+def test_micro_batch_and_accumulation_follow_from_batch_and_processes() -> None:
+    told = recipe(batch=36, nproc=2, nnodes=3, master="h:1")
+    assert (told.rows_at_once, told.accumulation, told.stage) == (3, 2, 2)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"nproc": 3}, "batch 128 cannot be shared by 3 processes: 129 could"),
+        ({"micro_batch": 3}, "micro_batch 3 does not divide the 128 rows"),
+        ({"epochs": 0}, "--epochs 0: input should be greater than 0"),
+        ({"zero": 4}, "--zero 4: "),
+        ({"offload": True}, "offload needs zero 2 or 3"),
+        ({"lora": 8, "zero": 3}, "lora cannot be merged under zero 3"),
+        ({"nnodes": 2}, "nnodes needs master HOST:PORT"),
+        ({"node_rank": 1}, "node_rank counts from 0"),
+        ({"data": None}, "--data is missing"),
+    ],
+)
+def test_what_cannot_be_meant_is_said(given: dict[str, Any], words: str) -> None:
+    with pytest.raises(UsageError) as refused:
+        recipe(**given)
+    assert words in str(refused.value)
+
+
+def test_a_file_has_the_flags_names_and_flags_win(tmp_path: Path) -> None:
+    file = tmp_path / "sft.toml"
+    file.write_text('data = "rows.jsonl"\nmodel = "m"\nout = "/o"\nmax-length = 64\nepochs = 2\n')
+    told = recipe_from(SftRecipe, {"epochs": 1.0, "zero": None}, file)
+    assert (told.data, told.out) == (tmp_path / "rows.jsonl", Path("/o"))
+    assert (told.max_length, told.epochs) == (64, 1.0)
+    file.write_text("leanring_rate = 1\n")
+    with pytest.raises(UsageError, match=r"sft\.toml: leanring_rate: there is no setting of this name"):
+        recipe_from(SftRecipe, GIVEN, file)
+    file.write_text("x = = 1")
+    with pytest.raises(UsageError, match="not TOML"):
+        recipe_from(SftRecipe, GIVEN, file)
+
+
+# Memory.
+
+
+def test_a_7b_model_is_refused_with_the_numbers_where_it_cannot_be_held() -> None:
+    with pytest.raises(TooLarge) as refused:
+        check_memory(LLAMA_7B, recipe(zero=2), 2, Machine(ram=23 * GIB))
+    words = str(refused.value)
+    assert words.startswith(
+        "this machine cannot hold the training: 6.74B parameters (ZeRO-2, bf16, 1 process)"
+    )
+    assert "23.0 GiB are free" in words
+    assert "Use " in words
+
+
+def test_it_is_let_through_where_it_can_be_held() -> None:
+    check_memory(LLAMA_7B, recipe(zero=3, nproc=8), 3, Machine(400 * GIB, gpus=(78 * GIB,) * 8))
+    check_memory(LLAMA_7B, recipe(zero=2, offload=True), 2, Machine(500 * GIB, gpus=(140 * GIB,)))
+
+
+def test_what_would_fit_is_named() -> None:
+    gpus = (80 * GIB,) * 4
+    with pytest.raises(TooLarge, match="Use --zero 3 --nproc 4 --micro-batch 1 --recompute, which fits"):
+        check_memory(LLAMA_7B, recipe(), None, Machine(400 * GIB, gpus))
+    with pytest.raises(TooLarge, match="2 GPUs, and 1 are here"):
+        check_memory(LLAMA_7B, recipe(zero=3, nproc=2), 3, Machine(400 * GIB, (80 * GIB,)))
+
+
+def test_each_stage_shares_out_more() -> None:
+    states = [need(LLAMA_7B, recipe(nproc=8, zero=stage), stage).states for stage in range(4)]
+    assert states == sorted(states, reverse=True)
+    alone = need(LLAMA_7B, recipe(zero=2), 2).states
+    assert alone / LLAMA_7B.parameters == 16  # 2 + 2 + 12, as in the paper on ZeRO
+    assert need(LLAMA_7B, recipe(), None).states == alone
+
+
+def test_the_limit_of_a_container_counts(tmp_path: Path) -> None:
+    meminfo = tmp_path / "meminfo"
+    meminfo.write_text("MemTotal: 9 kB\nMemAvailable:   2048 kB\n")
+    assert free_ram(meminfo, tmp_path / "none") == 2 << 20
+    (tmp_path / "memory.max").write_text("1000000\n")
+    (tmp_path / "memory.current").write_text("700000\n")
+    (tmp_path / "memory.stat").write_text("anon 5\ninactive_file 100000\n")
+    assert free_ram(meminfo, tmp_path) == 400_000
+
+
+# Folders.
+
+
+def test_a_folder_that_holds_something_else_is_refused(tmp_path: Path) -> None:
+    Folder(tmp_path / "new").check(resume=False)
+    with pytest.raises(UsageError, match="nothing to resume"):
+        Folder(tmp_path / "new").check(resume=True)
+    (tmp_path / "thesis.tex").touch()
+    with pytest.raises(UsageError, match=r"holds something else \(thesis.tex, …\)"):
+        Folder(tmp_path).check(resume=False)
+
+
+def test_a_resume_as_something_else_names_what_differs(tmp_path: Path) -> None:
+    folder = Folder(tmp_path)
+    folder.begin({"epochs": 3.0, "data": "a" * 64, "processes": 2})
+    folder.same({"epochs": 3.0, "data": "a" * 64, "processes": 2})
+    with pytest.raises(NotTheSame, match=r"\(data: aaaaaaaaaaaa… -> bbbbbbbbbbbb…; processes: 2 -> 4\)"):
+        folder.same({"epochs": 3.0, "data": "b" * 64, "processes": 4})
+
+
+def test_measurements_after_the_checkpoint_are_forgotten_and_a_torn_line_too(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step":1}\n{"step":2}\n{"step":3}\n{"st')
+    forget_after(path, 2)
+    assert [record["step"] for record in read_metrics(path)] == [1, 2]
+
+
+# Checkpoints.
+
+
+def made(folder: Path, step: int) -> Path:
+    checkpoint = folder / f"checkpoint-{step}"
+    (checkpoint / "global_step").mkdir(parents=True)
+    (checkpoint / "weights.bin").write_bytes(b"w" * 100)
+    (checkpoint / "global_step" / "rank0.bin").write_bytes(b"o" * 100)
+    checkpoints.seal(checkpoint)
+    return checkpoint
+
+
+def truncate(checkpoint: Path) -> None:
+    (checkpoint / "weights.bin").write_bytes(b"w" * 50)
+
+
+def flip(checkpoint: Path) -> None:
+    (checkpoint / "global_step" / "rank0.bin").write_bytes(b"o" * 99 + b"x")
+
+
+def lose(checkpoint: Path) -> None:
+    (checkpoint / "weights.bin").unlink()
+
+
+def tear(checkpoint: Path) -> None:
+    (checkpoint / "complete.json").write_text('{"weights.b')
+
+
+def unfinish(checkpoint: Path) -> None:
+    (checkpoint / "complete.json").unlink()
+
+
+@pytest.mark.parametrize(
+    ("damage", "why"),
+    [
+        (truncate, "weights.bin has 50 bytes, not 100"),
+        (flip, "global_step/rank0.bin has changed since it was written"),
+        (lose, "weights.bin is missing"),
+        (tear, "its complete.json is torn"),
+        (unfinish, "it was not finished"),
+    ],
+)
+def test_a_damaged_last_checkpoint_is_passed_over_for_the_one_before(
+    tmp_path: Path, damage: Any, why: str
+) -> None:
+    good, bad = made(tmp_path, 9), made(tmp_path, 10)
+    damage(bad)
+    said: list[str] = []
+    assert checkpoints.last_whole(tmp_path, said.append) == good
+    assert said == [f"checkpoint-10 is passed over: {why}"]
+    assert not bad.exists()
+    assert checkpoints.last_whole(tmp_path, said.append) == good
+    assert len(said) == 1
+
+
+def test_no_checkpoint_is_no_fault(tmp_path: Path) -> None:
+    assert checkpoints.last_whole(tmp_path / "none", pytest.fail) is None
+    json.loads((made(tmp_path, 1) / "complete.json").read_text())

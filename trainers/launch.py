@@ -1,0 +1,118 @@
+"""Starts the processes of a training and listens to them, until they end.
+
+One process is started plainly, several through torchrun. Their errors and chatter go to the log; what
+they report comes as records. They are out of the terminal's reach: Ctrl-C is ours, and becomes a request
+to stop with a checkpoint.
+"""
+
+import ctypes
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import IO, Any
+
+from trainers.errors import TrainingFailed
+from trainers.recipe import Training
+from trainers.reports import parsed
+
+_PR_SET_PDEATHSIG = 1
+LAST_WORDS = 600
+
+
+def command(recipe: Training, module: str, job: Path) -> list[str]:
+    if recipe.processes == 1:
+        return [sys.executable, "-P", "-m", module, str(job)]
+    where = ["--standalone"]
+    if recipe.nnodes > 1:
+        host, port = str(recipe.master).rsplit(":", 1)
+        where = [f"--node-rank={recipe.node_rank}", f"--master-addr={host}", f"--master-port={port}"]
+    size = [f"--nnodes={recipe.nnodes}", f"--nproc-per-node={recipe.nproc}"]
+    torchrun = [sys.executable, "-P", "-m", "torch.distributed.run"]
+    return [*torchrun, *size, *where, "-m", module, str(job)]
+
+
+def environment(recipe: Training, given: Mapping[str, str], on_cpu: bool) -> dict[str, str]:
+    """The caller's, and what DeepSpeed and torchrun want to know."""
+    threads = str(max(1, (os.cpu_count() or 1) // recipe.nproc))
+    beside = str(Path(sys.executable).parent)  # DeepSpeed looks for ninja on the PATH
+    found = {"OMP_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false", **given}
+    found["PATH"] = f"{beside}{os.pathsep}{given.get('PATH', os.defpath)}"
+    found |= {"PYTHONUNBUFFERED": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+    if on_cpu:
+        found |= {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
+    if recipe.processes == 1:
+        found |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
+        found |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
+        if not recipe.with_deepspeed:  # nothing is to be joined
+            for name in (
+                "RANK",
+                "LOCAL_RANK",
+                "WORLD_SIZE",
+                "LOCAL_WORLD_SIZE",
+                "MASTER_ADDR",
+                "MASTER_PORT",
+            ):
+                del found[name]
+    return found
+
+
+class Processes:
+    """The processes of a training on this machine, started; `records` until they have ended."""
+
+    def __init__(self, words: list[str], env: Mapping[str, str], log: Path) -> None:
+        self._log = log.open("ab")
+        self._failed: str | None = None
+        self._process = subprocess.Popen(
+            words, env=dict(env), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=self._log,
+            start_new_session=True, preexec_fn=_die_with_parent,
+        )  # fmt: skip
+
+    def records(self) -> Iterator[dict[str, Any]]:
+        """What is reported, as it comes. Raises TrainingFailed if they end badly."""
+        out: IO[bytes] = self._process.stdout  # type: ignore[assignment]
+        for line in out:
+            record = parsed(line)
+            if record is None:
+                self._log.write(line)
+                self._log.flush()
+            elif record["kind"] == "failed":
+                self._failed = record["error"]
+            else:
+                yield record
+        code = self._process.wait()
+        if code:
+            raise TrainingFailed(f"{self._why(code)}; the log is {self._log.name}")
+
+    def _why(self, code: int) -> str:
+        memory = (
+            "it needed more memory than there is (try --micro-batch 1, --recompute, --max-length, --zero 3)"
+        )
+        if self._failed is not None:
+            short = "allocate memory" in self._failed or "OutOfMemory" in self._failed
+            return f"training failed: {memory if short else self._failed}"
+        log = Path(self._log.name).read_text(errors="replace")[-20_000:]
+        if code == -signal.SIGKILL or "Signal 9 (SIGKILL)" in log:
+            return f"a training process was killed (SIGKILL): if nobody did that, {memory}"
+        return f"training ended with status {code}"
+
+    def kill(self) -> None:
+        """All of them, at once; no more is known of what they do."""
+        if self._process.poll() is None:
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+        self._log.close()
+
+
+def _die_with_parent() -> None:
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port: int = found.getsockname()[1]
+        return port

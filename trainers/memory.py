@@ -1,0 +1,182 @@
+"""What a training needs, by arithmetic, before any weight is read: bytes by ZeRO stage, and time.
+
+Bytes a parameter (ZeRO, arXiv 1910.02054, section 3.1; fp32 master weights and Adam's two moments are
+12): bf16 under DeepSpeed 2 + 2 + 12, of which stage 1 shares out the 12, stage 2 the gradients too,
+stage 3 all. A plain loop keeps fp32 weights and casts as it computes: 16.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from trainers.errors import TooLarge
+from trainers.machine import Machine
+from trainers.recipe import Training
+
+GIB = 2**30
+PROCESS = 0.7 * GIB  # Python, torch and DeepSpeed, before any model
+ADAM = 8
+MASTER = 4
+GATHERED = 2 * 10**9  # most of the parameters that stage 3 has whole at once
+FLOPS_A_PARAMETER = 6  # forward 2, backward 4 (8 where activations are computed again)
+# Share of a matrix product's speed that training reaches: a guess, so the time is told as a range.
+EFFICIENCY = (0.15, 0.5)
+
+
+@dataclass(frozen=True)
+class Size:
+    """The numbers of a model that decide its memory."""
+
+    parameters: int
+    trained: int
+    layers: int
+    hidden: int
+    inner: int
+    vocabulary: int
+
+    @classmethod
+    def of(cls, config: Any, parameters: int, trained: int) -> "Size":
+        hidden = config.hidden_size
+        inner = getattr(config, "intermediate_size", None) or getattr(config, "ffn_dim", 4 * hidden)
+        return cls(parameters, trained, config.num_hidden_layers, hidden, inner, config.vocab_size)
+
+
+def lora_parameters(config: Any, rank: int, shapes: list[tuple[int, int]]) -> int:
+    """Of two thin matrices beside each linear layer of these shapes (out, in)."""
+    return sum(rank * (out + into) for out, into in shapes)
+
+
+@dataclass(frozen=True)
+class Need:
+    """Bytes of one process, on its device and (offloaded) in RAM beside it."""
+
+    states: float
+    activations: float
+    offloaded: float = 0.0
+
+    @property
+    def device(self) -> float:
+        return self.states + self.activations
+
+
+def need(size: Size, recipe: Training, stage: int | None) -> Need:
+    """What one process needs at its peak."""
+    share = recipe.processes
+    bf16 = recipe.precision == "bf16"
+    weight = 2 if bf16 and stage is not None else 4
+    gradient = weight
+    optimizer = ADAM + (MASTER if weight == 2 else 0)
+    by_stage = {
+        None: (1, 1, 1),
+        0: (1, 1, 1),
+        1: (1, 1, share),
+        2: (1, share, share),
+        3: (share, share, share),
+    }
+    weights, gradients, states = by_stage[stage]
+    kept = size.parameters * weight / weights
+    if stage == 3 and share > 1:
+        kept += min(size.parameters, GATHERED) * weight
+    # DeepSpeed without sharded gradients adds micro batches up in fp32 beside the bf16 ones.
+    extra = MASTER if weight == 2 and stage in (0, 1) else 0
+    moving = size.trained * ((gradient + extra) / gradients)
+    slow = size.trained * optimizer / states
+    offloaded = 0.0
+    if recipe.offload:
+        offloaded, slow = slow + size.trained * gradient / gradients, 0.0
+        if stage == 3:
+            offloaded, kept = (
+                offloaded + size.parameters * weight / share,
+                min(size.parameters, GATHERED) * weight,
+            )
+    return Need(kept + moving + slow, _activations(size, recipe), offloaded)
+
+
+def _activations(size: Size, recipe: Training) -> float:
+    """Of a micro batch of rows at full length, after Korthikanti et al. (arXiv 2205.05198) without the
+    attention matrix, which sdpa does not keep; and logits in bf16 and fp32 with their gradient."""
+    tokens = recipe.rows_at_once * recipe.max_length
+    unit = 2 if recipe.precision == "bf16" else 4
+    layer = unit * (10 * size.hidden + 4 * size.inner)
+    layers = layer + size.layers * unit * size.hidden if recipe.recompute else size.layers * layer
+    return tokens * (layers + size.vocabulary * (unit + 8))
+
+
+def check_memory(size: Size, recipe: Training, stage: int | None, machine: Machine) -> Need:
+    """Raises TooLarge with the numbers and what would fit."""
+    wanted = need(size, recipe, stage)
+    if fits(wanted, recipe, machine):
+        return wanted
+    raise TooLarge(
+        f"this machine cannot hold the training: {size.parameters / 1e9:.2f}B parameters "
+        f"({_how(recipe, stage)}) need about {_told(wanted, recipe, machine)}. "
+        + _instead(size, recipe, stage, machine)
+    )
+
+
+def fits(wanted: Need, recipe: Training, machine: Machine) -> bool:
+    if not machine.gpus:
+        return recipe.nproc * (wanted.device + wanted.offloaded + PROCESS) <= machine.ram
+    on_gpu = recipe.nproc <= len(machine.gpus) and wanted.device <= min(machine.gpus[: recipe.nproc])
+    return on_gpu and recipe.nproc * (wanted.offloaded + PROCESS) <= machine.ram
+
+
+def _how(recipe: Training, stage: int | None) -> str:
+    ways = ["no ZeRO" if stage is None else f"ZeRO-{stage}", recipe.precision]
+    ways += ["offload"] * recipe.offload + [f"LoRA {recipe.lora}"] * (recipe.lora is not None)
+    return ", ".join([*ways, f"{recipe.processes} process{'es' * (recipe.processes > 1)}"])
+
+
+def _told(wanted: Need, recipe: Training, machine: Machine) -> str:
+    states = f"{gib(wanted.states)} for weights, gradients and optimizer"
+    parts = f"{states}, {gib(wanted.activations)} for activations"
+    if not machine.gpus:
+        total = recipe.nproc * (wanted.device + wanted.offloaded + PROCESS)
+        return f"{gib(total)} of RAM ({parts}, a process), and {gib(machine.ram)} are free"
+    if recipe.nproc > len(machine.gpus):
+        return f"{recipe.nproc} GPUs, and {len(machine.gpus)} are here"
+    free = gib(min(machine.gpus[: recipe.nproc]))
+    beside = f"{gib(recipe.nproc * (wanted.offloaded + PROCESS))} of RAM with {gib(machine.ram)} free"
+    return f"{gib(wanted.device)} a GPU ({parts}) with {free} free, and {beside}"
+
+
+def _instead(size: Size, recipe: Training, stage: int | None, machine: Machine) -> str:
+    """The first of the usual ways out that fits, by the same arithmetic."""
+    smaller = {"micro_batch": 1, "recompute": True}
+    tries: list[tuple[str, dict[str, Any], int | None, int]] = [
+        ("--micro-batch 1 --recompute", smaller, stage, size.trained),
+    ]
+    if machine.gpus:
+        wide = smaller | {"nproc": len(machine.gpus)}
+        if recipe.batch % len(machine.gpus) == 0:
+            tries.append(
+                (f"--zero 3 --nproc {len(machine.gpus)} --micro-batch 1 --recompute", wide, 3, size.trained)
+            )
+        tries.append(
+            ("--zero 3 --offload --micro-batch 1 --recompute", smaller | {"offload": True}, 3, size.trained)
+        )
+    tries.append(
+        # DeepSpeed keeps the frozen weights in bf16, a plain loop in fp32.
+        ("--zero 2 --lora 16 --micro-batch 1 --recompute", smaller | {"lora": 16}, 2, size.parameters // 100)
+    )
+    for flags, change, other, trained in tries:
+        changed = recipe.model_copy(update=change)
+        candidate = Size(**{**size.__dict__, "trained": trained})
+        if fits(need(candidate, changed, other), changed, machine):
+            return f"Use {flags}, which fits"
+    per_machine = machine.ram if not machine.gpus else sum(machine.gpus)
+    machines = -(-16 * size.parameters * 1.3 // max(per_machine, 1))
+    largest = int(per_machine / (20 if stage is None else 24))
+    return (
+        f"Use a model of at most about {largest / 1e9:.1f}B parameters here, or ZeRO-3 over "
+        f"{machines:.0f} machines like this one (--zero 3 --nnodes {machines:.0f} --master HOST:PORT)"
+    )
+
+
+def seconds(parameters: int, tokens: float, flops: float, recompute: bool) -> tuple[float, float]:
+    """Least and most that training on so many tokens may take at this speed."""
+    work = (FLOPS_A_PARAMETER + 2 * recompute) * parameters * tokens
+    return work / (flops * EFFICIENCY[1]), work / (flops * EFFICIENCY[0])
+
+
+def gib(bytes_: float) -> str:
+    return f"{bytes_ / GIB:.1f} GiB" if bytes_ >= GIB / 10 else f"{bytes_ / 2**20:.0f} MiB"

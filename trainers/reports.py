@@ -1,0 +1,31 @@
+"""What a training process tells the command that started it: JSON records on its standard output.
+
+A record stands on a line of its own after RFC 7464's separator, so that whatever libraries print beside
+it is told apart.
+"""
+
+import os
+import sys
+from typing import Any
+
+import orjson
+
+SEPARATOR = b"\x1e"
+
+
+def report(kind: str, **values: Any) -> None:
+    """To be called by one process only, the first."""
+    sys.stdout.flush()
+    record = orjson.dumps({"kind": kind, **values}, option=orjson.OPT_SERIALIZE_NUMPY)
+    os.write(sys.stdout.fileno(), b"\n" + SEPARATOR + record + b"\n")
+
+
+def parsed(line: bytes) -> dict[str, Any] | None:
+    """The record on a line; None where it is something else."""
+    if not line.startswith(SEPARATOR):
+        return None
+    try:
+        found: dict[str, Any] = orjson.loads(line[1:])
+    except orjson.JSONDecodeError:
+        return None
+    return found

@@ -1,0 +1,97 @@
+"""One training from the command's side: start its processes, write down what they report, end it well.
+
+Shared by what is trained. A first Ctrl-C asks for a checkpoint and a stop, a second ends all at once.
+"""
+
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import orjson
+
+from trainers import launch
+from trainers.curves import draw
+from trainers.errors import Stopped
+from trainers.folder import Folder, read_metrics
+from trainers.progress import Display
+from trainers.recipe import Training
+
+PLOTTED = {"loss", "held_out_loss", "lr", "grad_norm"}
+KEPT = ("step", "held_out")  # kinds of records that are measurements
+
+
+def run(
+    recipe: Training, module: str, folder: Folder, env: Mapping[str, str], on_cpu: bool, quiet: bool
+) -> None:
+    """Returns when the result lies in the folder's `result`. Raises Stopped, TrainingFailed."""
+    folder.stop.unlink(missing_ok=True)
+    words = launch.command(recipe, module, folder.job(recipe.node_rank))
+    processes = launch.Processes(words, launch.environment(recipe, env, on_cpu), folder.log)
+    first = recipe.node_rank == 0
+    saved, board = 0, _board(recipe, folder)
+    display = Display(quiet)
+    try:
+        with _stoppable(folder, processes, display), display:
+            for record in processes.records():
+                if record["kind"] in KEPT and first:
+                    _keep(record, folder, recipe)
+                    board(record)
+                if record["kind"] == "step":
+                    display.step(record)
+                elif record["kind"] == "held_out":
+                    display.held_out(record)
+                elif record["kind"] == "saved":
+                    saved = record["step"]
+    finally:
+        processes.kill()
+    if folder.stop.exists() and not folder.result.is_dir():
+        raise Stopped(f"stopped with a checkpoint at step {saved}; --resume goes on")
+
+
+@contextmanager
+def _stoppable(folder: Folder, processes: launch.Processes, display: Display) -> Iterator[None]:
+    def asked(*_: object) -> None:
+        if folder.stop.exists():
+            raise KeyboardInterrupt
+        folder.stop.touch()
+        display.say("stopping after this step, with a checkpoint; Ctrl-C again: at once")
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, asked) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _keep(record: dict[str, Any], folder: Folder, recipe: Training) -> None:
+    with folder.metrics.open("ab") as file:
+        file.write(orjson.dumps(record) + b"\n")
+    if record["kind"] == "held_out" and record["step"]:
+        draw(read_metrics(folder.metrics), folder.curves, title_of(recipe))
+
+
+def _board(recipe: Training, folder: Folder) -> Callable[[dict[str, Any]], None]:
+    """Writes a record's numbers for TensorBoard, where that was asked for."""
+    if not recipe.tensorboard:
+        return lambda record: None
+    from torch.utils.tensorboard import SummaryWriter
+
+    writer = SummaryWriter(str(folder.work / "tensorboard"))
+
+    def write(record: dict[str, Any]) -> None:
+        for name in PLOTTED & record.keys():
+            if record[name] is not None:
+                writer.add_scalar(name, record[name], record["step"])
+        writer.flush()
+
+    return write
+
+
+def title_of(recipe: Training) -> str:
+    return f"{recipe.model.rstrip('/').rsplit('/', 1)[-1]} on {recipe.data.name}"

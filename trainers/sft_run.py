@@ -1,0 +1,222 @@
+"""`distill train sft`, from the command to the result: check, read, train, publish.
+
+Everything that can be known to go wrong is said before weights are read: the folder, the model's name,
+memory, the data. The training itself is in processes of their own (sft.py).
+"""
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from store.errors import UsageError
+from store.folder import held
+from store.pool import Pool
+from trainers import checkpoints
+from trainers import rows as rows_on_disk
+from trainers.batches import steps_of
+from trainers.card import card, versions
+from trainers.folder import Folder, forget_after, read_metrics, write
+from trainers.lora import linear_shapes
+from trainers.machine import Machine, cpu_flops, this_machine
+from trainers.memory import Size, check_memory, gib, lora_parameters, seconds
+from trainers.models import (
+    config_of,
+    fingerprint,
+    packs_exactly,
+    parameters_of,
+    resolve,
+    skeleton,
+    tokenizer_of,
+)
+from trainers.progress import Display, duration
+from trainers.recipe import FREE, SftRecipe
+from trainers.rows import Rows
+from trainers.run import run, title_of
+from trainers.sft_data import Counts, tokenized
+from trainers.zero import check_compiler, deepspeed_config, stage_of
+
+MODULE = "trainers.sft"
+SLOWER = 1.5  # bf16 than fp32, from which it is worth a word
+
+
+def run_sft(recipe: SftRecipe, resume: bool, quiet: bool, env: Mapping[str, str]) -> int:
+    """Returns the exit code; raises an error of ours with its own."""
+    folder, display = Folder(recipe.out), Display(quiet)
+    if recipe.node_rank == 0:
+        folder.check(resume)
+    if resume and folder.finished.is_file():
+        display.say(f"{recipe.out} is finished; nothing to do")
+        return 0
+    Pool(recipe.data)  # is it there?
+    model = resolve(recipe.model, folder.work)
+    config, machine = config_of(model), this_machine()
+    packed = check(recipe, config, machine, display)
+    with held(folder.work):
+        rows, counts = read(recipe, model, folder, display)
+        if not machine.gpus:
+            tell_time(recipe, parameters_of(config), rows, display)
+        checkpoint = begin(recipe, rows, model, packed, folder, resume, display)
+        job = {
+            "recipe": recipe.model_dump(mode="json"), "model": model, "packed": packed, "parent": _pid(),
+            "alone": recipe.processes == 1, "rows": str(folder.rows(recipe.node_rank)),
+            "template": counts.template, "checkpoint": str(checkpoint) if checkpoint else None,
+        }  # fmt: skip
+        write(folder.job(recipe.node_rank), job)
+        run(recipe, MODULE, folder, env, not machine.gpus, quiet)
+        if recipe.node_rank == 0:
+            finish(recipe, rows, counts, packed, folder)
+    display.say(f"the model is in {recipe.out}")
+    return 0
+
+
+def check(recipe: SftRecipe, config: Any, machine: Machine, display: Display) -> bool:
+    """Whether rows will be packed. Raises UsageError where this cannot be trained here."""
+    longest = getattr(config, "max_position_embeddings", None)
+    if longest is not None and recipe.max_length > longest:
+        raise UsageError(f"--max-length {recipe.max_length}: this model reads at most {longest} tokens")
+    exact = packs_exactly(config)
+    if recipe.packing == "on" and not exact:
+        raise UsageError(
+            f"--packing on: {config.model_type} is not known to keep packed rows apart; "
+            "auto groups its rows by length instead"
+        )
+    check_compiler(recipe, on_cpu=not machine.gpus)
+    parameters = parameters_of(config)
+    trained = parameters
+    if recipe.lora is not None:
+        trained = lora_parameters(config, recipe.lora, linear_shapes(skeleton(config)))
+    needed = check_memory(Size.of(config, parameters, trained), recipe, stage_of(recipe), machine)
+    display.say(
+        f"{parameters / 1e6:,.0f}M parameters, {trained / 1e6:,.1f}M trained; a process needs about "
+        f"{gib(needed.device)}; micro batch {recipe.rows_at_once} x {recipe.accumulation} x "
+        f"{recipe.processes} process{'es' * (recipe.processes > 1)} = {recipe.batch}"
+    )
+    return recipe.packing != "off" and exact
+
+
+def read(recipe: SftRecipe, model: str, folder: Folder, display: Display) -> tuple[Rows, Counts]:
+    """The rows as tokens, on disk, with a word on each that was left out."""
+    rows, counts = tokenized(recipe, tokenizer_of(model))
+    rows_on_disk.save(rows, folder.rows(recipe.node_rank))
+    display.say(
+        f"{counts.used:,} of {counts.read:,} rows, {counts.tokens:,} tokens of which {counts.learnt:,} are "
+        f"learnt ({counts.template} template); {len(rows.held_out):,} rows held out"
+    )
+    for number, words in _left_out(counts, recipe):
+        if number:
+            display.say(f"  {number:,} {words}")
+    return rows, counts
+
+
+def _left_out(counts: Counts, recipe: SftRecipe) -> list[tuple[int, str]]:
+    over = f"over {recipe.max_length} tokens"
+    return [
+        (counts.too_long, f"left out: {over} (--too-long cut keeps their beginning)"),
+        (counts.cut, f"cut at the end: {over}; they teach no end of sequence"),
+        (counts.no_room, f"left out: the prompt alone is {over}"),
+        (counts.bad, f"unusable: {'; '.join(counts.bad_shown)}"),
+    ]
+
+
+def tell_time(recipe: SftRecipe, parameters: int, rows: Rows, display: Display) -> None:
+    """How long it may take on this CPU, by a product of matrices measured now."""
+    bf16 = recipe.precision == "bf16"
+    speed = cpu_flops(bf16)
+    tokens = float(rows.lengths[rows.trained].sum() * recipe.epochs)
+    least, most = seconds(parameters, tokens, speed, recipe.recompute)
+    display.say(f"on this CPU, between {duration(least)} and {duration(most)}")
+    if bf16 and (other := cpu_flops(False)) > SLOWER * speed:
+        display.say(f"  it multiplies fp32 {other / speed:.0f} times faster than bf16: --precision fp32")
+
+
+def begin(
+    recipe: SftRecipe, rows: Rows, model: str, packed: bool, folder: Folder, resume: bool, display: Display
+) -> Path | None:
+    """The checkpoint to go on from. Raises NotTheSame."""
+    if recipe.node_rank == 0:
+        identity = identity_of(recipe, rows, model, packed)
+        folder.same(identity) if resume else folder.begin(identity)
+    if not resume:
+        return None
+    checkpoint = checkpoints.last_whole(folder.checkpoints, display.say)
+    step = checkpoints.step_of(checkpoint) if checkpoint else 0
+    display.say(f"going on from step {step}" if checkpoint else "no whole checkpoint yet: from the beginning")
+    if recipe.node_rank == 0:
+        forget_after(folder.metrics, step if checkpoint else -1)
+    return checkpoint
+
+
+def identity_of(recipe: SftRecipe, rows: Rows, model: str, packed: bool) -> dict[str, Any]:
+    """All that a resume must have in common with the run."""
+    told = recipe.model_dump(mode="json", exclude=FREE | {"zero", "micro_batch", "packing"})
+    return told | {
+        "data": rows.digest,
+        "model": fingerprint(model),
+        "processes": recipe.processes,
+        "micro_batch": recipe.rows_at_once,
+        "packed": packed,
+        "zero": stage_of(recipe),
+        "deepspeed": deepspeed_config(recipe),
+    }
+
+
+def finish(recipe: SftRecipe, rows: Rows, counts: Counts, packed: bool, folder: Folder) -> None:
+    """The card, then the result to the top of the folder."""
+    records = read_metrics(folder.metrics)
+    held = [r for r in records if r["kind"] == "held_out"]
+    sections = {
+        "Data": _data_section(recipe, rows, counts),
+        "Recipe": recipe.model_dump(mode="json", exclude={"data", "out", "model", "master", "node_rank"})
+        | {"micro_batch": recipe.rows_at_once, "accumulation": recipe.accumulation, "packed": packed},
+        "Losses (nats a learnt token)": _losses(records, held),
+        "Versions": versions(),
+    }
+    samples = held[-1]["samples"] if held else []
+    title = title_of(recipe)
+    text = card(
+        title,
+        "Supervised fine-tuning with the loss on the responses only, made by `distill train sft`.",
+        recipe.model, sections, samples, ["distill", "sft"],
+    )  # fmt: skip
+    (folder.result / "README.md").write_text(text, encoding="utf-8")
+    folder.publish()
+    write(folder.finished, {"steps": steps_of(len(rows.trained), recipe.batch, recipe.epochs)} | sections)
+    folder.clear()
+
+
+def _data_section(recipe: SftRecipe, rows: Rows, counts: Counts) -> dict[str, object]:
+    with recipe.data.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return {
+        "file": recipe.data.name,
+        "sha256 of the file": f"`{digest}`",
+        "sha256 of the rows as tokens": f"`{rows.digest}`",
+        "rows read": counts.read,
+        "rows used": counts.used,
+        "held out of these": len(rows.held_out),
+        "left out, too long": counts.too_long + counts.no_room,
+        "cut at the end": counts.cut,
+        "unusable": counts.bad,
+        "tokens": counts.tokens,
+        "tokens learnt": counts.learnt,
+        "template": counts.template,
+    }
+
+
+def _losses(records: list[dict[str, Any]], held: list[dict[str, Any]]) -> dict[str, object]:
+    steps = [r for r in records if r["kind"] == "step"]
+    last = steps[-max(1, len(steps) // 10) :]
+    found: dict[str, object] = {"steps": steps[-1]["step"] if steps else 0}
+    if steps:
+        found["training, mean of the last tenth"] = sum(r["loss"] for r in last) / len(last)
+    if held:
+        found["held out, before"] = held[0]["held_out_loss"]
+        found["held out, at the end"] = held[-1]["held_out_loss"]
+    return found
+
+
+def _pid() -> int:
+    import os
+
+    return os.getpid()

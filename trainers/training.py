@@ -1,0 +1,237 @@
+"""The loop of one training process: transformers' Trainer, told which rows make each step.
+
+Shared by what is trained (sft.py, and others): they bring a model, a collator and a loss.
+"""
+
+import contextlib
+import ctypes
+import math
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.distributed as dist
+from transformers import Trainer, TrainerCallback, TrainingArguments
+
+from trainers import checkpoints
+from trainers.batches import Batch, Planned
+from trainers.recipe import Training
+from trainers.reports import report
+from trainers.zero import deepspeed_config
+
+SHARE_BETWEEN_SAVES = 10  # of all steps, unless said
+LR_SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
+LossSum = Callable[[Any, Batch], torch.Tensor]
+Collate = Callable[[list[Batch]], Batch]
+_PR_SET_PDEATHSIG = 1
+
+
+def die_with_parent(parent: int) -> None:
+    """An orphan would go on writing into a folder that another run may have taken over. parent: its
+    process id where it is known, else 0."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if parent and os.getppid() != parent:
+        os._exit(1)
+
+
+def on_cpu() -> bool:
+    return not torch.cuda.is_available()
+
+
+def join_processes(recipe: Training) -> None:
+    """Before any weight is read: under ZeRO-3 reading shares them out."""
+    if recipe.with_deepspeed:
+        import deepspeed
+
+        deepspeed.init_distributed(dist_backend="gloo" if on_cpu() else "nccl")
+
+
+def arguments(recipe: Training, work: Path, steps: int, fresh: bool) -> TrainingArguments:
+    """The recipe as transformers puts it; to be made before the model is read (ZeRO-3)."""
+    often = max(1, math.ceil(steps / SHARE_BETWEEN_SAVES))
+    return TrainingArguments(
+        output_dir=str(work),
+        per_device_train_batch_size=recipe.rows_at_once,
+        gradient_accumulation_steps=recipe.accumulation,
+        max_steps=steps,
+        learning_rate=recipe.lr,
+        lr_scheduler_type=LR_SCHEDULES[recipe.schedule],
+        warmup_steps=recipe.warmup,  # below 1: a share of the steps
+        weight_decay=recipe.weight_decay,
+        max_grad_norm=recipe.clip,
+        optim="adamw_torch",
+        bf16=recipe.precision == "bf16",
+        gradient_checkpointing=recipe.recompute,
+        gradient_checkpointing_kwargs={"use_reentrant": False} if recipe.recompute else None,
+        deepspeed=deepspeed_config(recipe),
+        use_cpu=on_cpu(),
+        dataloader_pin_memory=not on_cpu(),
+        remove_unused_columns=False,
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        eval_strategy="steps",
+        eval_on_start=fresh,
+        eval_steps=recipe.eval_every or often,
+        save_strategy="steps",
+        save_steps=recipe.save_every or often,
+        save_total_limit=recipe.keep,
+        seed=recipe.seed,
+        disable_tqdm=True,
+        report_to=[],
+        log_level="warning",
+    )
+
+
+class Loop(Trainer):
+    """Trainer with three things of our own: the order of rows, the loss as a sum over what is learnt in
+    the whole global batch, and an evaluation that is exact over tokens.
+
+    order: (steps, batch) places in `train_dataset`. held_out: its batches, the same in each process.
+    judged: called after each evaluation by all processes (samples); what it returns is reported.
+    """
+
+    def __init__(
+        self,
+        order: npt.NDArray[np.int64],
+        loss_sum: LossSum,
+        held_out: list[Callable[[], Batch]],
+        judged: Callable[["Loop"], list[dict[str, Any]]],
+        **given: Any,
+    ) -> None:
+        self._order, self._loss_sum, self._held_out, self._judged = order, loss_sum, held_out, judged
+        super().__init__(**given, eval_dataset=given["train_dataset"])  # evaluate() below has its own
+        self.model_accepts_loss_kwargs = True  # the loss is normalised below, not by the Trainer
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Planned:
+        return Planned(self._order)
+
+    def _get_num_items_in_batch(self, batch_samples: list[Batch], device: torch.device) -> torch.Tensor:
+        count = sum((b["targets"] != -100).sum() for b in batch_samples)
+        count = torch.as_tensor(count, device=device)
+        return self.accelerator.gather(count.reshape(1)).sum() if self.args.world_size > 1 else count
+
+    def compute_loss(
+        self, model: Any, inputs: Batch, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> torch.Tensor:
+        """Each learnt token of the global batch weighs the same; processes' gradients are averaged,
+        so that the sum over them wants their number."""
+        return self._loss_sum(model, inputs) * self.accelerator.num_processes / num_items_in_batch
+
+    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
+        """The held-out loss a token, by all processes together, whatever their number."""
+        total = torch.zeros(2, dtype=torch.float64)
+        ranks, rank = self.args.world_size, self.args.process_index
+        with self.for_inference() as model:
+            for first in range(0, len(self._held_out), ranks):
+                place = first + rank
+                mine = self._held_out[min(place, len(self._held_out) - 1)]()
+                mine = {name: tensor.to(self.args.device) for name, tensor in mine.items()}
+                with torch.no_grad(), self.autocast():
+                    loss = self._loss_sum(model, mine)
+                if place < len(self._held_out):  # else only to keep step with the others
+                    total += torch.tensor([loss.item(), (mine["targets"] != -100).sum().item()])
+        if ranks > 1:
+            total = self.accelerator.reduce(total.to(self.args.device)).cpu()
+        samples = self._judged(self)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, {})
+        if not total[1]:
+            return {}
+        held = (total[0] / total[1]).item()
+        if self.is_world_process_zero():
+            report("held_out", step=self.state.global_step, held_out_loss=held, samples=samples)
+        return {"eval_loss": held}
+
+    @contextlib.contextmanager
+    def for_inference(self) -> Iterator[Any]:
+        """The model as it stands, without dropout for a moment."""
+        model = self.model_wrapped
+        model.eval()
+        try:
+            yield model
+        finally:
+            model.train()
+
+    def autocast(self) -> Any:
+        """A plain loop in bf16 keeps fp32 weights, and computes so; DeepSpeed's weights are bf16."""
+        wanted = self.args.bf16 and not self.is_deepspeed_enabled
+        return torch.autocast(self.args.device.type, torch.bfloat16, enabled=wanted)
+
+
+class Telling(TrainerCallback):
+    """Reports each step, makes checkpoints whole, and stops when the command asks."""
+
+    def __init__(self, tokens: npt.NDArray[np.int64], rows: int, batch: int, stop: Path) -> None:
+        """tokens: of each step. rows: of one pass over the data."""
+        self._tokens, self._rows, self._batch, self._stop = tokens, rows, batch, stop
+        self._began = time.perf_counter()
+        self.stopped = False
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._began = time.perf_counter()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._seconds = time.perf_counter() - self._began
+        asked = torch.tensor(int(self._stop.exists()), device=args.device)
+        if args.world_size > 1:
+            dist.all_reduce(asked, op=dist.ReduceOp.MAX)  # all stop at the same step, or none
+        if asked.item() and state.global_step < state.max_steps:
+            self.stopped = control.should_save = control.should_training_stop = True
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **_: Any) -> None:
+        if not state.is_world_process_zero or "loss" not in logs:
+            return
+        step = state.global_step
+        report(
+            "step",
+            step=step,
+            steps=state.max_steps,
+            epoch=step * self._batch / self._rows,
+            loss=logs["loss"],
+            grad_norm=logs.get("grad_norm"),
+            lr=logs.get("learning_rate"),
+            tokens=int(self._tokens[step - 1]),
+            seconds=self._seconds,
+        )
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if args.world_size > 1:
+            dist.barrier()
+        if state.is_world_process_zero:
+            name = f"checkpoint-{state.global_step}"
+            checkpoints.seal(Path(args.output_dir) / name)
+            report("saved", step=state.global_step)
+        if args.world_size > 1:
+            dist.barrier()
+
+
+def agreed(checkpoint: str | None) -> str | None:
+    """The first process's choice: on several machines each might have seen another."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return checkpoint
+    box = [checkpoint]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def run_worker(work: Callable[[], None]) -> None:
+    """Ends the process: 0 done or stopped as asked, 1 on an error, which is reported."""
+    try:
+        work()
+    except Exception as error:
+        import traceback
+
+        traceback.print_exc()
+        report("failed", error=f"{type(error).__name__}: {error}"[:600])
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(1)  # the others may hang in a collective: the launcher ends them
+    sys.stdout.flush()
+    if dist.is_initialized():
+        dist.destroy_process_group()
