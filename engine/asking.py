@@ -120,7 +120,7 @@ class Asker:
         except Transient as error:
             return await self._lost(sent, effort, error, probe)
         except RowRefused as error:
-            self.breaker.succeeded()
+            self.breaker.succeeded(sent.ticket.at)
             return await self._refused(sent, error, answer)
         except asyncio.CancelledError:  # it may have been billed: its cost stays at risk
             self._settle(sent, None, 0, lost=sent.worst)
@@ -176,7 +176,7 @@ class Asker:
         final = outcome != "unparsed"
         self.ledger.put(self.terms.stage, sent.attempt, sent.request.id, response, sent.worst, final)
         self._settle(sent, usage, cost, headers=answer.headers)
-        self.breaker.succeeded()
+        self.breaker.succeeded(sent.ticket.at)
         self.endpoint.answered()
         if self.endpoint.adaptive:
             self.endpoint.adaptive.replied(answer.latency)

@@ -9,6 +9,7 @@ back, nobody is sent but a probe at growing intervals, and the first success clo
 """
 
 import asyncio
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -47,7 +48,8 @@ class Breaker:
         self._clock = clock or self._loop.time
         self._give_up = give_up
         self._threshold = min(THRESHOLD, outstanding)
-        self._streak: list[tuple[Effort, bool]] = []  # failures since the last success
+        self._streak: list[tuple[Effort, bool, float]] = []  # failures since the last success, with time
+        self._doubtful: list[tuple[Effort, float]] = []  # succeeded since has only what was sent before
         self._closed = asyncio.Event()
         self._closed.set()
         self._probing = False
@@ -102,12 +104,23 @@ class Breaker:
             self._probing = False
         return False
 
-    def succeeded(self) -> None:
-        """Any reply of the server that shows that it works."""
-        for effort, _ in self._streak:
-            effort.suspect, effort.unconfirmed = True, 0
+    def succeeded(self, sent_at: float = math.inf) -> None:
+        """Any reply of the server that shows that it works, or worked at `sent_at` (on our clock): what
+        it took in before a failure says nothing of the server after it."""
+        for effort, is_outage, at in self._streak:
+            if is_outage and at > sent_at:
+                self._doubtful.append((effort, at))
+            else:
+                effort.suspect, effort.unconfirmed = True, 0
         self._streak.clear()
-        if self.is_open:
+        still: list[tuple[Effort, float]] = []
+        for effort, at in self._doubtful:
+            if at > sent_at:
+                still.append((effort, at))
+            else:
+                effort.suspect, effort.unconfirmed = True, 0
+        self._doubtful = still
+        if self.opened_at is not None and sent_at >= self.opened_at:
             self._close()
 
     def failed(self, effort: Effort, probe: bool, words: str, is_outage: bool, at_once: bool = False) -> None:
@@ -120,13 +133,13 @@ class Breaker:
                 self._put_off()
         elif is_outage or not effort.suspect:
             effort.unconfirmed += is_outage
-            self._streak.append((effort, is_outage))
+            self._streak.append((effort, is_outage, self._clock()))
             if at_once or self._looks_down():
                 self._open()
 
     def _looks_down(self) -> bool:
-        faultless = sum(is_outage for _, is_outage in self._streak)
-        rows = len({id(effort) for effort, _ in self._streak})
+        faultless = sum(is_outage for _, is_outage, _ in self._streak)
+        rows = len({id(effort) for effort, _, _ in self._streak})
         return max(faultless, rows) >= self._threshold
 
     def limited(self, incidents: int, wait: float | None, words: str, probe: bool) -> None:
@@ -146,10 +159,12 @@ class Breaker:
             self._probe_ended()
 
     def _open(self) -> None:
-        for effort, _ in self._streak:
+        failed = [effort for effort, _, _ in self._streak] + [effort for effort, _ in self._doubtful]
+        for effort in failed:
             effort.attempts -= 1
             effort.unconfirmed = 0
         self._streak.clear()
+        self._doubtful.clear()
         self.opened_at = self._clock()
         self._closed.clear()
         self._interval = FIRST_PROBE

@@ -271,3 +271,27 @@ async def test_time_is_the_clock_s_that_was_given() -> None:
     assert await breaker.admit()  # its time has come, by that clock
     with pytest.raises(ProviderDown, match="no success for 61 s and 1 probes"):
         fail(breaker, probe=True)
+
+
+async def test_a_reply_to_what_was_sent_before_a_failure_confirms_nothing() -> None:
+    """The last replies of a server that has just gone down."""
+    time = 10.0
+    breaker, row = Breaker(GIVE_UP, clock=lambda: time), Effort(attempts=1)
+    breaker.failed(row, False, "503", is_outage=True)
+    breaker.succeeded(sent_at=9.0)
+    assert row.spent == 0
+    breaker.succeeded(sent_at=11.0)
+    assert row.spent == 1
+
+
+async def test_an_outage_gives_back_attempts_that_only_older_replies_followed() -> None:
+    time = 10.0
+    breaker, row = Breaker(GIVE_UP, clock=lambda: time), Effort(attempts=1)
+    breaker.failed(row, False, "503", is_outage=True)
+    breaker.succeeded(sent_at=9.0)
+    for _ in range(THRESHOLD):
+        breaker.failed(Effort(attempts=1), False, "503", is_outage=True)
+    assert breaker.is_open
+    assert row.attempts == 0
+    breaker.succeeded(sent_at=9.5)  # and such a reply does not end the outage
+    assert breaker.is_open

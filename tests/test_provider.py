@@ -237,7 +237,7 @@ async def test_throughput_saturates_at_the_knee(session: aiohttp.ClientSession) 
         start = time.monotonic()
         await asyncio.gather(*(ask(f"{n}") for n in range(48)))
         took = time.monotonic() - start
-    assert took == pytest.approx(48 * 0.05 / 4, abs=0.1)
+    assert 48 * 0.05 / 4 - 0.1 < took < 2 * 48 * 0.05 / 4  # without the knee 0.05
     assert p.counts.max_in_flight == 48
 
 
