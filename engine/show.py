@@ -192,7 +192,8 @@ def print_status(status: Mapping[str, Any]) -> None:
     console = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
     table = Table(box=None, pad_edge=False, header_style="dim")
     for name in ("stage", "done", "failed", "outcomes", "tokens in", "tokens out", "cost"):
-        table.add_column(name, justify="left" if name in ("stage", "failed", "outcomes") else "right")
+        left = name in ("stage", "failed", "outcomes")
+        table.add_column(name, justify="left" if left else "right", no_wrap=name == "stage")
     for name, s in status["stages"].items():
         total = "?" if s["total"] is None else f"{s['total']:,}"
         table.add_row(
@@ -209,6 +210,8 @@ def print_status(status: Mapping[str, Any]) -> None:
     used = _used(status["utilisation"])
     console.print(f"; of the limit: {', '.join(used)}" if used else "")
     for url, e in status["endpoints"].items():
+        if not (e["answered"] or e["cost_usd"]):
+            continue
         limits = _used(e["utilisation"])
         of_limit = f"; of its limit: {', '.join(limits)}" if limits else ""
         words = f"{plain(url, 100)}: {e['answered']:,} answers, {dollars(e['cost_usd'])}{of_limit}"
