@@ -205,18 +205,16 @@ class Feed:
         return chunk
 
     def _take(self, row: Placed | BadRow | Gone, chunk: Chunk) -> None:
-        if isinstance(row, BadRow):
+        if isinstance(row, tuple):
+            position, item = row
+            if self._plan.only is None or position in self._plan.only:
+                self._add(position, item, chunk)
+            self.rows_read += 1
+            self.end = max(self.end, position + 1)
+        elif isinstance(row, BadRow):
             chunk.bad.append(row)
-            return
-        if isinstance(row, Gone):
-            if has_row(self._known.reader, self._stage, row.position):
-                chunk.placements.append(Placement(row.position, None, [], []))
-            return
-        position, item = row
-        if self._plan.only is None or position in self._plan.only:
-            self._add(position, item, chunk)
-        self.rows_read += 1
-        self.end = max(self.end, position + 1)
+        elif has_row(self._known.reader, self._stage, row.position):
+            chunk.placements.append(Placement(row.position, None, [], []))
 
     def _add(self, position: int, item: Item, chunk: Chunk) -> None:
         chunk.rows += 1
@@ -224,15 +222,23 @@ class Feed:
         if not self._page_start <= position < self._page_start + PAGE:
             self._turn_page(position)
         items, requests = self._page
-        placed: list[int | None] = []
-        if items.get(position) == text:
+        if items.get(position) != text:
+            self._add_sealed(Placement(position, text, [], []), item, [], chunk)
+        elif not self._passes(position, requests, chunk):
             placed = [numbers.get(position) for numbers in requests]
-            states = [self.index.state(number) if number else DUE for number in placed]
-            if not self._wanted.intersection(states):
-                for state in states:
-                    chunk.known[state] += 1
-                return
-        self._add_sealed(Placement(position, text, [], []), item, placed, chunk)
+            self._add_sealed(Placement(position, text, [], []), item, placed, chunk)
+
+    def _passes(self, position: int, requests: Sequence[dict[int, int]], chunk: Chunk) -> bool:
+        """Whether every sample of a row that stands where it stood needs nothing: then it is counted."""
+        states = []
+        for numbers in requests:
+            number = numbers.get(position)
+            if number is None or (state := self.index.state(number)) in self._wanted:
+                return False
+            states.append(state)
+        for state in states:
+            chunk.known[state] += 1
+        return True
 
     def _add_sealed(
         self, placement: Placement, item: Item, placed: Sequence[int | None], chunk: Chunk

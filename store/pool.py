@@ -16,6 +16,7 @@ import sys
 import tempfile
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, TypeAlias, cast
 
@@ -81,26 +82,25 @@ class Pool:
     def __iter__(self) -> Iterator[Instruction | BadRow]:
         """Usable and bad rows in the order of the file. Raises PoolError if it cannot be read."""
         usable = 0
-        for line, raw in self.objects():
-            if isinstance(raw, BadRow):
-                yield raw
-                continue
-            row = as_instruction(raw, usable)
-            if isinstance(row, Instruction):
-                usable += 1
-                yield row
-            else:
-                yield BadRow(line, row)
+        with self._reading():
+            for line, raw in self._raw_rows():
+                row = as_instruction(raw, usable) if isinstance(raw, dict) else _no_object(raw)
+                if isinstance(row, Instruction):
+                    usable += 1
+                    yield row
+                else:
+                    yield BadRow(line, row)
 
     def objects(self) -> Iterator[tuple[int, dict[str, Any] | BadRow]]:
         """The rows as they stand in the file, each with its line; for shapes other than a pool's."""
-        try:
+        with self._reading():
             for line, raw in self._raw_rows():
-                if isinstance(raw, dict):
-                    yield line, raw
-                else:
-                    reason = raw if isinstance(raw, Complaint) else f"not an object but {type(raw).__name__}"
-                    yield line, BadRow(line, reason)
+                yield line, raw if isinstance(raw, dict) else BadRow(line, _no_object(raw))
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        try:
+            yield
         except (OSError, EOFError, zlib.error) as error:
             raise PoolError(f"reading pool {self.source} failed: {error}") from error
 
@@ -125,6 +125,10 @@ class Pool:
         if name.endswith((".csv", ".tsv")) or _is_csv_header(stream):
             return _csv_rows(stream, "\t" if name.endswith(".tsv") else ",")
         return _json_lines(stream)
+
+
+def _no_object(raw: object) -> str:
+    return raw if isinstance(raw, Complaint) else f"not an object but {type(raw).__name__}"
 
 
 def _is_csv_header(stream: Bytes) -> bool:
