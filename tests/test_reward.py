@@ -18,7 +18,18 @@ from killing import kill_at_step, leave_traces_of_a_kill
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("default")]
 NEAR = 1e-4
-USUAL = ("--template", "alpaca", "--epochs", 2, "--held-out", 0.2, "--lr", 5e-3, "--eval-every", 5)  # 10 steps
+USUAL = (
+    "--template",
+    "alpaca",
+    "--epochs",
+    2,
+    "--held-out",
+    0.2,
+    "--lr",
+    5e-3,
+    "--eval-every",
+    5,
+)  # 10 steps
 
 
 @pytest.fixture(scope="module")

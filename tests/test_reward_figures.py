@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
-np = pytest.importorskip("numpy", reason="the trainers' packages are not installed (requirements/train.txt)")
+pytest.importorskip("numpy", reason="the trainers' packages are not installed (requirements/train.txt)")
+
+import numpy as np
 
 from trainers.preferences import Judged, calibration, effective, interval, report_on, words
 
@@ -39,7 +41,7 @@ def test_pairs_that_agree_within_a_prompt_tell_no_more_than_the_prompt() -> None
 
 def test_all_right_is_not_certain() -> None:
     low, high = interval(np.ones(12), np.repeat(np.arange(4), 3))
-    assert (low, high) == (pytest.approx(4 / (4 + 1.96**2), abs=1e-3), 1.0)
+    assert (low, high) == (pytest.approx(4 / (4 + 1.96**2), abs=1e-3), pytest.approx(1.0))
 
 
 def test_the_report_has_the_figures_that_were_promised_and_buckets_that_add_up() -> None:
@@ -61,9 +63,9 @@ def test_the_report_has_the_figures_that_were_promised_and_buckets_that_add_up()
 
 
 def test_calibration_by_hand() -> None:
-    logit = math.log(0.9 / 0.1)
-    found = calibration(np.array([logit] * 9 + [-logit]))  # says 0.9, is right in 9 of 10
-    assert found["brier"] == pytest.approx(0.9 * 0.01 + 0.1 * 0.81)
+    logit = math.log(0.95 / 0.05)
+    found = calibration(np.array([logit] * 19 + [-logit]))  # says 0.95, is right in 19 of 20
+    assert found["brier"] == pytest.approx(0.95 * 0.05**2 + 0.05 * 0.95**2)
     assert found["ece"] == pytest.approx(0, abs=1e-9)
     assert [b["pairs"] for b in found["bins"]][:3] == [0, 0, 0]
     sure = calibration(np.array([50.0, -50.0]))
@@ -87,5 +89,8 @@ def test_it_is_said_plainly_whether_length_is_beaten(
 def test_a_margin_at_which_length_does_as_well_is_named() -> None:
     report = report_on(judged([1.0, -1.0], margin=[5.0, 0.5], better=[20.0, 20.0]))
     told = " ".join(words(report))
-    assert "does not beat length at margin over 0, up to 1: 0.0 % against 100.0 % (1 pairs, which are few)" in told
+    assert (
+        "does not beat length at margin over 0, up to 1: 0.0 % against 100.0 % (1 pairs, which are few)"
+        in told
+    )
     assert "NOT shown to be better than chance" in told

@@ -121,7 +121,7 @@ def test_a_bad_row_is_left_out_and_said(
     folder: Path, candidates: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     candidates.write_bytes(b'{"prompt": "p"}\n{"prompt": " ", "candidates": []}\n{to' + b"\n")
-    with pytest.raises(PoolError, match="nothing to rank in .*: line 1: candidates is not a list of texts"):
+    with pytest.raises(PoolError, match=r"nothing to rank in .*: line 1: candidates is not a list of texts"):
         run_rank(folder, candidates, tmp_path / "out", quiet=True)
     candidates.write_bytes(candidates.read_bytes() + b'{"prompt": "p", "candidates": ["a", "b"]}\n')
     assert run_rank(folder, candidates, tmp_path / "out", quiet=False) == 0

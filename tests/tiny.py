@@ -87,7 +87,13 @@ def env() -> dict[str, str]:
 def train(*given: Any, code: int = 0, kind: str = "sft") -> str:
     """Runs a training to its end; what it said on stderr."""
     ended = subprocess.run(
-        words(*given, kind=kind), cwd=ROOT, env=env(), capture_output=True, text=True, timeout=SECONDS, check=False
+        words(*given, kind=kind),
+        cwd=ROOT,
+        env=env(),
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+        check=False,
     )
     assert ended.returncode == code, ended.stderr[-3000:] + log(given[2])
     assert "Traceback" not in ended.stderr, ended.stderr
@@ -117,7 +123,7 @@ def alive(pid: int) -> bool:
     return True
 
 
-# Reward models: answers of one letter, of which "a" is better than "b" and "b" than "c", whatever their length.
+# Reward models: answers of one letter; "a" is better than "b" and "b" than "c", whatever their length.
 
 LETTERS = {"a": 9, "b": 5, "c": 1}
 

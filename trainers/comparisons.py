@@ -90,7 +90,7 @@ def as_pairs(raw: dict[str, Any], read: Read) -> tuple[str, list[Told]] | str:
     prompt, better, worse = (str(value) for value in values)
     if not prompt.strip():
         return "no prompt"
-    margin = raw.get("margin")
+    margin: Any = raw.get("margin")
     if better == worse:
         read.equal += 1
         return prompt, []

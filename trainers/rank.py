@@ -122,7 +122,11 @@ class Scores:
             raise UsageError(f"{self._path} is being written by another process; wait for it") from None
         except OSError as error:
             raise UsageError(f"cannot write {self._path}: {error.strerror}") from error
-        self._load()
+        try:
+            self._load()
+        except BaseException:
+            self._file.close()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -129,7 +129,7 @@ def encoded(prompt: str, answer: str, template: Template, tokenizer: Any, most: 
 
 
 def prepared(recipe: RewardRecipe, tokenizer: Any) -> tuple[Parts, Counts, list[Group]]:
-    """The recipe's file as parts, and the groups that are held out. Raises PoolError where nothing is left."""
+    """The recipe's file as parts, and the groups held out. Raises PoolError where nothing is left."""
     groups, read = read_groups(recipe.data, recipe.limit)
     counts, writer = Counts(read), Writer()
     template = template_for(tokenizer, recipe.template)

@@ -64,7 +64,9 @@ def _rewards(
     """logits: (rows, 1) float32, at the last token that the mask (rows, length) shows."""
     hidden = self.model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
     last = last_shown(attention_mask)
-    return SequenceClassifierOutputWithPast(logits=self.score(hidden[torch.arange(len(last), device=last.device), last]))
+    return SequenceClassifierOutputWithPast(
+        logits=self.score(hidden[torch.arange(len(last), device=last.device), last])
+    )
 
 
 def last_shown(mask: torch.Tensor) -> torch.Tensor:
@@ -81,7 +83,9 @@ def _head(self: Any, hidden: torch.Tensor) -> torch.Tensor:
 def padding_of(tokenizer: Any) -> int:
     """A token that ends no row; the end of sequence itself where there is no other."""
     ids = (tokenizer.pad_token_id, tokenizer.unk_token_id, tokenizer.bos_token_id)
-    found: int = next((i for i in ids if i is not None and i != tokenizer.eos_token_id), tokenizer.eos_token_id)
+    found: int = next(
+        (i for i in ids if i is not None and i != tokenizer.eos_token_id), tokenizer.eos_token_id
+    )
     return found
 
 
@@ -98,5 +102,6 @@ def read_about(folder: Path) -> About:
         return About(found["template"], int(found["max_length"]))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UsageError(
-            f"--reward {folder}: no {ABOUT} that says how it reads ({error}); expected a folder of `train reward`"
+            f"--reward {folder}: no {ABOUT} that says how it reads ({error}); "
+            "expected a folder of `train reward`"
         ) from None

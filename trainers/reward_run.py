@@ -7,7 +7,6 @@ import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from store.errors import UsageError
@@ -137,7 +136,12 @@ def check_size(recipe: RewardRecipe, config: Any, machine: Machine, display: Dis
 
 
 def finish(
-    recipe: RewardRecipe, parts: Parts, counts: Counts, groups: Sequence[Group], folder: Folder, display: Display
+    recipe: RewardRecipe,
+    parts: Parts,
+    counts: Counts,
+    groups: Sequence[Group],
+    folder: Folder,
+    display: Display,
 ) -> None:
     """Measures, writes the card, and moves the result to the top of the folder."""
     report = measured_on(Scorer(folder.result), groups, display) if groups else {}
@@ -154,7 +158,12 @@ def finish(
     }
     summary = "A reward model: one number for a prompt and its answer; made by `distill train reward`."
     text = card(
-        title_of(recipe), "\n\n".join([summary, *told]), recipe.model, sections, (), ["distill", "reward-model"]
+        title_of(recipe),
+        "\n\n".join([summary, *told]),
+        recipe.model,
+        sections,
+        (),
+        ["distill", "reward-model"],
     )
     (folder.result / "README.md").write_text(text, encoding="utf-8")
     write(folder.result / REPORT, report)

@@ -6,7 +6,6 @@ memory, the data. The training itself is in processes of their own (sft.py).
 
 import hashlib
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from store.errors import UsageError
