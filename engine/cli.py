@@ -12,8 +12,10 @@ from typing import Annotated, Any
 import typer
 
 from engine.options import settings_from, with_engine_options
+from evaluators.cli import app as evaluate_app
 from store.errors import DistillError
 from trainers.cli import app as train_app
+from trainers.cli import rank
 
 app = typer.Typer(
     name="distill",
@@ -25,6 +27,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(train_app)
+app.command()(rank)
+app.add_typer(evaluate_app)
 
 PoolArgument = Annotated[
     str,

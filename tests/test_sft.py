@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import time
@@ -18,6 +17,7 @@ pytest.importorskip("transformers")
 
 import tiny
 from cli import ROOT
+from killing import kill_at_step, leave_traces_of_a_kill
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("default")]
 NEAR = 1e-4
@@ -84,7 +84,7 @@ def test_stages_processes_and_packing_change_no_loss(
 def test_a_killed_training_goes_on_as_if_nothing_had_been(ground: Path, stage: int) -> None:
     """Two processes, kill -9 in the middle: the losses are those of the plain, undisturbed training."""
     out, flags = f"killed{stage}", ("--zero", stage, "--nproc", 2)
-    kill_at_step(ground, out, 5, *flags)
+    kill_at_step(tiny.words(*given(ground, out), *flags), ground / out, 5)
     leave_traces_of_a_kill(ground / out / "training" / "checkpoints")
     said = tiny.train(*given(ground, out), *flags, "--resume")
     assert "checkpoint-5 is passed over: it was not finished" in said
@@ -96,37 +96,6 @@ def test_a_killed_training_goes_on_as_if_nothing_had_been(ground: Path, stage: i
     plain = AutoModelForCausalLM.from_pretrained(ground / "plain").state_dict()
     assert all(mine[name].allclose(plain[name], atol=1e-5) for name in plain)
     assert "is finished" in tiny.train(*given(ground, out), *flags, "--resume")
-
-
-def kill_at_step(ground: Path, out: str, step: int, *flags: object) -> None:
-    command = tiny.words(*given(ground, out), *flags)
-    process = subprocess.Popen(command, cwd=ROOT, env=tiny.env(), stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + tiny.SECONDS
-    metrics = ground / out / "metrics.jsonl"
-    while not (metrics.exists() and ("step", step) in tiny.measured(ground / out)):
-        assert process.poll() is None, tiny.log(ground / out)
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
-    workers = children_of(process.pid)
-    process.kill()
-    process.wait()
-    while any(tiny.alive(pid) for pid in workers):  # nobody is left behind to write
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
-def children_of(pid: int) -> list[int]:
-    """Children and theirs, down to the last."""
-    told = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return [found for child in map(int, told) for found in (child, *children_of(child))]
-
-
-def leave_traces_of_a_kill(checkpoints: Path) -> None:
-    """As if it had come in the middle of writing a checkpoint: the kill may have come a little late."""
-    shutil.rmtree(checkpoints / "checkpoint-6", ignore_errors=True)
-    (checkpoints / "checkpoint-5").mkdir(exist_ok=True)
-    (checkpoints / "checkpoint-5" / "trainer_state.json").write_text("{")
-    (checkpoints / "checkpoint-5" / "complete.json").unlink(missing_ok=True)
 
 
 def test_an_interrupted_training_stops_with_a_checkpoint_and_no_other_may_take_its_place(

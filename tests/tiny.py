@@ -67,25 +67,33 @@ def data(path: Path, count: int = 49) -> Path:
     return path
 
 
-def words(data: Path, model: Path, out: Path, *more: object) -> list[str]:
+def words(data: Path, model: Path, out: Path, *more: object, kind: str = "sft") -> list[str]:
     """The words of a short training: 6 steps of 8 rows, a checkpoint at every second."""
     usual = {
         "--data": data, "--model": model, "--out": out, "--batch": 8, "--epochs": 1, "--lr": 1e-3,
         "--max-length": 300, "--precision": "fp32", "--samples": 1, "--save-every": 2, "--eval-every": 3,
         "--warmup": 0,
     }  # fmt: skip
+    if kind != "sft":
+        del usual["--samples"]
     flags = [str(word) for pair in usual.items() for word in pair]
-    return [sys.executable, "-P", "-m", "engine", "train", "sft", *flags, *map(str, more)]
+    return [sys.executable, "-P", "-m", "engine", "train", kind, *flags, *map(str, more)]
 
 
 def env() -> dict[str, str]:
     return environment(OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1", PYTHONWARNINGS="ignore")
 
 
-def train(*given: Any, code: int = 0) -> str:
+def train(*given: Any, code: int = 0, kind: str = "sft") -> str:
     """Runs a training to its end; what it said on stderr."""
     ended = subprocess.run(
-        words(*given), cwd=ROOT, env=env(), capture_output=True, text=True, timeout=SECONDS, check=False
+        words(*given, kind=kind),
+        cwd=ROOT,
+        env=env(),
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+        check=False,
     )
     assert ended.returncode == code, ended.stderr[-3000:] + log(given[2])
     assert "Traceback" not in ended.stderr, ended.stderr
@@ -113,3 +121,40 @@ def alive(pid: int) -> bool:
     except ProcessLookupError:
         return False
     return True
+
+
+# Reward models: answers of one letter; "a" is better than "b" and "b" than "c", whatever their length.
+
+LETTERS = {"a": 9, "b": 5, "c": 1}
+
+
+def rankings(count: int) -> list[dict[str, Any]]:
+    """K = 3, as `export --format scores` writes it."""
+    return [
+        {
+            "prompt": f"Say {WORDS[n % 8]} {n}.",
+            "answers": [
+                {"model": letter, "text": letter * (2 + (n * 7 + score) % 9), "score": score}
+                for letter, score in LETTERS.items()
+            ],
+        }
+        for n in range(count)
+    ]
+
+
+def write(path: Path, found: list[dict[str, Any]]) -> Path:
+    path.write_bytes(b"".join(orjson.dumps(row) + b"\n" for row in found))
+    return path
+
+
+def reward_folder(folder: Path, kind: str = "llama") -> Path:
+    """A reward model with random weights, as `train reward` publishes it."""
+    from transformers import AutoModelForSequenceClassification
+
+    from trainers.reward_model import About, write_about
+
+    student(folder, kind)
+    scorer = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=1, pad_token_id=2)
+    scorer.save_pretrained(folder)
+    write_about(About("alpaca", 300), folder)
+    return folder

@@ -1,4 +1,4 @@
-"""Learning curves as a picture: the training loss, smoothed, and the held-out loss."""
+"""Learning curves as a picture: training loss, smoothed; held-out loss; accuracy where it was measured."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,11 +6,11 @@ from typing import Any
 
 SIZE, DPI = (7.0, 4.2), 150
 # Okabe and Ito's colours, which people with colour blindness tell apart.
-TRAINING, HELD_OUT = "#0072B2", "#D55E00"
+TRAINING, HELD_OUT, ACCURACY = "#0072B2", "#D55E00", "#009E73"
 SMOOTHED_OVER = 20  # steps, as the time constant of an exponential mean
 
 
-def draw(records: Sequence[dict[str, Any]], path: Path, title: str) -> None:
+def draw(records: Sequence[dict[str, Any]], path: Path, title: str, loss_name: str) -> None:
     """Writes a PNG; nothing where nothing was measured yet."""
     import matplotlib
 
@@ -28,7 +28,8 @@ def draw(records: Sequence[dict[str, Any]], path: Path, title: str) -> None:
     if held:
         line: dict[str, Any] = {"color": HELD_OUT, "marker": "o", "markersize": 3.5, "label": "held out"}
         axes.plot([step for step, _ in held], [loss for _, loss in held], **line)
-    axes.set(xlabel="step", ylabel="loss a learnt token (nats)", title=title)
+        _accuracy(axes, records)
+    axes.set(xlabel="step", ylabel=loss_name, title=title)
     axes.grid(alpha=0.25, linewidth=0.5)
     axes.spines[["top", "right"]].set_visible(False)
     axes.locator_params(axis="x", integer=True)
@@ -37,6 +38,17 @@ def draw(records: Sequence[dict[str, Any]], path: Path, title: str) -> None:
     figure.savefig(beside, format="png")
     pyplot.close(figure)
     beside.replace(path)
+
+
+def _accuracy(axes: Any, records: Sequence[dict[str, Any]]) -> None:
+    """Held-out accuracy on an axis of its own, on the right."""
+    found = [(r["step"], r["held_out_accuracy"]) for r in records if "held_out_accuracy" in r]
+    if found:
+        right = axes.twinx()
+        right.plot(*zip(*found, strict=True), color=ACCURACY, linestyle="--", marker="s", markersize=3)
+        right.set_ylabel("held-out accuracy (dashed)", color=ACCURACY)
+        right.set_ylim(0, 1)
+        right.spines[["top"]].set_visible(False)
 
 
 def smoothed(values: Sequence[float]) -> list[float]:

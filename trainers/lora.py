@@ -7,11 +7,12 @@ ALPHA = 2  # times the rank
 DROPOUT = 0.0
 
 
-def with_lora(model: Any, rank: int, recompute: bool) -> Any:
+def with_lora(model: Any, rank: int, recompute: bool, task: str = "CAUSAL_LM") -> Any:
+    """task: peft's name for it; with SEQ_CLS the head is learnt whole."""
     from peft import LoraConfig, get_peft_model
 
     config = LoraConfig(
-        task_type="CAUSAL_LM",
+        task_type=task,
         r=rank,
         lora_alpha=ALPHA * rank,
         lora_dropout=DROPOUT,

@@ -94,7 +94,7 @@ def need(size: Size, recipe: Training, stage: int | None) -> Need:
 def _activations(size: Size, recipe: Training) -> float:
     """Of a micro batch of rows at full length, after Korthikanti et al. (arXiv 2205.05198) without the
     attention matrix, which sdpa does not keep; and logits in bf16 and fp32 with their gradient."""
-    tokens = recipe.rows_at_once * recipe.max_length
+    tokens = recipe.tokens_at_once
     unit = 2 if recipe.precision == "bf16" else 4
     layer = unit * (10 * size.hidden + 4 * size.inner)
     layers = layer + size.layers * unit * size.hidden if recipe.recompute else size.layers * layer

@@ -1,10 +1,11 @@
 """The flags that all trainings have, declared once and lent to each command. No torch, no pydantic."""
 
+import copy
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import typer
 
@@ -98,6 +99,25 @@ def training_options(
 
 def with_training_options(command: Callable[..., None]) -> Callable[..., None]:
     """The command gets one more argument, `options`: all of these by name, None where not given."""
+    return telling({})(command)
+
+
+def telling(helps: Mapping[str, str]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """The same for a command whose help says other words, by the option's name."""
+    lent = {name: _told(kind, helps.get(name)) for name, kind in training_options.__annotations__.items()}
+    return lambda command: _with(command, {name: kind for name, kind in lent.items() if name != "return"})
+
+
+def _told(kind: Any, words: str | None) -> Any:
+    if words is None:
+        return kind
+    of, option = get_args(kind)
+    changed = copy.copy(option)
+    changed.help = words
+    return Annotated[of, changed]
+
+
+def _with(command: Callable[..., None], kinds: Mapping[str, Any]) -> Callable[..., None]:
     own = inspect.signature(command)
     lent = inspect.signature(training_options)
     mine = [p for name, p in own.parameters.items() if name != "options"]
@@ -108,11 +128,11 @@ def with_training_options(command: Callable[..., None]) -> Callable[..., None]:
         command(**values, options=options)
 
     shown: Any = wrapper
-    both = [*mine, *lent.parameters.values()]
+    both = [*mine, *(p.replace(annotation=kinds[name]) for name, p in lent.parameters.items())]
     shown.__signature__ = own.replace(
         parameters=[p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in both]
     )
     kept = {name: kind for name, kind in command.__annotations__.items() if name != "options"}
-    wrapper.__annotations__ = kept | training_options.__annotations__
+    wrapper.__annotations__ = {**kept, **kinds}
     del shown.__wrapped__
     return wrapper

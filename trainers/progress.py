@@ -57,8 +57,20 @@ class Display:
             self._said = time.monotonic()
             self.say(f"step {record['step']} of {record['steps']}: {told}")
 
+    def scored(self, done: int, total: int) -> None:
+        """So many answers of all have a reward."""
+        if self._live:
+            if self._task is None:
+                self._task = self._bar.add_task("scoring", total=total, told="answers")
+            self._bar.update(self._task, completed=done)
+        elif time.monotonic() - self._said >= EVERY:
+            self._said = time.monotonic()
+            self.say(f"{done:,} of {total:,} answers have a reward")
+
     def held_out(self, record: dict[str, Any]) -> None:
-        self.say(f"step {record['step']}: held-out loss {record['held_out_loss']:.4f}")
+        accuracy = record.get("held_out_accuracy")
+        also = "" if accuracy is None else f", accuracy {accuracy:.3f}"
+        self.say(f"step {record['step']}: held-out loss {record['held_out_loss']:.4f}{also}")
         for sample in record["samples"][:1]:
             self.say(f"  {_line(sample['prompt'], last=True)}\n  → {_line(sample['answer'])}")
 

@@ -7,7 +7,7 @@ batch 128, 2e-5, cosine, warm-up 0.03, length 512, bf16. Knows nothing of torch.
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -32,6 +32,7 @@ class Training(BaseModel):
     """What all trainings have in common. Fields that change nothing of what is learnt: see FREE."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+    loss_name: ClassVar[str] = "loss a learnt token (nats)"
 
     data: Path
     model: Annotated[str, Field(min_length=1)]
@@ -105,6 +106,11 @@ class Training(BaseModel):
         return self.micro_batch or next(n for n in range(most, 0, -1) if self.share % n == 0)
 
     @property
+    def tokens_at_once(self) -> int:
+        """The most that a micro batch holds, for the arithmetic of memory."""
+        return self.rows_at_once * self.max_length
+
+    @property
     def accumulation(self) -> int:
         """Micro batches between two steps of the optimizer."""
         return self.share // self.rows_at_once
@@ -139,6 +145,35 @@ class SftRecipe(Training):
     too_long: Literal["drop", "cut"] = "drop"
     packing: Literal["auto", "on", "off"] = "auto"
     samples: NonNegativeInt = 3
+
+
+class RewardRecipe(Training):
+    """A reward model. A row is a prompt with all its answers: `batch` and `micro_batch` count prompts.
+
+    The paper gives no more than the model (OPT-1.3B) and the loss. InstructGPT (arXiv 2203.02155, C.2) has
+    64 prompts a step of 4 to 9 answers each, one epoch, 9e-6, cosine, for 6B parameters and 33K prompts,
+    and found epochs to matter (they overfit) more than the rate. With hundreds of prompts that would be a
+    dozen small steps. So batch, rate and epochs are from the range that BERT's authors give for a new head
+    on a pretrained model of this size and little data (arXiv 1810.04805, A.3: 16 or 32 rows, 2e-5 to 5e-5,
+    2 to 4 epochs), the least of its epochs; rate and length agree with DeepSpeed-Chat's script for
+    OPT-350m (5e-5, 512, cosine). They were not tuned here. For a model of 1B and more, or tens of thousands
+    of prompts, take InstructGPT's. answers: its largest K; a prompt with more is learnt in parts.
+    """
+
+    loss_name: ClassVar[str] = "loss a prompt (nats)"
+
+    held_out: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    epochs: PositiveFloat = 2.0
+    batch: PositiveInt = 16
+    lr: PositiveFloat = 5e-5
+    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    template: Literal["alpaca", "chat"] | None = None
+    too_long: Literal["drop", "cut"] = "cut"
+    answers: Annotated[int, Field(ge=2)] = 9
+
+    @property
+    def tokens_at_once(self) -> int:
+        return self.rows_at_once * self.answers * self.max_length
 
 
 R = TypeVar("R", bound=Training)

@@ -18,7 +18,7 @@ from trainers.folder import Folder, read_metrics
 from trainers.progress import Display
 from trainers.recipe import Training
 
-PLOTTED = {"loss", "held_out_loss", "lr", "grad_norm"}
+PLOTTED = {"loss", "held_out_loss", "held_out_accuracy", "lr", "grad_norm"}
 KEPT = ("step", "held_out")  # kinds of records that are measurements
 
 
@@ -73,7 +73,7 @@ def _keep(record: dict[str, Any], folder: Folder, recipe: Training) -> None:
     with folder.metrics.open("ab") as file:
         file.write(orjson.dumps(record) + b"\n")
     if record["kind"] == "held_out" and record["step"]:
-        draw(read_metrics(folder.metrics), folder.curves, title_of(recipe))
+        draw(read_metrics(folder.metrics), folder.curves, title_of(recipe), recipe.loss_name)
 
 
 def _board(recipe: Training, folder: Folder) -> Callable[[dict[str, Any]], None]:

@@ -6,38 +6,35 @@ memory, the data. The training itself is in processes of their own (sft.py).
 
 import hashlib
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from store.errors import UsageError
 from store.folder import held
 from store.pool import Pool
-from trainers import checkpoints
 from trainers import rows as rows_on_disk
 from trainers.batches import steps_of
+from trainers.beginning import begin, identity_of, losses, tell_time
 from trainers.card import card, versions
-from trainers.folder import Folder, forget_after, read_metrics, write
+from trainers.folder import Folder, read_metrics, write
 from trainers.lora import linear_shapes
-from trainers.machine import Machine, cpu_flops, this_machine
-from trainers.memory import Size, check_memory, gib, lora_parameters, seconds
+from trainers.machine import Machine, this_machine
+from trainers.memory import Size, check_memory, gib, lora_parameters
 from trainers.models import (
     config_of,
-    fingerprint,
     packs_exactly,
     parameters_of,
     resolve,
     skeleton,
     tokenizer_of,
 )
-from trainers.progress import Display, duration
-from trainers.recipe import FREE, SftRecipe
+from trainers.progress import Display
+from trainers.recipe import SftRecipe
 from trainers.rows import Rows
 from trainers.run import run, title_of
 from trainers.sft_data import Counts, tokenized
-from trainers.zero import check_compiler, deepspeed_config, stage_of
+from trainers.zero import check_compiler, stage_of
 
 MODULE = "trainers.sft"
-SLOWER = 1.5  # bf16 than fp32, from which it is worth a word
 
 
 def run_sft(recipe: SftRecipe, resume: bool, quiet: bool, env: Mapping[str, str]) -> int:
@@ -55,8 +52,10 @@ def run_sft(recipe: SftRecipe, resume: bool, quiet: bool, env: Mapping[str, str]
     with held(folder.work):
         rows, counts = read(recipe, model, folder, display)
         if not machine.gpus:
-            tell_time(recipe, parameters_of(config), rows, display)
-        checkpoint = begin(recipe, rows, model, packed, folder, resume, display)
+            tokens = float(rows.lengths[rows.trained].sum() * recipe.epochs)
+            tell_time(recipe, parameters_of(config), tokens, display)
+        identity = identity_of(recipe, rows.digest, model, packed=packed)
+        checkpoint = begin(recipe, identity, folder, resume, display)
         job = {
             "recipe": recipe.model_dump(mode="json"), "model": model, "packed": packed, "parent": _pid(),
             "alone": recipe.processes == 1, "rows": str(folder.rows(recipe.node_rank)),
@@ -119,48 +118,6 @@ def _left_out(counts: Counts, recipe: SftRecipe) -> list[tuple[int, str]]:
     ]
 
 
-def tell_time(recipe: SftRecipe, parameters: int, rows: Rows, display: Display) -> None:
-    """How long it may take on this CPU, by a product of matrices measured now."""
-    bf16 = recipe.precision == "bf16"
-    speed = cpu_flops(bf16)
-    tokens = float(rows.lengths[rows.trained].sum() * recipe.epochs)
-    least, most = seconds(parameters, tokens, speed, recipe.recompute)
-    display.say(f"on this CPU, between {duration(least)} and {duration(most)}")
-    if bf16 and (other := cpu_flops(False)) > SLOWER * speed:
-        display.say(f"  it multiplies fp32 {other / speed:.0f} times faster than bf16: --precision fp32")
-
-
-def begin(
-    recipe: SftRecipe, rows: Rows, model: str, packed: bool, folder: Folder, resume: bool, display: Display
-) -> Path | None:
-    """The checkpoint to go on from. Raises NotTheSame."""
-    if recipe.node_rank == 0:
-        identity = identity_of(recipe, rows, model, packed)
-        folder.same(identity) if resume else folder.begin(identity)
-    if not resume:
-        return None
-    checkpoint = checkpoints.last_whole(folder.checkpoints, display.say)
-    step = checkpoints.step_of(checkpoint) if checkpoint else 0
-    display.say(f"going on from step {step}" if checkpoint else "no whole checkpoint yet: from the beginning")
-    if recipe.node_rank == 0:
-        forget_after(folder.metrics, step if checkpoint else -1)
-    return checkpoint
-
-
-def identity_of(recipe: SftRecipe, rows: Rows, model: str, packed: bool) -> dict[str, Any]:
-    """All that a resume must have in common with the run."""
-    told = recipe.model_dump(mode="json", exclude=FREE | {"zero", "micro_batch", "packing"})
-    return told | {
-        "data": rows.digest,
-        "model": fingerprint(model),
-        "processes": recipe.processes,
-        "micro_batch": recipe.rows_at_once,
-        "packed": packed,
-        "zero": stage_of(recipe),
-        "deepspeed": deepspeed_config(recipe),
-    }
-
-
 def finish(recipe: SftRecipe, rows: Rows, counts: Counts, packed: bool, folder: Folder) -> None:
     """The card, then the result to the top of the folder."""
     records = read_metrics(folder.metrics)
@@ -169,7 +126,7 @@ def finish(recipe: SftRecipe, rows: Rows, counts: Counts, packed: bool, folder: 
         "Data": _data_section(recipe, rows, counts),
         "Recipe": recipe.model_dump(mode="json", exclude={"data", "out", "model", "master", "node_rank"})
         | {"micro_batch": recipe.rows_at_once, "accumulation": recipe.accumulation, "packed": packed},
-        "Losses (nats a learnt token)": _losses(records, held),
+        "Losses (nats a learnt token)": losses(records),
         "Versions": versions(),
     }
     samples = held[-1]["samples"] if held else []
@@ -202,18 +159,6 @@ def _data_section(recipe: SftRecipe, rows: Rows, counts: Counts) -> dict[str, ob
         "tokens learnt": counts.learnt,
         "template": counts.template,
     }
-
-
-def _losses(records: list[dict[str, Any]], held: list[dict[str, Any]]) -> dict[str, object]:
-    steps = [r for r in records if r["kind"] == "step"]
-    last = steps[-max(1, len(steps) // 10) :]
-    found: dict[str, object] = {"steps": steps[-1]["step"] if steps else 0}
-    if steps:
-        found["training, mean of the last tenth"] = sum(r["loss"] for r in last) / len(last)
-    if held:
-        found["held out, before"] = held[0]["held_out_loss"]
-        found["held out, at the end"] = held[-1]["held_out_loss"]
-    return found
 
 
 def _pid() -> int:

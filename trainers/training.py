@@ -21,7 +21,7 @@ import torch.distributed as dist
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from trainers import checkpoints
-from trainers.batches import Batch, Planned
+from trainers.batches import Batch, Planned, learnt_in
 from trainers.recipe import Training
 from trainers.reports import report
 from trainers.zero import deepspeed_config
@@ -29,7 +29,8 @@ from trainers.zero import deepspeed_config
 SHARE_BETWEEN_SAVES = 10  # of all steps, unless said
 LR_SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
 LossSum = Callable[[Any, Batch], torch.Tensor]
-Collate = Callable[[list[Batch]], Batch]
+Count = Callable[[Batch], float]
+Measure = Callable[[Any, Batch], dict[str, tuple[float, float]]]
 _PR_SET_PDEATHSIG = 1
 
 
@@ -91,10 +92,12 @@ def arguments(recipe: Training, work: Path, steps: int, fresh: bool) -> Training
 
 class Loop(Trainer):
     """Trainer with three things of our own: the order of rows, the loss as a sum over what is learnt in
-    the whole global batch, and an evaluation that is exact over tokens.
+    the whole global batch, and an evaluation that is exact over tokens (or whatever `count` counts).
 
     order: (steps, batch) places in `train_dataset`. held_out: its batches, the same in each process.
     judged: called after each evaluation by all processes (samples); what it returns is reported.
+    count: how much of a batch the loss is a sum over. measure: of a held-out batch, each figure by name
+    as a sum and what it is to be divided by; the loss alone, unless given.
     """
 
     def __init__(
@@ -103,9 +106,12 @@ class Loop(Trainer):
         loss_sum: LossSum,
         held_out: list[Callable[[], Batch]],
         judged: Callable[["Loop"], list[dict[str, Any]]],
+        count: Count = learnt_in,
+        measure: Measure | None = None,
         **given: Any,
     ) -> None:
         self._order, self._loss_sum, self._held_out, self._judged = order, loss_sum, held_out, judged
+        self._count, self._measure = count, measure or self._loss_alone
         super().__init__(**given, eval_dataset=given["train_dataset"])  # evaluate() below has its own
         self.model_accepts_loss_kwargs = True  # the loss is normalised below, not by the Trainer
 
@@ -113,20 +119,20 @@ class Loop(Trainer):
         return Planned(self._order)
 
     def _get_num_items_in_batch(self, batch_samples: list[Batch], device: torch.device) -> torch.Tensor:
-        count = sum((b["targets"] != -100).sum() for b in batch_samples)
-        count = torch.as_tensor(count, device=device)
+        count = torch.tensor(sum(self._count(batch) for batch in batch_samples), device=device)
         return self.accelerator.gather(count.reshape(1)).sum() if self.args.world_size > 1 else count
 
     def compute_loss(
         self, model: Any, inputs: Batch, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> torch.Tensor:
-        """Each learnt token of the global batch weighs the same; processes' gradients are averaged,
-        so that the sum over them wants their number."""
+        """Each learnt token (or prompt) of the global batch weighs the same; processes' gradients are
+        averaged, so that the sum over them wants their number."""
         return self._loss_sum(model, inputs) * self.accelerator.num_processes / num_items_in_batch
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """The held-out loss a token, by all processes together, whatever their number."""
-        total = torch.zeros(2, dtype=torch.float64)
+        names: list[str] = []
+        total = torch.zeros(0)
         ranks, rank = self.args.world_size, self.args.process_index
         with self.for_inference() as model:
             for first in range(0, len(self._held_out), ranks):
@@ -134,19 +140,24 @@ class Loop(Trainer):
                 mine = self._held_out[min(place, len(self._held_out) - 1)]()
                 mine = {name: tensor.to(self.args.device) for name, tensor in mine.items()}
                 with torch.no_grad(), self.autocast():
-                    loss = self._loss_sum(model, mine)
+                    measured = self._measure(model, mine)
+                if not names:
+                    names, total = list(measured), torch.zeros(len(measured), 2, dtype=torch.float64)
                 if place < len(self._held_out):  # else only to keep step with the others
-                    total += torch.tensor([loss.item(), (mine["targets"] != -100).sum().item()])
-        if ranks > 1:
+                    total += torch.tensor(list(measured.values()), dtype=torch.float64)
+        if ranks > 1 and names:
             total = self.accelerator.reduce(total.to(self.args.device)).cpu()
         samples = self._judged(self)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, {})
-        if not total[1]:
+        if not names or not total[:, 1].all():
             return {}
-        held = (total[0] / total[1]).item()
+        held = dict(zip(names, (total[:, 0] / total[:, 1]).tolist(), strict=True))
         if self.is_world_process_zero():
-            report("held_out", step=self.state.global_step, held_out_loss=held, samples=samples)
-        return {"eval_loss": held}
+            report("held_out", step=self.state.global_step, **held, samples=samples)
+        return {"eval_loss": held["held_out_loss"]}
+
+    def _loss_alone(self, model: Any, batch: Batch) -> dict[str, tuple[float, float]]:
+        return {"held_out_loss": (self._loss_sum(model, batch).item(), self._count(batch))}
 
     @contextlib.contextmanager
     def for_inference(self) -> Iterator[Any]:

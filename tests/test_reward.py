@@ -1,0 +1,136 @@
+"""`distill train reward` through the front door: it learns, it survives kills, and its folder is used."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("torch", reason="the trainers' packages are not installed (requirements/train.txt)")
+pytest.importorskip("transformers")
+
+import tiny
+from cli import ROOT
+from killing import kill_at_step, leave_traces_of_a_kill
+
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("default")]
+NEAR = 1e-4
+USUAL = (
+    "--template",
+    "alpaca",
+    "--epochs",
+    2,
+    "--held-out",
+    0.2,
+    "--lr",
+    5e-3,
+    "--eval-every",
+    5,
+)  # 10 steps
+
+
+@pytest.fixture(scope="module")
+def ground(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a student, comparisons, and a plain training on them that nothing disturbed."""
+    folder = tmp_path_factory.mktemp("reward")
+    tiny.student(folder / "student")
+    tiny.write(folder / "rows.jsonl", tiny.rankings(50))
+    tiny.train(*given(folder, "plain"), *USUAL, kind="reward")
+    return folder
+
+
+def given(ground: Path, out: str) -> tuple[Path, Path, Path]:
+    return ground / "rows.jsonl", ground / "student", ground / out
+
+
+def distill(*words: object) -> str:
+    command = [sys.executable, "-P", "-m", "engine", *map(str, words)]
+    ended = subprocess.run(
+        command, cwd=ROOT, env=tiny.env(), capture_output=True, text=True, timeout=tiny.SECONDS, check=False
+    )
+    assert ended.returncode == 0, ended.stderr
+    return ended.stdout
+
+
+def test_it_learns_a_toy_preference_and_says_what_it_is_worth(ground: Path) -> None:
+    losses = tiny.measured(ground / "plain")
+    assert losses["held_out", 10] < losses["held_out", 0]
+    out = ground / "plain"
+    report = json.loads((out / "report.json").read_text())
+    assert (report["pairs"], report["prompts"]) == (30, 10)
+    assert report["accuracy"] > 0.9
+    assert report["low"] > report["length_baseline"]
+    card = (out / "README.md").read_text()
+    assert "It beats length by" in card
+    assert "| held out of these | 10 |" in card
+    assert (out / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert not (out / "training" / "checkpoints").exists()
+
+
+def test_its_folder_ranks_and_is_measured(ground: Path, tmp_path: Path) -> None:
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    rows = [
+        {"id": n, "prompt": f"Say {n}.", "candidates": ["c" * 8, "a" * (1 + n), "b" * 5]} for n in range(6)
+    ]
+    candidates = tiny.write(tmp_path / "candidates.jsonl", rows)
+    out = tmp_path / "ranked.jsonl"
+    distill("rank", "--reward", ground / "plain", "--candidates", candidates, "--out", out)
+    ranked = [json.loads(line) for line in out.read_text().splitlines()]
+    assert sum(row["order"][0] == 1 for row in ranked) >= 5
+    data = tiny.write(tmp_path / "unseen.jsonl", tiny.rankings(80)[50:])
+    told = json.loads(distill("evaluate", "reward", "--reward", ground / "plain", "--data", data, "--json"))
+    assert told["pairs"] == 90
+    assert told["accuracy"] > 0.9
+    model = AutoModelForSequenceClassification.from_pretrained(ground / "plain")
+    tokenizer = AutoTokenizer.from_pretrained(ground / "plain")
+    assert tokenizer.pad_token_id == model.config.pad_token_id != tokenizer.eos_token_id
+
+
+@pytest.mark.parametrize(
+    ("out", "flags"),
+    [("small", ("--micro-batch", 1)), ("zero2", ("--zero", 2, "--nproc", 2))],
+    ids=["in smaller pieces", "ZeRO-2, two processes"],
+)
+def test_pieces_and_processes_change_no_loss(ground: Path, out: str, flags: tuple[object, ...]) -> None:
+    tiny.train(*given(ground, out), *USUAL, *flags, kind="reward")
+    same_losses(ground, out)
+
+
+def test_a_killed_training_goes_on_as_if_nothing_had_been(ground: Path) -> None:
+    words = (*given(ground, "killed"), *USUAL)
+    kill_at_step(tiny.words(*words, kind="reward"), ground / "killed", 5)
+    leave_traces_of_a_kill(ground / "killed" / "training" / "checkpoints")
+    said = tiny.train(*words, "--resume", kind="reward")
+    assert "checkpoint-5 is passed over: it was not finished" in said
+    assert "going on from step 4" in said
+    same_losses(ground, "killed")
+    mine, plain = ((ground / out / "model.safetensors").read_bytes() for out in ("killed", "plain"))
+    assert mine == plain
+
+
+def same_losses(ground: Path, out: str) -> None:
+    expected, found = tiny.measured(ground / "plain"), tiny.measured(ground / out)
+    assert found.keys() == expected.keys()
+    for key, values in expected.items():
+        assert found[key] == pytest.approx(values, rel=NEAR), key
+
+
+def test_lora_learns_with_its_head_and_is_merged(ground: Path) -> None:
+    from transformers import AutoModelForSequenceClassification
+
+    tiny.train(*given(ground, "lora"), *USUAL, "--lora", 4, kind="reward")
+    losses = tiny.measured(ground / "lora")
+    assert losses["held_out", 10] < losses["held_out", 0]
+    names = set(AutoModelForSequenceClassification.from_pretrained(ground / "lora").state_dict())
+    assert names == set(AutoModelForSequenceClassification.from_pretrained(ground / "plain").state_dict())
+
+
+def test_a_file_without_pairs_is_refused(ground: Path, tmp_path: Path) -> None:
+    rows = tiny.write(tmp_path / "rows.jsonl", [{"instruction": "a", "output": "b"}])
+    said = tiny.train(rows, ground / "student", tmp_path / "out", kind="reward", code=2)
+    assert "no comparison in" in said
+    assert "neither prompt and answers, nor user_input" in said

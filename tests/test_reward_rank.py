@@ -1,0 +1,171 @@
+"""Candidates in order of reward: the same whatever was killed on the way; accuracy on any comparisons."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+
+pytest.importorskip("torch", reason="the trainers' packages are not installed (requirements/train.txt)")
+pytest.importorskip("transformers")
+
+import tiny
+
+from store.errors import PoolError, UsageError
+from trainers import rank as ranking
+from trainers import scoring
+from trainers.rank import fault, ranked, run_rank
+from trainers.reward_report import run_evaluation
+from trainers.scoring import Readable, Scorer, planned, precision_here
+
+pytestmark = pytest.mark.filterwarnings("default")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.reward_folder(tmp_path_factory.mktemp("reward"))
+
+
+@pytest.fixture
+def candidates(tmp_path: Path) -> Path:
+    rows: list[dict[str, Any]] = [
+        {"id": n, "prompt": f"Say {n}.", "candidates": ["sea " * (n % 4), "moon", "stone " * n], "more": [n]}
+        for n in range(20)
+    ]
+    rows.append({"id": "empty", "prompt": "Say.", "candidates": []})
+    return tiny.write(tmp_path / "candidates.jsonl", rows)
+
+
+@pytest.fixture(autouse=True)
+def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scoring, "ROWS_AT_ONCE", 4)
+    monkeypatch.setattr(ranking, "WINDOW", 9)
+
+
+class Killed(BaseException):
+    """Stands in for a kill between two batches."""
+
+
+def dies_after(batches: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The scorer's process ends in the midst of this batch. How many rows each batch had."""
+    sizes: list[int] = []
+    score = Scorer.rewards
+
+    def until(self: Scorer, batch: Any) -> list[float]:
+        if len(sizes) == batches:
+            raise Killed
+        sizes.append(len(batch))
+        return score(self, batch)
+
+    monkeypatch.setattr(Scorer, "rewards", until)
+    return sizes
+
+
+def test_rows_come_back_with_scores_and_order(folder: Path, candidates: Path, tmp_path: Path) -> None:
+    out = tmp_path / "ranked.jsonl"
+    assert run_rank(folder, candidates, out, quiet=True) == 0
+    given = [orjson.loads(line) for line in candidates.read_bytes().splitlines()]
+    found = [orjson.loads(line) for line in out.read_bytes().splitlines()]
+    scorer = Scorer(folder)
+    for row, asked in zip(found, given, strict=True):
+        scores, order = row.pop("scores"), row.pop("order")
+        assert row == asked
+        assert sorted(order) == list(range(len(scores)))
+        assert [scores[i] for i in order] == sorted(scores, reverse=True)
+        for text, score in zip(row["candidates"], scores, strict=True):
+            (alone,) = scorer.rewards([scorer.readable((row["prompt"], text))])
+            assert score == pytest.approx(alone, abs=1e-4)
+    assert not list(tmp_path.glob("*.scores"))
+
+
+def test_a_killed_ranking_goes_on_with_the_next_batch_to_the_same_bytes(
+    folder: Path, candidates: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, out = tmp_path / "whole.jsonl", tmp_path / "out.jsonl"
+    with monkeypatch.context() as patch:
+        all_sizes = dies_after(1000, patch)
+        run_rank(folder, candidates, whole, quiet=True)
+    for killed_after in (3, 4):
+        with monkeypatch.context() as patch:
+            dies_after(killed_after, patch)
+            with pytest.raises(Killed):
+                run_rank(folder, candidates, out, quiet=True)
+        assert not out.exists()
+    side = out.with_name("out.jsonl.scores")
+    side.write_bytes(side.read_bytes() + b"[0.12,")  # and torn in the middle of a line
+    with monkeypatch.context() as patch:
+        sizes = dies_after(1000, patch)
+        run_rank(folder, candidates, out, quiet=True)
+    assert sizes == all_sizes[7:]
+    assert out.read_bytes() == whole.read_bytes()
+    assert not side.exists()
+
+
+def test_scores_of_another_ranking_are_not_taken(
+    folder: Path, candidates: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out.jsonl"
+    with monkeypatch.context() as patch:
+        dies_after(2, patch)
+        with pytest.raises(Killed):
+            run_rank(folder, candidates, out, quiet=True)
+    candidates.write_bytes(candidates.read_bytes() + b'{"prompt": "p", "candidates": ["a"]}\n')
+    with pytest.raises(UsageError, match=r"holds scores of another ranking \(other candidates\)"):
+        run_rank(folder, candidates, out, quiet=True)
+
+
+def test_a_bad_row_is_left_out_and_said(
+    folder: Path, candidates: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    candidates.write_bytes(b'{"prompt": "p"}\n{"prompt": " ", "candidates": []}\n{to' + b"\n")
+    with pytest.raises(PoolError, match=r"nothing to rank in .*: line 1: candidates is not a list of texts"):
+        run_rank(folder, candidates, tmp_path / "out", quiet=True)
+    candidates.write_bytes(candidates.read_bytes() + b'{"prompt": "p", "candidates": ["a", "b"]}\n')
+    assert run_rank(folder, candidates, tmp_path / "out", quiet=False) == 0
+    assert len((tmp_path / "out").read_bytes().splitlines()) == 1
+    assert "3 rows are unusable and left out: line 1" in capsys.readouterr().err
+
+
+def test_equals_keep_their_order() -> None:
+    assert ranked({"id": 1}, [0.5, 2.0, 0.5, 2.0])["order"] == [1, 3, 0, 2]
+    assert fault({"prompt": "p", "candidates": ["a", 1]}) == "candidates is not a list of texts"
+
+
+def test_batches_are_of_like_length_and_hold_every_answer_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scoring, "TOKENS_AT_ONCE", 30)
+    answers = [Readable([0] * n, False) for n in (9, 1, 30, 2, 2, 9, 1, 9, 9, 40)]
+    batches = planned(answers)
+    assert batches == [[1, 6, 3, 4], [0, 5, 7], [8], [2], [9]]
+
+
+def test_bf16_is_taken_where_the_processor_has_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    told = tmp_path / "cpuinfo"
+    told.write_text("flags\t\t: fpu avx2 amx_bf16\n")
+    assert precision_here(told) == "bf16"
+    told.write_text("flags\t\t: fpu avx2\n")
+    assert precision_here(told) == "fp32"
+
+
+def test_evaluate_reward_prints_its_object(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = tiny.rankings(10)
+    data = tiny.write(tmp_path / "comparisons.jsonl", [*rows, {"user_input": "p"}])
+    assert run_evaluation(folder, data, None, json=True, quiet=True) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["pairs"] == 30
+    assert report["bad_rows"] == 1
+    assert 0 <= report["low"] <= report["accuracy"] <= report["high"] <= 1
+    gaps = [
+        (len(a["text"]) > len(b["text"])) + (len(a["text"]) == len(b["text"])) / 2
+        for row in rows
+        for n, a in enumerate(row["answers"])
+        for b in row["answers"][n + 1 :]
+    ]
+    assert report["length_baseline"] == pytest.approx(sum(gaps) / 30)
+    assert run_evaluation(folder, data, 5, json=False, quiet=True) == 0
+    assert "right on" in capsys.readouterr().out

@@ -1,0 +1,177 @@
+"""`distill rank`: a reward for every candidate, and the candidates' order by it.
+
+candidates → windows of questions → batches sorted by length → OUT.scores, a line a batch → OUT, whole.
+A run that ends early leaves OUT.scores; the same command reads it and goes on with the next batch.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import os
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import IO, Any
+
+import orjson
+
+from store.errors import PoolError, UsageError
+from store.pool import Pool
+from store.records import BadRow
+from trainers.progress import Display
+from trainers.scoring import Scorer, planned
+
+WINDOW = 2000  # questions that are sorted together, and in memory
+BAD_SHOWN = 3
+Row = dict[str, Any]
+
+
+def run_rank(reward: Path, candidates: Path, out: Path, quiet: bool) -> int:
+    """Returns the exit code. Raises UsageError, PoolError."""
+    if out.is_dir():
+        raise UsageError(f"--out {out} is a folder; name a file")
+    total, bad = survey(candidates)
+    with Display(quiet) as display:
+        if bad:
+            display.say(f"{len(bad):,} rows are unusable and left out: {'; '.join(bad[:BAD_SHOWN])}")
+        scorer = Scorer(reward)
+        identity = {**scorer.identity, "candidates": _digest(candidates), "window": WINDOW}
+        with Scores(out.with_name(out.name + ".scores"), identity) as scores:
+            if scores.known:
+                display.say(f"going on after {scores.known:,} batches")
+            short = rank(scorer, candidates, out, scores, display, total)
+            scores.remove()
+        if short:
+            display.say(f"{short:,} of {total:,} candidates were too long and read in part")
+    return 0
+
+
+def survey(path: Path) -> tuple[int, list[str]]:
+    """How many candidates there are, and what is wrong with which rows."""
+    total, bad, usable = 0, [], False
+    for line, raw in Pool(path).objects():
+        found = raw.reason if isinstance(raw, BadRow) else fault(raw)
+        if found is None and isinstance(raw, dict):
+            total, usable = total + len(raw["candidates"]), True
+        else:
+            bad.append(f"line {line}: {found}")
+    if not usable:
+        raise PoolError(f"nothing to rank in {path}: {'; '.join(bad[:BAD_SHOWN]) or 'it is empty'}")
+    return total, bad
+
+
+def fault(raw: Row) -> str | None:
+    if not isinstance(raw.get("prompt"), str) or not raw["prompt"].strip():
+        return "no prompt"
+    found = raw.get("candidates")
+    if not isinstance(found, list) or not all(isinstance(text, str) for text in found):
+        return "candidates is not a list of texts"
+    return None
+
+
+def rank(scorer: Scorer, path: Path, out: Path, scores: "Scores", display: Display, total: int) -> int:
+    """Writes OUT; returns how many candidates were read in part."""
+    done = short = 0
+    beside = out.with_name(f".{out.name}.part")
+    with beside.open("wb") as file:
+        for rows in windows(path):
+            places = [(n, k) for n, row in enumerate(rows) for k in range(len(row["candidates"]))]
+            answers = [scorer.readable((rows[n]["prompt"], rows[n]["candidates"][k])) for n, k in places]
+            short += sum(answer.short for answer in answers)
+            rewards = [[0.0] * len(row["candidates"]) for row in rows]
+            for batch in planned(answers):
+                found = scores.next() or scores.add(scorer.rewards([answers[i] for i in batch]))
+                for i, reward in zip(batch, found, strict=True):
+                    n, k = places[i]
+                    rewards[n][k] = reward
+                display.scored(done := done + len(batch), total)
+            for row, own in zip(rows, rewards, strict=True):
+                file.write(orjson.dumps(ranked(row, own)) + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
+    beside.replace(out)
+    return short
+
+
+def windows(path: Path) -> Iterator[list[Row]]:
+    usable = (raw for _, raw in Pool(path).objects() if isinstance(raw, dict) and fault(raw) is None)
+    while rows := list(islice(usable, WINDOW)):
+        yield rows
+
+
+def ranked(row: Row, rewards: list[float]) -> Row:
+    """order: places of the candidates, the best first; of equals the first first."""
+    order = sorted(range(len(rewards)), key=lambda place: -rewards[place])
+    return {**row, "scores": rewards, "order": order}
+
+
+class Scores:
+    """The side file: what was scored so far, batch by batch, and whose scores they are."""
+
+    def __init__(self, path: Path, identity: Row) -> None:
+        self._path, self._identity = path, orjson.loads(orjson.dumps(identity))
+        self._lines: list[list[float]] = []
+        self._read = 0
+        self._file: IO[bytes]
+
+    def __enter__(self) -> "Scores":
+        try:
+            self._file = self._path.open("a+b")
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UsageError(f"{self._path} is being written by another process; wait for it") from None
+        except OSError as error:
+            raise UsageError(f"cannot write {self._path}: {error.strerror}") from error
+        try:
+            self._load()
+        except BaseException:
+            self._file.close()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    @property
+    def known(self) -> int:
+        """Batches that need no scoring."""
+        return len(self._lines)
+
+    def next(self) -> list[float] | None:
+        """The next batch's rewards, where an earlier run has them."""
+        if self._read == len(self._lines):
+            return None
+        self._read += 1
+        return self._lines[self._read - 1]
+
+    def add(self, rewards: list[float]) -> list[float]:
+        self._file.write(orjson.dumps(rewards) + b"\n")
+        self._file.flush()
+        return rewards
+
+    def remove(self) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            self._path.unlink()
+
+    def _load(self) -> None:
+        self._file.seek(0)
+        held = self._file.read()
+        whole = held[: held.rfind(b"\n") + 1]  # a kill may have torn the last line
+        lines = [orjson.loads(line) for line in whole.splitlines()]
+        self._file.truncate(len(whole))
+        if not lines:
+            self._file.write(orjson.dumps(self._identity) + b"\n")
+            self._file.flush()
+            return
+        if lines[0] != self._identity:
+            differs = [name for name, value in self._identity.items() if lines[0].get(name) != value]
+            raise UsageError(
+                f"{self._path} holds scores of another ranking (other {', '.join(differs)}): "
+                "remove it, or name another --out"
+            )
+        self._lines = lines[1:]
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

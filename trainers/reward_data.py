@@ -1,0 +1,220 @@
+"""Comparisons as numbers on disk: answers as tokens, and parts of prompts with their pairs.
+
+tokens[starts[i]:starts[i+1]] are answer i's, after its prompt's. A part is what one forward takes: a
+prompt with all its answers and pairs, or some of them where there are more than `--answers`. The split is
+by prompt: all parts of a prompt are held out, or none.
+"""
+
+import hashlib
+from array import array
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from store.errors import PoolError, UsageError
+from store.records import Instruction
+from trainers.comparisons import Group, Pair, Read, parts, read_groups
+from trainers.recipe import RewardRecipe
+from trainers.rows import drawn
+from trainers.sft_data import Template, encode, prompt_length
+
+ARRAYS = (
+    "tokens", "starts", "members", "member_starts", "pairs", "pair_starts", "shares", "held_out",
+)  # fmt: skip
+Ints = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Parts:
+    """tokens: (T,) int32. starts: (answers + 1,). members: answers of parts, cut by member_starts (parts +
+    1,). pairs: (P, 2) places among a part's members, the better first, cut by pair_starts (parts + 1,).
+    shares: (parts,) pairs that the whole prompt has. held_out: parts, sorted. All but tokens int64."""
+
+    tokens: npt.NDArray[np.int32]
+    starts: Ints
+    members: Ints
+    member_starts: Ints
+    pairs: Ints
+    pair_starts: Ints
+    shares: Ints
+    held_out: Ints
+
+    def __len__(self) -> int:
+        return len(self.shares)
+
+    def answers(self, part: int) -> list[npt.NDArray[np.int32]]:
+        own = self.members[self.member_starts[part] : self.member_starts[part + 1]]
+        return [self.tokens[self.starts[i] : self.starts[i + 1]] for i in own]
+
+    def pairs_of(self, part: int) -> Ints:
+        return self.pairs[self.pair_starts[part] : self.pair_starts[part + 1]]
+
+    @property
+    def lengths(self) -> Ints:
+        """Tokens of all answers of each part."""
+        return np.add.reduceat(np.diff(self.starts)[self.members], self.member_starts[:-1])
+
+    @property
+    def widest(self) -> int:
+        """Most answers of a part."""
+        return int(np.diff(self.member_starts).max())
+
+    @property
+    def trained(self) -> Ints:
+        return np.setdiff1d(np.arange(len(self)), self.held_out)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of all of it: the same answers, pairs, template, tokenizer, limits and split."""
+        found = hashlib.sha256()
+        for name in ARRAYS:
+            found.update(np.ascontiguousarray(getattr(self, name)).data)
+        return found.hexdigest()
+
+
+@dataclass
+class Counts:
+    """What became of the answers. read: of the rows."""
+
+    read: Read
+    prompts: int = 0
+    parts: int = 0
+    pairs: int = 0
+    answers: int = 0
+    cut: int = 0  # lost their end
+    prompt_cut: int = 0  # lost the beginning of their prompt
+    dropped: int = 0
+    tokens: int = 0
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """An answer after its prompt. cut, prompt_cut: whether tokens are missing."""
+
+    tokens: list[int]
+    cut: bool
+    prompt_cut: bool
+
+
+def template_for(tokenizer: Any, told: Template | None) -> Template:
+    """As said, else the tokenizer's own chat template, else Alpaca's."""
+    if told == "chat" and not tokenizer.chat_template:
+        raise UsageError("--template chat: this tokenizer has no chat template; alpaca needs none")
+    return told or ("chat" if tokenizer.chat_template else "alpaca")
+
+
+def encoded(prompt: str, answer: str, template: Template, tokenizer: Any, most: int) -> Encoded:
+    """Prompt, answer and end of sequence within `most` tokens.
+
+    Where they are too long each keeps half of the length, if it needs it: the prompt loses its beginning,
+    the answer its end. The end of sequence stays: it is where the reward is read.
+    """
+    found = encode(Instruction("", prompt, "", answer), template, tokenizer)
+    if isinstance(found, str):
+        raise UsageError(f"--template {template}: {found}; try --template alpaca")
+    tokens, learn = found
+    if len(tokens) <= most:
+        return Encoded(tokens, False, False)
+    before = prompt_length(learn)
+    kept = min(len(tokens) - before, max(most // 2, most - before))
+    after = tokens[before:]
+    if len(after) > kept:
+        after = after[: kept - 1] + after[-1:]
+    front = tokens[before - min(before, most - kept) : before]
+    return Encoded(front + after, len(tokens) - before > kept, len(front) < before)
+
+
+def prepared(recipe: RewardRecipe, tokenizer: Any) -> tuple[Parts, Counts, list[Group]]:
+    """The recipe's file as parts, and the groups held out. Raises PoolError where nothing is left."""
+    groups, read = read_groups(recipe.data, recipe.limit)
+    counts, writer = Counts(read), Writer()
+    template = template_for(tokenizer, recipe.template)
+    kept = [group for group in groups if writer.add(group, template, tokenizer, recipe, counts)]
+    if len(kept) < 1 + bool(recipe.held_out):
+        raise PoolError(
+            f"{recipe.data}: {len(kept)} prompts have a pair of answers within --max-length "
+            f"{recipe.max_length}; training needs one, and another to hold out (--held-out 0: none)"
+        )
+    held = drawn(len(kept), recipe.held_out, recipe.seed)
+    return writer.parts(held), counts, [kept[i] for i in held.tolist()]
+
+
+class Writer:
+    """Parts as they grow, group by group."""
+
+    def __init__(self) -> None:
+        self._tokens, self._starts = array("i"), array("q", [0])
+        self._members, self._member_starts = array("q"), array("q", [0])
+        self._pairs, self._pair_starts = array("q"), array("q", [0])
+        self._shares, self._prompts = array("q"), array("q")
+        self._count = 0
+
+    def add(
+        self, group: Group, template: Template, tokenizer: Any, recipe: RewardRecipe, counts: Counts
+    ) -> bool:
+        """Whether a pair of this group was left."""
+        found = [encoded(group.prompt, a, template, tokenizer, recipe.max_length) for a in group.answers]
+        whole = [not (e.cut or e.prompt_cut) or recipe.too_long == "cut" for e in found]
+        counts.dropped += whole.count(False)
+        pairs = [pair for pair in group.pairs if whole[pair[0]] and whole[pair[1]]]
+        if not pairs:
+            return False
+        used = sorted({place for pair in pairs for place in pair})
+        self._add_parts(pairs, self._add_answers([found[place] for place in used], used, counts), recipe)
+        counts.prompts += 1
+        counts.pairs += len(pairs)
+        counts.parts = len(self._shares)
+        return True
+
+    def _add_answers(self, found: Sequence[Encoded], places: Iterable[int], counts: Counts) -> dict[int, int]:
+        """Where in the file each place of the group now is."""
+        first = len(self._starts) - 1
+        for one in found:
+            self._tokens.extend(one.tokens)
+            self._starts.append(len(self._tokens))
+            counts.answers += 1
+            counts.cut += one.cut
+            counts.prompt_cut += one.prompt_cut
+            counts.tokens += len(one.tokens)
+        return {place: first + n for n, place in enumerate(places)}
+
+    def _add_parts(self, pairs: Sequence[Pair], at: dict[int, int], recipe: RewardRecipe) -> None:
+        for part in parts(pairs, recipe.answers):
+            members = sorted({place for pair in part for place in pair})
+            place_of = {place: n for n, place in enumerate(members)}
+            self._members.extend(at[place] for place in members)
+            self._member_starts.append(len(self._members))
+            self._pairs.extend(place_of[place] for pair in part for place in pair)
+            self._pair_starts.append(len(self._pairs) // 2)
+            self._shares.append(len(pairs))
+            self._prompts.append(self._count)
+        self._count += 1
+
+    def parts(self, held_prompts: Ints) -> Parts:
+        def ints(values: "array[int]") -> Ints:
+            return np.array(values, np.int64)
+
+        return Parts(
+            np.array(self._tokens, np.int32),
+            ints(self._starts),
+            ints(self._members),
+            ints(self._member_starts),
+            ints(self._pairs).reshape(-1, 2),
+            ints(self._pair_starts),
+            ints(self._shares),
+            np.flatnonzero(np.isin(ints(self._prompts), held_prompts)),
+        )
+
+
+def save(found: Parts, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ARRAYS:
+        np.save(folder / f"{name}.npy", getattr(found, name))
+
+
+def load(folder: Path) -> Parts:
+    return Parts(*(np.load(folder / f"{name}.npy", mmap_mode="r") for name in ARRAYS))
