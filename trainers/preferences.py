@@ -8,7 +8,7 @@ A difference of rewards, or of lengths, that is 0 is half right. Knows no model:
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -26,8 +26,8 @@ LENGTHS = (
     ("better is much longer (by over a half)", 0.5, 1.0),
 )
 BINS = 5  # of confidence, from 0.5 to 1
-Floats = npt.NDArray[np.float64]
-Mask = npt.NDArray[np.bool_]
+Floats: TypeAlias = npt.NDArray[np.float64]
+Mask: TypeAlias = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -25,7 +25,7 @@ from trainers.sft_data import Template, encode, prompt_length
 ARRAYS = (
     "tokens", "starts", "members", "member_starts", "pairs", "pair_starts", "shares", "held_out",
 )  # fmt: skip
-Ints = npt.NDArray[np.int64]
+Ints: TypeAlias = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
