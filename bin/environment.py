@@ -77,8 +77,12 @@ def make_ready(layers: list[str], lock: int) -> None:
     if stale:
         started = time.monotonic()
         remove_half_installed()
-        for layer in stale:
-            install(layer, lock)
+        alone = [layer for layer in stale if layer.endswith(NO_DEPENDENCIES)]
+        rest = [layer for layer in stale if layer not in alone]
+        if rest:
+            install(rest, lock)
+        if alone:
+            install(alone, lock, "--no-deps")
         say(f"done in {time.monotonic() - started:.0f} s")
 
 
@@ -107,22 +111,22 @@ def make_environment(lock: int) -> None:
     UNFINISHED.unlink()
 
 
-def install(layer: str, lock: int) -> None:
-    content = pins(layer)
-    packages = sum(not line.startswith(b"#") for line in content.splitlines())
-    count = f"{packages} package{'s' * (packages != 1)}"
-    if stamp(layer) is None:
-        say(f"installing {layer} ({count}, once)...")
-    else:
-        say(f"its pins have changed: installing {layer} again ({count})...")
-    stamp_file(layer).unlink(missing_ok=True)
-    options = ["--disable-pip-version-check", "--no-input", "--progress-bar", "off"]
-    if layer.endswith(NO_DEPENDENCIES):
-        options.append("--no-deps")
-    pip = (str(PYTHON), "-m", "pip", "install", *options, "-r", str(pin_file(layer)))
-    run(f"installing {layer}", lock, *pip)
+def install(layers: list[str], lock: int, *options: str) -> None:
+    """By one pip, which reads and resolves once."""
+    contents = {layer: pins(layer) for layer in layers}
+    packages = sum(not line.startswith(b"#") for pinned in contents.values() for line in pinned.splitlines())
+    again = any(stamp(layer) is not None for layer in layers)
+    names = ", ".join(layers)
+    say(f"installing {names} ({packages} packages, {'again: the pins have changed' if again else 'once'})...")
+    for layer in layers:
+        stamp_file(layer).unlink(missing_ok=True)
+    # what is imported compiles itself, once; all of it would take longer than to install it
+    quiet = ["--disable-pip-version-check", "--no-input", "--progress-bar", "off", "--no-compile"]
+    files = [argument for layer in layers for argument in ("-r", str(pin_file(layer)))]
+    run(f"installing {names}", lock, str(PYTHON), "-m", "pip", "install", *quiet, *options, *files)
     STAMPS.mkdir(exist_ok=True)
-    stamp_file(layer).write_bytes(content)
+    for layer, content in contents.items():
+        stamp_file(layer).write_bytes(content)
 
 
 def remove_half_installed() -> None:
