@@ -1,30 +1,31 @@
 """`distill demo`: the main job, small and offline, on the embedded teacher.
 
 Starts the teacher, estimates, collects answers to 60 instructions, is killed half way on
-purpose, resumes, exports, runs the other roles as a recipe on what was collected, and says what
-to type next with a real key. Every step is the real
-command in a process of its own; this file only strings them together and says what is seen.
+purpose, resumes, exports, runs the other roles as a recipe on what was collected, trains a student
+and a reward model and ranks with them (demo_models), reports, and says what to type next with a real
+key. This file only strings commands together and says what is seen.
 """
 
 import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from importlib.resources import as_file, files
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import orjson
 from rich.console import Console
 from rich.markup import escape
 
+from engine.demo_models import train_and_rank
+from engine.demo_steps import DemoFailed, command, distill, rows_of, say
 from engine.serving import served
 from engine.status import status_of
 from engine.terminal import plain
-from store.errors import DistillError, RunFolderError
+from store.errors import RunFolderError
 from store.folder import LEDGER
 
 RECIPE = Path(__file__).resolve().parent.parent / "recipes" / "small.toml"
@@ -40,12 +41,6 @@ ROLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
 PATIENCE = 120.0  # seconds, for a step that takes a few
 
 
-class DemoFailed(DistillError):
-    """A step of the demo did not do what it should."""
-
-    exit_code = 1
-
-
 def run_demo(out: Path) -> int:
     """Returns the exit code; raises DemoFailed with the step that failed."""
     console = Console(highlight=False, soft_wrap=True)
@@ -54,32 +49,35 @@ def run_demo(out: Path) -> int:
     with as_file(files("engine") / "demo_pool.jsonl") as packaged:
         pool = out / "pool.jsonl"
         shutil.copyfile(packaged, pool)
-    _say(console, "1. A teacher", "SmolLM2-135M-Instruct behind the OpenAI chat API, on loopback")
+    say(console, "1. A teacher", "SmolLM2-135M-Instruct behind the OpenAI chat API, on loopback")
     with served("smollm2", out / "teacher.log") as (url, model):
         console.print(f"   {url}, model {escape(plain(model))}")
         asking = [str(pool), "--model", model, "--base-url", url, "--max-tokens", str(MAX_TOKENS)]
-        _say(console, "2. What will it cost?", f"bin/distill estimate {pool} --model …")
-        _distill("estimate", *asking)
-        _say(console, "3. Collect, and pull the plug", f"kill -9 after {KILL_AT} answers")
+        say(console, "2. What will it cost?", f"bin/distill estimate {pool} --model …")
+        distill("estimate", *asking)
+        say(console, "3. Collect, and pull the plug", f"kill -9 after {KILL_AT} answers")
         _collect_and_kill(asking, run)
         found = status_of(run)
         console.print(
             f"   killed: {_done(found)} answers are on the disk, {found['unanswered']} were in flight"
         )
-        _say(console, "4. The same command again", "asks only what has no answer yet")
-        _distill("generate", *asking, "--run", str(run))
-    _say(console, "5. The data set", f"bin/distill export {run} --format alpaca --out …")
+        say(console, "4. The same command again", "asks only what has no answer yet")
+        distill("generate", *asking, "--run", str(run))
+    say(console, "5. The data set", f"bin/distill export {run} --format alpaca --out …")
     data = out / "answers.jsonl"
-    _distill("export", str(run), "--format", "alpaca", "--out", str(data))
+    distill("export", str(run), "--format", "alpaca", "--out", str(data))
     _show_rows(console, data)
-    _say(console, "6. The teacher's other roles", f"bin/distill run {RECIPE.name} --run {run}")
+    say(console, "6. The teacher's other roles", f"bin/distill run {RECIPE.name} --run {run}")
     console.print(
         "   A model this small can neither translate nor judge: a [bold]scripted[/bold] stand-in does."
     )
-    _distill("run", str(RECIPE), "--run", str(run), "--quiet")
+    distill("run", str(RECIPE), "--run", str(run), "--quiet")
     _show_roles(console, out, run)
-    _say(console, "7. What the ledger says", f"bin/distill status {run}")
-    _distill("status", str(run))
+    train_and_rank(console, pool, data, run)
+    say(console, "10. What the ledger says", f"bin/distill status {run}")
+    distill("status", str(run))
+    say(console, "11. The report", f"bin/distill report {run} --out …")
+    distill("report", str(run), "--out", str(out / "report.html"))
     _say_next(console, out)
     return 0
 
@@ -94,23 +92,9 @@ def _start_afresh(out: Path) -> None:
         raise DemoFailed(f"cannot write {out}: {error.strerror}; name another with --out") from error
 
 
-def _say(console: Console, title: str, words: str) -> None:
-    console.print(f"\n[bold]{title}[/bold]  [dim]{escape(words)}[/dim]")
-
-
-def _command(*arguments: str) -> list[str]:
-    return [sys.executable, "-P", "-m", "engine", *arguments]
-
-
-def _distill(*arguments: str) -> None:
-    sys.stdout.flush()
-    if subprocess.run(_command(*arguments), check=False).returncode:
-        raise DemoFailed(f"this step failed: bin/distill {' '.join(arguments)}")
-
-
 def _collect_and_kill(asking: list[str], run: Path) -> None:
     """Kills the collection with SIGKILL when enough answers are stored."""
-    collecting = subprocess.Popen(_command("generate", *asking, "--run", str(run), "--quiet"))
+    collecting = subprocess.Popen(command("generate", *asking, "--run", str(run), "--quiet"))
     deadline = time.monotonic() + PATIENCE
     while collecting.poll() is None and time.monotonic() < deadline:
         if (run / LEDGER).exists() and _done_so_far(run) >= KILL_AT:
@@ -134,8 +118,7 @@ def _done(found: dict[str, dict[str, dict[str, int]]]) -> int:
 
 
 def _show_rows(console: Console, data: Path) -> None:
-    for line in data.read_bytes().splitlines()[:SHOWN]:
-        row = orjson.loads(line)
+    for row in islice(rows_of(data), SHOWN):
         console.print(f"   [bold]{escape(plain(row['instruction'], 75))}[/bold]")
         console.print(f"   {escape(plain(row['output'], 75))}")
 
@@ -144,8 +127,8 @@ def _show_roles(console: Console, out: Path, run: Path) -> None:
     """The first line of what each role is exported as."""
     for stage, (format, shown) in ROLES.items():
         data = out / f"{stage}.jsonl"
-        _distill("export", str(run), "--stage", stage, "--format", format, "--out", str(data))
-        words = shown(orjson.loads(data.read_bytes().splitlines()[0]))
+        distill("export", str(run), "--stage", stage, "--format", format, "--out", str(data))
+        words = shown(next(rows_of(data)))
         console.print(f"   [bold]{stage}[/bold] (scripted)  {escape(plain(words, 90))}")
 
 

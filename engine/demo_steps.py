@@ -1,0 +1,38 @@
+"""What the demo's parts share: each step is the real command in a process of its own."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import orjson
+from rich.console import Console
+from rich.markup import escape
+
+from store.errors import DistillError
+
+
+class DemoFailed(DistillError):
+    """A step of the demo did not do what it should."""
+
+    exit_code = 1
+
+
+def say(console: Console, title: str, words: str) -> None:
+    console.print(f"\n[bold]{title}[/bold]  [dim]{escape(words)}[/dim]")
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-P", "-m", "engine", *arguments]
+
+
+def distill(*arguments: str) -> None:
+    """Runs a command and shows what it says. Raises DemoFailed where it does not exit with 0."""
+    sys.stdout.flush()
+    if subprocess.run(command(*arguments), check=False).returncode:
+        raise DemoFailed(f"this step failed: bin/distill {' '.join(arguments)}")
+
+
+def rows_of(file: Path) -> Iterator[dict[str, Any]]:
+    return map(orjson.loads, file.read_bytes().splitlines())
