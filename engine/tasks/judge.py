@@ -10,10 +10,10 @@ from typing import Any
 from engine.judging import reading
 from engine.keys import Message
 from engine.tasks.contest import (
-    LANGUAGES,
     check_language,
     contest_task,
     grades,
+    messages,
     question,
     response_format,
     score_names,
@@ -120,19 +120,20 @@ AS_JSON = {
 Reply with the JSON object that is asked for: score_1 is for Assistant 1, score_2 for Assistant 2.""",
     "Chinese": "请按要求以JSON对象作答：score_1是助手1的分数，score_2是助手2的分数。",
 }
-PARTS = (SHOWN, GENERAL, CODING, MATH, SCORES_FIRST, SCORES_LAST, AS_JSON)
+TEXTS = (SYSTEM, SHOWN, GENERAL, CODING, MATH, SCORES_FIRST, SCORES_LAST, AS_JSON)
 TASKS = {"general": GENERAL, "coding": CODING, "math": MATH}  # FastChat's categories; all others are general
 
 
 def task(prompt: str | None, system: str | None, language: str | None, structured: bool) -> Task:
     """The role. `prompt`: the text of a FastChat prompt file. Raises UsageError."""
-    language = language or LANGUAGES[0]
     prompts = read_prompts(prompt, "--prompt") if prompt is not None else ()
     return contest_task(
         NAME,
-        (SYSTEM[language], *(texts[language] for texts in PARTS), prompt, system, structured),
-        builder(prompts, system, language, structured),
         PRIOR,
+        language,
+        TEXTS,
+        (prompt, system, structured),
+        lambda language: builder(prompts, system, language, structured),
         read,
         schema,
     )
@@ -151,8 +152,8 @@ def builder(
     def build(contest: Contest) -> list[Message]:
         if prompts:
             prompt = chosen(prompts, contest.category)
-            return _messages(system or prompt.system, prompt.fill(question(contest), *contest.answers))
-        return _messages(system or SYSTEM[language], _ours(contest, language, structured))
+            return messages(system or prompt.system, prompt.fill(question(contest), *contest.answers))
+        return messages(system or SYSTEM[language], _ours(contest, language, structured))
 
     return build
 
@@ -166,11 +167,6 @@ def _ours(contest: Contest, language: str, structured: bool) -> str:
         task=TASKS.get(contest.category, GENERAL)[language],
         form=form[language],
     )
-
-
-def _messages(system: str, user: str) -> list[Message]:
-    head: list[Message] = [{"role": "system", "content": system}] if system else []
-    return [*head, {"role": "user", "content": user}]
 
 
 def read(contest: Contest, text: str) -> tuple[float, float] | None:
