@@ -12,6 +12,7 @@ from aiolimiter import AsyncLimiter
 
 from engine.asking import Again, Answered, Asker, Failed, size_of
 from engine.breaker import Effort
+from engine.ending import asking, landed
 from engine.endpoints import Endpoint, Teacher
 from engine.errors import AllRefused, AuthRefused, ProviderDown, QuotaExhausted, RunStopped
 from engine.intake import Intake
@@ -21,7 +22,6 @@ from store.records import Request
 OUTSTANDING = 4  # times the concurrency
 CANARIES = 10
 CANARIES_A_SECOND = 4
-DRAIN_SECONDS = 5.0
 ELSEWHERE = ("too_large", "not_found")  # other endpoints may have larger limits, and the model
 
 
@@ -56,21 +56,13 @@ class Runner:
 
     async def run(self) -> None:
         """Raises RunStopped if it ended early, StorageError if the ledger could not be written."""
-        try:
-            async with asyncio.TaskGroup() as group:
-                self._group = group
-                self._producer = group.create_task(self._produce())
-                if self._stopped:
-                    self._producer.cancel()
-                await asyncio.wait([self._producer])
-                await self._wind_down()
-                await self.intake.wait_for_others()
-        except BaseExceptionGroup as errors:
-            raise _first(errors) from None
-        finally:
-            self.intake.over()
-        if self._stopped:
-            raise self._stopped
+        async with asking(self.intake, lambda: self._stopped) as group:
+            self._group = group
+            self._producer = group.create_task(self._produce())
+            if self._stopped:
+                self._producer.cancel()
+            await asyncio.wait([self._producer])
+            await landed(self._tasks, self._changed, lambda: self._drain)
 
     @property
     def is_stopped(self) -> bool:
@@ -138,22 +130,6 @@ class Runner:
         active = len(self._tasks) - self._sleeping
         slots = self.teacher.slots
         return active < slots and len(self._tasks) < OUTSTANDING * slots
-
-    async def _wind_down(self) -> None:
-        """Waits for what is outstanding: all of it, or after a stop what is in flight."""
-        deadline: float | None = None
-        loop = asyncio.get_running_loop()
-        while self._tasks:
-            if self._drain is not None:
-                deadline = min(deadline or loop.time() + self._drain, loop.time() + self._drain)
-            self._changed.clear()
-            try:
-                async with asyncio.timeout_at(deadline):
-                    await self._changed.wait()
-            except TimeoutError:
-                for task in list(self._tasks):
-                    task.cancel()
-                await asyncio.wait(list(self._tasks))
 
     async def _next_due(self) -> Request | None:
         while not (self._due or self.intake.ended or self._stopped):
@@ -252,11 +228,3 @@ class Runner:
 
     def _fail(self, request: Request, failed: Failed) -> None:
         self.intake.failed(request.id, failed.cause, failed.error)
-
-
-def _first(errors: BaseExceptionGroup[BaseException]) -> BaseException:
-    """The first of our own errors, else the first of all: one sentence for one cause."""
-    ours, _ = errors.split(DistillError)
-    group = ours or errors
-    first = group.exceptions[0]
-    return _first(first) if isinstance(first, BaseExceptionGroup) else first

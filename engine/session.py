@@ -18,11 +18,12 @@ from engine import metrics, progress
 from engine.assembly import Stage, begin, concurrency_of, micro, remember_day, teacher_of
 from engine.budget import Budget
 from engine.crowd import Crowd
+from engine.ending import DRAIN_SECONDS
 from engine.endpoints import Teacher
 from engine.errors import RunStopped
 from engine.feed import FeedThread
 from engine.job import Job, Result, StageJob
-from engine.runner import DRAIN_SECONDS, Interrupted, Runner
+from engine.runner import Interrupted, Runner
 from engine.settings import MOST_CONCURRENT, Settings
 from store.errors import DiskFull, PoolError
 from store.folder import LEDGER, make_reserve
