@@ -10,7 +10,6 @@ import asyncio
 import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from engine.breaker import Effort
 from engine.budget import Budget
@@ -19,9 +18,9 @@ from engine.client import Answer
 from engine.endpoints import Admitted, Endpoint
 from engine.errors import AskError, BadReply, RateLimited, RowRefused, ServerFault, Transient
 from engine.limits import Ticket
-from engine.replies import Reply, is_filtered, read_error, read_reply, unread_words, usage_in
+from engine.replies import Reply, is_filtered, judged, read_error, read_reply, unread_words, usage_in
 from engine.state import RunState
-from engine.tasks.task import Verdict as Read
+from engine.tasks.task import Check
 from engine.tokens import Tokenizer
 from store.ledger import Ledger
 from store.records import Cause, Request, Response, Usage
@@ -38,7 +37,7 @@ class Terms:
     stage: int
     attempts: int
     attempts_parse: int = 2
-    check: Callable[[Any, str], Read] | None = None
+    check: Check | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +167,7 @@ class Asker:
                 )
                 self._settle(sent, None, 0)
             raise error
-        outcome = self._read(sent.request, reply)
+        outcome = judged(reply, self.terms.check, lambda: sent.request.item)
         cost = self.price.cost(usage)
         response = Response(
             outcome, reply.finish_reason, usage, answer.raw, cost, answer.latency, reply.model
@@ -181,14 +180,10 @@ class Asker:
         if self.endpoint.adaptive:
             self.endpoint.adaptive.replied(answer.latency)
         await self.ledger.committed()
-        self._count(sent.request, response)
+        self.state.count(response, sent.request.prompt_tokens)
+        self.state.latencies.append(answer.latency)
+        self.state.spread.add(answer.latency)
         return Answered() if final else await self._unparsed(sent, effort, reply)
-
-    def _read(self, request: Request, reply: Reply) -> Read:
-        """What the task makes of a reply; one that was cut off or filtered says so itself."""
-        if self.terms.check is None or reply.outcome != "stop":
-            return reply.outcome
-        return self.terms.check(request.item, reply.text)
 
     async def _unparsed(self, sent: _Sent, effort: Effort, reply: Reply) -> Verdict:
         """Stored and billed, and no record in it: a further sample is asked, a few times."""
@@ -206,18 +201,6 @@ class Asker:
     def _counted(self, request: Request, reply: Reply) -> Usage:
         """Our own count, for servers that send no usage."""
         return Usage(request.prompt_tokens, self.tokenizer.count(reply.text))
-
-    def _count(self, request: Request, response: Response) -> None:
-        state, usage = self.state, response.usage
-        state.answered += 1
-        state.counted_prompt += request.prompt_tokens
-        state.prompt_tokens += usage.prompt_tokens
-        state.completion_tokens += usage.completion_tokens
-        state.cost_micro += response.cost_micro
-        if response.outcome != "unparsed":
-            state.outcomes[response.outcome] += 1
-        state.latencies.append(response.latency)
-        state.spread.add(response.latency)
 
     def _limited(self, sent: _Sent, error: RateLimited, answer: Answer, probe: bool) -> Verdict:
         self.state.limited += 1

@@ -27,9 +27,8 @@ from engine.errors import (
 )
 from engine.intake import Intake
 from engine.prices import Price
-from engine.replies import Reply, unread_words, usage_in
+from engine.replies import Reply, judged, unread_words, usage_in
 from engine.runner import CANARIES
-from engine.tasks.task import Verdict
 from engine.tokens import Tokenizer
 from store import batches
 from store.batches import BatchRow, Enqueued, Items
@@ -153,24 +152,18 @@ class Collector:
 
     def _answered(self, reading: _Reading, entry: Enqueued, line: Line, reply: Reply) -> None:
         usage = reply.usage or self._counted(entry, line, reply)
-        cost, outcome = reading.price.cost(usage), self._read_reply(reading, entry, reply)
+        cost, task = reading.price.cost(usage), self.intake.plan.task
+        outcome = judged(reply, task.check, lambda: task.decode(self.items.find(reading.row, entry.request)))
         response = Response(outcome, reply.finish_reason, usage, line.raw, cost, 0.0, reply.model)
         stage, final = reading.row.stage, outcome != "unparsed"
         self.ledger.put(stage, entry.attempt, entry.request, response, entry.worst, final)
         self._settle(reading, entry, cost)
-        self._count(entry, response)
+        self.state.count(response, entry.prompt_tokens)
         self._prove()
         if final:
             self.intake.answered(entry.request, own=reading.own)
         else:
             self._unparsed(reading, entry, reply)
-
-    def _read_reply(self, reading: _Reading, entry: Enqueued, reply: Reply) -> Verdict:
-        """What the task makes of a reply; one that was cut off or filtered says so itself."""
-        task = self.intake.plan.task
-        if task.check is None or reply.outcome != "stop":
-            return reply.outcome
-        return task.check(task.decode(self.items.find(reading.row, entry.request)), reply.text)
 
     def _unparsed(self, reading: _Reading, entry: Enqueued, reply: Reply) -> None:
         """Stored and billed, and no record in it: a further sample goes into a next batch."""
@@ -185,16 +178,6 @@ class Collector:
         if line.status != 200:
             return Usage()
         return Usage(entry.prompt_tokens, self.tokenizer.count(reply.text))
-
-    def _count(self, entry: Enqueued, response: Response) -> None:
-        state, usage = self.state, response.usage
-        state.answered += 1
-        state.counted_prompt += entry.prompt_tokens
-        state.prompt_tokens += usage.prompt_tokens
-        state.completion_tokens += usage.completion_tokens
-        state.cost_micro += response.cost_micro
-        if response.outcome != "unparsed":
-            state.outcomes[response.outcome] += 1
 
     def _record(self, reading: _Reading, entry: Enqueued, error: AskError, lost: int = 0) -> int:
         return self.ledger.error(
