@@ -12,6 +12,7 @@ from aiolimiter import AsyncLimiter
 
 from engine.asking import Again, Answered, Asker, Failed, size_of
 from engine.breaker import Effort
+from engine.canary import CANARIES, against_the_run, is_doubtful
 from engine.ending import asking, landed
 from engine.endpoints import Endpoint, Teacher
 from engine.errors import AllRefused, AuthRefused, ProviderDown, QuotaExhausted, RunStopped
@@ -20,7 +21,6 @@ from store.errors import DistillError, PoolError
 from store.records import Request
 
 OUTSTANDING = 4  # times the concurrency
-CANARIES = 10
 CANARIES_A_SECOND = 4
 ELSEWHERE = ("too_large", "not_found")  # other endpoints may have larger limits, and the model
 
@@ -46,7 +46,7 @@ class Runner:
         self._drain: float | None = None
         self._control = AsyncLimiter(CANARIES_A_SECOND, 1.0)
         self._proven = False  # the teacher has answered a row of this stage
-        self._refusals: list[tuple[Request, Failed]] = []  # of the canaries
+        self._doubts: list[tuple[Request, Failed]] = []  # canaries that may have failed by our fault
         self._past_canaries = False
         self._producer: asyncio.Task[None] | None = None
         intake.asks, intake.stopped = self._asks, lambda: self.is_stopped
@@ -89,7 +89,8 @@ class Runner:
             self.stop(error)
 
     async def _canary(self) -> None:
-        """One row at a time until the server has answered one, or refused ten in the same way.
+        """One row at a time until the server has answered one so that it can be read, refused ten in
+        the same way, or answered ten in vain.
 
         Each attempt that fails for a passing reason brings in another row, so that one bad row at
         the head of the pool is not taken for an outage. Each of several endpoints gets one.
@@ -99,24 +100,22 @@ class Runner:
             task, failures = self._spawn(request), self.state.retry_causes.total()
             while not (task.done() or self._proven):
                 failing = failures < self.state.retry_causes.total()
-                if len(self._tasks) < (CANARIES if failing else len(self.teacher.endpoints)):
+                room = CANARIES - len(self._doubts) if failing else len(self.teacher.endpoints)
+                if len(self._tasks) < room:
                     break
                 self._changed.clear()
                 await self._changed.wait()
-            if self._refusals and not self._proven:
-                self._judge_refusals()
+            if self._doubts and not self._proven:
+                self._judge_doubts()
         self._past_canaries = True  # no row is left, or one was answered
         if not self._stopped:
-            for request, failed in self._refusals:
+            for request, failed in self._doubts:
                 self._fail(request, failed)
-            self._refusals.clear()
+            self._doubts.clear()
 
-    def _judge_refusals(self) -> None:
-        count, last = len(self._refusals), self._refusals[-1][1]
-        alike = all(failed.status == last.status for _, failed in self._refusals)
-        if last.status == 404 or (alike and count >= CANARIES):
-            rows = "the first row was" if count == 1 else f"the first {count} rows were all"
-            self.stop(AllRefused(f"{rows} refused, so nothing more is asked: {last.words}"))
+    def _judge_doubts(self) -> None:
+        if reason := against_the_run([failed for _, failed in self._doubts]):
+            self.stop(reason)
 
     async def _bulk(self) -> None:
         while not self._stopped and (request := await self._next_due()):
@@ -219,10 +218,9 @@ class Runner:
         self.intake.answered(request.id)
 
     def _failed(self, request: Request, failed: Failed) -> None:
-        """Refusals before the first answer may be the run's fault: they wait for the verdict."""
-        self._proven |= failed.cause == "unparsed"  # it answers, if not in the form asked for
-        if failed.refused and not (self._proven or self._past_canaries):
-            self._refusals.append((request, failed))
+        """Before the first answer it may be the run's fault: such a row waits for the verdict."""
+        if is_doubtful(failed) and not (self._proven or self._past_canaries):
+            self._doubts.append((request, failed))
         else:
             self._fail(request, failed)
 

@@ -2,7 +2,7 @@
 
 Results come in any order and may be read again from the start: a request leaves the batch in
 the commit that stores its result, so nothing is stored twice. Refusals that come before the
-first answer may be the run's fault (a parameter, the model): they wait for the verdict.
+first answer may be the run's fault (a parameter, the model): they wait for the verdict (canary.py).
 """
 
 from contextlib import aclosing
@@ -10,13 +10,14 @@ from dataclasses import dataclass, field
 
 import orjson
 
+from engine.asking import Failed
 from engine.batch.api import BatchApi, Remote
 from engine.batch.lines import Line, NotRun, read_line
 from engine.batch.parcels import Again
 from engine.batch.patience import patiently
 from engine.budget import Budget
+from engine.canary import against_the_run
 from engine.errors import (
-    AllRefused,
     AskError,
     AuthRefused,
     BadReply,
@@ -28,7 +29,6 @@ from engine.errors import (
 from engine.intake import Intake
 from engine.prices import Price
 from engine.replies import Reply, judged, unread_words, usage_in
-from engine.runner import CANARIES
 from engine.tokens import Tokenizer
 from store import batches
 from store.batches import BatchRow, Enqueued, Items
@@ -88,7 +88,8 @@ class Collector:
         self.tokenizer, self.state, self.items = tokenizer, intake.state, items
         self.attempts, self.attempts_parse, self.give_up = attempts, attempts_parse, give_up
         self._proven = False
-        self._refusals: list[tuple[int, RowRefused, int, bool]] = []
+        self._refusals: list[tuple[int, Failed, bool]] = []  # until a row has been answered
+        self._unread: dict[int, Failed] = {}  # likewise, by request
 
     async def collect(self, row: BatchRow, remote: Remote, waiting: list[Enqueued], own: bool) -> Collected:
         """Raises ProviderDown, BatchRefused, StorageError; what was read by then is stored."""
@@ -101,7 +102,7 @@ class Collector:
                 await self._read_all(reading, file)
         for entry in list(reading.waiting.values()):
             self._without_line(reading, entry, remote)
-        self._judge_refusals(reading)
+        self._judge_doubts(reading)
         await self.ledger.committed()
         return reading.found
 
@@ -159,8 +160,8 @@ class Collector:
         self.ledger.put(stage, entry.attempt, entry.request, response, entry.worst, final)
         self._settle(reading, entry, cost)
         self.state.count(response, entry.prompt_tokens)
-        self._prove()
         if final:
+            self._prove()
             self.intake.answered(entry.request, own=reading.own)
         else:
             self._unparsed(reading, entry, reply)
@@ -171,6 +172,8 @@ class Collector:
         number = self.ledger.error(
             reading.row.stage, entry.attempt, entry.request, "unparsed", 200, words, 0, ended=False
         )
+        if not self._proven:
+            self._unread[entry.request] = Failed("unparsed", 200, words, number, refused=False)
         self._again(reading, entry, "unparsed", number, most=self.attempts_parse + 1)
 
     def _counted(self, entry: Enqueued, line: Line, reply: Reply) -> Usage:
@@ -236,7 +239,8 @@ class Collector:
         if self._proven:
             self.intake.failed(entry.request, error.cause, number, own=reading.own)
         else:
-            self._refusals.append((entry.request, error, number, reading.own))
+            failed = Failed(error.cause, error.status, str(error), number, refused=True)
+            self._refusals.append((entry.request, failed, reading.own))
 
     def _failed(self, reading: _Reading, entry: Enqueued, error: RowRefused, lost: int) -> None:
         number = self._record(reading, entry, error, lost)
@@ -264,21 +268,18 @@ class Collector:
     def _prove(self) -> None:
         if not self._proven:
             self._proven = True
+            self._unread.clear()
             self._fail_refusals()
 
     def _fail_refusals(self) -> None:
-        for request, error, number, own in self._refusals:
-            self.intake.failed(request, error.cause, number, own=own)
+        for request, failed, own in self._refusals:
+            self.intake.failed(request, failed.cause, failed.error, own=own)
         self._refusals.clear()
 
-    def _judge_refusals(self, reading: _Reading) -> None:
-        """A batch that was refused row by row with one status: the rows stay due, the run ends."""
-        if not self._refusals or self._proven:
-            return
-        first, count = self._refusals[0][1], len(self._refusals)
-        alike = all(error.status == first.status for _, error, _, _ in self._refusals)
-        if first.status == 404 or (alike and count >= CANARIES):
-            words = f"{count:,} rows of the batch were all refused, so nothing more is asked: {first}"
-            reading.found.reason = reading.found.reason or AllRefused(words)
+    def _judge_doubts(self, reading: _Reading) -> None:
+        """Where the batch speaks against the run, its rows stay due and the run ends."""
+        refused = [failed for _, failed, _ in self._refusals]
+        if reason := against_the_run([*refused, *self._unread.values()]):
+            reading.found.reason = reading.found.reason or reason
         else:
             self._fail_refusals()
