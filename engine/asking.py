@@ -110,7 +110,8 @@ class Asker:
         self.state.asked += 1
         self.state.in_flight += 1
         try:
-            answer = await self.client.send(request.body, f"{request.key.hex()}-{effort.asks}")
+            number = request.asked + effort.asks
+            answer = await self.client.send(request.body, f"{request.key.hex()}-{number}")
             return await self._received(sent, effort, answer)
         except RateLimited as error:
             return self._limited(sent, error, answer, probe)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
 import orjson
 import pytest
-from cli import FREE, MODEL, Ended, distill, ledger, write_pool
+from cli import FREE, MODEL, Ended, distill, ledger, started, until, write_pool
 from judging import Judge
 from recipe_files import export, stage_told
 from scripted import completion, scripted
@@ -154,6 +155,24 @@ async def test_a_judge_whom_nobody_can_read_ends_the_run_after_ten_rows_and_they
         judge.says = None
         assert (await ask("score", run, url, *files)).code == 0
     assert stage_told(run, "score")["done"] == 60
+    assert len(set(judge.keys)) == len(judge.keys)  # no ask is answered by an earlier bad reply
+
+
+async def test_what_was_in_flight_at_a_kill_is_asked_under_the_same_number(
+    run: Path, files: list[Path]
+) -> None:
+    """A gateway that knows the key may answer with what was paid for."""
+    judge = Judge()
+    judge.hold["rain"] = asyncio.Event()
+    async with scripted(judge.answer) as url:
+        flags = ("--run", run, "--base-url", url, "--model", MODEL, "--quiet", *FREE)
+        async with started("score", *files, *flags) as command:
+            await until(lambda: judge.keys)
+            command.process.kill()
+        judge.hold["rain"].set()
+        assert (await ask("score", run, url, *files)).code == 0
+    assert judge.keys.count(judge.keys[0]) == 2
+    assert len(judge.keys) == len(QUESTIONS) + 1
 
 
 async def test_one_reply_that_can_be_read_speaks_for_the_judge(run: Path, tmp_path: Path) -> None:
