@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from engine.flags import with_engine_options
+from engine.flags import lend, with_engine_options
 from engine.options import settings_from
 
 PoolArgument = Annotated[
@@ -25,16 +25,8 @@ ToOption = Annotated[
         "--to", metavar="LANGUAGE", help="the language to translate into [Chinese]", show_default=False
     ),
 ]
-QuestionsOption = Annotated[
-    str | None,
-    typer.Option("--questions", metavar="Q", help="the prompts, where answers name them by id only"),
-]
 AnswersOption = Annotated[str, typer.Option("--answers", metavar="A", help="a model's answers")]
 AgainstOption = Annotated[str, typer.Option("--against", metavar="B", help="the opponent's answers")]
-NameOption = Annotated[
-    list[str] | None,
-    typer.Option("--name", metavar="N", help="a model's name, in the order of the files [the file's]"),
-]
 JsonOption = Annotated[bool, typer.Option("--json", help="one JSON object on standard output")]
 YesOption = Annotated[bool, typer.Option("--yes", help="do not ask whether the cost is fine")]
 QuietOption = Annotated[bool, typer.Option("--quiet", help="no progress, no summary when all is done")]
@@ -79,35 +71,55 @@ def translate(
     raise typer.Exit(collect(settings, pool_of(settings, pool), run, yes, quiet, typer.confirm))
 
 
+def contest_options(
+    run: RunOption,
+    questions: Annotated[
+        str | None,
+        typer.Option("--questions", metavar="Q", help="the prompts, where answers name them by id only"),
+    ] = None,
+    name: Annotated[
+        list[str] | None,
+        typer.Option("--name", metavar="N", help="a model's name, in the order of the files [the file's]"),
+    ] = None,
+    yes: YesOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Of commands that read models' answers; only its signature is used."""
+
+
+with_contest_options = lend(contest_options, "asked")
+
+
+def _collect_contests(
+    task: str, answers: list[str], asked: dict[str, Any], options: dict[str, Any], **own: Any
+) -> None:
+    from engine.collect import collect
+    from engine.sources import contests_of
+
+    settings = settings_from(options, task, names=tuple(asked["name"] or ()), **own)
+    rows = contests_of(settings, answers, asked["questions"])
+    raise typer.Exit(collect(settings, rows, asked["run"], asked["yes"], asked["quiet"], typer.confirm))
+
+
 @with_engine_options
+@with_contest_options
 def score(
     answers: Annotated[
         list[str], typer.Argument(metavar="ANSWERS...", help="each model's answers, one file")
     ],
-    run: RunOption,
-    questions: QuestionsOption = None,
-    name: NameOption = None,
-    yes: YesOption = False,
-    quiet: QuietOption = False,
     *,
+    asked: dict[str, Any],
     options: dict[str, Any],
 ) -> None:
     """Have the teacher score the answers of several models to each prompt, 1-10."""
-    from engine.collect import collect
-    from engine.sources import contests_of
-
-    settings = settings_from(options, "score", names=tuple(name or ()))
-    rows = contests_of(settings, answers, questions)
-    raise typer.Exit(collect(settings, rows, run, yes, quiet, typer.confirm))
+    _collect_contests("score", answers, asked, options)
 
 
 @with_engine_options
+@with_contest_options
 def judge(
     answers: AnswersOption,
     against: AgainstOption,
-    run: RunOption,
-    questions: QuestionsOption = None,
-    name: NameOption = None,
     both_orders: Annotated[
         bool, typer.Option("--both-orders", help="ask each question twice, either answer first")
     ] = False,
@@ -115,40 +127,26 @@ def judge(
         str | None,
         typer.Option("--language", metavar="L", help="of the reviewer's prompts: English or Chinese"),
     ] = None,
-    yes: YesOption = False,
-    quiet: QuietOption = False,
     *,
+    asked: dict[str, Any],
     options: dict[str, Any],
 ) -> None:
     """Have the teacher rate two models' answers to each question, 1-10 each."""
-    from engine.collect import collect
-    from engine.sources import contests_of
-
-    own = {"names": tuple(name or ()), "both_orders": both_orders, "language": language}
-    settings = settings_from(options, "judge", **own)
-    rows = contests_of(settings, [answers, against], questions)
-    raise typer.Exit(collect(settings, rows, run, yes, quiet, typer.confirm))
+    own = {"both_orders": both_orders, "language": language}
+    _collect_contests("judge", [answers, against], asked, options, **own)
 
 
 @with_engine_options
+@with_contest_options
 def compare(
     answers: AnswersOption,
     against: AgainstOption,
-    run: RunOption,
-    questions: QuestionsOption = None,
-    name: NameOption = None,
-    yes: YesOption = False,
-    quiet: QuietOption = False,
     *,
+    asked: dict[str, Any],
     options: dict[str, Any],
 ) -> None:
     """Have the teacher say which of two models' answers is better, in both orders."""
-    from engine.collect import collect
-    from engine.sources import contests_of
-
-    settings = settings_from(options, "compare", names=tuple(name or ()), both_orders=True)
-    rows = contests_of(settings, [answers, against], questions)
-    raise typer.Exit(collect(settings, rows, run, yes, quiet, typer.confirm))
+    _collect_contests("compare", [answers, against], asked, options, both_orders=True)
 
 
 def run_(

@@ -187,28 +187,31 @@ def engine_options(
     """Only its signature is used."""
 
 
-def with_engine_options(command: Callable[..., None]) -> Callable[..., None]:
-    """The command gets one more argument, `options`: all engine options by name."""
-    own = inspect.signature(command)
-    lent = inspect.signature(engine_options)
-    mine = [p for name, p in own.parameters.items() if name != "options"]
-    both = [
-        p.replace(kind=inspect.Parameter.KEYWORD_ONLY) if p.default is p.empty or i >= len(mine) else p
-        for i, p in enumerate([*mine, *lent.parameters.values()])
-    ]
+def lend(flags: Callable[..., None], name: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """A decorator: the command gets one more argument, `name`: all values of the flags by name."""
+    lent = inspect.signature(flags).parameters
 
-    @functools.wraps(command)
-    def wrapper(**values: Any) -> None:
-        options = {name: values.pop(name) for name in lent.parameters}
-        command(**values, options=options)
+    def with_flags(command: Callable[..., None]) -> Callable[..., None]:
+        own = inspect.signature(command)
+        both = [p for n, p in own.parameters.items() if n != name] + [*lent.values()]
 
-    shown: Any = wrapper
-    shown.__signature__ = own.replace(
-        parameters=[p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in both]
-    )
-    wrapper.__annotations__ = {
-        **{k: v for k, v in command.__annotations__.items() if k != "options"},
-        **engine_options.__annotations__,
-    }
-    del shown.__wrapped__
-    return wrapper
+        @functools.wraps(command)
+        def wrapper(**values: Any) -> None:
+            found = {each: values.pop(each) for each in lent}
+            command(**values, **{name: found})
+
+        shown: Any = wrapper
+        shown.__signature__ = own.replace(
+            parameters=[p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in both]
+        )
+        wrapper.__annotations__ = {
+            **{k: v for k, v in command.__annotations__.items() if k != name},
+            **flags.__annotations__,
+        }
+        del shown.__wrapped__
+        return wrapper
+
+    return with_flags
+
+
+with_engine_options = lend(engine_options, "options")
