@@ -15,8 +15,6 @@ from store.errors import UsageError
 if TYPE_CHECKING:
     from engine.settings import Settings
 
-PER_SERVER = ("rpm", "tpm", "rpd", "tpd", "concurrency", "price_in", "price_out")
-
 
 def settings_from(options: Mapping[str, Any], task: str, **own: Any) -> "Settings":
     """A checked value from flags and environment; `own`: what the task has beside the engine's
@@ -24,7 +22,7 @@ def settings_from(options: Mapping[str, Any], task: str, **own: Any) -> "Setting
     from pydantic import ValidationError
 
     from engine.roles import DEFAULTS
-    from engine.settings import Settings
+    from engine.settings import Quota, Settings
 
     if task not in DEFAULTS:
         raise UsageError(f"--task {task}: unknown; there are {', '.join(DEFAULTS)}")
@@ -36,7 +34,7 @@ def settings_from(options: Mapping[str, Any], task: str, **own: Any) -> "Setting
     values = {
         k: v for k, v in options.items() if k not in ("base_url", "api_key_env", "prompt", "param", "omit")
     }
-    limits = {name: options[name] for name in PER_SERVER}
+    limits = {name: options[name] for name in Quota.model_fields}
     for name, usual in DEFAULTS[task].items():
         values[name] = usual if options[name] is None else options[name]
     values.update(
