@@ -1,12 +1,11 @@
 """Compare two answers to one prompt: the first is better, the second is, or neither."""
 
-from collections.abc import Callable
 from typing import Any
 
 from engine.judging import reading
 from engine.judging.reading import Preference
 from engine.keys import Message
-from engine.tasks.contest import check_language, contest_task, messages, question, response_format
+from engine.tasks.contest import Build, check_language, contest_task, messages, question, response_format
 from engine.tasks.task import Prior, Task
 from store.records import Contest
 
@@ -76,21 +75,10 @@ TEXTS = (SYSTEM, SHOWN, VERDICT_FIRST, AS_JSON)
 
 def task(system: str | None, language: str | None, structured: bool) -> Task:
     """The role. Raises UsageError for a language that it has no prompt in."""
-    return contest_task(
-        NAME,
-        PRIOR,
-        language,
-        TEXTS,
-        (system, structured),
-        lambda language: builder(system, language, structured),
-        read,
-        schema,
-    )
+    return contest_task(NAME, PRIOR, TEXTS, builder, read, schema, system, language, structured)
 
 
-def builder(
-    system: str | None = None, language: str = "English", structured: bool = False
-) -> Callable[[Contest], list[Message]]:
+def builder(system: str | None = None, language: str = "English", structured: bool = False) -> Build:
     """`build(contest) -> messages`. `system` replaces the system message. Raises UsageError."""
     check_language(language)
     form = (AS_JSON if structured else VERDICT_FIRST)[language]

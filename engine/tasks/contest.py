@@ -9,27 +9,31 @@ from store.errors import UsageError
 from store.records import Contest
 
 LANGUAGES = ("English", "Chinese")
+Build = Callable[[Contest], list[Message]]
+Builder = Callable[[str | None, str, bool], Build]  # of a system message, a language, whether for JSON
 GRADES = [half / 2 if half % 2 else half // 2 for half in range(2, 21)]  # 1, 1.5, ..., 10
 
 
 def contest_task(
     name: str,
     prior: Prior,
-    language: str | None,
     texts: Sequence[Mapping[str, str]],
-    given: Sequence[Any],
-    builder: Callable[[str], Callable[[Contest], list[Message]]],
+    builder: Builder,
     read: Callable[[Contest, str], Any],
     schema: Callable[[Contest], dict[str, Any]],
+    system: str | None,
+    language: str | None,
+    structured: bool,
+    further: Sequence[Any] = (),
 ) -> Task:
     """A role that looks at several answers; a reply that `read` cannot read is unparsed. `texts`: all
-    that it may say, by language; `given`: what the user has set; both decide its requests. Raises
-    UsageError for a language that it has no prompt in."""
+    that it may say, by language; `further`: what else decides its requests. Raises UsageError for a
+    language that it has no prompt in."""
     language = language or LANGUAGES[0]
-    build = builder(language)
+    build = builder(system, language, structured)
     return Task(
         name,
-        (*(text[language] for text in texts), *given),
+        (*(text[language] for text in texts), *further, system, structured),
         build,
         encode_contest,
         decode_contest,

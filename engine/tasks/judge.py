@@ -4,12 +4,14 @@ Three reviewers by the question's category (general, coding, math), asking what 
 ask, in our words. `prompt_file.py` gives FastChat's own instead. The same in Chinese.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from engine.judging import reading
 from engine.keys import Message
 from engine.tasks.contest import (
+    Build,
     check_language,
     contest_task,
     grades,
@@ -127,16 +129,9 @@ TASKS = {"general": GENERAL, "coding": CODING, "math": MATH}  # FastChat's categ
 def task(prompt: str | None, system: str | None, language: str | None, structured: bool) -> Task:
     """The role. `prompt`: the text of a FastChat prompt file. Raises UsageError."""
     prompts = read_prompts(prompt, "--prompt") if prompt is not None else ()
-    return contest_task(
-        NAME,
-        PRIOR,
-        language,
-        TEXTS,
-        (prompt, system, structured),
-        lambda language: builder(prompts, system, language, structured),
-        read,
-        schema,
-    )
+    ours = partial(builder, prompts)
+    given = (system, language, structured)
+    return contest_task(NAME, PRIOR, TEXTS, ours, read, schema, *given, further=(prompt,))
 
 
 def builder(
@@ -144,7 +139,7 @@ def builder(
     system: str | None = None,
     language: str = "English",
     structured: bool = False,
-) -> Callable[[Contest], list[Message]]:
+) -> Build:
     """`build(contest) -> messages`. `prompts`: of a FastChat file, instead of ours; they say
     themselves how to answer. `system` replaces the system message. Raises UsageError."""
     check_language(language)

@@ -1,11 +1,11 @@
 """Score the answers of several models to one prompt, 1-10 each (the paper's comparison data)."""
 
-from collections.abc import Callable
 from typing import Any
 
 from engine.judging import reading
 from engine.keys import Message
 from engine.tasks.contest import (
+    Build,
     check_language,
     contest_task,
     grades,
@@ -62,21 +62,10 @@ TEXTS = (SYSTEM, SHOWN, ANSWER, TASK, SCORES_FIRST, AS_JSON)
 
 def task(system: str | None, language: str | None, structured: bool) -> Task:
     """The role. Raises UsageError for a language that it has no prompt in."""
-    return contest_task(
-        NAME,
-        PRIOR,
-        language,
-        TEXTS,
-        (system, structured),
-        lambda language: builder(system, language, structured),
-        read,
-        schema,
-    )
+    return contest_task(NAME, PRIOR, TEXTS, builder, read, schema, system, language, structured)
 
 
-def builder(
-    system: str | None = None, language: str = "English", structured: bool = False
-) -> Callable[[Contest], list[Message]]:
+def builder(system: str | None = None, language: str = "English", structured: bool = False) -> Build:
     """`build(contest) -> messages`. `system` replaces the system message. Raises UsageError."""
     check_language(language)
     form = (AS_JSON if structured else SCORES_FIRST)[language]
