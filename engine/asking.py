@@ -18,7 +18,7 @@ from engine.client import Answer
 from engine.endpoints import Admitted, Endpoint
 from engine.errors import AskError, BadReply, RateLimited, RowRefused, ServerFault, Transient
 from engine.limits import Ticket
-from engine.replies import Reply, is_filtered, judged, read_error, read_reply, unread_words, usage_in
+from engine.replies import Reply, is_filtered, judged, malformed, read_error, read_reply, unread_words
 from engine.state import RunState
 from engine.tasks.task import Check
 from engine.tokens import Tokenizer
@@ -215,15 +215,12 @@ class Asker:
 
     async def _unreadable(self, sent: _Sent, effort: Effort, error: BadReply, probe: bool) -> Verdict:
         """Stored, counted as billed (at its worst where it shows no usage), and asked again."""
-        usage = usage_in(error.raw)
-        cost = self.price.cost(usage) if usage else 0
-        released = sent.worst if usage else 0
-        response = Response("malformed", "", usage or Usage(), error.raw, cost, 0.0)
+        response, told = malformed(error.raw, self.price)
+        released = sent.worst if told else 0
         self.ledger.put(self.terms.stage, sent.attempt, sent.request.id, response, released, final=False)
-        self.state.cost_micro += cost
-        self.state.unread_prompt += response.usage.prompt_tokens
-        self.state.unread_completion += response.usage.completion_tokens
-        self._settle(sent, usage, cost, lost=sent.worst - released)
+        self.state.count_malformed(response)
+        usage = response.usage if told else None
+        self._settle(sent, usage, response.cost_micro, lost=sent.worst - released)
         await self.ledger.committed()
         return await self._again(sent, effort, error, probe, ended=False)
 

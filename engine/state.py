@@ -70,6 +70,11 @@ class RunState:
         if response.outcome != "unparsed":
             self.outcomes[response.outcome] += 1
 
+    def count_malformed(self, response: Response) -> None:
+        self.cost_micro += response.cost_micro
+        self.unread_prompt += response.usage.prompt_tokens
+        self.unread_completion += response.usage.completion_tokens
+
     @property
     def finished(self) -> int:
         return self.done + self.failed.total()

@@ -28,7 +28,7 @@ from engine.errors import (
 )
 from engine.intake import Intake
 from engine.prices import Price
-from engine.replies import Reply, judged, unread_words, usage_in
+from engine.replies import Reply, judged, malformed, unread_words
 from engine.tokens import Tokenizer
 from store import batches
 from store.batches import BatchRow, Enqueued, Items
@@ -197,16 +197,15 @@ class Collector:
 
     def _malformed(self, reading: _Reading, entry: Enqueued, error: BadReply) -> None:
         """Stored, counted as billed (at its worst where it shows no usage), and asked again."""
-        row, usage = reading.row, usage_in(error.raw)
-        cost = reading.price.cost(usage) if usage else 0
-        released = entry.worst if usage else 0
-        response = Response("malformed", "", usage or Usage(), error.raw, cost, 0.0)
+        row = reading.row
+        response, told = malformed(error.raw, reading.price)
+        released = entry.worst if told else 0
         self.ledger.put(row.stage, entry.attempt, entry.request, response, released, final=False)
         number = self.ledger.error(
             row.stage, entry.attempt, entry.request, error.cause, error.status, str(error), 0, ended=False
         )
-        self.state.cost_micro += cost
-        self._settle(reading, entry, cost, entry.worst - released)
+        self.state.count_malformed(response)
+        self._settle(reading, entry, response.cost_micro, entry.worst - released)
         self._again(reading, entry, error.cause, number)
 
     def _asked_again(self, reading: _Reading, entry: Enqueued, error: AskError, lost: int = 0) -> None:
