@@ -10,7 +10,6 @@ import asyncio
 import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from engine.breaker import Effort
 from engine.budget import Budget
@@ -19,9 +18,9 @@ from engine.client import Answer
 from engine.endpoints import Admitted, Endpoint
 from engine.errors import AskError, BadReply, RateLimited, RowRefused, ServerFault, Transient
 from engine.limits import Ticket
-from engine.replies import Reply, is_filtered, read_error, read_reply, unread_words, usage_in
+from engine.replies import Reply, is_filtered, judged, malformed, read_error, read_reply, unread_words
 from engine.state import RunState
-from engine.tasks.task import Verdict as Read
+from engine.tasks.task import Check
 from engine.tokens import Tokenizer
 from store.ledger import Ledger
 from store.records import Cause, Request, Response, Usage
@@ -38,7 +37,7 @@ class Terms:
     stage: int
     attempts: int
     attempts_parse: int = 2
-    check: Callable[[Any, str], Read] | None = None
+    check: Check | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +110,8 @@ class Asker:
         self.state.asked += 1
         self.state.in_flight += 1
         try:
-            answer = await self.client.send(request.body, f"{request.key.hex()}-{effort.asks}")
+            number = request.asked + effort.asks
+            answer = await self.client.send(request.body, f"{request.key.hex()}-{number}")
             return await self._received(sent, effort, answer)
         except RateLimited as error:
             return self._limited(sent, error, answer, probe)
@@ -168,7 +168,7 @@ class Asker:
                 )
                 self._settle(sent, None, 0)
             raise error
-        outcome = self._read(sent.request, reply)
+        outcome = judged(reply, self.terms.check, lambda: sent.request.item)
         cost = self.price.cost(usage)
         response = Response(
             outcome, reply.finish_reason, usage, answer.raw, cost, answer.latency, reply.model
@@ -181,14 +181,10 @@ class Asker:
         if self.endpoint.adaptive:
             self.endpoint.adaptive.replied(answer.latency)
         await self.ledger.committed()
-        self._count(sent.request, response)
+        self.state.count(response, sent.request.prompt_tokens)
+        self.state.latencies.append(answer.latency)
+        self.state.spread.add(answer.latency)
         return Answered() if final else await self._unparsed(sent, effort, reply)
-
-    def _read(self, request: Request, reply: Reply) -> Read:
-        """What the task makes of a reply; one that was cut off or filtered says so itself."""
-        if self.terms.check is None or reply.outcome != "stop":
-            return reply.outcome
-        return self.terms.check(request.item, reply.text)
 
     async def _unparsed(self, sent: _Sent, effort: Effort, reply: Reply) -> Verdict:
         """Stored and billed, and no record in it: a further sample is asked, a few times."""
@@ -207,18 +203,6 @@ class Asker:
         """Our own count, for servers that send no usage."""
         return Usage(request.prompt_tokens, self.tokenizer.count(reply.text))
 
-    def _count(self, request: Request, response: Response) -> None:
-        state, usage = self.state, response.usage
-        state.answered += 1
-        state.counted_prompt += request.prompt_tokens
-        state.prompt_tokens += usage.prompt_tokens
-        state.completion_tokens += usage.completion_tokens
-        state.cost_micro += response.cost_micro
-        if response.outcome != "unparsed":
-            state.outcomes[response.outcome] += 1
-        state.latencies.append(response.latency)
-        state.spread.add(response.latency)
-
     def _limited(self, sent: _Sent, error: RateLimited, answer: Answer, probe: bool) -> Verdict:
         self.state.limited += 1
         self._record(sent, error.cause, error.status, str(error))
@@ -231,15 +215,12 @@ class Asker:
 
     async def _unreadable(self, sent: _Sent, effort: Effort, error: BadReply, probe: bool) -> Verdict:
         """Stored, counted as billed (at its worst where it shows no usage), and asked again."""
-        usage = usage_in(error.raw)
-        cost = self.price.cost(usage) if usage else 0
-        released = sent.worst if usage else 0
-        response = Response("malformed", "", usage or Usage(), error.raw, cost, 0.0)
+        response, told = malformed(error.raw, self.price)
+        released = sent.worst if told else 0
         self.ledger.put(self.terms.stage, sent.attempt, sent.request.id, response, released, final=False)
-        self.state.cost_micro += cost
-        self.state.unread_prompt += response.usage.prompt_tokens
-        self.state.unread_completion += response.usage.completion_tokens
-        self._settle(sent, usage, cost, lost=sent.worst - released)
+        self.state.count_malformed(response)
+        usage = response.usage if told else None
+        self._settle(sent, usage, response.cost_micro, lost=sent.worst - released)
         await self.ledger.committed()
         return await self._again(sent, effort, error, probe, ended=False)
 

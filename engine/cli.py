@@ -1,6 +1,7 @@
 """`distill`: the command line. Thin: reads flags, calls one function, turns errors into words.
 
-Imports only what `--help` needs; each command imports its own work.
+The commands that take the engine's flags are in cli_ask.py, the others here. Imports only what
+`--help` needs; each command imports its own work.
 """
 
 import os
@@ -11,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from engine.options import settings_from, with_engine_options
+from engine.cli_ask import ASKING, JsonOption
 from evaluators.cli import app as evaluate_app
 from store.errors import DistillError
 from trainers.cli import app as train_app
@@ -30,211 +31,16 @@ app.add_typer(train_app)
 app.command()(rank)
 app.add_typer(evaluate_app)
 
-PoolArgument = Annotated[
-    str,
-    typer.Argument(
-        metavar="POOL", help="JSONL, JSON list, CSV or Parquet, also gzipped; - for standard input"
-    ),
-]
-RunOption = Annotated[Path, typer.Option("--run", metavar="DIR", help="the run folder (made if need be)")]
+for name, command in ASKING.items():
+    app.command(name)(command)
+
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="a run folder")]
-ToOption = Annotated[
-    str,
-    typer.Option(
-        "--to", metavar="LANGUAGE", help="the language to translate into [Chinese]", show_default=False
-    ),
-]
-QuestionsOption = Annotated[
-    str | None,
-    typer.Option("--questions", metavar="Q", help="the prompts, where answers name them by id only"),
-]
-AnswersOption = Annotated[str, typer.Option("--answers", metavar="A", help="a model's answers")]
-AgainstOption = Annotated[str, typer.Option("--against", metavar="B", help="the opponent's answers")]
-NameOption = Annotated[
-    list[str] | None,
-    typer.Option("--name", metavar="N", help="a model's name, in the order of the files [the file's]"),
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="one JSON object on standard output")]
-YesOption = Annotated[bool, typer.Option("--yes", help="do not ask whether the cost is fine")]
-QuietOption = Annotated[bool, typer.Option("--quiet", help="no progress, no summary when all is done")]
 
 
 def _print_json(value: Any) -> None:
     import orjson
 
     sys.stdout.write(orjson.dumps(value).decode() + "\n")
-
-
-@app.command()
-@with_engine_options
-def generate(
-    pool: PoolArgument,
-    run: RunOption,
-    yes: YesOption = False,
-    quiet: QuietOption = False,
-    *,
-    options: dict[str, Any],
-) -> None:
-    """Ask the teacher for an answer to each row of a pool."""
-    from engine.collect import collect
-    from engine.sources import pool_of
-
-    settings = settings_from(options, "generate")
-    raise typer.Exit(collect(settings, pool_of(settings, pool), run, yes, quiet, typer.confirm))
-
-
-@app.command()
-@with_engine_options
-def translate(
-    pool: PoolArgument,
-    run: RunOption,
-    to: ToOption = "Chinese",
-    field: Annotated[
-        str,
-        typer.Option("--field", metavar="F", help="instruction (with input) or output [instruction]"),
-    ] = "instruction",
-    yes: YesOption = False,
-    quiet: QuietOption = False,
-    *,
-    options: dict[str, Any],
-) -> None:
-    """Put a pool into another language; the export is a pool again."""
-    from engine.collect import collect
-    from engine.sources import pool_of
-
-    settings = settings_from(options, "translate", to=to, field=field)
-    raise typer.Exit(collect(settings, pool_of(settings, pool), run, yes, quiet, typer.confirm))
-
-
-@app.command()
-@with_engine_options
-def score(
-    answers: Annotated[
-        list[str], typer.Argument(metavar="ANSWERS...", help="each model's answers, one file")
-    ],
-    run: RunOption,
-    questions: QuestionsOption = None,
-    name: NameOption = None,
-    yes: YesOption = False,
-    quiet: QuietOption = False,
-    *,
-    options: dict[str, Any],
-) -> None:
-    """Have the teacher score the answers of several models to each prompt, 1-10."""
-    from engine.collect import collect
-    from engine.sources import contests_of
-
-    settings = settings_from(options, "score", names=tuple(name or ()))
-    rows = contests_of(settings, answers, questions)
-    raise typer.Exit(collect(settings, rows, run, yes, quiet, typer.confirm))
-
-
-@app.command()
-@with_engine_options
-def judge(
-    answers: AnswersOption,
-    against: AgainstOption,
-    run: RunOption,
-    questions: QuestionsOption = None,
-    name: NameOption = None,
-    both_orders: Annotated[
-        bool, typer.Option("--both-orders", help="ask each question twice, either answer first")
-    ] = False,
-    language: Annotated[
-        str | None,
-        typer.Option("--language", metavar="L", help="of the reviewer's prompts: English or Chinese"),
-    ] = None,
-    yes: YesOption = False,
-    quiet: QuietOption = False,
-    *,
-    options: dict[str, Any],
-) -> None:
-    """Have the teacher rate two models' answers to each question, 1-10 each."""
-    from engine.collect import collect
-    from engine.sources import contests_of
-
-    own = {"names": tuple(name or ()), "both_orders": both_orders, "language": language}
-    settings = settings_from(options, "judge", **own)
-    rows = contests_of(settings, [answers, against], questions)
-    raise typer.Exit(collect(settings, rows, run, yes, quiet, typer.confirm))
-
-
-@app.command()
-@with_engine_options
-def compare(
-    answers: AnswersOption,
-    against: AgainstOption,
-    run: RunOption,
-    questions: QuestionsOption = None,
-    name: NameOption = None,
-    yes: YesOption = False,
-    quiet: QuietOption = False,
-    *,
-    options: dict[str, Any],
-) -> None:
-    """Have the teacher say which of two models' answers is better, in both orders."""
-    from engine.collect import collect
-    from engine.sources import contests_of
-
-    settings = settings_from(options, "compare", names=tuple(name or ()), both_orders=True)
-    rows = contests_of(settings, [answers, against], questions)
-    raise typer.Exit(collect(settings, rows, run, yes, quiet, typer.confirm))
-
-
-@app.command(name="run")
-def run_(
-    recipe: Annotated[Path, typer.Argument(metavar="RECIPE.toml", help="stages as a graph")],
-    run: RunOption,
-    only: Annotated[
-        list[str] | None,
-        typer.Option("--only", metavar="STAGE", help="only this stage (may be given several times)"),
-    ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="the plan and its price; asks nothing")] = False,
-    json: JsonOption = False,
-    yes: YesOption = False,
-    quiet: QuietOption = False,
-    metrics_port: Annotated[
-        int | None,
-        typer.Option("--metrics-port", metavar="P", help="Prometheus metrics on loopback; 0 for any"),
-    ] = None,
-) -> None:
-    """Run the stages of a recipe together, each on rows as soon as they are there."""
-    from engine.recipes import run_recipe
-
-    raise typer.Exit(
-        run_recipe(recipe, run, only or [], dry_run, json, yes, quiet, metrics_port, typer.confirm)
-    )
-
-
-@app.command()
-@with_engine_options
-def estimate(
-    pool: PoolArgument,
-    run: Annotated[
-        Path | None,
-        typer.Option("--run", metavar="DIR", help="count only what remains of this run"),
-    ] = None,
-    task: Annotated[
-        str, typer.Option("--task", metavar="T", help="generate or translate [generate]", show_default=False)
-    ] = "generate",
-    to: ToOption = "Chinese",
-    pilot: Annotated[
-        int | None,
-        typer.Option("--pilot", metavar="N", help="ask N rows drawn at random first (needs --run)"),
-    ] = None,
-    json: JsonOption = False,
-    yes: YesOption = False,
-    quiet: QuietOption = False,
-    *,
-    options: dict[str, Any],
-) -> None:
-    """Tell what a pool will cost and how long it will take; asks nothing (but a pilot)."""
-    from engine.commands import run_estimate
-    from engine.sources import pool_of
-
-    settings = settings_from(options, task, to=to)
-    found = pool_of(settings, pool)
-    raise typer.Exit(run_estimate(settings, found, run, pilot, json, yes, quiet, typer.confirm))
 
 
 @app.command()
@@ -295,20 +101,6 @@ def export(
     from engine.exports import run_export
 
     run_export(run, format, out, stage, outcome, min_margin)
-
-
-@app.command(name="import")
-@with_engine_options
-def import_(
-    file: Annotated[str, typer.Argument(metavar="FILE", help="rows in Alpaca's shape, with `output`")],
-    run: RunOption,
-    *,
-    options: dict[str, Any],
-) -> None:
-    """Take in answers that were paid for elsewhere, so that they are not bought again."""
-    from engine.commands import run_import
-
-    raise typer.Exit(run_import(settings_from(options, "generate"), file, run))
 
 
 @app.command()

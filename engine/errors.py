@@ -16,6 +16,7 @@
         ├── BudgetReached        the next request could pass --budget
         ├── ProviderDown         the breaker gave up
         ├── AllRefused           the canaries were all refused with the same words
+        ├── AllUnread            the canaries were all answered in a form that the task cannot read
         └── BatchRefused         the provider does not take a batch, or does not know it any more
 
 Choose by type, never by message.
@@ -116,6 +117,9 @@ class ProviderDown(RunStopped): ...
 
 
 class AllRefused(RunStopped): ...
+
+
+class AllUnread(RunStopped): ...
 
 
 class BatchRefused(RunStopped): ...

@@ -254,7 +254,8 @@ class Feed:
                 chunk.due.append(request)
             elif self.index.state(number) in self._due:  # known from an earlier run, not answered yet
                 self.index.mark(number, TAKEN)
-                chunk.due.append(self._request(number, key, sample, body, messages, item))
+                asked = self._known.asked(number)
+                chunk.due.append(self._request(number, key, sample, body, messages, item, asked))
             else:
                 self._count_known(number, chunk)
             placement.requests.append((sample, number))
@@ -271,11 +272,18 @@ class Feed:
             chunk.shared[request] += 1
 
     def _request(
-        self, number: int, key: bytes, sample: int, body: bytes, messages: Sequence[Message], item: Item
+        self,
+        number: int,
+        key: bytes,
+        sample: int,
+        body: bytes,
+        messages: Sequence[Message],
+        item: Item,
+        asked: int = 0,
     ) -> Request:
         tokens = self._plan.tokenizer.count_messages(messages)
         kept = item if self._plan.task.check else None
-        return Request(number, key, sample, body, tokens, self._plan.max_tokens, kept)
+        return Request(number, key, sample, body, tokens, self._plan.max_tokens, kept, asked)
 
     def _turn_page(self, position: int) -> None:
         start, plan = position - position % PAGE, self._plan

@@ -16,7 +16,7 @@ from engine.prices import is_loopback
 from engine.recipe import POOLED, EndpointTable, Recipe, TeacherTable
 from engine.roles import DEFAULTS, plan_of, role
 from engine.rows import Numbered, Rows
-from engine.settings import Server, Settings
+from engine.settings import Quota, Server, Settings
 from engine.sources import Members, contests_of, pool_of
 from engine.stage_rows import StageRows, Upstream
 from engine.tasks.task import Task
@@ -29,7 +29,6 @@ SHARED = (
     "to", "field", "language", "structured", "seed", "sample", "limit", "samples", "top_p", "param",
     "omit", "system", "batch", "attempts", "attempts_parse", "both_orders", "names",
 )  # fmt: skip
-PER_SERVER = ("rpm", "tpm", "rpd", "tpd", "concurrency", "price_in", "price_out")
 Served = Mapping[str, tuple[str, str]]  # teacher -> (address, model) of what the recipe serves itself
 
 
@@ -175,7 +174,7 @@ def _servers(teacher: TeacherTable, url: str | None) -> list[dict[str, Any]]:
     return [
         {
             **server_values(t.base_url or default_url(), t.api_key_env),
-            **{k: getattr(t, k) for k in PER_SERVER},
+            **{k: getattr(t, k) for k in Quota.model_fields},
         }
         for t in tables
     ]

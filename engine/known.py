@@ -7,7 +7,7 @@ way are remembered here. Used by one thread only, whichever stage asks.
 from pathlib import Path
 
 from store.index import TAKEN, KeyIndex
-from store.read import connect_reader
+from store.read import connect_reader, note_asked, times_asked
 
 FRESH_KEPT = 8192  # keys that may not be in the ledger yet
 
@@ -20,6 +20,7 @@ class Known:
         self.index = index
         self._next = len(index) + 1
         self._fresh: dict[int, bytes] = {}
+        self._asked_noted = False
 
     def find(self, key: bytes) -> int | None:
         """The request with this key."""
@@ -36,6 +37,13 @@ class Known:
         if len(self._fresh) > FRESH_KEPT:
             self._forget_committed()
         return number
+
+    def asked(self, request: int) -> int:
+        """How often earlier runs have asked it in vain."""
+        if not self._asked_noted:
+            note_asked(self.reader)
+            self._asked_noted = True
+        return times_asked(self.reader, request)
 
     def close(self) -> None:
         self.reader.close()

@@ -1,226 +1,19 @@
-"""The engine options, declared once and lent to every command that asks a teacher.
+"""What becomes of the engine's flags (flags.py): a checked value of settings.
 
 Here the environment is read (the API key, OPENAI_BASE_URL, proxies); nothing below does.
 """
 
-import functools
-import inspect
 import os
 import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
-
-import typer
 
 from store.errors import UsageError
 
 if TYPE_CHECKING:
     from engine.settings import Settings
-
-PER_SERVER = ("rpm", "tpm", "rpd", "tpd", "concurrency", "price_in", "price_out")
-PANEL_WHO, PANEL_HOW, PANEL_LIMITS, PANEL_MONEY = "Teacher", "What is asked", "Limits", "Money"
-PANEL_WATCH, PANEL_BATCH = "Watching", "Batch API"
-
-
-def _option(*names: str, text: str, panel: str, metavar: str | None = None) -> Any:
-    return typer.Option(*names, help=text, rich_help_panel=panel, metavar=metavar, show_default=False)
-
-
-def engine_options(
-    model: Annotated[str, _option("--model", text="the teacher's name", panel=PANEL_WHO, metavar="M")],
-    base_url: Annotated[
-        list[str] | None,
-        _option(
-            "--base-url",
-            text="the API's address; several share the work, each with the limits given "
-            "[OPENAI_BASE_URL, else OpenAI]",
-            panel=PANEL_WHO,
-            metavar="URL",
-        ),
-    ] = None,
-    api_key_env: Annotated[
-        str,
-        _option(
-            "--api-key-env",
-            text="variable that holds the key [OPENAI_API_KEY]",
-            panel=PANEL_WHO,
-            metavar="NAME",
-        ),
-    ] = "OPENAI_API_KEY",
-    samples: Annotated[
-        int, _option("--samples", text="answers wanted for each row [1]", panel=PANEL_HOW)
-    ] = 1,
-    temperature: Annotated[
-        float | None,
-        _option("--temperature", text="[1.0; 0.2 to translate, score, compare and judge]", panel=PANEL_HOW),
-    ] = None,
-    top_p: Annotated[float, _option("--top-p", text="[1.0]", panel=PANEL_HOW)] = 1.0,
-    max_tokens: Annotated[
-        int | None,
-        _option(
-            "--max-tokens",
-            text="[512; 1024 to translate, score and judge]; sent as max_completion_tokens where the model "
-            "wants it",
-            panel=PANEL_HOW,
-        ),
-    ] = None,
-    param: Annotated[
-        list[str] | None,
-        _option(
-            "--param",
-            text="a further parameter to send (value as JSON, else text)",
-            panel=PANEL_HOW,
-            metavar="K=V",
-        ),
-    ] = None,
-    omit: Annotated[
-        list[str] | None,
-        _option("--omit", text="a parameter not to send", panel=PANEL_HOW, metavar="K"),
-    ] = None,
-    system: Annotated[
-        str | None, _option("--system", text="system message", panel=PANEL_HOW, metavar="TEXT")
-    ] = None,
-    prompt: Annotated[
-        Path | None,
-        _option(
-            "--prompt",
-            text="a template of your own; the README names what it may hold [the task's]",
-            panel=PANEL_HOW,
-            metavar="FILE",
-        ),
-    ] = None,
-    stage: Annotated[
-        str | None,
-        _option("--stage", text="name of the stage [the task's]", panel=PANEL_HOW, metavar="NAME"),
-    ] = None,
-    structured: Annotated[
-        bool,
-        _option("--structured", text="ask for JSON by a schema where the task has one", panel=PANEL_HOW),
-    ] = False,
-    sample: Annotated[
-        int | None,
-        _option("--sample", text="only N pool rows, drawn with --seed", panel=PANEL_HOW, metavar="N"),
-    ] = None,
-    seed: Annotated[
-        int, _option("--seed", text="for what is drawn at random here [0]; it is not sent", panel=PANEL_HOW)
-    ] = 0,
-    limit: Annotated[
-        int | None,
-        _option("--limit", text="only the first N pool rows", panel=PANEL_HOW, metavar="N"),
-    ] = None,
-    rpm: Annotated[float | None, _option("--rpm", text="requests a minute", panel=PANEL_LIMITS)] = None,
-    tpm: Annotated[float | None, _option("--tpm", text="tokens a minute", panel=PANEL_LIMITS)] = None,
-    rpd: Annotated[float | None, _option("--rpd", text="requests a day", panel=PANEL_LIMITS)] = None,
-    tpd: Annotated[float | None, _option("--tpd", text="tokens a day", panel=PANEL_LIMITS)] = None,
-    concurrency: Annotated[
-        int | None,
-        _option(
-            "--concurrency",
-            text="requests in flight [found from latency, or up to 1024]",
-            panel=PANEL_LIMITS,
-        ),
-    ] = None,
-    attempts: Annotated[
-        int,
-        _option(
-            "--attempts",
-            text="asks of a row that fails for passing reasons [8]",
-            panel=PANEL_LIMITS,
-        ),
-    ] = 8,
-    attempts_parse: Annotated[
-        int,
-        _option(
-            "--attempts-parse",
-            text="further samples of a row whose reply cannot be read [2]",
-            panel=PANEL_LIMITS,
-        ),
-    ] = 2,
-    timeout: Annotated[
-        float, _option("--timeout", text="seconds for one reply [300]", panel=PANEL_LIMITS)
-    ] = 300.0,
-    give_up: Annotated[
-        float,
-        _option(
-            "--give-up",
-            text="seconds of outage after which the run stops [1800]",
-            panel=PANEL_LIMITS,
-        ),
-    ] = 1800.0,
-    budget: Annotated[
-        float | None,
-        _option("--budget", text="hard cap for this run folder", panel=PANEL_MONEY, metavar="USD"),
-    ] = None,
-    price_in: Annotated[
-        float | None,
-        _option("--price-in", text="USD a million prompt tokens", panel=PANEL_MONEY, metavar="USD"),
-    ] = None,
-    price_out: Annotated[
-        float | None,
-        _option("--price-out", text="USD a million completion tokens", panel=PANEL_MONEY, metavar="USD"),
-    ] = None,
-    metrics_port: Annotated[
-        int | None,
-        _option(
-            "--metrics-port",
-            text="serve Prometheus metrics on loopback while it goes; 0 for any port",
-            panel=PANEL_WATCH,
-            metavar="P",
-        ),
-    ] = None,
-    batch: Annotated[
-        bool, _option("--batch", text="in batches: half the price for a day's wait", panel=PANEL_BATCH)
-    ] = False,
-    batch_requests: Annotated[
-        int, _option("--batch-requests", text="requests in one batch at most [50000]", panel=PANEL_BATCH)
-    ] = 50_000,
-    batch_tokens: Annotated[
-        int | None,
-        _option(
-            "--batch-tokens",
-            text="prompt tokens that the provider lets wait in batches [learnt]",
-            panel=PANEL_BATCH,
-        ),
-    ] = None,
-    batch_grace: Annotated[
-        float,
-        _option(
-            "--batch-grace",
-            text="seconds for which its list of batches may lag behind [60]",
-            panel=PANEL_BATCH,
-        ),
-    ] = 60.0,
-) -> None:
-    """Only its signature is used."""
-
-
-def with_engine_options(command: Callable[..., None]) -> Callable[..., None]:
-    """The command gets one more argument, `options`: all engine options by name."""
-    own = inspect.signature(command)
-    lent = inspect.signature(engine_options)
-    mine = [p for name, p in own.parameters.items() if name != "options"]
-    both = [
-        p.replace(kind=inspect.Parameter.KEYWORD_ONLY) if p.default is p.empty or i >= len(mine) else p
-        for i, p in enumerate([*mine, *lent.parameters.values()])
-    ]
-
-    @functools.wraps(command)
-    def wrapper(**values: Any) -> None:
-        options = {name: values.pop(name) for name in lent.parameters}
-        command(**values, options=options)
-
-    shown: Any = wrapper
-    shown.__signature__ = own.replace(
-        parameters=[p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in both]
-    )
-    wrapper.__annotations__ = {
-        **{k: v for k, v in command.__annotations__.items() if k != "options"},
-        **engine_options.__annotations__,
-    }
-    del shown.__wrapped__
-    return wrapper
 
 
 def settings_from(options: Mapping[str, Any], task: str, **own: Any) -> "Settings":
@@ -229,7 +22,7 @@ def settings_from(options: Mapping[str, Any], task: str, **own: Any) -> "Setting
     from pydantic import ValidationError
 
     from engine.roles import DEFAULTS
-    from engine.settings import Settings
+    from engine.settings import Quota, Settings
 
     if task not in DEFAULTS:
         raise UsageError(f"--task {task}: unknown; there are {', '.join(DEFAULTS)}")
@@ -241,7 +34,7 @@ def settings_from(options: Mapping[str, Any], task: str, **own: Any) -> "Setting
     values = {
         k: v for k, v in options.items() if k not in ("base_url", "api_key_env", "prompt", "param", "omit")
     }
-    limits = {name: options[name] for name in PER_SERVER}
+    limits = {name: options[name] for name in Quota.model_fields}
     for name, usual in DEFAULTS[task].items():
         values[name] = usual if options[name] is None else options[name]
     values.update(

@@ -24,6 +24,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError
 
+from engine.settings import Quota
 from engine.toml_lines import Path_, line_numbers
 from store.errors import UsageError
 
@@ -42,18 +43,11 @@ class _Table(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
 
 
-class EndpointTable(_Table):
+class EndpointTable(_Table, Quota):
     """A server: its address, the variable that holds its key, its limits and price."""
 
     base_url: str | None = None
     api_key_env: str = "OPENAI_API_KEY"
-    rpm: PositiveFloat | None = None
-    tpm: PositiveFloat | None = None
-    rpd: PositiveFloat | None = None
-    tpd: PositiveFloat | None = None
-    concurrency: PositiveInt | None = None
-    price_in: Annotated[float, Field(ge=0)] | None = None
-    price_out: Annotated[float, Field(ge=0)] | None = None
 
 
 class TeacherTable(EndpointTable):

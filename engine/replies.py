@@ -8,7 +8,7 @@ import json
 import math
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import Any
@@ -24,7 +24,9 @@ from engine.errors import (
     RowRefused,
     ServerFault,
 )
-from store.records import Cause, Outcome, Usage
+from engine.prices import Price
+from engine.tasks.task import Check, Verdict
+from store.records import Cause, Outcome, Response, Usage
 
 MESSAGE_LENGTH = 500
 UNREAD_LENGTH = 200
@@ -236,6 +238,19 @@ def text_of(raw: bytes) -> str:
     """The teacher's words in a stored body; a filtered request (a 400) has none."""
     body = loads(raw)
     return read_reply(raw).text if isinstance(body, dict) and body.get("choices") else ""
+
+
+def judged(reply: Reply, check: Check | None, row: Callable[[], Any]) -> Verdict:
+    """What the task makes of a reply; one that was cut off or filtered says so itself."""
+    return reply.outcome if check is None or reply.outcome != "stop" else check(row(), reply.text)
+
+
+def malformed(raw: bytes, price: Price) -> tuple[Response, bool]:
+    """How a 200 that is no reply of the API is stored, and whether it told its usage: what it cost is
+    unknown otherwise."""
+    usage = usage_in(raw)
+    cost = price.cost(usage) if usage else 0
+    return Response("malformed", "", usage or Usage(), raw, cost, 0.0), usage is not None
 
 
 def unread_words(reply: Reply) -> str:

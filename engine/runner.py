@@ -12,6 +12,8 @@ from aiolimiter import AsyncLimiter
 
 from engine.asking import Again, Answered, Asker, Failed, size_of
 from engine.breaker import Effort
+from engine.canary import CANARIES, against_the_run, is_doubtful
+from engine.ending import asking, landed
 from engine.endpoints import Endpoint, Teacher
 from engine.errors import AllRefused, AuthRefused, ProviderDown, QuotaExhausted, RunStopped
 from engine.intake import Intake
@@ -19,9 +21,7 @@ from store.errors import DistillError, PoolError
 from store.records import Request
 
 OUTSTANDING = 4  # times the concurrency
-CANARIES = 10
 CANARIES_A_SECOND = 4
-DRAIN_SECONDS = 5.0
 ELSEWHERE = ("too_large", "not_found")  # other endpoints may have larger limits, and the model
 
 
@@ -46,7 +46,7 @@ class Runner:
         self._drain: float | None = None
         self._control = AsyncLimiter(CANARIES_A_SECOND, 1.0)
         self._proven = False  # the teacher has answered a row of this stage
-        self._refusals: list[tuple[Request, Failed]] = []  # of the canaries
+        self._doubts: list[tuple[Request, Failed]] = []  # canaries that may have failed by our fault
         self._past_canaries = False
         self._producer: asyncio.Task[None] | None = None
         intake.asks, intake.stopped = self._asks, lambda: self.is_stopped
@@ -56,21 +56,13 @@ class Runner:
 
     async def run(self) -> None:
         """Raises RunStopped if it ended early, StorageError if the ledger could not be written."""
-        try:
-            async with asyncio.TaskGroup() as group:
-                self._group = group
-                self._producer = group.create_task(self._produce())
-                if self._stopped:
-                    self._producer.cancel()
-                await asyncio.wait([self._producer])
-                await self._wind_down()
-                await self.intake.wait_for_others()
-        except BaseExceptionGroup as errors:
-            raise _first(errors) from None
-        finally:
-            self.intake.over()
-        if self._stopped:
-            raise self._stopped
+        async with asking(self.intake, lambda: self._stopped) as group:
+            self._group = group
+            self._producer = group.create_task(self._produce())
+            if self._stopped:
+                self._producer.cancel()
+            await asyncio.wait([self._producer])
+            await landed(self._tasks, self._changed, lambda: self._drain)
 
     @property
     def is_stopped(self) -> bool:
@@ -97,7 +89,8 @@ class Runner:
             self.stop(error)
 
     async def _canary(self) -> None:
-        """One row at a time until the server has answered one, or refused ten in the same way.
+        """One row at a time until the server has answered one so that it can be read, refused ten in
+        the same way, or answered ten in vain.
 
         Each attempt that fails for a passing reason brings in another row, so that one bad row at
         the head of the pool is not taken for an outage. Each of several endpoints gets one.
@@ -107,24 +100,22 @@ class Runner:
             task, failures = self._spawn(request), self.state.retry_causes.total()
             while not (task.done() or self._proven):
                 failing = failures < self.state.retry_causes.total()
-                if len(self._tasks) < (CANARIES if failing else len(self.teacher.endpoints)):
+                room = CANARIES - len(self._doubts) if failing else len(self.teacher.endpoints)
+                if len(self._tasks) < room:
                     break
                 self._changed.clear()
                 await self._changed.wait()
-            if self._refusals and not self._proven:
-                self._judge_refusals()
+            if self._doubts and not self._proven:
+                self._judge_doubts()
         self._past_canaries = True  # no row is left, or one was answered
         if not self._stopped:
-            for request, failed in self._refusals:
+            for request, failed in self._doubts:
                 self._fail(request, failed)
-            self._refusals.clear()
+            self._doubts.clear()
 
-    def _judge_refusals(self) -> None:
-        count, last = len(self._refusals), self._refusals[-1][1]
-        alike = all(failed.status == last.status for _, failed in self._refusals)
-        if last.status == 404 or (alike and count >= CANARIES):
-            rows = "the first row was" if count == 1 else f"the first {count} rows were all"
-            self.stop(AllRefused(f"{rows} refused, so nothing more is asked: {last.words}"))
+    def _judge_doubts(self) -> None:
+        if reason := against_the_run([failed for _, failed in self._doubts]):
+            self.stop(reason)
 
     async def _bulk(self) -> None:
         while not self._stopped and (request := await self._next_due()):
@@ -138,22 +129,6 @@ class Runner:
         active = len(self._tasks) - self._sleeping
         slots = self.teacher.slots
         return active < slots and len(self._tasks) < OUTSTANDING * slots
-
-    async def _wind_down(self) -> None:
-        """Waits for what is outstanding: all of it, or after a stop what is in flight."""
-        deadline: float | None = None
-        loop = asyncio.get_running_loop()
-        while self._tasks:
-            if self._drain is not None:
-                deadline = min(deadline or loop.time() + self._drain, loop.time() + self._drain)
-            self._changed.clear()
-            try:
-                async with asyncio.timeout_at(deadline):
-                    await self._changed.wait()
-            except TimeoutError:
-                for task in list(self._tasks):
-                    task.cancel()
-                await asyncio.wait(list(self._tasks))
 
     async def _next_due(self) -> Request | None:
         while not (self._due or self.intake.ended or self._stopped):
@@ -243,20 +218,11 @@ class Runner:
         self.intake.answered(request.id)
 
     def _failed(self, request: Request, failed: Failed) -> None:
-        """Refusals before the first answer may be the run's fault: they wait for the verdict."""
-        self._proven |= failed.cause == "unparsed"  # it answers, if not in the form asked for
-        if failed.refused and not (self._proven or self._past_canaries):
-            self._refusals.append((request, failed))
+        """Before the first answer it may be the run's fault: such a row waits for the verdict."""
+        if is_doubtful(failed) and not (self._proven or self._past_canaries):
+            self._doubts.append((request, failed))
         else:
             self._fail(request, failed)
 
     def _fail(self, request: Request, failed: Failed) -> None:
         self.intake.failed(request.id, failed.cause, failed.error)
-
-
-def _first(errors: BaseExceptionGroup[BaseException]) -> BaseException:
-    """The first of our own errors, else the first of all: one sentence for one cause."""
-    ours, _ = errors.split(DistillError)
-    group = ours or errors
-    first = group.exceptions[0]
-    return _first(first) if isinstance(first, BaseExceptionGroup) else first

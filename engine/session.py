@@ -18,12 +18,13 @@ from engine import metrics, progress
 from engine.assembly import Stage, begin, concurrency_of, micro, remember_day, teacher_of
 from engine.budget import Budget
 from engine.crowd import Crowd
+from engine.ending import DRAIN_SECONDS
 from engine.endpoints import Teacher
 from engine.errors import RunStopped
 from engine.feed import FeedThread
 from engine.job import Job, Result, StageJob
-from engine.runner import DRAIN_SECONDS, Interrupted, Runner
-from engine.settings import MOST_CONCURRENT, Server, Settings
+from engine.runner import Interrupted, Runner
+from engine.settings import MOST_CONCURRENT, Settings
 from store.errors import DiskFull, PoolError
 from store.folder import LEDGER, make_reserve
 from store.ledger import Ledger
@@ -43,15 +44,16 @@ def run_job(job: Job) -> list[Result]:
     """Runs a job on an event loop of its own (uvloop); a result for each stage."""
     import uvloop
 
-    _raise_file_limit(sum(concurrency_of(server) for servers in _servers(job).values() for server in servers))
+    most = _most_in_flight(job)
+    _raise_file_limit(most)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(_run(job))
+        return runner.run(_run(job, most))
 
 
-async def _run(job: Job) -> list[Result]:
-    each = max(_reply_bytes(stage.settings) for stage in job.stages)
-    wanted = sum(concurrency_of(server) for servers in _servers(job).values() for server in servers)
-    share = min(1.0, make_reserve(job.run, wanted * each) / (wanted * each))
+async def _run(job: Job, most: int) -> list[Result]:
+    """`most`: how many requests there can be in flight."""
+    wanted = most * max(_reply_bytes(stage.settings) for stage in job.stages)
+    share = min(1.0, make_reserve(job.run, wanted) / wanted)
     running: list[Stage] = []
 
     def on_full() -> None:
@@ -74,9 +76,10 @@ def _teacher_of(stage: StageJob) -> str:
     return stage.settings.teacher or stage.settings.stage
 
 
-def _servers(job: Job) -> dict[str, list[Server]]:
-    """The servers of each teacher that the job needs."""
-    return {_teacher_of(stage): stage.settings.servers() for stage in job.stages}
+def _most_in_flight(job: Job) -> int:
+    """At the servers of all teachers that the job needs."""
+    teachers = {_teacher_of(stage): stage.settings.servers() for stage in job.stages}
+    return sum(concurrency_of(server) for servers in teachers.values() for server in servers)
 
 
 def _disk_full(run: Path) -> DiskFull:

@@ -17,14 +17,21 @@ REASONING_MODELS = ("o1", "o3", "o4", "gpt-5", "gpt-6")  # want max_completion_t
 MOST_CONCURRENT = 1024
 
 
-class Server(BaseModel):
-    """One endpoint: its address, key, limits and price."""
+class Address(BaseModel):
+    """Where a server is, and how it is reached."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     base_url: str = OPENAI_URL
     api_key: SecretStr | None = None
     proxy: str | None = None
+
+
+class Quota(BaseModel):
+    """What a server allows, a minute and a day, and charges, in USD a million tokens."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
     rpm: PositiveFloat | None = None
     tpm: PositiveFloat | None = None
     rpd: PositiveFloat | None = None
@@ -32,6 +39,10 @@ class Server(BaseModel):
     concurrency: PositiveInt | None = None
     price_in: Annotated[float, Field(ge=0)] | None = None
     price_out: Annotated[float, Field(ge=0)] | None = None
+
+
+class Server(Quota, Address):
+    """One endpoint: its address, key, limits and price."""
 
 
 class Settings(Server):

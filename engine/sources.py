@@ -7,12 +7,10 @@ from random import Random
 from engine.roles import role
 from engine.settings import Settings
 from store.answers import Answered, Answers, model_names
-from store.contests import LEAST, JudgeContests, ScoreContests, drawn_order, shown
+from store.contests import LEAST, Contests, drawn_orders, fixed_orders, judge_contests, score_contests, shown
 from store.errors import UsageError
 from store.pool import Pool
 from store.records import BadRow, Contest, Instruction
-
-BOTH = ((0, 1), (1, 0))
 
 
 class Sampled:
@@ -73,15 +71,13 @@ def pool_of(settings: Settings, source: str | Path) -> Pool | Sampled | Having:
     return Having(pool, "output") if settings.field == "output" else pool
 
 
-def contests_of(
-    settings: Settings, answers: Sequence[str | Path], questions: str | Path | None
-) -> ScoreContests | JudgeContests:
+def contests_of(settings: Settings, answers: Sequence[str | Path], questions: str | Path | None) -> Contests:
     """The answers of models in files, as the tasks that look at several show them."""
     names = settings.names or None
     if settings.task == "score":
-        return ScoreContests(answers, names, questions, settings.seed)
+        return score_contests(answers, names, questions, settings.seed)
     first, second = answers
-    return JudgeContests(questions, first, second, names, settings.both_orders)
+    return judge_contests(questions, first, second, names, settings.both_orders)
 
 
 class Members:
@@ -89,16 +85,14 @@ class Members:
     stage among the models; the others are files, looked up by the prompt or its id."""
 
     def __init__(self, settings: Settings, members: Sequence[str | Path], stages: Sequence[int]) -> None:
-        self._settings, self._stages = settings, stages
+        self._stages = stages
+        self.each = 2 if settings.both_orders else 1  # contests to a prompt
+        drawn = settings.task == "score"
+        self._orders = drawn_orders(settings.seed) if drawn else fixed_orders(settings.both_orders)
         names = [str(m) if i in stages else str(Path(m).name) for i, m in enumerate(members)]
         self._names = model_names(names, settings.names or None)
         files = {i: member for i, member in enumerate(members) if i not in stages}
         self._files = {i: Answers([file], [self._names[i]], None, by_id=True) for i, file in files.items()}
-
-    @property
-    def each(self) -> int:
-        """How many contests there are to a prompt."""
-        return 2 if self._settings.both_orders else 1
 
     def contests(self, records: Sequence[Instruction | None]) -> list[Contest]:
         """Of one position: what its stages answered, and the files with them. [] where fewer than two
@@ -119,9 +113,4 @@ class Members:
         answered = Answered(
             row.id, row.instruction, row.input, row.category, dict(sorted(said.items())), "", 0
         )
-        return [shown(answered, self._names, order) for order in self._orders(answered)]
-
-    def _orders(self, answered: Answered) -> Sequence[tuple[int, ...]]:
-        if self._settings.task == "score":
-            return [drawn_order(self._settings.seed, answered)]
-        return BOTH if self._settings.both_orders else BOTH[:1]
+        return shown(answered, self._names, self._orders)

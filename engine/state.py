@@ -5,7 +5,7 @@ from collections import Counter, deque
 from dataclasses import dataclass, field
 from itertools import accumulate
 
-from store.records import BadRow
+from store.records import BadRow, Response
 
 BAD_ROWS_KEPT = 10
 LATENCY_BOUNDS = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0)  # seconds
@@ -58,6 +58,22 @@ class RunState:
     batches: str = ""  # what the batches are doing, in words
     latencies: deque[float] = field(default_factory=lambda: deque(maxlen=256))
     spread: Spread = field(default_factory=Spread)
+
+    def count(self, response: Response, counted_prompt: int) -> None:
+        """A reply that could be read; `counted_prompt`: its request's tokens by our count."""
+        usage = response.usage
+        self.answered += 1
+        self.counted_prompt += counted_prompt
+        self.prompt_tokens += usage.prompt_tokens
+        self.completion_tokens += usage.completion_tokens
+        self.cost_micro += response.cost_micro
+        if response.outcome != "unparsed":
+            self.outcomes[response.outcome] += 1
+
+    def count_malformed(self, response: Response) -> None:
+        self.cost_micro += response.cost_micro
+        self.unread_prompt += response.usage.prompt_tokens
+        self.unread_completion += response.usage.completion_tokens
 
     @property
     def finished(self) -> int:

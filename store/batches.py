@@ -105,11 +105,6 @@ class Items:
         return cast(dict[str, Any], orjson.loads(self._reader.execute(sql, (request,)).fetchone()[0]))
 
 
-def enqueued_requests(reader: sqlite3.Connection) -> list[int]:
-    """The requests that are in open batches."""
-    return [int(r) for (r,) in reader.execute("SELECT request FROM enqueued")]
-
-
 def enqueued_in(reader: sqlite3.Connection, batch: int) -> list[Enqueued]:
     rows = reader.execute(
         "SELECT e.attempt, e.request, r.key, r.sample, r.prompt_tokens, a.worst_micro, e.tries "
@@ -118,12 +113,6 @@ def enqueued_in(reader: sqlite3.Connection, batch: int) -> list[Enqueued]:
         (batch,),
     )
     return [Enqueued(*row) for row in rows]
-
-
-def enqueued_worst(reader: sqlite3.Connection, batch: int) -> int:
-    """The most that its requests without a result can cost, in micro-dollars."""
-    sql = "SELECT ifnull(sum(a.worst_micro), 0) FROM enqueued e JOIN attempts a ON a.id = e.attempt WHERE "
-    return int(reader.execute(sql + "e.batch = ?", (batch,)).fetchone()[0])
 
 
 def intend(ledger: Ledger, row: BatchRow, requests: Sequence[tuple[int, int, int]]) -> None:

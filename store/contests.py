@@ -7,7 +7,7 @@ Knows nothing of the judge's prompts.
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import orjson
@@ -17,26 +17,18 @@ from store.errors import PoolError, UsageError
 from store.records import BadRow, Contest
 
 LEAST = 2
+Orders = Callable[[Answered], Sequence[tuple[int, ...]]]  # of the files whose answers are shown
 
 
-class ScoreContests:
-    """All answers to a prompt at once, in an order drawn at random. Has the face of a Pool.
+class Contests:
+    """The answers to each prompt, once in each of its orders. Has the face of a Pool.
 
     A prompt that fewer than two models have answered is a BadRow; where only some have, these are
-    shown. Raises PoolError when there is nothing to score.
+    shown. Raises PoolError when there is nothing to show.
     """
 
-    def __init__(
-        self,
-        answers: Sequence[Path | str],
-        names: Sequence[str] | None = None,
-        questions: Path | str | None = None,
-        seed: int = 0,
-    ) -> None:
-        if len(answers) < LEAST:
-            raise UsageError("scores compare models: name two or more files of answers")
-        self._answers = Answers(answers, names, questions)
-        self._seed = seed
+    def __init__(self, answers: Answers, orders: Orders) -> None:
+        self._answers, self._orders = answers, orders
         self._read = 0
 
     @property
@@ -62,71 +54,60 @@ class ScoreContests:
                 yield _too_few(row, self._answers.names)
                 continue
             found = True
-            yield shown(row, self._answers.names, drawn_order(self._seed, row))
+            yield from shown(row, self._answers.names, self._orders)
         if not found:
             raise _nothing_joined(self._answers)
 
 
-class JudgeContests:
+def score_contests(
+    answers: Sequence[Path | str],
+    names: Sequence[str] | None = None,
+    questions: Path | str | None = None,
+    seed: int = 0,
+) -> Contests:
+    """All answers to a prompt at once, in an order drawn at random. Raises UsageError, PoolError."""
+    if len(answers) < LEAST:
+        raise UsageError("scores compare models: name two or more files of answers")
+    return Contests(Answers(answers, names, questions), drawn_orders(seed))
+
+
+def judge_contests(
+    questions: Path | str | None,
+    answers: Path | str,
+    against: Path | str,
+    names: Sequence[str] | None = None,
+    both_orders: bool = False,
+) -> Contests:
     """Two models' answers to each question, A's first; with `both_orders` then once more, B's first.
-
-    Has the face of a Pool. A question that one of them has not answered is a BadRow. Raises
-    PoolError when there is nothing to judge.
-    """
-
-    def __init__(
-        self,
-        questions: Path | str | None,
-        answers: Path | str,
-        against: Path | str,
-        names: Sequence[str] | None = None,
-        both_orders: bool = False,
-    ) -> None:
-        self._answers = Answers([answers, against], names, questions)
-        self._orders = ((0, 1), (1, 0)) if both_orders else ((0, 1),)
-        self._read = 0
-
-    @property
-    def source(self) -> str:
-        return self._answers.source
-
-    @property
-    def is_stream(self) -> bool:
-        return self._answers.is_stream
-
-    @property
-    def fraction(self) -> float:
-        """Share of the questions that this pass has read, 0-1."""
-        return self._read / self._answers.total if self._answers.total else 0.0
-
-    def __iter__(self) -> Iterator[Contest | BadRow]:
-        found = False
-        self._read = 0
-        yield from self._answers.bad_rows()
-        for row in self._answers:
-            self._read += 1
-            if len(row.answers) < LEAST:
-                yield _too_few(row, self._answers.names)
-                continue
-            found = True
-            for order in self._orders:
-                yield shown(row, self._answers.names, order)
-        if not found:
-            raise _nothing_joined(self._answers)
+    Raises UsageError, PoolError."""
+    return Contests(Answers([answers, against], names, questions), fixed_orders(both_orders))
 
 
-def drawn_order(seed: int, row: Answered) -> tuple[int, ...]:
-    """A random order of the files that answered: a function of the seed and of what is shown."""
+def drawn_orders(seed: int) -> Orders:
+    """One, drawn at random: a function of the seed and of what is shown."""
 
-    def drawn(file: int) -> bytes:
-        shown = orjson.dumps([seed, row.prompt, row.input, row.answers[file]])
-        return hashlib.blake2b(shown, digest_size=16).digest()
+    def orders(row: Answered) -> Sequence[tuple[int, ...]]:
+        def drawn(file: int) -> bytes:
+            shown = orjson.dumps([seed, row.prompt, row.input, row.answers[file]])
+            return hashlib.blake2b(shown, digest_size=16).digest()
 
-    return tuple(sorted(row.answers, key=drawn))
+        return [tuple(sorted(row.answers, key=drawn))]
+
+    return orders
 
 
-def shown(row: Answered, names: Sequence[str], order: tuple[int, ...]) -> Contest:
-    """The contest of a prompt whose answers are shown in an order of their files."""
+def fixed_orders(both: bool) -> Orders:
+    """Of two files: the first before the second, with `both` then the second before the first."""
+    orders = ((0, 1), (1, 0)) if both else ((0, 1),)
+    return lambda row: orders
+
+
+def shown(row: Answered, names: Sequence[str], orders: Orders) -> list[Contest]:
+    """The contests of a prompt, one for each order in which its answers are shown."""
+    return [_in_order(row, names, order) for order in orders(row)]
+
+
+def _in_order(row: Answered, names: Sequence[str], order: tuple[int, ...]) -> Contest:
     models = tuple(names[file] for file in order)
     answers = tuple(row.answers[file] for file in order)
     return Contest(row.id, row.prompt, row.input, row.category, models, answers, order)

@@ -62,6 +62,25 @@ def load_index(reader: sqlite3.Connection, index: KeyIndex) -> None:
         reader.execute("ROLLBACK")
 
 
+def note_asked(reader: sqlite3.Connection) -> None:
+    """Puts down how often each request without an answer has been asked in vain, in a table on disk
+    (nothing leads from a request to its attempts). What was in flight at a crash is not counted."""
+    reader.execute("CREATE TEMP TABLE asked_before (request INTEGER PRIMARY KEY, times INTEGER NOT NULL)")
+    reader.execute(
+        "INSERT INTO temp.asked_before SELECT t.request, count(DISTINCT t.attempt) FROM ("
+        "SELECT request, attempt FROM errors UNION ALL "
+        "SELECT request, attempt FROM responses WHERE outcome IN ('malformed', 'unparsed')"
+        ") t JOIN requests r ON r.id = t.request WHERE r.answer IS NULL GROUP BY t.request"
+    )
+    reader.commit()
+
+
+def times_asked(reader: sqlite3.Connection, request: int) -> int:
+    """As `note_asked` has put it down."""
+    row = reader.execute("SELECT times FROM temp.asked_before WHERE request = ?", (request,)).fetchone()
+    return int(row[0]) if row else 0
+
+
 def placed_page(
     reader: sqlite3.Connection, stage: int, plan: int, samples: int, start: int, stop: int
 ) -> Page:

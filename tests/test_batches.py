@@ -163,6 +163,10 @@ async def test_a_result_that_never_came_stays_at_risk_and_is_asked_again(tmp_pat
     await assert_all_answered(bench)
 
 
+def _answers(name: str, count: int) -> list[dict[str, str]]:
+    return [{**row, "output": f"{name} says so"} for row in rows(count)]
+
+
 async def test_rows_that_are_all_refused_alike_stop_the_run_and_stay_due(tmp_path: Path) -> None:
     async with BatchServer(faults={"row": ["400"] * 30}).running() as server:
         bench = Bench(tmp_path, server, 30)
@@ -173,6 +177,19 @@ async def test_rows_that_are_all_refused_alike_stop_the_run_and_stay_due(tmp_pat
         again = await distill(*bench.words)
         assert again.code == 0, again.err
     await assert_all_answered(bench)
+
+
+async def test_a_batch_in_which_no_reply_can_be_read_is_not_asked_again_and_stays_due(tmp_path: Path) -> None:
+    files = [write_pool(tmp_path / f"{name}.jsonl", _answers(name, 12)) for name in ("a", "b")]
+    async with BatchServer().running() as server:
+        bench = Bench(tmp_path, server)
+        ended = await distill("score", *files, "--run", bench.run, "--base-url", server.base_url,
+                              "--model", MODEL, *MONEY, "--quiet", "--batch", *GRACE)  # fmt: skip
+        assert ended.code == 3, ended.err
+        assert "the first 12 rows were all answered in vain" in ended.err
+        assert len(server.made) == 1
+    assert bench.sql("SELECT count(*) FROM requests WHERE answer IS NULL AND failure IS NULL") == [(12,)]
+    assert at_risk(bench) == 0
 
 
 async def test_a_model_that_the_provider_does_not_know_stops_the_run_with_its_words(tmp_path: Path) -> None:

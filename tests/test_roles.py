@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
 import orjson
 import pytest
-from cli import FREE, MODEL, Ended, distill, ledger, write_pool
+from cli import FREE, MODEL, Ended, distill, ledger, started, until, write_pool
 from judging import Judge
 from recipe_files import export, stage_told
 from scripted import completion, scripted
@@ -23,9 +24,13 @@ def run(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def files(tmp_path: Path) -> list[Path]:
+    return answers_to(QUESTIONS, tmp_path)
+
+
+def answers_to(questions: list[str], folder: Path) -> list[Path]:
     """Answers of three models, one file each."""
     return [
-        write_pool(tmp_path / f"{name}.jsonl", ({"instruction": q, "output": text} for q in QUESTIONS))
+        write_pool(folder / f"{name}.jsonl", ({"instruction": q, "output": text} for q in questions))
         for name, text in SAID.items()
     ]
 
@@ -131,6 +136,54 @@ async def test_with_no_further_ask_one_reply_is_all(run: Path, files: list[Path]
         assert (await ask("score", run, url, *files, "--attempts-parse", 0)).code == 1
     assert len(judge.asked) == 5
     assert stage_told(run, "score")["failed"] == {"unparsed": 5}
+
+
+async def test_a_judge_whom_nobody_can_read_ends_the_run_after_ten_rows_and_they_stay_due(
+    run: Path, tmp_path: Path
+) -> None:
+    questions = [f"What is {n} and {n}?" for n in range(60)]
+    files = answers_to(questions, tmp_path)
+    judge = Judge()
+    judge.says = lambda text: "Both \x1b[2Jhave merits."
+    async with scripted(judge.answer) as url:
+        ended = await ask("score", run, url, *files, "--attempts-parse", 1)
+        assert ended.code == 3
+        assert "rows were all answered in vain" in ended.err
+        assert r"'Both \x1b[2Jhave merits.'" in ended.err
+        assert len({text for _, text in judge.asked}) < 20
+        assert stage_told(run, "score")["failed"] == {}
+        judge.says = None
+        assert (await ask("score", run, url, *files)).code == 0
+    assert stage_told(run, "score")["done"] == 60
+    assert len(set(judge.keys)) == len(judge.keys)  # no ask is answered by an earlier bad reply
+
+
+async def test_what_was_in_flight_at_a_kill_is_asked_under_the_same_number(
+    run: Path, files: list[Path]
+) -> None:
+    """A gateway that knows the key may answer with what was paid for."""
+    judge = Judge()
+    judge.hold["rain"] = asyncio.Event()
+    async with scripted(judge.answer) as url:
+        flags = ("--run", run, "--base-url", url, "--model", MODEL, "--quiet", *FREE)
+        async with started("score", *files, *flags) as command:
+            await until(lambda: judge.keys)
+            command.process.kill()
+        judge.hold["rain"].set()
+        assert (await ask("score", run, url, *files)).code == 0
+    assert judge.keys.count(judge.keys[0]) == 2
+    assert len(judge.keys) == len(QUESTIONS) + 1
+
+
+async def test_one_reply_that_can_be_read_speaks_for_the_judge(run: Path, tmp_path: Path) -> None:
+    questions = [f"What is {n} and {n}?" for n in range(40)]
+    files = answers_to(questions, tmp_path)
+    judge = Judge()
+    judge.says = lambda text: None if "What is 5 " in text else "Both."
+    async with scripted(judge.answer) as url:
+        assert (await ask("score", run, url, *files, "--attempts-parse", 1)).code == 1
+    told = stage_told(run, "score")
+    assert (told["done"], told["failed"]) == (1, {"unparsed": 39})
 
 
 async def test_a_reply_that_was_cut_off_is_not_bought_again(run: Path, files: list[Path]) -> None:

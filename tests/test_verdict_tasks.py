@@ -50,6 +50,9 @@ def test_names_of_models_are_not_shown(task: str) -> None:
 def test_a_language_without_a_prompt_is_refused(task: str) -> None:
     with pytest.raises(UsageError, match="'German'"):
         BUILDERS[task](language="German")
+    own = {"prompt": None} if task == "judge" else {}
+    with pytest.raises(UsageError, match="'German'"):
+        TASKS[task].task(**own, system=None, language="German", structured=False)
 
 
 def test_there_are_three_reviewers_and_all_other_categories_are_general() -> None:

@@ -2,7 +2,7 @@
 
 Results come in any order and may be read again from the start: a request leaves the batch in
 the commit that stores its result, so nothing is stored twice. Refusals that come before the
-first answer may be the run's fault (a parameter, the model): they wait for the verdict.
+first answer may be the run's fault (a parameter, the model): they wait for the verdict (canary.py).
 """
 
 from contextlib import aclosing
@@ -10,13 +10,14 @@ from dataclasses import dataclass, field
 
 import orjson
 
+from engine.asking import Failed
 from engine.batch.api import BatchApi, Remote
 from engine.batch.lines import Line, NotRun, read_line
 from engine.batch.parcels import Again
 from engine.batch.patience import patiently
 from engine.budget import Budget
+from engine.canary import against_the_run
 from engine.errors import (
-    AllRefused,
     AskError,
     AuthRefused,
     BadReply,
@@ -27,9 +28,7 @@ from engine.errors import (
 )
 from engine.intake import Intake
 from engine.prices import Price
-from engine.replies import Reply, unread_words, usage_in
-from engine.runner import CANARIES
-from engine.tasks.task import Verdict
+from engine.replies import Reply, judged, malformed, unread_words
 from engine.tokens import Tokenizer
 from store import batches
 from store.batches import BatchRow, Enqueued, Items
@@ -89,7 +88,8 @@ class Collector:
         self.tokenizer, self.state, self.items = tokenizer, intake.state, items
         self.attempts, self.attempts_parse, self.give_up = attempts, attempts_parse, give_up
         self._proven = False
-        self._refusals: list[tuple[int, RowRefused, int, bool]] = []
+        self._refusals: list[tuple[int, Failed, bool]] = []  # until a row has been answered
+        self._unread: dict[int, Failed] = {}  # likewise, by request
 
     async def collect(self, row: BatchRow, remote: Remote, waiting: list[Enqueued], own: bool) -> Collected:
         """Raises ProviderDown, BatchRefused, StorageError; what was read by then is stored."""
@@ -102,7 +102,7 @@ class Collector:
                 await self._read_all(reading, file)
         for entry in list(reading.waiting.values()):
             self._without_line(reading, entry, remote)
-        self._judge_refusals(reading)
+        self._judge_doubts(reading)
         await self.ledger.committed()
         return reading.found
 
@@ -153,24 +153,18 @@ class Collector:
 
     def _answered(self, reading: _Reading, entry: Enqueued, line: Line, reply: Reply) -> None:
         usage = reply.usage or self._counted(entry, line, reply)
-        cost, outcome = reading.price.cost(usage), self._read_reply(reading, entry, reply)
+        cost, task = reading.price.cost(usage), self.intake.plan.task
+        outcome = judged(reply, task.check, lambda: task.decode(self.items.find(reading.row, entry.request)))
         response = Response(outcome, reply.finish_reason, usage, line.raw, cost, 0.0, reply.model)
         stage, final = reading.row.stage, outcome != "unparsed"
         self.ledger.put(stage, entry.attempt, entry.request, response, entry.worst, final)
         self._settle(reading, entry, cost)
-        self._count(entry, response)
-        self._prove()
+        self.state.count(response, entry.prompt_tokens)
         if final:
+            self._prove()
             self.intake.answered(entry.request, own=reading.own)
         else:
             self._unparsed(reading, entry, reply)
-
-    def _read_reply(self, reading: _Reading, entry: Enqueued, reply: Reply) -> Verdict:
-        """What the task makes of a reply; one that was cut off or filtered says so itself."""
-        task = self.intake.plan.task
-        if task.check is None or reply.outcome != "stop":
-            return reply.outcome
-        return task.check(task.decode(self.items.find(reading.row, entry.request)), reply.text)
 
     def _unparsed(self, reading: _Reading, entry: Enqueued, reply: Reply) -> None:
         """Stored and billed, and no record in it: a further sample goes into a next batch."""
@@ -178,6 +172,8 @@ class Collector:
         number = self.ledger.error(
             reading.row.stage, entry.attempt, entry.request, "unparsed", 200, words, 0, ended=False
         )
+        if not self._proven:
+            self._unread[entry.request] = Failed("unparsed", 200, words, number, refused=False)
         self._again(reading, entry, "unparsed", number, most=self.attempts_parse + 1)
 
     def _counted(self, entry: Enqueued, line: Line, reply: Reply) -> Usage:
@@ -185,16 +181,6 @@ class Collector:
         if line.status != 200:
             return Usage()
         return Usage(entry.prompt_tokens, self.tokenizer.count(reply.text))
-
-    def _count(self, entry: Enqueued, response: Response) -> None:
-        state, usage = self.state, response.usage
-        state.answered += 1
-        state.counted_prompt += entry.prompt_tokens
-        state.prompt_tokens += usage.prompt_tokens
-        state.completion_tokens += usage.completion_tokens
-        state.cost_micro += response.cost_micro
-        if response.outcome != "unparsed":
-            state.outcomes[response.outcome] += 1
 
     def _record(self, reading: _Reading, entry: Enqueued, error: AskError, lost: int = 0) -> int:
         return self.ledger.error(
@@ -211,16 +197,15 @@ class Collector:
 
     def _malformed(self, reading: _Reading, entry: Enqueued, error: BadReply) -> None:
         """Stored, counted as billed (at its worst where it shows no usage), and asked again."""
-        row, usage = reading.row, usage_in(error.raw)
-        cost = reading.price.cost(usage) if usage else 0
-        released = entry.worst if usage else 0
-        response = Response("malformed", "", usage or Usage(), error.raw, cost, 0.0)
+        row = reading.row
+        response, told = malformed(error.raw, reading.price)
+        released = entry.worst if told else 0
         self.ledger.put(row.stage, entry.attempt, entry.request, response, released, final=False)
         number = self.ledger.error(
             row.stage, entry.attempt, entry.request, error.cause, error.status, str(error), 0, ended=False
         )
-        self.state.cost_micro += cost
-        self._settle(reading, entry, cost, entry.worst - released)
+        self.state.count_malformed(response)
+        self._settle(reading, entry, response.cost_micro, entry.worst - released)
         self._again(reading, entry, error.cause, number)
 
     def _asked_again(self, reading: _Reading, entry: Enqueued, error: AskError, lost: int = 0) -> None:
@@ -253,7 +238,8 @@ class Collector:
         if self._proven:
             self.intake.failed(entry.request, error.cause, number, own=reading.own)
         else:
-            self._refusals.append((entry.request, error, number, reading.own))
+            failed = Failed(error.cause, error.status, str(error), number, refused=True)
+            self._refusals.append((entry.request, failed, reading.own))
 
     def _failed(self, reading: _Reading, entry: Enqueued, error: RowRefused, lost: int) -> None:
         number = self._record(reading, entry, error, lost)
@@ -281,21 +267,18 @@ class Collector:
     def _prove(self) -> None:
         if not self._proven:
             self._proven = True
+            self._unread.clear()
             self._fail_refusals()
 
     def _fail_refusals(self) -> None:
-        for request, error, number, own in self._refusals:
-            self.intake.failed(request, error.cause, number, own=own)
+        for request, failed, own in self._refusals:
+            self.intake.failed(request, failed.cause, failed.error, own=own)
         self._refusals.clear()
 
-    def _judge_refusals(self, reading: _Reading) -> None:
-        """A batch that was refused row by row with one status: the rows stay due, the run ends."""
-        if not self._refusals or self._proven:
-            return
-        first, count = self._refusals[0][1], len(self._refusals)
-        alike = all(error.status == first.status for _, error, _, _ in self._refusals)
-        if first.status == 404 or (alike and count >= CANARIES):
-            words = f"{count:,} rows of the batch were all refused, so nothing more is asked: {first}"
-            reading.found.reason = reading.found.reason or AllRefused(words)
+    def _judge_doubts(self, reading: _Reading) -> None:
+        """Where the batch speaks against the run, its rows stay due and the run ends."""
+        refused = [failed for _, failed, _ in self._refusals]
+        if reason := against_the_run([*refused, *self._unread.values()]):
+            reading.found.reason = reading.found.reason or reason
         else:
             self._fail_refusals()

@@ -22,10 +22,10 @@ from engine.batch.results import Collector, price_json
 from engine.batch.steps import next_step, state_of
 from engine.batch.submit import Submitter
 from engine.budget import Budget
+from engine.ending import DRAIN_SECONDS, asking, landed
 from engine.errors import RunStopped
 from engine.intake import Intake
 from engine.prices import Price
-from engine.runner import DRAIN_SECONDS
 from store import batches
 from store.batches import BatchRow, Items
 from store.errors import DistillError, PoolError, UsageError
@@ -89,25 +89,19 @@ class Batches:
         self._number = 0  # of the batch that is being packed
         self._tasks: set[asyncio.Task[None]] = set()
         self._stopped: DistillError | None = None
-        self._drain = DRAIN_SECONDS
+        self._drain: float | None = None
         intake.asks, intake.stopped = lambda: bool(self._tasks), lambda: self.is_stopped
 
     async def run(self) -> None:
         """Raises RunStopped if it ended early, StorageError if the ledger could not be written."""
         try:
-            async with asyncio.TaskGroup() as group:
+            async with asking(self.intake, lambda: self._stopped) as group:
                 self._group = group
                 self._main = group.create_task(self._go())
                 await asyncio.wait([self._main])
-                await self._wind_down()
-                await self.intake.wait_for_others()
-        except BaseExceptionGroup as errors:
-            raise _first(errors) from None
+                await landed(self._tasks, self._lives.changed, lambda: self._drain)
         finally:
-            self.intake.over()
             self._reader.close()
-        if self._stopped:
-            raise self._stopped
 
     @property
     def is_stopped(self) -> bool:
@@ -124,21 +118,6 @@ class Batches:
                 task.cancel()
         self._lives.changed.set()
         self.intake.changed.set()
-
-    async def _wind_down(self) -> None:
-        deadline: float | None = None
-        loop = asyncio.get_running_loop()
-        while self._tasks:
-            if self._stopped:
-                deadline = min(deadline or loop.time() + self._drain, loop.time() + self._drain)
-            self._lives.changed.clear()
-            try:
-                async with asyncio.timeout_at(deadline):
-                    await self._lives.changed.wait()
-            except TimeoutError:
-                for task in list(self._tasks):
-                    task.cancel()
-                await asyncio.wait(list(self._tasks))
 
     async def _go(self) -> None:
         try:
@@ -231,10 +210,3 @@ class Batches:
             self.intake.index.mark(again.request, DUE)
         self._books.submitter.path(row).unlink(missing_ok=True)
         return True
-
-
-def _first(errors: BaseExceptionGroup[BaseException]) -> BaseException:
-    """The first of our own errors, else the first of all: one sentence for one cause."""
-    ours, _ = errors.split(DistillError)
-    first = (ours or errors).exceptions[0]
-    return _first(first) if isinstance(first, BaseExceptionGroup) else first

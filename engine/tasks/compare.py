@@ -1,12 +1,11 @@
 """Compare two answers to one prompt: the first is better, the second is, or neither."""
 
-from collections.abc import Callable
 from typing import Any
 
 from engine.judging import reading
 from engine.judging.reading import Preference
 from engine.keys import Message
-from engine.tasks.contest import LANGUAGES, check_language, contest_task, question, response_format
+from engine.tasks.contest import Build, check_language, contest_task, messages, question, response_format
 from engine.tasks.task import Prior, Task
 from store.records import Contest
 
@@ -71,27 +70,15 @@ AS_JSON = {
     "English": "Reply with the JSON object that is asked for: the preference is A, B, or C for equally good.",
     "Chinese": "请按要求以JSON对象作答：preference为A、B，同样好则为C。",
 }
-
-
-PARTS = (SHOWN, VERDICT_FIRST, AS_JSON)
+TEXTS = (SYSTEM, SHOWN, VERDICT_FIRST, AS_JSON)
 
 
 def task(system: str | None, language: str | None, structured: bool) -> Task:
     """The role. Raises UsageError for a language that it has no prompt in."""
-    language = language or LANGUAGES[0]
-    return contest_task(
-        NAME,
-        (SYSTEM[language], *(texts[language] for texts in PARTS), system, structured),
-        builder(system, language, structured),
-        PRIOR,
-        read,
-        schema,
-    )
+    return contest_task(NAME, PRIOR, TEXTS, builder, read, schema, system, language, structured)
 
 
-def builder(
-    system: str | None = None, language: str = "English", structured: bool = False
-) -> Callable[[Contest], list[Message]]:
+def builder(system: str | None = None, language: str = "English", structured: bool = False) -> Build:
     """`build(contest) -> messages`. `system` replaces the system message. Raises UsageError."""
     check_language(language)
     form = (AS_JSON if structured else VERDICT_FIRST)[language]
@@ -99,10 +86,7 @@ def builder(
     def build(contest: Contest) -> list[Message]:
         first, second = contest.answers
         text = SHOWN[language].format(question=question(contest), first=first, second=second, form=form)
-        return [
-            {"role": "system", "content": system or SYSTEM[language]},
-            {"role": "user", "content": text},
-        ]
+        return messages(system or SYSTEM[language], text)
 
     return build
 

@@ -1,6 +1,6 @@
-"""What score, judge and compare have in common: the question's text, languages, JSON schemas."""
+"""What score, judge and compare have in common: the question's text, languages, messages, JSON schemas."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from engine.keys import Message
@@ -9,21 +9,31 @@ from store.errors import UsageError
 from store.records import Contest
 
 LANGUAGES = ("English", "Chinese")
+Build = Callable[[Contest], list[Message]]
+Builder = Callable[[str | None, str, bool], Build]  # of a system message, a language, whether for JSON
 GRADES = [half / 2 if half % 2 else half // 2 for half in range(2, 21)]  # 1, 1.5, ..., 10
 
 
 def contest_task(
     name: str,
-    decisive: Sequence[Any],
-    build: Callable[[Contest], list[Message]],
     prior: Prior,
+    texts: Sequence[Mapping[str, str]],
+    builder: Builder,
     read: Callable[[Contest, str], Any],
     schema: Callable[[Contest], dict[str, Any]],
+    system: str | None,
+    language: str | None,
+    structured: bool,
+    further: Sequence[Any] = (),
 ) -> Task:
-    """A role that looks at several answers; a reply that `read` cannot read is unparsed."""
+    """A role that looks at several answers; a reply that `read` cannot read is unparsed. `texts`: all
+    that it may say, by language; `further`: what else decides its requests. Raises UsageError for a
+    language that it has no prompt in."""
+    language = language or LANGUAGES[0]
+    build = builder(system, language, structured)
     return Task(
         name,
-        decisive,
+        (*(text[language] for text in texts), *further, system, structured),
         build,
         encode_contest,
         decode_contest,
@@ -37,6 +47,12 @@ def contest_task(
 def question(contest: Contest) -> str:
     """The prompt as one text: the instruction, an empty line, and the input where there is one."""
     return f"{contest.prompt}\n\n{contest.input}" if contest.input else contest.prompt
+
+
+def messages(system: str, user: str) -> list[Message]:
+    """The system message, where there is one, and the user's."""
+    head: list[Message] = [{"role": "system", "content": system}] if system else []
+    return [*head, {"role": "user", "content": user}]
 
 
 def check_language(language: str) -> None:

@@ -4,16 +4,18 @@ Three reviewers by the question's category (general, coding, math), asking what 
 ask, in our words. `prompt_file.py` gives FastChat's own instead. The same in Chinese.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from engine.judging import reading
 from engine.keys import Message
 from engine.tasks.contest import (
-    LANGUAGES,
+    Build,
     check_language,
     contest_task,
     grades,
+    messages,
     question,
     response_format,
     score_names,
@@ -120,22 +122,16 @@ AS_JSON = {
 Reply with the JSON object that is asked for: score_1 is for Assistant 1, score_2 for Assistant 2.""",
     "Chinese": "请按要求以JSON对象作答：score_1是助手1的分数，score_2是助手2的分数。",
 }
-PARTS = (SHOWN, GENERAL, CODING, MATH, SCORES_FIRST, SCORES_LAST, AS_JSON)
+TEXTS = (SYSTEM, SHOWN, GENERAL, CODING, MATH, SCORES_FIRST, SCORES_LAST, AS_JSON)
 TASKS = {"general": GENERAL, "coding": CODING, "math": MATH}  # FastChat's categories; all others are general
 
 
 def task(prompt: str | None, system: str | None, language: str | None, structured: bool) -> Task:
     """The role. `prompt`: the text of a FastChat prompt file. Raises UsageError."""
-    language = language or LANGUAGES[0]
     prompts = read_prompts(prompt, "--prompt") if prompt is not None else ()
-    return contest_task(
-        NAME,
-        (SYSTEM[language], *(texts[language] for texts in PARTS), prompt, system, structured),
-        builder(prompts, system, language, structured),
-        PRIOR,
-        read,
-        schema,
-    )
+    ours = partial(builder, prompts)
+    given = (system, language, structured)
+    return contest_task(NAME, PRIOR, TEXTS, ours, read, schema, *given, further=(prompt,))
 
 
 def builder(
@@ -143,7 +139,7 @@ def builder(
     system: str | None = None,
     language: str = "English",
     structured: bool = False,
-) -> Callable[[Contest], list[Message]]:
+) -> Build:
     """`build(contest) -> messages`. `prompts`: of a FastChat file, instead of ours; they say
     themselves how to answer. `system` replaces the system message. Raises UsageError."""
     check_language(language)
@@ -151,8 +147,8 @@ def builder(
     def build(contest: Contest) -> list[Message]:
         if prompts:
             prompt = chosen(prompts, contest.category)
-            return _messages(system or prompt.system, prompt.fill(question(contest), *contest.answers))
-        return _messages(system or SYSTEM[language], _ours(contest, language, structured))
+            return messages(system or prompt.system, prompt.fill(question(contest), *contest.answers))
+        return messages(system or SYSTEM[language], _ours(contest, language, structured))
 
     return build
 
@@ -166,11 +162,6 @@ def _ours(contest: Contest, language: str, structured: bool) -> str:
         task=TASKS.get(contest.category, GENERAL)[language],
         form=form[language],
     )
-
-
-def _messages(system: str, user: str) -> list[Message]:
-    head: list[Message] = [{"role": "system", "content": system}] if system else []
-    return [*head, {"role": "user", "content": user}]
 
 
 def read(contest: Contest, text: str) -> tuple[float, float] | None:

@@ -1,15 +1,15 @@
 """Score the answers of several models to one prompt, 1-10 each (the paper's comparison data)."""
 
-from collections.abc import Callable
 from typing import Any
 
 from engine.judging import reading
 from engine.keys import Message
 from engine.tasks.contest import (
-    LANGUAGES,
+    Build,
     check_language,
     contest_task,
     grades,
+    messages,
     question,
     response_format,
     score_names,
@@ -57,27 +57,15 @@ AS_JSON = {
     "English": "Reply with the JSON object that is asked for: score_1 is for answer 1, and so on.",
     "Chinese": "请按要求以JSON对象作答：score_1是回答1的分数，以此类推。",
 }
-
-
-PARTS = (SHOWN, ANSWER, TASK, SCORES_FIRST, AS_JSON)
+TEXTS = (SYSTEM, SHOWN, ANSWER, TASK, SCORES_FIRST, AS_JSON)
 
 
 def task(system: str | None, language: str | None, structured: bool) -> Task:
     """The role. Raises UsageError for a language that it has no prompt in."""
-    language = language or LANGUAGES[0]
-    return contest_task(
-        NAME,
-        (SYSTEM[language], *(texts[language] for texts in PARTS), system, structured),
-        builder(system, language, structured),
-        PRIOR,
-        read,
-        schema,
-    )
+    return contest_task(NAME, PRIOR, TEXTS, builder, read, schema, system, language, structured)
 
 
-def builder(
-    system: str | None = None, language: str = "English", structured: bool = False
-) -> Callable[[Contest], list[Message]]:
+def builder(system: str | None = None, language: str = "English", structured: bool = False) -> Build:
     """`build(contest) -> messages`. `system` replaces the system message. Raises UsageError."""
     check_language(language)
     form = (AS_JSON if structured else SCORES_FIRST)[language]
@@ -94,10 +82,7 @@ def builder(
             task=TASK[language].format(count=count),
             form=form.format(count=count),
         )
-        return [
-            {"role": "system", "content": system or SYSTEM[language]},
-            {"role": "user", "content": text},
-        ]
+        return messages(system or SYSTEM[language], text)
 
     return build
 

@@ -14,6 +14,7 @@ from engine.keys import Message
 from store.records import Contest, Instruction, Item, Outcome
 
 Verdict = Outcome | Literal["unparsed"]
+Check = Callable[[Any, str], Verdict]  # of a row and the reply's text
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +48,7 @@ class Task:
     decode: Callable[[Mapping[str, Any]], Item]
     record: Callable[[Any, str], Any]
     prior: Prior
-    check: Callable[[Any, str], Verdict] | None = None
+    check: Check | None = None
     schema: Callable[[Any], Mapping[str, Any] | None] | None = None
     imagine: Callable[[Any], str] | None = None
     imagined: Callable[[Any], Any] = lambda item: item
