@@ -2,7 +2,6 @@
 limits. Nothing is downloaded, and no code of the folder is run."""
 
 import inspect
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +16,7 @@ from store.errors import UsageError
 
 UNKNOWN_CONTEXT = 4096
 MOST_CONTEXT = 10**6  # a tokenizer that knows no limit says 10**30
-TRIES = 7
-CLEARLY_FASTER = 1.2  # or else the exact one
+CPU_HAS_BF16 = {"amx_bf16", "avx512_bf16"}
 
 
 @dataclass(frozen=True)
@@ -51,7 +49,7 @@ def load(folder: Path, name: str) -> Student:
     config = _read(folder, AutoConfig).get_text_config()
     tokenizer = _read(folder, AutoTokenizer)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = fastest(device, config.hidden_size)
+    dtype = fastest(device)
     model = _weights(folder, dtype).eval().to(device)
     _check_cache(folder, model)
     tokenizer("")  # forgets truncation and padding here, before there are threads
@@ -97,23 +95,14 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-def fastest(device: torch.device, width: int) -> torch.dtype:
-    """bf16 where it is clearly faster: measured on a matrix like the model's, in hundredths of a second."""
+def fastest(device: torch.device, cpuinfo: Path = Path("/proc/cpuinfo")) -> torch.dtype:
+    """By what the machine is: a measurement on a busy one says another thing each time. Where a processor
+    has no instructions for bf16, it is ten times slower than fp32 and more."""
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
-    exact, short = (_seconds(dtype, min(width, 1024)) for dtype in (torch.float32, torch.bfloat16))
-    return torch.bfloat16 if short * CLEARLY_FASTER < exact else torch.float32
-
-
-def _seconds(dtype: torch.dtype, width: int) -> float:
-    """The best of a few: a busy machine makes one slow, but none fast."""
-    rows, weights = torch.ones(16, width, dtype=dtype), torch.ones(4 * width, width, dtype=dtype)
-    times = []
-    for _ in range(TRIES):
-        began = time.perf_counter()
-        torch.nn.functional.linear(rows, weights)
-        times.append(time.perf_counter() - began)
-    return min(times)
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
+    flags = next((line.split() for line in lines if line.startswith("flags")), [])
+    return torch.bfloat16 if CPU_HAS_BF16 & set(flags) else torch.float32
 
 
 def _check_cache(folder: Path, model: Any) -> None:
