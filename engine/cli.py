@@ -274,7 +274,8 @@ def export(
         typer.Option(
             "--format",
             metavar="F",
-            help="alpaca, chat or parquet; of scores: comparisons or scores; of a judge: reviews",
+            help="alpaca, chat, parquet or candidates (for rank); of scores: comparisons or scores; "
+            "of a judge: reviews",
         ),
     ],
     out: Annotated[
