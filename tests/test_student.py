@@ -184,7 +184,6 @@ DAMAGE: list[tuple[Callable[[Path], Any], str]] = [
     (lambda f: (f / "config.json").unlink(), "no config.json there"),
     (lambda f: (f / "config.json").rename(f / "adapter_config.json"), "a LoRA adapter only"),
     (lambda f: (f / "config.json").write_text("{"), "cannot be read"),
-    (lambda f: (f / "config.json").write_text('{"model_type": "llama"}'), "cannot be read|missing"),
     (lambda f: (f / "model.safetensors").unlink(), "there are no weights"),
     (lambda f: (f / "tokenizer.json").write_text("{"), "its tokenizer cannot be read"),
     (torn, "its weights cannot be read"),

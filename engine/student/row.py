@@ -32,8 +32,9 @@ class Row:
     def take(self, token: int, ends: frozenset[int]) -> None:
         """The next token."""
         self.written += 1
-        if self.matcher is not None:
-            self.matcher.accept_token(token)
+        if self.matcher is not None and not self.matcher.accept_token(token):
+            self.fail()  # the grammar allows nothing more, not even the end
+            return
         if token in ends:
             self.writing.end()
             self.finish = "stop"

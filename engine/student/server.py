@@ -63,6 +63,8 @@ class Service:
                 row.gone = True
 
     def _most(self, asked: Asked, prompt: int) -> int:
+        if prompt == 0:
+            raise Refused(400, "the messages come to no token at all", "messages", "invalid_value")
         room = self.student.context - prompt
         if room < 1:
             words = f"the messages have {prompt} tokens; the model's context has {self.student.context}"

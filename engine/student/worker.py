@@ -46,7 +46,9 @@ class Worker:
             try:
                 self._admit()
                 self._batch.step()
-            except RuntimeError as error:  # out of memory, most of all; the next batch may be smaller
+            except (
+                Exception
+            ) as error:  # out of memory, most of all; whatever it is, who waits must hear of it
                 print(f"a batch of {len(self._batch.rows)} rows failed: {error}", file=sys.stderr, flush=True)
                 self._batch.fail()
 
@@ -67,7 +69,7 @@ class Worker:
     def _join(self, rows: list[Row]) -> None:
         try:
             self._batch.join(rows)
-        except RuntimeError:
+        except Exception:
             for row in rows:
                 row.fail()
             raise
