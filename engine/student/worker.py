@@ -46,9 +46,7 @@ class Worker:
             try:
                 self._admit()
                 self._batch.step()
-            except (
-                Exception
-            ) as error:  # out of memory, most of all; whatever it is, who waits must hear of it
+            except Exception as error:  # out of memory, most of all; those who wait must hear of any
                 print(f"a batch of {len(self._batch.rows)} rows failed: {error}", file=sys.stderr, flush=True)
                 self._batch.fail()
 
