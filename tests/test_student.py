@@ -209,8 +209,8 @@ def test_a_reward_model_is_refused_by_the_command_with_exit_code_2(tmp_path: Pat
     assert ended.stderr.startswith(f"distill: {reward} is a reward model: it scores answers")
 
 
-def test_opt_is_served_too_from_a_folder_without_a_template(tmp_path: Path) -> None:
-    """Its positions follow from the mask: padded and alone it writes the same."""
+def test_opt_writes_the_same_padded_and_alone(tmp_path: Path) -> None:
+    """Its positions are learnt, and start at 2."""
     from engine.student.batch import Batch
     from engine.student.row import Row
 
