@@ -128,15 +128,14 @@ class Sampled:
 def test_tokens_come_as_often_as_they_are_likely() -> None:
     chances = [0.5, 0.0, 0.3, 0.2]
     logits = torch.tensor([chances]).log()
-    row, hot, narrow = Sampled(), Sampled(temperature=2.0), Sampled(top_p=0.6)
-    counts = torch.zeros(3, 4)
-    for _ in range(3000):
-        for place, token in enumerate(next_tokens(logits.repeat(3, 1), [row, hot, narrow])):
-            counts[place, token] += 1
+    kinds = [{}, {"temperature": 2.0}, {"top_p": 0.6}]
+    rows = [Sampled(draws=random.Random(n), **kinds[n % 3]) for n in range(9000)]
+    found = torch.tensor(next_tokens(logits.repeat(9000, 1), rows)).reshape(3000, 3)
+    counts = torch.stack([(found == token).sum(0) for token in range(4)], dim=1)
     flat = torch.tensor(chances).sqrt()
     expected = [torch.tensor(chances), flat / flat.sum(), torch.tensor([0.625, 0, 0.375, 0])]
-    for found, wanted in zip(counts / 3000, expected, strict=True):
-        assert torch.allclose(found, wanted, atol=0.04)  # 4 sigma
+    for shares, wanted in zip(counts / 3000, expected, strict=True):
+        assert torch.allclose(shares, wanted, atol=0.04)  # 4 sigma
     assert next_tokens(logits, [Sampled(temperature=0)]) == [0]
 
 
