@@ -80,7 +80,8 @@ def export(
         typer.Option(
             "--format",
             metavar="F",
-            help="alpaca, chat or parquet; of scores: comparisons or scores; of a judge: reviews",
+            help="alpaca, chat, parquet or candidates (for rank); of scores: comparisons or scores; "
+            "of a judge: reviews",
         ),
     ],
     out: Annotated[
@@ -119,14 +120,17 @@ def browse(
 @app.command()
 def serve(
     model: Annotated[
-        str, typer.Argument(metavar="[MODEL]", help="a GGUF file, or smollm2", show_default=False)
+        str,
+        typer.Argument(
+            metavar="[MODEL]", help="smollm2, a GGUF file or a transformers folder", show_default=False
+        ),
     ] = "smollm2",
     port: Annotated[
         int, typer.Option("--port", metavar="P", help="[8080]; 0 for any", show_default=False)
     ] = 8080,
     parallel: Annotated[
         int,
-        typer.Option("--parallel", metavar="N", help="requests at once [16]", show_default=False),
+        typer.Option("--parallel", metavar="N", help="answers at once [16]", show_default=False),
     ] = 16,
     scripted: Annotated[
         bool,

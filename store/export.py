@@ -118,13 +118,17 @@ def _alpaca_line(samples: int) -> Callable[[Answer], bytes]:
     return line
 
 
+def question(item: Instruction) -> str:
+    """The prompt as one text: the instruction, an empty line, and the input where there is one."""
+    return f"{item.instruction}\n\n{item.input}" if item.input else item.instruction
+
+
 def _chat_line(system: str | None) -> Callable[[Answer], bytes]:
     head = [{"role": "system", "content": system}] if system else []
 
     def line(answer: Answer) -> bytes:
         item = answer.item
-        asked = f"{item.instruction}\n\n{item.input}" if item.input else item.instruction
-        turns = [{"role": "user", "content": asked}, {"role": "assistant", "content": item.output}]
+        turns = [{"role": "user", "content": question(item)}, {"role": "assistant", "content": item.output}]
         return orjson.dumps({"messages": [*head, *turns]})
 
     return line

@@ -116,13 +116,17 @@ def rank(
         Path, typer.Option("--candidates", metavar="FILE", help="rows of id, prompt and candidates")
     ],
     out: Annotated[Path, typer.Option("--out", metavar="FILE", help="the same with scores and order")],
+    split: Annotated[
+        Path | None,
+        typer.Option("--split", metavar="DIR", help="also rank1.jsonl, rank2.jsonl, ...: answers for judge"),
+    ] = None,
     quiet: QuietOption = False,
 ) -> None:
     """Score candidates with a reward model and put them in order, the best first."""
     quieten()
     from trainers.rank import run_rank
 
-    raise typer.Exit(run_rank(reward, candidates, out, quiet))
+    raise typer.Exit(run_rank(reward, candidates, out, quiet, split))
 
 
 def quieten() -> None:

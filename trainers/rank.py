@@ -26,7 +26,7 @@ BAD_SHOWN = 3
 Row = dict[str, Any]
 
 
-def run_rank(reward: Path, candidates: Path, out: Path, quiet: bool) -> int:
+def run_rank(reward: Path, candidates: Path, out: Path, quiet: bool, groups: Path | None = None) -> int:
     """Returns the exit code. Raises UsageError, PoolError."""
     if out.is_dir():
         raise UsageError(f"--out {out} is a folder; name a file")
@@ -41,6 +41,8 @@ def run_rank(reward: Path, candidates: Path, out: Path, quiet: bool) -> int:
                 display.say(f"going on after {scores.known:,} batches")
             short = rank(scorer, candidates, out, scores, display, total)
             scores.remove()
+        if groups is not None:
+            display.say(f"rank groups: {split(out, groups)}")
         if short:
             display.say(f"{short:,} of {total:,} candidates were too long and read in part")
     return 0
@@ -103,6 +105,24 @@ def ranked(row: Row, rewards: list[float]) -> Row:
     """order: places of the candidates, the best first; of equals the first first."""
     order = sorted(range(len(rewards)), key=lambda place: -rewards[place])
     return {**row, "scores": rewards, "order": order}
+
+
+def split(ranked: Path, folder: Path) -> str:
+    """Answer files of the best of each row, of the second best, and so on, as `judge` and `score` take
+    them (with the questions given); the paper's Figure 4 compares such groups. Returns what was written."""
+    folder.mkdir(parents=True, exist_ok=True)
+    files: list[IO[bytes]] = []
+    with contextlib.ExitStack() as stack:
+        for _, row in Pool(ranked).objects():
+            if isinstance(row, BadRow) or "id" not in row:
+                raise PoolError(f"--split needs an id in every row of candidates; a row of {ranked} has none")
+            for place, candidate in enumerate(row["order"]):
+                if place == len(files):
+                    files.append(stack.enter_context((folder / f"rank{place + 1}.jsonl").open("wb")))
+                files[place].write(
+                    orjson.dumps({"id": row["id"], "text": row["candidates"][candidate]}) + b"\n"
+                )
+    return ", ".join(file.name for file in files) or "no candidates"
 
 
 class Scores:

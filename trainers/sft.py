@@ -22,7 +22,7 @@ from trainers.recipe import SftRecipe
 from trainers.reports import report
 from trainers.rows import Rows
 from trainers.sft_data import prompt_length
-from trainers.templates import ALPACA_CHAT_TEMPLATE
+from trainers.templates import alpaca_chat_template
 from trainers.training import Loop, Telling, agreed, arguments, die_with_parent, join_processes, run_worker
 
 ANSWER_TOKENS = 64
@@ -116,7 +116,7 @@ def save(loop: Loop, recipe: SftRecipe, tokenizer: Any, template: str, result: P
         loop.save_model(str(result))
     if loop.is_world_process_zero():
         if template == "alpaca":
-            tokenizer.chat_template = ALPACA_CHAT_TEMPLATE
+            tokenizer.chat_template = alpaca_chat_template(tokenizer)
         tokenizer.save_pretrained(result)
         (result / "training_args.bin").unlink(missing_ok=True)
         report("result")

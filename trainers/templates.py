@@ -5,6 +5,7 @@ teacher was.
 """
 
 import re
+from typing import Any
 
 WITH_INPUT = """\
 Below is an instruction that describes a task, paired with an input that provides further context. \
@@ -52,3 +53,10 @@ def _as_jinja() -> str:
 # Of a student trained with Alpaca's templates, so that any chat server asks it as it was taught. A message
 # that is in the template's form already, as `distill generate` sends it, goes through as it is.
 ALPACA_CHAT_TEMPLATE = _as_jinja()
+
+
+def alpaca_chat_template(tokenizer: Any) -> str:
+    """It begins as the prompts of the training began: many tokenizers put a beginning-of-sequence before a
+    text, but none before a chat, whose template must write it."""
+    begins = tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
+    return "{{- bos_token -}}" + ALPACA_CHAT_TEMPLATE if begins else ALPACA_CHAT_TEMPLATE

@@ -1,0 +1,137 @@
+"""A transformers folder as a model that is ready: its weights where they compute fastest, its tokenizer, its
+limits. Nothing is downloaded, and no code of the folder is run."""
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, DynamicCache, logging
+from transformers.cache_utils import DynamicLayer
+
+from engine.student.folder import EXPECTED
+from store.errors import UsageError
+
+UNKNOWN_CONTEXT = 4096
+MOST_CONTEXT = 10**6  # a tokenizer that knows no limit says 10**30
+CPU_HAS_BF16 = {"amx_bf16", "avx512_bf16"}
+
+
+@dataclass(frozen=True)
+class Student:
+    """ends: tokens that end an answer. vocabulary: tokens that may be written; the model may have more
+    places. context: tokens of prompt and answer together."""
+
+    name: str
+    model: Any
+    tokenizer: Any
+    device: torch.device
+    dtype: torch.dtype
+    context: int
+    ends: frozenset[int]
+    vocabulary: int
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        return str(
+            self.tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        )
+
+    def __repr__(self) -> str:
+        precision = str(self.dtype).removeprefix("torch.")
+        return f"{self.name}: {precision} on {self.device}, {self.context:,} tokens of context"
+
+
+def load(folder: Path, name: str) -> Student:
+    """Raises UsageError where the folder cannot be used."""
+    _quieten(logging)
+    config = _read(folder, AutoConfig).get_text_config()
+    tokenizer = _read(folder, AutoTokenizer)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = fastest(device)
+    model = _weights(folder, dtype).eval().to(device)
+    _check_cache(folder, model)
+    tokenizer("")  # forgets truncation and padding here, before there are threads
+    return Student(
+        name, model, tokenizer, device, dtype, _context(config, tokenizer), _ends(folder, model, tokenizer),
+        min(config.vocab_size, max(tokenizer.get_vocab().values()) + 1),
+    )  # fmt: skip
+
+
+def _quieten(logs: Any) -> None:
+    """What matters is in the errors."""
+    logs.set_verbosity_error()
+    logs.disable_progress_bar()
+
+
+def _read(folder: Path, kind: Any) -> Any:
+    try:
+        return kind.from_pretrained(str(folder), local_files_only=True)
+    except Exception as error:  # whatever a library says of a file that is not as it should be
+        what = "tokenizer" if kind is AutoTokenizer else "config.json"
+        raise UsageError(f"{folder}: its {what} cannot be read: {_first_line(error)}; {EXPECTED}") from error
+
+
+def _weights(folder: Path, dtype: torch.dtype) -> Any:
+    kind: Any = AutoModelForCausalLM
+    try:
+        model, told = kind.from_pretrained(
+            str(folder), dtype=dtype, attn_implementation="sdpa", local_files_only=True,
+            output_loading_info=True,
+        )  # fmt: skip
+    except Exception as error:  # torn files, shapes that do not fit, types that write no text
+        raise UsageError(f"{folder}: its weights cannot be read: {_first_line(error)}; {EXPECTED}") from error
+    missing = sorted(told["missing_keys"])
+    if missing:  # they would be drawn at random
+        raise UsageError(
+            f"{folder}: {len(missing)} weights are missing, such as {missing[0]}: it is damaged or no whole "
+            f"model; {EXPECTED}"
+        )
+    return model
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def fastest(device: torch.device, cpuinfo: Path = Path("/proc/cpuinfo")) -> torch.dtype:
+    """By what the machine is: a measurement on a busy one says another thing each time. Where a processor
+    has no instructions for bf16, it is ten times slower than fp32 and more."""
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
+    flags = next((line.split() for line in lines if line.startswith("flags")), [])
+    return torch.bfloat16 if CPU_HAS_BF16 & set(flags) else torch.float32
+
+
+def _check_cache(folder: Path, model: Any) -> None:
+    """Rows join and leave a batch by its keys and values: there must be some for every layer."""
+    cache, inputs = DynamicCache(), {"input_ids": torch.zeros(1, 1, dtype=torch.long, device=model.device)}
+    with torch.inference_mode():
+        model(**inputs, past_key_values=cache, use_cache=True)
+    layers = model.config.get_text_config().num_hidden_layers
+    if len(cache.layers) != layers or not all(
+        type(layer) is DynamicLayer and layer.get_seq_length() == 1 for layer in cache.layers
+    ):
+        kind = model.config.model_type
+        raise UsageError(f"{folder}: models of type {kind} cannot be served here; another server (vLLM) may")
+
+
+def takes(model: Any, argument: str) -> bool:
+    return argument in inspect.signature(model.forward).parameters
+
+
+def _context(config: Any, tokenizer: Any) -> int:
+    for said in (getattr(config, "max_position_embeddings", None), tokenizer.model_max_length):
+        if isinstance(said, int) and 0 < said < MOST_CONTEXT:
+            return said
+    return UNKNOWN_CONTEXT
+
+
+def _ends(folder: Path, model: Any, tokenizer: Any) -> frozenset[int]:
+    said = getattr(model.generation_config, "eos_token_id", None)
+    found = {tokenizer.eos_token_id, *(said if isinstance(said, list) else [said])} - {None}
+    if not found:
+        raise UsageError(f"{folder}: its tokenizer has no end-of-sequence, so no answer would end")
+    return frozenset(found)

@@ -1,0 +1,196 @@
+"""`distill serve DIR`: the student's HTTP side. Understands, hands rows to the worker, puts replies together.
+
+One event loop here, one thread that computes there; between them a queue for each request.
+"""
+
+import asyncio
+import os
+import random
+import sys
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import orjson
+from aiohttp import web
+
+from engine import chat_api
+from engine.chat_api import Refused, json_reply
+from engine.student.asked import Asked, understand
+from engine.student.folder import check, name_of
+from engine.student.grammar import Grammars, matcher
+from engine.student.model import Student, load
+from engine.student.row import Row
+from engine.student.template import prompt_tokens
+from engine.student.worker import Worker
+from engine.student.writing import Writing
+from store.errors import UsageError
+
+TOO_LONG = "context_length_exceeded"
+
+
+class Service:
+    """Answers requests about one student."""
+
+    def __init__(self, student: Student, most_rows: int) -> None:
+        self.student = student
+        self._grammars = Grammars(student)
+        self._worker = Worker(student, most_rows)
+
+    def health(self) -> dict[str, Any]:
+        return {"model": self.student.name, **self._worker.counts()}
+
+    def close(self) -> None:
+        self._worker.close()
+
+    async def chat(self, request: web.Request) -> web.StreamResponse:
+        asked = understand(await request.read(), self.student.name)
+        prompt = prompt_tokens(asked.messages, self.student.tokenizer)
+        most = self._most(asked, len(prompt))
+        grammar = await asyncio.to_thread(self._grammars.compiled, asked.response_format)
+        heard: asyncio.Queue[Row] = asyncio.Queue()
+        loop = asyncio.get_running_loop()
+        rows = self._rows(asked, prompt, most, grammar, lambda row: _tell(loop, heard, row))
+        try:
+            self._worker.submit(rows)
+            if asked.stream:
+                return await _streamed(request, asked, rows, heard, self.student.name)
+            return json_reply(await _whole(rows, heard, self.student.name))
+        finally:
+            for row in rows:  # the client has gone, or all is said
+                row.gone = True
+
+    def _most(self, asked: Asked, prompt: int) -> int:
+        if prompt == 0:
+            raise Refused(400, "the messages come to no token at all", "messages", "invalid_value")
+        room = self.student.context - prompt
+        if room < 1:
+            words = f"the messages have {prompt} tokens; the model's context has {self.student.context}"
+            raise Refused(400, f"{words}, with room for an answer", "messages", TOO_LONG)
+        return min(room, asked.most_tokens or room)
+
+    def _rows(
+        self, asked: Asked, prompt: list[int], most: int, grammar: Any, tell: Callable[[Row], None]
+    ) -> list[Row]:
+        return [
+            Row(
+                prompt, most, asked.temperature, asked.top_p, _draws(asked.seed, choice),
+                Writing(self.student.decode, asked.stop), matcher(grammar), tell, asked.stream,
+            )
+            for choice in range(asked.choices)
+        ]  # fmt: skip
+
+
+def _draws(seed: int | None, choice: int) -> random.Random:
+    """A generator for each choice: with a seed the same at every time, and without regard to the others."""
+    return random.Random() if seed is None else random.Random(f"{seed} {choice}")
+
+
+def _tell(loop: asyncio.AbstractEventLoop, heard: "asyncio.Queue[Row]", row: Row) -> None:
+    if not loop.is_closed():
+        loop.call_soon_threadsafe(heard.put_nowait, row)
+
+
+async def _whole(rows: list[Row], heard: "asyncio.Queue[Row]", model: str) -> dict[str, Any]:
+    """The reply, when all rows have ended."""
+    for _ in rows:
+        _check(await heard.get())
+    choices = [
+        {
+            "index": index,
+            "message": {"role": "assistant", "content": row.writing.text, "refusal": None},
+            "logprobs": None,
+            "finish_reason": row.finish,
+        }
+        for index, row in enumerate(rows)
+    ]
+    return {**_head(model, "chat.completion"), "choices": choices, "usage": _usage(rows)}
+
+
+def _check(row: Row) -> None:
+    if row.finish == "error":
+        words = "the model could not compute this answer (out of memory, or broken weights); see the server"
+        raise Refused(500, words, kind="server_error")
+
+
+def _head(model: str, kind: str) -> dict[str, Any]:
+    identity = f"chatcmpl-{os.urandom(12).hex()}"
+    return {
+        "id": identity,
+        "object": kind,
+        "created": int(time.time()),
+        "model": model,
+        "system_fingerprint": model,
+    }
+
+
+def _usage(rows: list[Row]) -> dict[str, int]:
+    """The prompt counts once, whatever the number of choices; an answer counts the token that ended it."""
+    prompt, written = len(rows[0].prompt), sum(row.written for row in rows)
+    return {"prompt_tokens": prompt, "completion_tokens": written, "total_tokens": prompt + written}
+
+
+async def _streamed(
+    request: web.Request, asked: Asked, rows: list[Row], heard: "asyncio.Queue[Row]", model: str
+) -> web.StreamResponse:
+    """Server-sent events: pieces of text that no stop string can take back, then the usage if asked for."""
+    response = web.StreamResponse(headers={"content-type": "text/event-stream", "cache-control": "no-cache"})
+    await response.prepare(request)
+    head, sent = _head(model, "chat.completion.chunk"), [0] * len(rows)
+    open_rows = set(range(len(rows)))
+    for index in range(len(rows)):
+        await _send(response, _piece(head, index, {"role": "assistant", "content": ""}, None))
+    while open_rows:
+        row = await heard.get()
+        index = rows.index(row)
+        if index not in open_rows:
+            continue
+        if row.finish == "error":
+            await _send(response, Refused(500, "the model could not go on", kind="server_error").body)
+            return response
+        finish = row.finish
+        text = row.writing.text[sent[index] : None if finish else row.writing.settled()]
+        sent[index] += len(text)
+        if text or finish:
+            await _send(response, _piece(head, index, {"content": text} if text else {}, finish))
+        if finish:
+            open_rows.discard(index)
+    if asked.usage_streamed:
+        await _send(response, {**head, "choices": [], "usage": _usage(rows)})
+    await response.write(b"data: [DONE]\n\n")
+    return response
+
+
+def _piece(head: dict[str, Any], index: int, delta: dict[str, str], finish: str | None) -> dict[str, Any]:
+    return {**head, "choices": [{"index": index, "delta": delta, "logprobs": None, "finish_reason": finish}]}
+
+
+async def _send(response: web.StreamResponse, value: dict[str, Any]) -> None:
+    await response.write(b"data: " + orjson.dumps(value) + b"\n\n")
+
+
+def run_student(folder: Path, port: int, parallel: int) -> None:
+    """Serves until SIGINT or SIGTERM; prints the address on stdout when it is ready. Raises UsageError."""
+    if not (0 <= port <= 65535 and parallel > 0):
+        raise UsageError("--port wants 0 to 65535, --parallel at least 1")
+    check(folder)
+    student = load(folder, name_of(folder))
+    print(f"{student!r}, {parallel} answers at once", file=sys.stderr, flush=True)
+    asyncio.run(_serve(student, port, parallel))
+
+
+@asynccontextmanager
+async def serving(student: Student, parallel: int) -> AsyncIterator[web.Application]:
+    """The application, with its worker."""
+    service = Service(student, parallel)
+    try:
+        yield chat_api.application(student.name, service.chat, service.health, {})
+    finally:
+        service.close()
+
+
+async def _serve(student: Student, port: int, parallel: int) -> None:
+    async with serving(student, parallel) as app:
+        await chat_api.listen(app, port, student.name)
