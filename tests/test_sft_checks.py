@@ -14,9 +14,11 @@ from trainers.errors import NotTheSame, TooLarge
 from trainers.folder import Folder, forget_after, read_metrics
 from trainers.machine import Machine, free_ram
 from trainers.memory import GIB, Size, check_memory, need
+from trainers.precision import with_precision
+from trainers.progress import Display
 from trainers.recipe import SftRecipe, recipe_from
 
-GIVEN = {"data": Path("d"), "model": "m", "out": Path("o")}
+GIVEN = {"data": Path("d"), "model": "m", "out": Path("o"), "precision": "bf16"}
 LLAMA_7B = Size(6_738_415_616, 6_738_415_616, 32, 4096, 11008, 32000)
 
 
@@ -28,10 +30,25 @@ def recipe(**more: Any) -> SftRecipe:
 
 
 def test_the_defaults_are_the_papers() -> None:
-    told = recipe()
+    told = with_precision(recipe(precision=None), Machine(ram=GIB, gpus=(GIB,)), Display(quiet=True))
     assert (told.epochs, told.batch, told.lr, told.schedule) == (3, 128, 2e-5, "cosine")
     assert (told.warmup, told.max_length, told.precision) == (0.03, 512, "bf16")
     assert (told.rows_at_once, told.accumulation, told.with_deepspeed) == (4, 32, False)
+
+
+def test_a_cpu_that_would_only_imitate_bf16_trains_in_fp32_and_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cpu, cpuinfo = Machine(ram=GIB), tmp_path / "cpuinfo"
+    cpuinfo.write_text("processor\t: 0\nflags\t\t: fpu avx2 avx512f\n")
+    unsaid = recipe(precision=None)
+    assert with_precision(unsaid, cpu, Display(quiet=False), cpuinfo).precision == "fp32"
+    assert "in fp32: this CPU has no bf16" in capsys.readouterr().err
+    assert with_precision(recipe(), cpu, Display(quiet=False), cpuinfo).precision == "bf16"
+    for flags in ("flags\t\t: fpu amx_bf16\n", "Features\t: fp asimd bf16\n"):
+        cpuinfo.write_text(flags)
+        assert with_precision(unsaid, cpu, Display(quiet=False), cpuinfo).precision == "bf16"
+    assert not capsys.readouterr().err
 
 
 def test_micro_batch_and_accumulation_follow_from_batch_and_processes() -> None:

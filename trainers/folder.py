@@ -32,12 +32,18 @@ class Folder:
         self.out = out
         self.work = out / WORK
         self.checkpoints = self.work / "checkpoints"
-        self.log = self.work / "log.txt"
         self.stop = self.work / "stop"
         self.result = self.work / "result"
         self.metrics = out / METRICS
         self.curves = out / "curves.png"
         self.finished = self.work / FINISHED
+
+    def place(self, node: int) -> Path:
+        """What a machine holds while it trains: they may share the folder."""
+        return self.work / f"node-{node}" if node else self.work
+
+    def log(self, node: int) -> Path:
+        return self.place(node) / "log.txt"
 
     def rows(self, node: int) -> Path:
         return self.work / f"rows-{node}"

@@ -121,7 +121,7 @@ def fits(wanted: Need, recipe: Training, machine: Machine) -> bool:
 
 
 def _how(recipe: Training, stage: int | None) -> str:
-    ways = ["no ZeRO" if stage is None else f"ZeRO-{stage}", recipe.precision]
+    ways = ["no ZeRO" if stage is None else f"ZeRO-{stage}", str(recipe.precision)]
     ways += ["offload"] * recipe.offload + [f"LoRA {recipe.lora}"] * (recipe.lora is not None)
     return ", ".join([*ways, f"{recipe.processes} process{'es' * (recipe.processes > 1)}"])
 

@@ -1,7 +1,7 @@
 """What a training is told: a checked value from flags or a TOML file with the same names.
 
 Defaults are those of the paper (arXiv 2304.03277, section 4.1, which takes Alpaca's): 3 epochs, global
-batch 128, 2e-5, cosine, warm-up 0.03, length 512, bf16. Knows nothing of torch.
+batch 128, 2e-5, cosine, warm-up 0.03, length 512, bf16 (where the machine has it). Knows nothing of torch.
 """
 
 import tomllib
@@ -50,7 +50,7 @@ class Training(BaseModel):
     weight_decay: NonNegativeFloat = 0.0
     clip: PositiveFloat = 1.0
     max_length: Annotated[int, Field(ge=8)] = 512
-    precision: Literal["bf16", "fp32"] = "bf16"
+    precision: Literal["bf16", "fp32"] | None = None  # bf16, where the machine has it: precision.py
     lora: PositiveInt | None = None
     recompute: bool = False
 

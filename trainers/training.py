@@ -20,8 +20,10 @@ import torch
 import torch.distributed as dist
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
+from store.errors import DistillError
 from trainers import checkpoints
 from trainers.batches import Batch, Planned, learnt_in
+from trainers.errors import TrainingFailed
 from trainers.recipe import Training
 from trainers.reports import report
 from trainers.zero import deepspeed_config
@@ -38,7 +40,7 @@ def die_with_parent(parent: int) -> None:
     """An orphan would go on writing into a folder that another run may have taken over. parent: its
     process id where it is known, else 0."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if parent and os.getppid() != parent:
+    if os.getppid() != parent if parent else os.getppid() == 1:
         os._exit(1)
 
 
@@ -51,6 +53,9 @@ def join_processes(recipe: Training) -> None:
     if recipe.with_deepspeed:
         import deepspeed
 
+        # Training uses no operator of shared memory. DeepSpeed would compile it on CPUs, under a lock that
+        # outlives a kill and that every later training waits for.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         deepspeed.init_distributed(dist_backend="gloo" if on_cpu() else "nccl")
 
 
@@ -148,7 +153,7 @@ class Loop(Trainer):
         if ranks > 1 and names:
             total = self.accelerator.reduce(total.to(self.args.device)).cpu()
         samples = self._judged(self)
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, {})
+        self.control: Any = self.callback_handler.on_evaluate(self.args, self.state, self.control, {})
         if not names or not total[:, 1].all():
             return {}
         held = dict(zip(names, (total[:, 0] / total[:, 1]).tolist(), strict=True))
@@ -193,12 +198,21 @@ class Telling(TrainerCallback):
         if args.world_size > 1:
             dist.all_reduce(asked, op=dist.ReduceOp.MAX)  # all stop at the same step, or none
         if asked.item() and state.global_step < state.max_steps:
+            if int(os.environ.get("LOCAL_RANK", "0")) == 0:
+                report("stopping", step=state.global_step)  # on each machine: any of them may have asked
             self.stopped = control.should_save = control.should_training_stop = True
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **_: Any) -> None:
-        if not state.is_world_process_zero or "loss" not in logs:
+        if "loss" not in logs:
             return
         step = state.global_step
+        if not math.isfinite(logs["loss"]):  # which all processes see, for it is their mean
+            raise TrainingFailed(
+                f"the loss of step {step} is {logs['loss']}: begin anew with a lower --lr, with --precision "
+                "fp32, or with another model"
+            )
+        if not state.is_world_process_zero:
+            return
         report(
             "step",
             step=step,
@@ -239,7 +253,8 @@ def run_worker(work: Callable[[], None]) -> None:
         import traceback
 
         traceback.print_exc()
-        report("failed", error=f"{type(error).__name__}: {error}"[:600])
+        told = str(error) if isinstance(error, DistillError) else f"{type(error).__name__}: {error}"
+        report("failed", error=told[:600])
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(1)  # the others may hang in a collective: the launcher ends them

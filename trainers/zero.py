@@ -1,7 +1,6 @@
 """The configuration that DeepSpeed gets; 'auto' is filled in by transformers from the same recipe."""
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +24,6 @@ def stage_of(recipe: Training) -> int | None:
     if recipe.deepspeed is None:
         return recipe.stage
     return int(_read(recipe.deepspeed).get("zero_optimization", {}).get("stage", 0))
-
-
-def check_compiler(recipe: Training, on_cpu: bool) -> None:
-    """On CPU DeepSpeed compiles a small operator on first use. Raises UsageError where it could not."""
-    if on_cpu and recipe.with_deepspeed and shutil.which("g++") is None:
-        raise UsageError(
-            "DeepSpeed on CPU needs g++, once, to compile an operator (on Debian and Ubuntu: apt-get install "
-            "g++); one process without --zero and --deepspeed does without it"
-        )
 
 
 def _defaults(recipe: Training) -> Config:
