@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,12 @@ from trainers import checkpoints
 from trainers.errors import NotTheSame, TooLarge
 from trainers.folder import Folder, forget_after, read_metrics
 from trainers.machine import Machine, free_ram
-from trainers.memory import GIB, Size, check_memory, need
+from trainers.memory import GIB, Size, need
 from trainers.precision import with_precision
 from trainers.progress import Display
 from trainers.recipe import SftRecipe, recipe_from
+from trainers.room import check_memory
+from trainers.zero import as_configured, deepspeed_config, stage_of
 
 GIVEN = {"data": Path("d"), "model": "m", "out": Path("o"), "precision": "bf16"}
 LLAMA_7B = Size(6_738_415_616, 6_738_415_616, 32, 4096, 11008, 32000)
@@ -64,6 +67,7 @@ def test_micro_batch_and_accumulation_follow_from_batch_and_processes() -> None:
         ({"epochs": 0}, "--epochs 0: input should be greater than 0"),
         ({"zero": 4}, "--zero 4: "),
         ({"offload": True}, "offload needs zero 2 or 3"),
+        ({"deepspeed": "f", "zero": 2}, "a DeepSpeed file itself says what zero and offload would"),
         ({"lora": 8, "zero": 3}, "lora cannot be merged under zero 3"),
         ({"nnodes": 2}, "nnodes needs master HOST:PORT"),
         ({"node_rank": 1}, "node_rank counts from 0"),
@@ -100,8 +104,20 @@ def test_a_7b_model_is_refused_with_the_numbers_where_it_cannot_be_held() -> Non
     assert words.startswith(
         "this machine cannot hold the training: 6.74B parameters (ZeRO-2, bf16, 1 process)"
     )
+    assert "need about 112.1 GiB of RAM" in words
     assert "23.0 GiB are free" in words
-    assert "Use " in words
+    assert words.endswith("Use --zero 2 --lora 16 --micro-batch 1 --recompute, which fits")
+
+
+@pytest.mark.parametrize("machine", [Machine(ram=23 * GIB), Machine(100 * GIB, gpus=(20 * GIB,) * 2)])
+def test_so_many_machines_as_are_advised_can_hold_it_and_share_a_batch(machine: Machine) -> None:
+    told = recipe(precision="fp32")
+    with pytest.raises(TooLarge) as refused:
+        check_memory(LLAMA_7B, told, None, machine)
+    nodes, each = map(int, re.findall(r"--nnodes (\d+) --nproc (\d+)", str(refused.value))[0])
+    assert each == max(1, len(machine.gpus))
+    advised = recipe(precision="fp32", zero=3, nnodes=nodes, nproc=each, master="h:1", micro_batch=1)
+    check_memory(LLAMA_7B, advised.model_copy(update={"recompute": True}), 3, machine)
 
 
 def test_it_is_let_through_where_it_can_be_held() -> None:
@@ -133,6 +149,26 @@ def test_the_limit_of_a_container_counts(tmp_path: Path) -> None:
     (tmp_path / "memory.current").write_text("700000\n")
     (tmp_path / "memory.stat").write_text("anon 5\ninactive_file 100000\n")
     assert free_ram(meminfo, tmp_path) == 400_000
+
+
+def test_a_deepspeed_file_is_taken_with_what_the_result_needs(tmp_path: Path) -> None:
+    file = tmp_path / "ds.json"
+    zero = {"stage": 3, "offload_optimizer": {"device": "cpu"}}
+    file.write_text(json.dumps({"zero_optimization": zero, "bf16": {"enabled": False}}))
+    told = recipe(deepspeed=file)
+    found = deepspeed_config(told)
+    assert found is not None
+    gathered = {"stage3_gather_16bit_weights_on_model_save": True}
+    assert (found["zero_optimization"], found["bf16"]) == (zero | gathered, {"enabled": False})
+    assert found["train_batch_size"] == "auto"
+    assert (stage_of(told), as_configured(told).offload) == (3, True)
+    file.write_text(json.dumps({"zero_optimization": {"stage": 3}}))
+    assert not as_configured(told).offload
+    with pytest.raises(UsageError, match="lora cannot be merged under zero 3"):
+        deepspeed_config(recipe(deepspeed=file, lora=4))
+    file.write_text("[1]")
+    with pytest.raises(UsageError, match="expected a JSON object"):
+        deepspeed_config(told)
 
 
 # Folders.

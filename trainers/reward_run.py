@@ -17,7 +17,7 @@ from trainers.comparisons import Group
 from trainers.folder import Folder, read_metrics, write
 from trainers.lora import linear_shapes
 from trainers.machine import Machine, this_machine
-from trainers.memory import Size, check_memory, gib, lora_parameters
+from trainers.memory import Size, lora_parameters
 from trainers.models import config_of, resolve, tokenizer_of
 from trainers.precision import with_precision
 from trainers.preferences import share, words
@@ -26,9 +26,10 @@ from trainers.recipe import RewardRecipe
 from trainers.reward_data import Counts, Parts, prepared, template_for
 from trainers.reward_model import check_family, skeleton
 from trainers.reward_report import measured_on
+from trainers.room import check_memory, in_words
 from trainers.run import title_of
 from trainers.scoring import Scorer
-from trainers.zero import stage_of
+from trainers.zero import as_configured, stage_of
 
 MODULE = "trainers.reward"
 ANSWERS_AT_ONCE = 8  # in a micro batch, unless said: of so many prompts as have no more
@@ -112,15 +113,11 @@ def check_size(recipe: RewardRecipe, config: Any, machine: Machine, display: Dis
     parameters = sum(p.numel() for p in shapes.parameters())
     trained = parameters
     if recipe.lora is not None:
-        trained = lora_parameters(config, recipe.lora, linear_shapes(shapes))
+        trained = lora_parameters(recipe.lora, linear_shapes(shapes))
     size = replace(Size.of(config, parameters, trained), vocabulary=1)
-    needed = check_memory(size, recipe, stage_of(recipe), machine)
-    display.say(
-        f"{parameters / 1e6:,.0f}M parameters, {trained / 1e6:,.1f}M trained; a process needs about "
-        f"{gib(needed.device)}; prompts a step: micro batch {recipe.rows_at_once} x {recipe.accumulation} x "
-        f"{recipe.processes} process{'es' * (recipe.processes > 1)} = {recipe.batch}, of up to "
-        f"{recipe.answers} answers"
-    )
+    needed = check_memory(size, as_configured(recipe), stage_of(recipe), machine)
+    told = in_words(size, recipe, needed, machine, "prompts")
+    display.say(f"{told}, of up to {recipe.answers} answers")
     return parameters
 
 

@@ -16,7 +16,7 @@ from trainers.card import card, versions
 from trainers.folder import Folder, read_metrics, write
 from trainers.lora import linear_shapes
 from trainers.machine import Machine, this_machine
-from trainers.memory import Size, check_memory, gib, lora_parameters
+from trainers.memory import Size, lora_parameters
 from trainers.models import (
     config_of,
     packs_exactly,
@@ -28,10 +28,11 @@ from trainers.models import (
 from trainers.precision import with_precision
 from trainers.progress import Display
 from trainers.recipe import SftRecipe
+from trainers.room import check_memory, in_words
 from trainers.rows import Rows
 from trainers.run import title_of
 from trainers.sft_data import Counts, tokenized
-from trainers.zero import stage_of
+from trainers.zero import as_configured, stage_of
 
 MODULE = "trainers.sft"
 
@@ -74,13 +75,10 @@ def check(recipe: SftRecipe, config: Any, machine: Machine, display: Display) ->
     parameters = parameters_of(config)
     trained = parameters
     if recipe.lora is not None:
-        trained = lora_parameters(config, recipe.lora, linear_shapes(skeleton(config)))
-    needed = check_memory(Size.of(config, parameters, trained), recipe, stage_of(recipe), machine)
-    display.say(
-        f"{parameters / 1e6:,.0f}M parameters, {trained / 1e6:,.1f}M trained; a process needs about "
-        f"{gib(needed.device)}; micro batch {recipe.rows_at_once} x {recipe.accumulation} x "
-        f"{recipe.processes} process{'es' * (recipe.processes > 1)} = {recipe.batch}"
-    )
+        trained = lora_parameters(recipe.lora, linear_shapes(skeleton(config)))
+    size = Size.of(config, parameters, trained)
+    needed = check_memory(size, as_configured(recipe), stage_of(recipe), machine)
+    display.say(in_words(size, recipe, needed, machine, "rows"))
     return recipe.packing != "off" and exact
 
 
