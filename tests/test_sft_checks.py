@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import re
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from store.errors import UsageError
 from trainers import checkpoints
-from trainers.errors import NotTheSame, TooLarge
-from trainers.folder import Folder, forget_after, read_metrics
+from trainers.errors import NotTheSame, TooLarge, TrainingFailed
+from trainers.folder import Folder, forget_after, held_by, read_metrics
+from trainers.launch import Processes
 from trainers.machine import Machine, free_ram
 from trainers.memory import GIB, Size, need
 from trainers.precision import with_precision
@@ -169,6 +173,37 @@ def test_a_deepspeed_file_is_taken_with_what_the_result_needs(tmp_path: Path) ->
     file.write_text("[1]")
     with pytest.raises(UsageError, match="expected a JSON object"):
         deepspeed_config(told)
+
+
+# What ends badly.
+
+
+def ends(code: str, tmp_path: Path) -> str:
+    """What is said of a training process that does this."""
+    processes = Processes([sys.executable, "-c", code], {}, tmp_path / "log.txt")
+    with pytest.raises(TrainingFailed) as failed:
+        list(processes.records())
+    processes.kill()
+    return str(failed.value)
+
+
+def test_why_a_training_process_ended_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "ended with status 3; the log is" in ends("exit(3)", tmp_path)
+    told = 'print("\\n\\x1e" + \'{"kind": "failed", "error": "%s"}\'); exit(1)'
+    assert "training failed: ValueError: odd; " in ends(told % "ValueError: odd", tmp_path)
+    assert "more memory than there is" in ends(told % "you tried to allocate memory", tmp_path)
+    assert "was killed (SIGKILL)" in ends("import os; os.kill(os.getpid(), 9)", tmp_path)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=3 << 20))
+    said = ends(told % "RuntimeError: PytorchStreamWriter failed writing file data/0", tmp_path)
+    assert said.startswith("training ended with the disk full (3 MiB left): make room, then --resume")
+
+
+def test_a_folder_that_cannot_be_written_ends_in_a_sentence(tmp_path: Path) -> None:
+    with (
+        pytest.raises(TrainingFailed, match=r"metrics\.jsonl: No space left on device; --resume goes on"),
+        held_by(Folder(tmp_path), 0),
+    ):
+        raise OSError(errno.ENOSPC, "No space left on device", "metrics.jsonl")
 
 
 # Folders.

@@ -1,15 +1,12 @@
 """What every training does before its first step: how long it may take, what it is, where it goes on."""
 
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from store.folder import held
 from store.pool import Pool
 from trainers import checkpoints
-from trainers.errors import TrainingFailed
 from trainers.folder import Folder, forget_after, write
 from trainers.machine import Machine, cpu_flops
 from trainers.memory import seconds
@@ -42,18 +39,6 @@ def opened(recipe: Training, resume: bool, display: Display) -> Folder | None:
         display.say(f"{recipe.out} is finished; nothing to do")
         return None
     return folder
-
-
-@contextmanager
-def held_by(recipe: Training, folder: Folder) -> Iterator[None]:
-    """No other command trains there meanwhile. What the disk refuses is said in a sentence."""
-    try:
-        with held(folder.place(recipe.node_rank)):
-            yield
-    except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        words = f"{where}{error.strerror or error}; --resume goes on once that is mended"
-        raise TrainingFailed(words) from error
 
 
 def carry_out(

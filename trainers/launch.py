@@ -7,6 +7,7 @@ to stop with a checkpoint.
 
 import ctypes
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -20,6 +21,7 @@ from trainers.recipe import Training
 from trainers.reports import parsed
 
 _PR_SET_PDEATHSIG = 1
+FULL = 64 << 20  # bytes left on a disk that could not take a checkpoint
 ALONE = {
     "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1",
 }  # fmt: skip
@@ -84,6 +86,9 @@ class Processes:
         memory = (
             "it needed more memory than there is (try --micro-batch 1, --recompute, --max-length, --zero 3)"
         )
+        free = shutil.disk_usage(self._log.name).free
+        if free < FULL:  # which libraries tell in words of their own
+            return f"training ended with the disk full ({free >> 20} MiB left): make room, then --resume"
         if self._failed is not None:
             short = "allocate memory" in self._failed or "OutOfMemory" in self._failed
             return f"training failed: {memory if short else self._failed}"
@@ -97,6 +102,8 @@ class Processes:
         if self._process.poll() is None:
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
+        if self._process.stdout is not None:
+            self._process.stdout.close()
         self._log.close()
 
 

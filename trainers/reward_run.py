@@ -11,10 +11,10 @@ from typing import Any
 from store.errors import UsageError
 from trainers import reward_data
 from trainers.batches import steps_of
-from trainers.beginning import carry_out, held_by, identity_of, losses, opened, tell_time
+from trainers.beginning import carry_out, identity_of, losses, opened, tell_time
 from trainers.card import card, versions
 from trainers.comparisons import Group
-from trainers.folder import Folder, read_metrics, write
+from trainers.folder import Folder, held_by, read_metrics, write
 from trainers.lora import linear_shapes
 from trainers.machine import Machine, this_machine
 from trainers.memory import Size, lora_parameters
@@ -46,7 +46,7 @@ def run_reward(recipe: RewardRecipe, resume: bool, quiet: bool, env: Mapping[str
     config, machine = config_of(model), this_machine()
     recipe = with_precision(recipe, machine, display)
     check(recipe, config)
-    with held_by(recipe, folder):
+    with held_by(folder, recipe.node_rank):
         parts, counts, held_groups = read(recipe, model, folder, display)
         recipe = with_what_fits(recipe, parts)
         parameters = check_size(recipe, config, machine, display)

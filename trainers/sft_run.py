@@ -11,9 +11,9 @@ from typing import Any
 from store.errors import UsageError
 from trainers import rows as rows_on_disk
 from trainers.batches import steps_of
-from trainers.beginning import carry_out, held_by, identity_of, losses, opened, tell_time
+from trainers.beginning import carry_out, identity_of, losses, opened, tell_time
 from trainers.card import card, versions
-from trainers.folder import Folder, read_metrics, write
+from trainers.folder import Folder, held_by, read_metrics, write
 from trainers.lora import linear_shapes
 from trainers.machine import Machine, this_machine
 from trainers.memory import Size, lora_parameters
@@ -47,7 +47,7 @@ def run_sft(recipe: SftRecipe, resume: bool, quiet: bool, env: Mapping[str, str]
     config, machine = config_of(model), this_machine()
     recipe = with_precision(recipe, machine, display)
     packed = check(recipe, config, machine, display)
-    with held_by(recipe, folder):
+    with held_by(folder, recipe.node_rank):
         rows, counts = read(recipe, model, folder, display)
         if not machine.gpus:
             tokens = float(rows.lengths[rows.trained].sum() * recipe.epochs)
