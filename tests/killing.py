@@ -18,7 +18,7 @@ def kill_at_step(command: list[str], out: Path, step: int) -> None:
     process = at_step(command, out, step)
     workers = children_of(process.pid)
     process.kill()
-    process.wait()
+    process.communicate()
     until_gone(workers)
 
 

@@ -13,7 +13,7 @@ import orjson
 import pytest
 from cli import ROOT, environment
 
-SECONDS = 240
+SECONDS = 600  # that nothing takes, on a busy machine either
 WORDS = ("sea", "moon", "river", "stone", "cloud", "lamp", "bird", "road")
 CHATML = (
     "{% for m in messages %}{{ '<|' + m['role'] + '|>' + m['content'] + eos_token + '\\n' }}{% endfor %}"
@@ -92,21 +92,30 @@ def env() -> dict[str, str]:
 
 
 def train(*given: Any, code: int = 0, kind: str = "sft") -> str:
-    """Runs a training to its end; what it said on stderr. The command runs in this process, which has read
-    torch already; those that train are processes of their own, as ever."""
+    """Runs a training to its end; what it said on stderr."""
+    command = words(*given, kind=kind)
+    ended, _, said = distill(*command[command.index("train") :])
+    assert ended == code, said[-3000:] + log(given[2])
+    assert "Traceback" not in said, said
+    return said
+
+
+def distill(*words: object) -> tuple[int, str, str]:
+    """(exit code, stdout, stderr) of a command in this process, which has read torch already; those that
+    train are processes of their own, as ever."""
     from engine.cli import main
 
-    told = io.StringIO()
-    command = words(*given, kind=kind)
-    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stderr(told):
-        patch.setattr("sys.argv", ["distill", *command[command.index("train") :]])
+    out, told = io.StringIO(), io.StringIO()
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(told),
+    ):
+        patch.setattr("sys.argv", ["distill", *map(str, words)])
         patch.setattr("os.environ", env() | {"PYTHONPATH": str(ROOT)})
         with pytest.raises(SystemExit) as ended:
             main()
-    said = told.getvalue()
-    assert (ended.value.code or 0) == code, said[-3000:] + log(given[2])
-    assert "Traceback" not in said, said
-    return said
+    return int(ended.value.code or 0), out.getvalue(), told.getvalue()
 
 
 def log(out: Path) -> str:
