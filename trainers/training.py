@@ -4,11 +4,8 @@ Shared by what is trained (sft.py, and others): they bring a model, a collator a
 """
 
 import contextlib
-import ctypes
 import math
 import os
-import signal
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,12 +17,12 @@ import torch
 import torch.distributed as dist
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from store.errors import DistillError
 from trainers import checkpoints
 from trainers.batches import Batch, Planned, learnt_in
 from trainers.errors import TrainingFailed
 from trainers.recipe import Training
 from trainers.reports import report
+from trainers.worker import on_cpu
 from trainers.zero import deepspeed_config
 
 SHARE_BETWEEN_SAVES = 10  # of all steps, unless said
@@ -33,30 +30,6 @@ LR_SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_wi
 LossSum = Callable[[Any, Batch], torch.Tensor]
 Count = Callable[[Batch], float]
 Measure = Callable[[Any, Batch], dict[str, tuple[float, float]]]
-_PR_SET_PDEATHSIG = 1
-
-
-def die_with_parent(parent: int) -> None:
-    """An orphan would go on writing into a folder that another run may have taken over. parent: its
-    process id where it is known, else 0."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent if parent else os.getppid() == 1:
-        os._exit(1)
-
-
-def on_cpu() -> bool:
-    return not torch.cuda.is_available()
-
-
-def join_processes(recipe: Training) -> None:
-    """Before any weight is read: under ZeRO-3 reading shares them out."""
-    if recipe.with_deepspeed:
-        import deepspeed
-
-        # Training uses no operator of shared memory. DeepSpeed would compile it on CPUs, under a lock that
-        # outlives a kill and that every later training waits for.
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-        deepspeed.init_distributed(dist_backend="gloo" if on_cpu() else "nccl")
 
 
 def arguments(recipe: Training, work: Path, steps: int, fresh: bool) -> TrainingArguments:
@@ -234,30 +207,3 @@ class Telling(TrainerCallback):
             report("saved", step=state.global_step)
         if args.world_size > 1:
             dist.barrier()
-
-
-def agreed(checkpoint: str | None) -> str | None:
-    """The first process's choice: on several machines each might have seen another."""
-    if not dist.is_initialized() or dist.get_world_size() == 1:
-        return checkpoint
-    box = [checkpoint]
-    dist.broadcast_object_list(box, src=0)
-    return box[0]
-
-
-def run_worker(work: Callable[[], None]) -> None:
-    """Ends the process: 0 done or stopped as asked, 1 on an error, which is reported."""
-    try:
-        work()
-    except Exception as error:
-        import traceback
-
-        traceback.print_exc()
-        told = str(error) if isinstance(error, DistillError) else f"{type(error).__name__}: {error}"
-        report("failed", error=told[:600])
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(1)  # the others may hang in a collective: the launcher ends them
-    sys.stdout.flush()
-    if dist.is_initialized():
-        dist.destroy_process_group()
