@@ -5,7 +5,6 @@ Shared by what is trained (sft.py, and others): they bring a model, a collator a
 
 import contextlib
 import math
-import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -171,7 +170,7 @@ class Telling(TrainerCallback):
         if args.world_size > 1:
             dist.all_reduce(asked, op=dist.ReduceOp.MAX)  # all stop at the same step, or none
         if asked.item() and state.global_step < state.max_steps:
-            if int(os.environ.get("LOCAL_RANK", "0")) == 0:
+            if state.is_local_process_zero:
                 report("stopping", step=state.global_step)  # on each machine: any of them may have asked
             self.stopped = control.should_save = control.should_training_stop = True
 
