@@ -1,6 +1,13 @@
-"""How every test runs: hypothesis draws the same examples each time, and a busy machine fails none."""
+"""How every test runs: hypothesis draws the same examples each time, and a busy machine fails none.
+
+Torch computes with one thread: what it computes here is small, and threads that wait for each other on a
+busy machine took a hundred times as long.
+"""
+
+import os
 
 from hypothesis import settings
 
 settings.register_profile("distill", max_examples=50, deadline=None, derandomize=True, database=None)
 settings.load_profile("distill")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported

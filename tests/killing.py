@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 import subprocess
 import time
 from pathlib import Path
@@ -12,18 +14,40 @@ from cli import ROOT
 
 
 def kill_at_step(command: list[str], out: Path, step: int) -> None:
-    """kill -9 as soon as this step is measured."""
-    process = subprocess.Popen(command, cwd=ROOT, env=tiny.env(), stderr=subprocess.DEVNULL)
+    """kill -9 of the command as soon as this step is measured; those that train end with it."""
+    process = at_step(command, out, step)
+    workers = children_of(process.pid)
+    process.kill()
+    process.communicate()
+    until_gone(workers)
+
+
+def kill_a_worker_at_step(command: list[str], out: Path, step: int) -> tuple[int, str]:
+    """kill -9 of the last of those that train. How the command ended, and what it said."""
+    process = at_step(command, out, step)
+    workers = children_of(process.pid)
+    os.kill(workers[-1], signal.SIGKILL)
+    _, said = process.communicate(timeout=tiny.SECONDS)
+    until_gone(workers)
+    return process.returncode, said
+
+
+def at_step(command: list[str], out: Path, step: int) -> subprocess.Popen[str]:
+    """The command, started and waited for until this step is measured."""
+    process = subprocess.Popen(command, cwd=ROOT, env=tiny.env(), stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + tiny.SECONDS
     metrics = out / "metrics.jsonl"
     while not (metrics.exists() and ("step", step) in tiny.measured(out)):
         assert process.poll() is None, tiny.log(out)
         assert time.monotonic() < deadline
         time.sleep(0.002)
-    workers = children_of(process.pid)
-    process.kill()
-    process.wait()
-    while any(tiny.alive(pid) for pid in workers):  # nobody is left behind to write
+    return process
+
+
+def until_gone(pids: list[int]) -> None:
+    """Nobody is left behind to write."""
+    deadline = time.monotonic() + tiny.SECONDS
+    while any(tiny.alive(pid) for pid in pids):
         assert time.monotonic() < deadline
         time.sleep(0.01)
 
@@ -34,9 +58,13 @@ def children_of(pid: int) -> list[int]:
     return [found for child in map(int, told) for found in (child, *children_of(child))]
 
 
-def leave_traces_of_a_kill(checkpoints: Path) -> None:
-    """As if it had come in the middle of writing a checkpoint: the kill may have come a little late."""
+def leave_traces_of_a_kill(work: Path) -> None:
+    """As if it had come in the middle of writing a checkpoint, or the result: the kill may have come a
+    little late."""
+    checkpoints = work / "checkpoints"
     shutil.rmtree(checkpoints / "checkpoint-6", ignore_errors=True)
     (checkpoints / "checkpoint-5").mkdir(exist_ok=True)
     (checkpoints / "checkpoint-5" / "trainer_state.json").write_text("{")
     (checkpoints / "checkpoint-5" / "complete.json").unlink(missing_ok=True)
+    (work / "result").mkdir(exist_ok=True)
+    (work / "result" / "torn.safetensors").touch()

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,23 +11,13 @@ pytest.importorskip("torch", reason="the trainers' packages are not installed (r
 pytest.importorskip("transformers")
 
 import tiny
-from cli import ROOT
 from killing import kill_at_step, leave_traces_of_a_kill
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("default")]
 NEAR = 1e-4
-USUAL = (
-    "--template",
-    "alpaca",
-    "--epochs",
-    2,
-    "--held-out",
-    0.2,
-    "--lr",
-    5e-3,
-    "--eval-every",
-    5,
-)  # 10 steps
+USUAL = (  # 10 steps
+    "--template", "alpaca", "--epochs", 2, "--held-out", 0.2, "--lr", 5e-3, "--eval-every", 5,
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -47,12 +35,9 @@ def given(ground: Path, out: str) -> tuple[Path, Path, Path]:
 
 
 def distill(*words: object) -> str:
-    command = [sys.executable, "-P", "-m", "engine", *map(str, words)]
-    ended = subprocess.run(
-        command, cwd=ROOT, env=tiny.env(), capture_output=True, text=True, timeout=tiny.SECONDS, check=False
-    )
-    assert ended.returncode == 0, ended.stderr
-    return ended.stdout
+    code, out, said = tiny.distill(*words)
+    assert code == 0, said
+    return out
 
 
 def test_it_learns_a_toy_preference_and_says_what_it_is_worth(ground: Path) -> None:
@@ -103,7 +88,7 @@ def test_pieces_and_processes_change_no_loss(ground: Path, out: str, flags: tupl
 def test_a_killed_training_goes_on_as_if_nothing_had_been(ground: Path) -> None:
     words = (*given(ground, "killed"), *USUAL)
     kill_at_step(tiny.words(*words, kind="reward"), ground / "killed", 5)
-    leave_traces_of_a_kill(ground / "killed" / "training" / "checkpoints")
+    leave_traces_of_a_kill(ground / "killed" / "training")
     said = tiny.train(*words, "--resume", kind="reward")
     assert "checkpoint-5 is passed over: it was not finished" in said
     assert "going on from step 4" in said

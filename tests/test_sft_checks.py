@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import re
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from store.errors import UsageError
 from trainers import checkpoints
-from trainers.errors import NotTheSame, TooLarge
-from trainers.folder import Folder, forget_after, read_metrics
+from trainers.errors import NotTheSame, TooLarge, TrainingFailed
+from trainers.folder import Folder, forget_after, held_by, read_metrics
+from trainers.launch import Processes
 from trainers.machine import Machine, free_ram
-from trainers.memory import GIB, Size, check_memory, need
+from trainers.memory import GIB, Size, need
+from trainers.precision import with_precision
+from trainers.progress import Display
 from trainers.recipe import SftRecipe, recipe_from
+from trainers.room import check_memory
+from trainers.zero import as_configured, deepspeed_config, stage_of
 
-GIVEN = {"data": Path("d"), "model": "m", "out": Path("o")}
+GIVEN = {"data": Path("d"), "model": "m", "out": Path("o"), "precision": "bf16"}
 LLAMA_7B = Size(6_738_415_616, 6_738_415_616, 32, 4096, 11008, 32000)
 
 
@@ -28,10 +37,25 @@ def recipe(**more: Any) -> SftRecipe:
 
 
 def test_the_defaults_are_the_papers() -> None:
-    told = recipe()
+    told = with_precision(recipe(precision=None), Machine(ram=GIB, gpus=(GIB,)), Display(quiet=True))
     assert (told.epochs, told.batch, told.lr, told.schedule) == (3, 128, 2e-5, "cosine")
     assert (told.warmup, told.max_length, told.precision) == (0.03, 512, "bf16")
     assert (told.rows_at_once, told.accumulation, told.with_deepspeed) == (4, 32, False)
+
+
+def test_a_cpu_that_would_only_imitate_bf16_trains_in_fp32_and_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cpu, cpuinfo = Machine(ram=GIB), tmp_path / "cpuinfo"
+    cpuinfo.write_text("processor\t: 0\nflags\t\t: fpu avx2 avx512f\n")
+    unsaid = recipe(precision=None)
+    assert with_precision(unsaid, cpu, Display(quiet=False), cpuinfo).precision == "fp32"
+    assert "in fp32: this CPU has no bf16" in capsys.readouterr().err
+    assert with_precision(recipe(), cpu, Display(quiet=False), cpuinfo).precision == "bf16"
+    for flags in ("flags\t\t: fpu amx_bf16\n", "Features\t: fp asimd bf16\n"):
+        cpuinfo.write_text(flags)
+        assert with_precision(unsaid, cpu, Display(quiet=False), cpuinfo).precision == "bf16"
+    assert not capsys.readouterr().err
 
 
 def test_micro_batch_and_accumulation_follow_from_batch_and_processes() -> None:
@@ -47,6 +71,7 @@ def test_micro_batch_and_accumulation_follow_from_batch_and_processes() -> None:
         ({"epochs": 0}, "--epochs 0: input should be greater than 0"),
         ({"zero": 4}, "--zero 4: "),
         ({"offload": True}, "offload needs zero 2 or 3"),
+        ({"deepspeed": "f", "zero": 2}, "a DeepSpeed file itself says what zero and offload would"),
         ({"lora": 8, "zero": 3}, "lora cannot be merged under zero 3"),
         ({"nnodes": 2}, "nnodes needs master HOST:PORT"),
         ({"node_rank": 1}, "node_rank counts from 0"),
@@ -83,8 +108,20 @@ def test_a_7b_model_is_refused_with_the_numbers_where_it_cannot_be_held() -> Non
     assert words.startswith(
         "this machine cannot hold the training: 6.74B parameters (ZeRO-2, bf16, 1 process)"
     )
+    assert "need about 112.1 GiB of RAM" in words
     assert "23.0 GiB are free" in words
-    assert "Use " in words
+    assert words.endswith("Use --zero 2 --lora 16 --micro-batch 1 --recompute, which fits")
+
+
+@pytest.mark.parametrize("machine", [Machine(ram=23 * GIB), Machine(100 * GIB, gpus=(20 * GIB,) * 2)])
+def test_so_many_machines_as_are_advised_can_hold_it_and_share_a_batch(machine: Machine) -> None:
+    told = recipe(precision="fp32")
+    with pytest.raises(TooLarge) as refused:
+        check_memory(LLAMA_7B, told, None, machine)
+    nodes, each = map(int, re.findall(r"--nnodes (\d+) --nproc (\d+)", str(refused.value))[0])
+    assert each == max(1, len(machine.gpus))
+    advised = recipe(precision="fp32", zero=3, nnodes=nodes, nproc=each, master="h:1", micro_batch=1)
+    check_memory(LLAMA_7B, advised.model_copy(update={"recompute": True}), 3, machine)
 
 
 def test_it_is_let_through_where_it_can_be_held() -> None:
@@ -116,6 +153,57 @@ def test_the_limit_of_a_container_counts(tmp_path: Path) -> None:
     (tmp_path / "memory.current").write_text("700000\n")
     (tmp_path / "memory.stat").write_text("anon 5\ninactive_file 100000\n")
     assert free_ram(meminfo, tmp_path) == 400_000
+
+
+def test_a_deepspeed_file_is_taken_with_what_the_result_needs(tmp_path: Path) -> None:
+    file = tmp_path / "ds.json"
+    zero = {"stage": 3, "offload_optimizer": {"device": "cpu"}}
+    file.write_text(json.dumps({"zero_optimization": zero, "bf16": {"enabled": False}}))
+    told = recipe(deepspeed=file)
+    found = deepspeed_config(told)
+    assert found is not None
+    gathered = {"stage3_gather_16bit_weights_on_model_save": True}
+    assert (found["zero_optimization"], found["bf16"]) == (zero | gathered, {"enabled": False})
+    assert found["train_batch_size"] == "auto"
+    assert (stage_of(told), as_configured(told).offload) == (3, True)
+    file.write_text(json.dumps({"zero_optimization": {"stage": 3}}))
+    assert not as_configured(told).offload
+    with pytest.raises(UsageError, match="lora cannot be merged under zero 3"):
+        deepspeed_config(recipe(deepspeed=file, lora=4))
+    file.write_text("[1]")
+    with pytest.raises(UsageError, match="expected a JSON object"):
+        deepspeed_config(told)
+
+
+# What ends badly.
+
+
+def ends(code: str, tmp_path: Path) -> str:
+    """What is said of a training process that does this."""
+    processes = Processes([sys.executable, "-c", code], {}, tmp_path / "log.txt")
+    with pytest.raises(TrainingFailed) as failed:
+        list(processes.records())
+    processes.kill()
+    return str(failed.value)
+
+
+def test_why_a_training_process_ended_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "ended with status 3; the log is" in ends("exit(3)", tmp_path)
+    told = 'print("\\n\\x1e" + \'{"kind": "failed", "error": "%s"}\'); exit(1)'
+    assert "training failed: ValueError: odd; " in ends(told % "ValueError: odd", tmp_path)
+    assert "more memory than there is" in ends(told % "you tried to allocate memory", tmp_path)
+    assert "was killed (SIGKILL)" in ends("import os; os.kill(os.getpid(), 9)", tmp_path)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=3 << 20))
+    said = ends(told % "RuntimeError: PytorchStreamWriter failed writing file data/0", tmp_path)
+    assert said.startswith("training ended with the disk full (3 MiB left): make room, then --resume")
+
+
+def test_a_folder_that_cannot_be_written_ends_in_a_sentence(tmp_path: Path) -> None:
+    with (
+        pytest.raises(TrainingFailed, match=r"metrics\.jsonl: No space left on device; --resume goes on"),
+        held_by(Folder(tmp_path), 0),
+    ):
+        raise OSError(errno.ENOSPC, "No space left on device", "metrics.jsonl")
 
 
 # Folders.

@@ -1,16 +1,19 @@
 """What every training does before its first step: how long it may take, what it is, where it goes on."""
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from store.pool import Pool
 from trainers import checkpoints
-from trainers.folder import Folder, forget_after
-from trainers.machine import cpu_flops
+from trainers.folder import Folder, forget_after, write
+from trainers.machine import Machine, cpu_flops
 from trainers.memory import seconds
 from trainers.models import fingerprint
 from trainers.progress import Display, duration
 from trainers.recipe import FREE, Training
+from trainers.run import run
 from trainers.zero import deepspeed_config, stage_of
 
 SLOWER = 1.5  # bf16 than fp32, from which it is worth a word
@@ -26,19 +29,54 @@ def tell_time(recipe: Training, parameters: int, tokens: float, display: Display
         display.say(f"  it multiplies fp32 {other / speed:.0f} times faster than bf16: --precision fp32")
 
 
+def opened(recipe: Training, resume: bool, display: Display) -> Folder | None:
+    """The folder to train in; None where it is finished. Raises UsageError."""
+    folder = Folder(recipe.out)
+    if recipe.node_rank == 0:
+        folder.check(resume)
+    Pool(recipe.data)  # is it there?
+    if resume and folder.finished.is_file():
+        display.say(f"{recipe.out} is finished; nothing to do")
+        return None
+    return folder
+
+
+def carry_out(
+    recipe: Training,
+    module: str,
+    identity: Mapping[str, Any],
+    folder: Folder,
+    resume: bool,
+    quiet: bool,
+    env: Mapping[str, str],
+    machine: Machine,
+    job: Mapping[str, Any],
+) -> None:
+    """Trains in processes of their own, from the beginning or the last whole checkpoint. job: what
+    `module` wants to know besides what all of them do. Raises NotTheSame, Stopped, TrainingFailed."""
+    checkpoint = begin(recipe, identity, folder, resume, Display(quiet))
+    told: dict[str, Any] = {
+        "recipe": recipe.model_dump(mode="json"), "parent": os.getpid(), "alone": recipe.processes == 1,
+        "rows": str(folder.rows(recipe.node_rank)), "checkpoint": str(checkpoint) if checkpoint else None,
+    }  # fmt: skip
+    write(folder.job(recipe.node_rank), {**told, **job})
+    run(recipe, module, folder, env, not machine.gpus, quiet)
+
+
 def begin(
     recipe: Training, identity: Mapping[str, Any], folder: Folder, resume: bool, display: Display
 ) -> Path | None:
-    """The checkpoint to go on from. Raises NotTheSame."""
-    if recipe.node_rank == 0:
-        folder.same(identity) if resume else folder.begin(identity)
-    if not resume:
+    """The checkpoint to go on from, which the first machine chooses for all. Raises NotTheSame."""
+    if recipe.node_rank:
         return None
+    if not resume:
+        folder.begin(identity)
+        return None
+    folder.same(identity)
     checkpoint = checkpoints.last_whole(folder.checkpoints, display.say)
     step = checkpoints.step_of(checkpoint) if checkpoint else 0
     display.say(f"going on from step {step}" if checkpoint else "no whole checkpoint yet: from the beginning")
-    if recipe.node_rank == 0:
-        forget_after(folder.metrics, step if checkpoint else -1)
+    forget_after(folder.metrics, step if checkpoint else -1)
     return checkpoint
 
 

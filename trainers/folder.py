@@ -8,14 +8,16 @@ OUT/training/checkpoints/, log.txt, rows-N/, job-N.json
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import orjson
 
 from store.errors import UsageError
-from trainers.errors import NotTheSame
+from store.folder import held
+from trainers.errors import NotTheSame, TrainingFailed
 
 WORK = "training"
 RUN = "run.json"
@@ -32,12 +34,18 @@ class Folder:
         self.out = out
         self.work = out / WORK
         self.checkpoints = self.work / "checkpoints"
-        self.log = self.work / "log.txt"
         self.stop = self.work / "stop"
         self.result = self.work / "result"
         self.metrics = out / METRICS
         self.curves = out / "curves.png"
         self.finished = self.work / FINISHED
+
+    def place(self, node: int) -> Path:
+        """What a machine holds while it trains: they may share the folder."""
+        return self.work / f"node-{node}" if node else self.work
+
+    def log(self, node: int) -> Path:
+        return self.place(node) / "log.txt"
 
     def rows(self, node: int) -> Path:
         return self.work / f"rows-{node}"
@@ -86,6 +94,18 @@ class Folder:
         shutil.rmtree(self.checkpoints, ignore_errors=True)
         for found in (*self.work.glob("rows-*"), *self.work.glob("job-*")):
             shutil.rmtree(found) if found.is_dir() else found.unlink()
+
+
+@contextmanager
+def held_by(folder: Folder, node: int) -> Iterator[None]:
+    """No other command trains there meanwhile. What the disk refuses is said in a sentence."""
+    try:
+        with held(folder.place(node)):
+            yield
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        words = f"{where}{error.strerror or error}; --resume goes on once that is mended"
+        raise TrainingFailed(words) from error
 
 
 def _differences(before: Identity, now: Identity) -> list[str]:

@@ -7,6 +7,7 @@ to stop with a checkpoint.
 
 import ctypes
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -20,7 +21,10 @@ from trainers.recipe import Training
 from trainers.reports import parsed
 
 _PR_SET_PDEATHSIG = 1
-LAST_WORDS = 600
+FULL = 64 << 20  # bytes left on a disk that could not take a checkpoint
+ALONE = {
+    "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1",
+}  # fmt: skip
 
 
 def command(recipe: Training, module: str, job: Path) -> list[str]:
@@ -38,25 +42,16 @@ def command(recipe: Training, module: str, job: Path) -> list[str]:
 def environment(recipe: Training, given: Mapping[str, str], on_cpu: bool) -> dict[str, str]:
     """The caller's, and what DeepSpeed and torchrun want to know."""
     threads = str(max(1, (os.cpu_count() or 1) // recipe.nproc))
-    beside = str(Path(sys.executable).parent)  # DeepSpeed looks for ninja on the PATH
     found = {"OMP_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false", **given}
-    found["PATH"] = f"{beside}{os.pathsep}{given.get('PATH', os.defpath)}"
+    # DeepSpeed looks for ninja there, if a configuration of one's own has something compiled.
+    found["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{given.get('PATH', os.defpath)}"
     found |= {"PYTHONUNBUFFERED": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
     if on_cpu:
         found |= {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
-    if recipe.processes == 1:
-        found |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
-        found |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
-        if not recipe.with_deepspeed:  # nothing is to be joined
-            for name in (
-                "RANK",
-                "LOCAL_RANK",
-                "WORLD_SIZE",
-                "LOCAL_WORLD_SIZE",
-                "MASTER_ADDR",
-                "MASTER_PORT",
-            ):
-                del found[name]
+    for name in (*ALONE, "MASTER_PORT"):
+        found.pop(name, None)  # torchrun sets them, and where nothing is to be joined they would mislead
+    if recipe.processes == 1 and recipe.with_deepspeed:
+        found |= ALONE | {"MASTER_PORT": str(_free_port())}
     return found
 
 
@@ -91,6 +86,9 @@ class Processes:
         memory = (
             "it needed more memory than there is (try --micro-batch 1, --recompute, --max-length, --zero 3)"
         )
+        free = shutil.disk_usage(self._log.name).free
+        if free < FULL:  # which libraries tell in words of their own
+            return f"training ended with the disk full ({free >> 20} MiB left): make room, then --resume"
         if self._failed is not None:
             short = "allocate memory" in self._failed or "OutOfMemory" in self._failed
             return f"training failed: {memory if short else self._failed}"
@@ -104,6 +102,8 @@ class Processes:
         if self._process.poll() is None:
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
+        if self._process.stdout is not None:
+            self._process.stdout.close()
         self._log.close()
 
 

@@ -8,8 +8,6 @@ stage 3 all. A plain loop keeps fp32 weights and casts as it computes: 16.
 from dataclasses import dataclass
 from typing import Any
 
-from trainers.errors import TooLarge
-from trainers.machine import Machine
 from trainers.recipe import Training
 
 GIB = 2**30
@@ -40,7 +38,7 @@ class Size:
         return cls(parameters, trained, config.num_hidden_layers, hidden, inner, config.vocab_size)
 
 
-def lora_parameters(config: Any, rank: int, shapes: list[tuple[int, int]]) -> int:
+def lora_parameters(rank: int, shapes: list[tuple[int, int]]) -> int:
     """Of two thin matrices beside each linear layer of these shapes (out, in)."""
     return sum(rank * (out + into) for out, into in shapes)
 
@@ -99,77 +97,6 @@ def _activations(size: Size, recipe: Training) -> float:
     layer = unit * (10 * size.hidden + 4 * size.inner)
     layers = layer + size.layers * unit * size.hidden if recipe.recompute else size.layers * layer
     return tokens * (layers + size.vocabulary * (unit + 8))
-
-
-def check_memory(size: Size, recipe: Training, stage: int | None, machine: Machine) -> Need:
-    """Raises TooLarge with the numbers and what would fit."""
-    wanted = need(size, recipe, stage)
-    if fits(wanted, recipe, machine):
-        return wanted
-    raise TooLarge(
-        f"this machine cannot hold the training: {size.parameters / 1e9:.2f}B parameters "
-        f"({_how(recipe, stage)}) need about {_told(wanted, recipe, machine)}. "
-        + _instead(size, recipe, stage, machine)
-    )
-
-
-def fits(wanted: Need, recipe: Training, machine: Machine) -> bool:
-    if not machine.gpus:
-        return recipe.nproc * (wanted.device + wanted.offloaded + PROCESS) <= machine.ram
-    on_gpu = recipe.nproc <= len(machine.gpus) and wanted.device <= min(machine.gpus[: recipe.nproc])
-    return on_gpu and recipe.nproc * (wanted.offloaded + PROCESS) <= machine.ram
-
-
-def _how(recipe: Training, stage: int | None) -> str:
-    ways = ["no ZeRO" if stage is None else f"ZeRO-{stage}", recipe.precision]
-    ways += ["offload"] * recipe.offload + [f"LoRA {recipe.lora}"] * (recipe.lora is not None)
-    return ", ".join([*ways, f"{recipe.processes} process{'es' * (recipe.processes > 1)}"])
-
-
-def _told(wanted: Need, recipe: Training, machine: Machine) -> str:
-    states = f"{gib(wanted.states)} for weights, gradients and optimizer"
-    parts = f"{states}, {gib(wanted.activations)} for activations"
-    if not machine.gpus:
-        total = recipe.nproc * (wanted.device + wanted.offloaded + PROCESS)
-        return f"{gib(total)} of RAM ({parts}, a process), and {gib(machine.ram)} are free"
-    if recipe.nproc > len(machine.gpus):
-        return f"{recipe.nproc} GPUs, and {len(machine.gpus)} are here"
-    free = gib(min(machine.gpus[: recipe.nproc]))
-    beside = f"{gib(recipe.nproc * (wanted.offloaded + PROCESS))} of RAM with {gib(machine.ram)} free"
-    return f"{gib(wanted.device)} a GPU ({parts}) with {free} free, and {beside}"
-
-
-def _instead(size: Size, recipe: Training, stage: int | None, machine: Machine) -> str:
-    """The first of the usual ways out that fits, by the same arithmetic."""
-    smaller = {"micro_batch": 1, "recompute": True}
-    tries: list[tuple[str, dict[str, Any], int | None, int]] = [
-        ("--micro-batch 1 --recompute", smaller, stage, size.trained),
-    ]
-    if machine.gpus:
-        wide = smaller | {"nproc": len(machine.gpus)}
-        if recipe.batch % len(machine.gpus) == 0:
-            tries.append(
-                (f"--zero 3 --nproc {len(machine.gpus)} --micro-batch 1 --recompute", wide, 3, size.trained)
-            )
-        tries.append(
-            ("--zero 3 --offload --micro-batch 1 --recompute", smaller | {"offload": True}, 3, size.trained)
-        )
-    tries.append(
-        # DeepSpeed keeps the frozen weights in bf16, a plain loop in fp32.
-        ("--zero 2 --lora 16 --micro-batch 1 --recompute", smaller | {"lora": 16}, 2, size.parameters // 100)
-    )
-    for flags, change, other, trained in tries:
-        changed = recipe.model_copy(update=change)
-        candidate = Size(**{**size.__dict__, "trained": trained})
-        if fits(need(candidate, changed, other), changed, machine):
-            return f"Use {flags}, which fits"
-    per_machine = machine.ram if not machine.gpus else sum(machine.gpus)
-    machines = -(-16 * size.parameters * 1.3 // max(per_machine, 1))
-    largest = int(per_machine / (20 if stage is None else 24))
-    return (
-        f"Use a model of at most about {largest / 1e9:.1f}B parameters here, or ZeRO-3 over "
-        f"{machines:.0f} machines like this one (--zero 3 --nnodes {machines:.0f} --master HOST:PORT)"
-    )
 
 
 def seconds(parameters: int, tokens: float, flops: float, recompute: bool) -> tuple[float, float]:

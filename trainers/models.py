@@ -41,7 +41,8 @@ def config_of(model: str) -> Any:
         return AutoConfig.from_pretrained(model)
     except (OSError, ValueError, KeyError) as error:
         why = str(error).strip().splitlines()[0]
-        raise UsageError(f"--model {model} cannot be read: {why}") from error
+        other = "" if Path(model).is_dir() else f" A folder, or {SMOLLM2}, needs no network."
+        raise UsageError(f"--model {model} cannot be read: {why}{other}") from error
 
 
 def tokenizer_of(model: str) -> Any:

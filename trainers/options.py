@@ -50,7 +50,8 @@ def training_options(
         int | None, _option("--max-length", text="tokens of a row, prompt and response [512]", panel=HOW)
     ] = None,
     precision: Annotated[
-        str | None, _option("--precision", text="bf16 or fp32 [bf16]", panel=HOW, metavar="P")
+        str | None,
+        _option("--precision", text="bf16 or fp32 [bf16; fp32 on a CPU without it]", panel=HOW, metavar="P"),
     ] = None,
     lora: Annotated[
         int | None,

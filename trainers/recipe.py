@@ -1,7 +1,7 @@
 """What a training is told: a checked value from flags or a TOML file with the same names.
 
 Defaults are those of the paper (arXiv 2304.03277, section 4.1, which takes Alpaca's): 3 epochs, global
-batch 128, 2e-5, cosine, warm-up 0.03, length 512, bf16. Knows nothing of torch.
+batch 128, 2e-5, cosine, warm-up 0.03, length 512, bf16 (where the machine has it). Knows nothing of torch.
 """
 
 import tomllib
@@ -50,7 +50,7 @@ class Training(BaseModel):
     weight_decay: NonNegativeFloat = 0.0
     clip: PositiveFloat = 1.0
     max_length: Annotated[int, Field(ge=8)] = 512
-    precision: Literal["bf16", "fp32"] = "bf16"
+    precision: Literal["bf16", "fp32"] | None = None  # bf16, where the machine has it: precision.py
     lora: PositiveInt | None = None
     recompute: bool = False
 
@@ -78,7 +78,9 @@ class Training(BaseModel):
                 f"micro_batch {self.micro_batch} does not divide the {self.share} rows that each of "
                 f"{self.processes} processes has of a batch of {self.batch}"
             )
-        if self.offload and not self.sharded:
+        if self.deepspeed and (self.offload or self.zero is not None):
+            raise ValueError("a DeepSpeed file itself says what zero and offload would: give one or other")
+        if self.offload and self.zero not in (2, 3):
             raise ValueError("offload needs zero 2 or 3 (or a DeepSpeed file that says so)")
         if self.lora and self.zero == 3:
             raise ValueError("lora cannot be merged under zero 3; zero 2 shards its small optimizer as well")
@@ -114,10 +116,6 @@ class Training(BaseModel):
     def accumulation(self) -> int:
         """Micro batches between two steps of the optimizer."""
         return self.share // self.rows_at_once
-
-    @property
-    def sharded(self) -> bool:
-        return self.zero in (2, 3) or self.deepspeed is not None
 
     @property
     def with_deepspeed(self) -> bool:

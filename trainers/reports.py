@@ -14,7 +14,7 @@ SEPARATOR = b"\x1e"
 
 
 def report(kind: str, **values: Any) -> None:
-    """To be called by one process only, the first."""
+    """To be called by one process of a machine only."""
     sys.stdout.flush()
     record = orjson.dumps({"kind": kind, **values}, option=orjson.OPT_SERIALIZE_NUMPY)
     os.write(sys.stdout.fileno(), b"\n" + SEPARATOR + record + b"\n")

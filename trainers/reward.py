@@ -23,7 +23,8 @@ from trainers.recipe import RewardRecipe
 from trainers.reports import report
 from trainers.reward_data import Parts, template_for
 from trainers.reward_model import About, padding_of, reward_model, write_about
-from trainers.training import Loop, Telling, agreed, arguments, die_with_parent, join_processes, run_worker
+from trainers.training import Loop, Telling, arguments
+from trainers.worker import agreed, die_with_parent, join_processes, run_worker
 
 
 def main(job_file: str) -> None:

@@ -51,9 +51,8 @@ def judged(groups: Sequence[Group], rewards: Any) -> Judged:
             lengths = len(group.answers[better]), len(group.answers[worse])
             found.append((gap, math.nan if margin is None else margin, *lengths, number))
         first += len(group.answers)
-    table = np.array(found, np.float64).reshape(-1, 5)
-    gaps, margins, better, worse, prompts = (table[:, n] for n in range(5))
-    return Judged(gaps, margins, better, worse, prompts.astype(np.int64))
+    gaps, margins, better_lengths, worse_lengths, prompts = np.array(found, np.float64).reshape(-1, 5).T
+    return Judged(gaps, margins, better_lengths, worse_lengths, prompts.astype(np.int64))
 
 
 def shown(report: dict[str, Any]) -> list[str]:

@@ -4,33 +4,32 @@ The figures of the card are of the folder as it is published, on prompts that we
 """
 
 import hashlib
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from store.errors import UsageError
-from store.folder import held
-from store.pool import Pool
 from trainers import reward_data
 from trainers.batches import steps_of
-from trainers.beginning import begin, identity_of, losses, tell_time
+from trainers.beginning import carry_out, identity_of, losses, opened, tell_time
 from trainers.card import card, versions
 from trainers.comparisons import Group
-from trainers.folder import Folder, read_metrics, write
+from trainers.folder import Folder, held_by, read_metrics, write
 from trainers.lora import linear_shapes
 from trainers.machine import Machine, this_machine
-from trainers.memory import Size, check_memory, gib, lora_parameters
+from trainers.memory import Size, lora_parameters
 from trainers.models import config_of, resolve, tokenizer_of
+from trainers.precision import with_precision
 from trainers.preferences import share, words
 from trainers.progress import Display
 from trainers.recipe import RewardRecipe
 from trainers.reward_data import Counts, Parts, prepared, template_for
 from trainers.reward_model import check_family, skeleton
 from trainers.reward_report import measured_on
-from trainers.run import run, title_of
+from trainers.room import check_memory, in_words
+from trainers.run import title_of
 from trainers.scoring import Scorer
-from trainers.zero import check_compiler, stage_of
+from trainers.zero import as_configured, stage_of
 
 MODULE = "trainers.reward"
 ANSWERS_AT_ONCE = 8  # in a micro batch, unless said: of so many prompts as have no more
@@ -39,44 +38,35 @@ REPORT = "report.json"
 
 def run_reward(recipe: RewardRecipe, resume: bool, quiet: bool, env: Mapping[str, str]) -> int:
     """Returns the exit code; raises an error of ours with its own."""
-    folder, display = Folder(recipe.out), Display(quiet)
-    if recipe.node_rank == 0:
-        folder.check(resume)
-    if resume and folder.finished.is_file():
-        display.say(f"{recipe.out} is finished; nothing to do")
+    display = Display(quiet)
+    folder = opened(recipe, resume, display)
+    if folder is None:
         return 0
-    Pool(recipe.data)  # is it there?
     model = resolve(recipe.model, folder.work)
     config, machine = config_of(model), this_machine()
-    check(recipe, config, machine)
-    with held(folder.work):
+    recipe = with_precision(recipe, machine, display)
+    check(recipe, config)
+    with held_by(folder, recipe.node_rank):
         parts, counts, held_groups = read(recipe, model, folder, display)
         recipe = with_what_fits(recipe, parts)
         parameters = check_size(recipe, config, machine, display)
         if not machine.gpus:
             tokens = float(parts.lengths[parts.trained].sum() * recipe.epochs)
             tell_time(recipe, parameters, tokens, display)
-        checkpoint = begin(recipe, identity_of(recipe, parts.digest, model), folder, resume, display)
-        job = {
-            "recipe": recipe.model_dump(mode="json"), "model": model, "parent": os.getpid(),
-            "alone": recipe.processes == 1, "rows": str(folder.rows(recipe.node_rank)),
-            "checkpoint": str(checkpoint) if checkpoint else None,
-        }  # fmt: skip
-        write(folder.job(recipe.node_rank), job)
-        run(recipe, MODULE, folder, env, not machine.gpus, quiet)
+        identity = identity_of(recipe, parts.digest, model)
+        carry_out(recipe, MODULE, identity, folder, resume, quiet, env, machine, {"model": model})
         if recipe.node_rank == 0:
             finish(recipe, parts, counts, held_groups, folder, display)
-    display.say(f"the reward model is in {recipe.out}")
+            display.say(f"the reward model is in {recipe.out}")
     return 0
 
 
-def check(recipe: RewardRecipe, config: Any, machine: Machine) -> None:
+def check(recipe: RewardRecipe, config: Any) -> None:
     """Raises UsageError where this cannot be trained here."""
     check_family(config)
     longest = getattr(config, "max_position_embeddings", None)
     if longest is not None and recipe.max_length > longest:
         raise UsageError(f"--max-length {recipe.max_length}: this model reads at most {longest} tokens")
-    check_compiler(recipe, on_cpu=not machine.gpus)
 
 
 def read(
@@ -123,15 +113,11 @@ def check_size(recipe: RewardRecipe, config: Any, machine: Machine, display: Dis
     parameters = sum(p.numel() for p in shapes.parameters())
     trained = parameters
     if recipe.lora is not None:
-        trained = lora_parameters(config, recipe.lora, linear_shapes(shapes))
+        trained = lora_parameters(recipe.lora, linear_shapes(shapes))
     size = replace(Size.of(config, parameters, trained), vocabulary=1)
-    needed = check_memory(size, recipe, stage_of(recipe), machine)
-    display.say(
-        f"{parameters / 1e6:,.0f}M parameters, {trained / 1e6:,.1f}M trained; a process needs about "
-        f"{gib(needed.device)}; prompts a step: micro batch {recipe.rows_at_once} x {recipe.accumulation} x "
-        f"{recipe.processes} process{'es' * (recipe.processes > 1)} = {recipe.batch}, of up to "
-        f"{recipe.answers} answers"
-    )
+    needed = check_memory(size, as_configured(recipe), stage_of(recipe), machine)
+    told = in_words(size, recipe, needed, machine, "prompts")
+    display.say(f"{told}, of up to {recipe.answers} answers")
     return parameters
 
 

@@ -3,6 +3,7 @@
 Shared by what is trained. A first Ctrl-C asks for a checkpoint and a stop, a second ends all at once.
 """
 
+import shutil
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -27,10 +28,11 @@ def run(
 ) -> None:
     """Returns when the result lies in the folder's `result`. Raises Stopped, TrainingFailed."""
     folder.stop.unlink(missing_ok=True)
+    shutil.rmtree(folder.result, ignore_errors=True)  # of a training that was killed while it wrote it
     words = launch.command(recipe, module, folder.job(recipe.node_rank))
-    processes = launch.Processes(words, launch.environment(recipe, env, on_cpu), folder.log)
+    processes = launch.Processes(words, launch.environment(recipe, env, on_cpu), folder.log(recipe.node_rank))
     first = recipe.node_rank == 0
-    saved, board = 0, _board(recipe, folder)
+    stopped, board = 0, _board(recipe, folder)
     display = Display(quiet)
     try:
         with _stoppable(folder, processes, display), display:
@@ -42,12 +44,12 @@ def run(
                     display.step(record)
                 elif record["kind"] == "held_out":
                     display.held_out(record)
-                elif record["kind"] == "saved":
-                    saved = record["step"]
+                elif record["kind"] == "stopping":
+                    stopped = record["step"]
     finally:
         processes.kill()
-    if folder.stop.exists() and not folder.result.is_dir():
-        raise Stopped(f"stopped with a checkpoint at step {saved}; --resume goes on")
+    if stopped:
+        raise Stopped(f"stopped with a checkpoint at step {stopped}; --resume goes on")
 
 
 @contextmanager

@@ -12,13 +12,13 @@ from typing import Any, Literal
 import torch
 
 from trainers.models import fingerprint, tokenizer_of
+from trainers.precision import CPUINFO, cpu_has_bf16
 from trainers.reward_data import encoded
 from trainers.reward_model import ABOUT, About, padding_of, read_about, reward_model
 
 TOKENS_AT_ONCE = 4096  # padded, in a batch
 ROWS_AT_ONCE = 64
 DIGITS = 6  # of a reward that is written down
-CPU_HAS_BF16 = {"amx_bf16", "avx512_bf16"}
 Precision = Literal["bf16", "fp32"]
 Question = tuple[str, str]  # prompt, answer
 
@@ -67,12 +67,9 @@ class Scorer:
         return [round(value, DIGITS) for value in logits.squeeze(-1).tolist()]
 
 
-def precision_here(cpuinfo: Path = Path("/proc/cpuinfo")) -> Precision:
-    """The faster one, known from what the machine is: measuring could say something else each time."""
-    if torch.cuda.is_available():
-        return "bf16"
-    flags = next((line for line in cpuinfo.read_text().splitlines() if line.startswith("flags")), "")
-    return "bf16" if CPU_HAS_BF16 & set(flags.split()) else "fp32"
+def precision_here(cpuinfo: Path = CPUINFO) -> Precision:
+    """The faster one."""
+    return "bf16" if torch.cuda.is_available() or cpu_has_bf16(cpuinfo) else "fp32"
 
 
 def planned(answers: Sequence[Readable]) -> list[list[int]]:

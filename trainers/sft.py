@@ -23,7 +23,8 @@ from trainers.reports import report
 from trainers.rows import Rows
 from trainers.sft_data import prompt_length
 from trainers.templates import alpaca_chat_template
-from trainers.training import Loop, Telling, agreed, arguments, die_with_parent, join_processes, run_worker
+from trainers.training import Loop, Telling, arguments
+from trainers.worker import agreed, die_with_parent, join_processes, run_worker
 
 ANSWER_TOKENS = 64
 

@@ -9,16 +9,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from store.errors import UsageError
-from store.folder import held
-from store.pool import Pool
 from trainers import rows as rows_on_disk
 from trainers.batches import steps_of
-from trainers.beginning import begin, identity_of, losses, tell_time
+from trainers.beginning import carry_out, identity_of, losses, opened, tell_time
 from trainers.card import card, versions
-from trainers.folder import Folder, read_metrics, write
+from trainers.folder import Folder, held_by, read_metrics, write
 from trainers.lora import linear_shapes
 from trainers.machine import Machine, this_machine
-from trainers.memory import Size, check_memory, gib, lora_parameters
+from trainers.memory import Size, lora_parameters
 from trainers.models import (
     config_of,
     packs_exactly,
@@ -27,45 +25,39 @@ from trainers.models import (
     skeleton,
     tokenizer_of,
 )
+from trainers.precision import with_precision
 from trainers.progress import Display
 from trainers.recipe import SftRecipe
+from trainers.room import check_memory, in_words
 from trainers.rows import Rows
-from trainers.run import run, title_of
+from trainers.run import title_of
 from trainers.sft_data import Counts, tokenized
-from trainers.zero import check_compiler, stage_of
+from trainers.zero import as_configured, stage_of
 
 MODULE = "trainers.sft"
 
 
 def run_sft(recipe: SftRecipe, resume: bool, quiet: bool, env: Mapping[str, str]) -> int:
     """Returns the exit code; raises an error of ours with its own."""
-    folder, display = Folder(recipe.out), Display(quiet)
-    if recipe.node_rank == 0:
-        folder.check(resume)
-    if resume and folder.finished.is_file():
-        display.say(f"{recipe.out} is finished; nothing to do")
+    display = Display(quiet)
+    folder = opened(recipe, resume, display)
+    if folder is None:
         return 0
-    Pool(recipe.data)  # is it there?
     model = resolve(recipe.model, folder.work)
     config, machine = config_of(model), this_machine()
+    recipe = with_precision(recipe, machine, display)
     packed = check(recipe, config, machine, display)
-    with held(folder.work):
+    with held_by(folder, recipe.node_rank):
         rows, counts = read(recipe, model, folder, display)
         if not machine.gpus:
             tokens = float(rows.lengths[rows.trained].sum() * recipe.epochs)
             tell_time(recipe, parameters_of(config), tokens, display)
         identity = identity_of(recipe, rows.digest, model, packed=packed)
-        checkpoint = begin(recipe, identity, folder, resume, display)
-        job = {
-            "recipe": recipe.model_dump(mode="json"), "model": model, "packed": packed, "parent": _pid(),
-            "alone": recipe.processes == 1, "rows": str(folder.rows(recipe.node_rank)),
-            "template": counts.template, "checkpoint": str(checkpoint) if checkpoint else None,
-        }  # fmt: skip
-        write(folder.job(recipe.node_rank), job)
-        run(recipe, MODULE, folder, env, not machine.gpus, quiet)
+        job = {"model": model, "packed": packed, "template": counts.template}
+        carry_out(recipe, MODULE, identity, folder, resume, quiet, env, machine, job)
         if recipe.node_rank == 0:
             finish(recipe, rows, counts, packed, folder)
-    display.say(f"the model is in {recipe.out}")
+            display.say(f"the model is in {recipe.out}")
     return 0
 
 
@@ -80,17 +72,13 @@ def check(recipe: SftRecipe, config: Any, machine: Machine, display: Display) ->
             f"--packing on: {config.model_type} is not known to keep packed rows apart; "
             "auto groups its rows by length instead"
         )
-    check_compiler(recipe, on_cpu=not machine.gpus)
     parameters = parameters_of(config)
     trained = parameters
     if recipe.lora is not None:
-        trained = lora_parameters(config, recipe.lora, linear_shapes(skeleton(config)))
-    needed = check_memory(Size.of(config, parameters, trained), recipe, stage_of(recipe), machine)
-    display.say(
-        f"{parameters / 1e6:,.0f}M parameters, {trained / 1e6:,.1f}M trained; a process needs about "
-        f"{gib(needed.device)}; micro batch {recipe.rows_at_once} x {recipe.accumulation} x "
-        f"{recipe.processes} process{'es' * (recipe.processes > 1)} = {recipe.batch}"
-    )
+        trained = lora_parameters(recipe.lora, linear_shapes(skeleton(config)))
+    size = Size.of(config, parameters, trained)
+    needed = check_memory(size, as_configured(recipe), stage_of(recipe), machine)
+    display.say(in_words(size, recipe, needed, machine, "rows"))
     return recipe.packing != "off" and exact
 
 
@@ -159,9 +147,3 @@ def _data_section(recipe: SftRecipe, rows: Rows, counts: Counts) -> dict[str, ob
         "tokens learnt": counts.learnt,
         "template": counts.template,
     }
-
-
-def _pid() -> int:
-    import os
-
-    return os.getpid()

@@ -4,11 +4,7 @@ Shared by what is trained (sft.py, and others): they bring a model, a collator a
 """
 
 import contextlib
-import ctypes
 import math
-import os
-import signal
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,8 +18,10 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from trainers import checkpoints
 from trainers.batches import Batch, Planned, learnt_in
+from trainers.errors import TrainingFailed
 from trainers.recipe import Training
 from trainers.reports import report
+from trainers.worker import on_cpu
 from trainers.zero import deepspeed_config
 
 SHARE_BETWEEN_SAVES = 10  # of all steps, unless said
@@ -31,27 +29,6 @@ LR_SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_wi
 LossSum = Callable[[Any, Batch], torch.Tensor]
 Count = Callable[[Batch], float]
 Measure = Callable[[Any, Batch], dict[str, tuple[float, float]]]
-_PR_SET_PDEATHSIG = 1
-
-
-def die_with_parent(parent: int) -> None:
-    """An orphan would go on writing into a folder that another run may have taken over. parent: its
-    process id where it is known, else 0."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if parent and os.getppid() != parent:
-        os._exit(1)
-
-
-def on_cpu() -> bool:
-    return not torch.cuda.is_available()
-
-
-def join_processes(recipe: Training) -> None:
-    """Before any weight is read: under ZeRO-3 reading shares them out."""
-    if recipe.with_deepspeed:
-        import deepspeed
-
-        deepspeed.init_distributed(dist_backend="gloo" if on_cpu() else "nccl")
 
 
 def arguments(recipe: Training, work: Path, steps: int, fresh: bool) -> TrainingArguments:
@@ -193,12 +170,21 @@ class Telling(TrainerCallback):
         if args.world_size > 1:
             dist.all_reduce(asked, op=dist.ReduceOp.MAX)  # all stop at the same step, or none
         if asked.item() and state.global_step < state.max_steps:
+            if state.is_local_process_zero:
+                report("stopping", step=state.global_step)  # on each machine: any of them may have asked
             self.stopped = control.should_save = control.should_training_stop = True
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **_: Any) -> None:
-        if not state.is_world_process_zero or "loss" not in logs:
+        if "loss" not in logs:
             return
         step = state.global_step
+        if not math.isfinite(logs["loss"]):  # which all processes see, for it is their mean
+            raise TrainingFailed(
+                f"the loss of step {step} is {logs['loss']}: begin anew with a lower --lr, with --precision "
+                "fp32, or with another model"
+            )
+        if not state.is_world_process_zero:
+            return
         report(
             "step",
             step=step,
@@ -220,29 +206,3 @@ class Telling(TrainerCallback):
             report("saved", step=state.global_step)
         if args.world_size > 1:
             dist.barrier()
-
-
-def agreed(checkpoint: str | None) -> str | None:
-    """The first process's choice: on several machines each might have seen another."""
-    if not dist.is_initialized() or dist.get_world_size() == 1:
-        return checkpoint
-    box = [checkpoint]
-    dist.broadcast_object_list(box, src=0)
-    return box[0]
-
-
-def run_worker(work: Callable[[], None]) -> None:
-    """Ends the process: 0 done or stopped as asked, 1 on an error, which is reported."""
-    try:
-        work()
-    except Exception as error:
-        import traceback
-
-        traceback.print_exc()
-        report("failed", error=f"{type(error).__name__}: {error}"[:600])
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(1)  # the others may hang in a collective: the launcher ends them
-    sys.stdout.flush()
-    if dist.is_initialized():
-        dist.destroy_process_group()

@@ -1,7 +1,6 @@
 """The configuration that DeepSpeed gets; 'auto' is filled in by transformers from the same recipe."""
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ Config = dict[str, Any]
 def deepspeed_config(recipe: Training) -> Config | None:
     """None where a plain loop is meant. Raises UsageError for a file that is no configuration."""
     if recipe.deepspeed is not None:
-        return _defaults(recipe) | _read(recipe.deepspeed)
+        return _defaults(recipe) | _own(recipe, recipe.deepspeed)
     if recipe.stage is None:
         return None
     return _defaults(recipe) | {"zero_optimization": _zero(recipe, recipe.stage)}
@@ -24,16 +23,33 @@ def stage_of(recipe: Training) -> int | None:
     """The ZeRO stage, for the arithmetic of memory."""
     if recipe.deepspeed is None:
         return recipe.stage
-    return int(_read(recipe.deepspeed).get("zero_optimization", {}).get("stage", 0))
+    return int(_zero_section(_read(recipe.deepspeed)).get("stage", 0))
 
 
-def check_compiler(recipe: Training, on_cpu: bool) -> None:
-    """On CPU DeepSpeed compiles a small operator on first use. Raises UsageError where it could not."""
-    if on_cpu and recipe.with_deepspeed and shutil.which("g++") is None:
-        raise UsageError(
-            "DeepSpeed on CPU needs g++, once, to compile an operator (on Debian and Ubuntu: apt-get install "
-            "g++); one process without --zero and --deepspeed does without it"
-        )
+def as_configured(recipe: Training) -> Training:
+    """The recipe with what a file of one's own offloads, for the same arithmetic."""
+    if recipe.deepspeed is None:
+        return recipe
+    section = _zero_section(_read(recipe.deepspeed))
+    parts = [section.get(name) or {} for name in ("offload_optimizer", "offload_param")]
+    devices = {part.get("device", "none") for part in parts}
+    return recipe.model_copy(update={"offload": devices != {"none"}})
+
+
+def _own(recipe: Training, file: Path) -> Config:
+    """The file's configuration. Under stage 3 the weights are gathered in the end, for without that a
+    checkpoint of shards is all that is left."""
+    found = _read(file)
+    section = _zero_section(found)
+    if section.get("stage") != 3:
+        return found
+    if recipe.lora is not None:
+        raise UsageError(f"--deepspeed {file}: lora cannot be merged under zero 3; stage 2 shards as well")
+    return found | {"zero_optimization": section | {"stage3_gather_16bit_weights_on_model_save": True}}
+
+
+def _zero_section(config: Config) -> Config:
+    return config.get("zero_optimization") or {}
 
 
 def _defaults(recipe: Training) -> Config:

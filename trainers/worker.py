@@ -1,0 +1,66 @@
+"""One training process among its kind: it joins them, ends with its command, and says why it failed."""
+
+import ctypes
+import os
+import signal
+import sys
+from collections.abc import Callable
+
+import torch
+import torch.distributed as dist
+
+from store.errors import DistillError
+from trainers.recipe import Training
+from trainers.reports import report
+
+_PR_SET_PDEATHSIG = 1
+
+
+def die_with_parent(parent: int) -> None:
+    """An orphan would go on writing into a folder that another run may have taken over. parent: its
+    process id where it is known, else 0."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent if parent else os.getppid() == 1:
+        os._exit(1)
+
+
+def on_cpu() -> bool:
+    return not torch.cuda.is_available()
+
+
+def join_processes(recipe: Training) -> None:
+    """Before any weight is read: under ZeRO-3 reading shares them out."""
+    if recipe.with_deepspeed:
+        import deepspeed
+
+        # Training uses no operator of shared memory. DeepSpeed would compile it on CPUs, under a lock that
+        # outlives a kill and that every later training waits for.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        deepspeed.init_distributed(dist_backend="gloo" if on_cpu() else "nccl")
+
+
+def agreed(checkpoint: str | None) -> str | None:
+    """The first process's choice: on several machines each might have seen another."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return checkpoint
+    box = [checkpoint]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def run_worker(work: Callable[[], None]) -> None:
+    """Ends the process: 0 done or stopped as asked, 1 on an error, which is reported."""
+    try:
+        work()
+    except Exception as error:
+        import traceback
+
+        traceback.print_exc()
+        told = str(error) if isinstance(error, DistillError) else f"{type(error).__name__}: {error}"
+        report("failed", error=told[:600])
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(1)  # the others may hang in a collective: the launcher ends them
+    sys.stdout.flush()
+    if dist.is_initialized():
+        dist.destroy_process_group()
