@@ -216,7 +216,7 @@ def _as_answer(row: dict[str, Any], position: int, has_questions: bool) -> tuple
         return f"no answer: `text` is {text!r:.60}"
     if not has_questions:
         return "it has an id alone, so the questions must be given (--questions)"
-    return _id_key(_identity(identity)), text, NO_HEAD
+    return _id_key(identity(identity)), text, NO_HEAD
 
 
 def _as_alpaca_answer(
@@ -257,7 +257,7 @@ def _head(item: Instruction, row: dict[str, Any]) -> Head:
     return item.id, item.instruction, item.input, category if isinstance(category, str) else ""
 
 
-def _identity(value: object) -> str:
+def identity(value: object) -> str:
     """Tables give whole numbers back as 7.0."""
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
