@@ -115,7 +115,7 @@ def ranking(
     csv: CsvOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Tell whether answers get worse from rank to rank; reviews or stages in order, the best rank first."""
+    """Tell whether answers get worse from rank to rank; the best first, or named rank1, rank2, ..."""
     from evaluators.judge.command import Asked, run_ranking, with_more
 
     files, _ = with_more(reviews or [], [], more or [])

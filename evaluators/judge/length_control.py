@@ -61,7 +61,7 @@ def fitted(terms: Floats, win: Floats) -> Floats:
 
     won: Any = np.repeat([1, 0], len(win))
     weights = np.concatenate([win, 1 - win])
-    model = LogisticRegression(C=1 / PENALTY, max_iter=1000)
+    model = LogisticRegression(C=1 / PENALTY, solver="newton-cholesky", tol=1e-8)
     model.fit(np.concatenate([terms, terms]), won, sample_weight=weights)
     return np.concatenate([model.intercept_, model.coef_[0]])
 

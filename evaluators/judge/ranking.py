@@ -5,6 +5,7 @@ A rank group is a pair like any other (`rank-1` against the opponent). Questions
 groups at once, since the ranks of a question hang together.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,6 +20,7 @@ from evaluators.judge.totals import scores
 from store.errors import UsageError
 
 LEAST = 2
+_NUMBERED = re.compile(r"(.*?)(\d{1,9})", re.S)
 
 
 def ranking_report(
@@ -28,7 +30,7 @@ def ranking_report(
     fewer than two, of several opponents or judges, or without scores."""
     every = tables_of(judgements_of([*sources, *baselines]))
     own = {(said.a, said.b) for source in baselines for said in source.judgements}
-    tables = [table for table in every if (table.a, table.b) not in own]
+    tables = in_rank_order([table for table in every if (table.a, table.b) not in own])
     _check(tables, every)
     a, b = _stacked(tables)
     return {
@@ -42,6 +44,16 @@ def ranking_report(
         **_trend(a, b),
         **told_of([*sources, *baselines], word),
     }
+
+
+def in_rank_order(tables: Sequence[Table]) -> list[Table]:
+    """By number where all names are one word with a number (`rank1`, `rank2`), else as they were met."""
+    numbered = [
+        (found[1], int(found[2]), n) for n, t in enumerate(tables) if (found := _NUMBERED.fullmatch(t.a))
+    ]
+    if len(numbered) < len(tables) or len({word for word, _, _ in numbered}) > 1:
+        return list(tables)
+    return [tables[n] for _, _, n in sorted(numbered)]
 
 
 def _check(tables: Sequence[Table], every: Sequence[Table]) -> None:
