@@ -14,7 +14,7 @@ ReviewsOption = Annotated[
     list[Path] | None,
     typer.Option("--reviews", metavar="FILE...", help="a judge's reviews: FastChat's, or those of `export`"),
 ]
-MoreArgument = Annotated[list[Path] | None, typer.Argument(metavar="", hidden=True, show_default=False)]
+MoreArgument = Annotated[list[Path] | None, typer.Argument(metavar="FILE", hidden=True)]
 JudgedRunOption = Annotated[
     list[Path] | None, typer.Option("--run", metavar="RUN", help="what the judges of a run said")
 ]
@@ -43,6 +43,9 @@ WordOption = Annotated[
         help="where a review's score is not its text's: file or text [file]",
         show_default=False,
     ),
+]
+RowsOption = Annotated[
+    Path | None, typer.Option("--rows", metavar="FILE", help="each reply behind the figures, as JSONL")
 ]
 CsvOption = Annotated[Path | None, typer.Option("--csv", metavar="FILE", help="the figures as a table")]
 
@@ -87,9 +90,7 @@ def judge(
     judge: JudgeOption = None,
     scores: WordOption = "file",
     csv: CsvOption = None,
-    rows: Annotated[
-        Path | None, typer.Option("--rows", metavar="FILE", help="each reply behind the figures, as JSONL")
-    ] = None,
+    rows: RowsOption = None,
     json: JsonOption = False,
 ) -> None:
     """Sum up judges: scores against an opponent, wins, intervals, position bias, agreement."""
@@ -113,6 +114,7 @@ def ranking(
     b: ModelBOption = None,
     scores: WordOption = "file",
     csv: CsvOption = None,
+    rows: RowsOption = None,
     json: JsonOption = False,
 ) -> None:
     """Tell whether answers get worse from rank to rank; the best first, or named rank1, rank2, ..."""
@@ -120,4 +122,4 @@ def ranking(
 
     files, _ = with_more(reviews or [], [], more or [])
     asked = Asked(files, (), run or (), stage or (), baseline or (), b=b, scores=scores)
-    raise typer.Exit(run_ranking(asked, json, csv))
+    raise typer.Exit(run_ranking(asked, json, csv, rows))

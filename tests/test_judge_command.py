@@ -17,6 +17,7 @@ from test_judge_figures import review, said, written
 from evaluators.judge.command import Asked, run_judge, run_ranking, with_more
 from evaluators.judge.ranking import isotonic, ranking_report
 from evaluators.judge.reviews import Source
+from evaluators.judge.show import sums
 from store.errors import PoolError, RunFolderError, UsageError
 
 Row = dict[str, Any]
@@ -64,7 +65,7 @@ def test_what_cannot_be_asked_is_told(tmp_path: Path, capsys: pytest.CaptureFixt
     with pytest.raises(RunFolderError):
         told(capsys, Asked(runs=[tmp_path / "nowhere"]))
     with pytest.raises(UsageError, match="two or more rank groups; here is 1"):
-        run_ranking(Asked(reviews=[path]), False, None)
+        run_ranking(Asked(reviews=[path]), False, None, None)
 
 
 async def test_a_runs_verdicts_are_read_from_its_replies(tmp_path: Path) -> None:
@@ -91,7 +92,9 @@ async def test_a_runs_verdicts_are_read_from_its_replies(tmp_path: Path) -> None
     assert pair["position_bias"]["consistent"] == 1
     assert (pair["balanced"]["sum_a"], pair["balanced"]["sum_b"]) == (6, 16)
     assert [part["category"] for part in pair["by_category"]] == ["x", "math"]
-    assert found["sources"] == [{"name": "judge", "replies": 8, "bad_rows": 0, "unanswered": 0}]
+    assert found["sources"] == [
+        {"name": "judge", "replies": 8, "bad_rows": 0, "bad_shown": [], "unanswered": 0}
+    ]
     rows = [orjson.loads(line) for line in (tmp_path / "rows.jsonl").read_bytes().splitlines()]
     assert [row["shown_first"] for row in rows[:2]] == ["short", "long"]
     assert (rows[0]["lengths"], rows[0]["reason"]) == ([2, 4], "2 4\nLook at the length.")
@@ -115,6 +118,19 @@ def test_the_table_reads_like_the_paper_at_80_columns(
     assert "1 of 2 replies could not be read" in " ".join(lines)
 
 
+def test_a_large_sum_is_written_out() -> None:
+    figures = {"sum_a": 123456.0, "sum_b": 98765.5, "relative": 1.25, "low": 1.2, "high": 1.3}
+    assert sums(figures) == "123,456 : 98,765.5 = 125% [120, 130]"
+
+
+def test_unusable_lines_are_told_with_their_place(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = written(tmp_path / "x_vs_y.jsonl", [review(1, "8 9"), {"text": "7 7"}])
+    (source,) = told(capsys, Asked(reviews=[path]))["sources"]
+    assert (source["bad_rows"], source["bad_shown"]) == (1, ["line 2: no review: it has no question_id"])
+    run_judge(Asked(reviews=[path]), False, None, None)
+    assert "x_vs_y: unusable and left out 1: line 2: no review" in capsys.readouterr().out
+
+
 def test_hostile_names_stay_names(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -123,7 +139,7 @@ def test_hostile_names_stay_names(
     path = written(tmp_path / "reviews.jsonl", rows)
     run_judge(Asked(reviews=[path]), False, tmp_path / "figures.csv", None)
     shown = capsys.readouterr().out
-    assert "[bold]x[/bold]�[31m�=cmd()" in shown
+    assert shown.count("[bold]x[/bold]�[31m�=cmd()") == 4  # judge, model, the category's row and its column
     assert "\x1b" not in shown
     assert "\u202e" not in shown
     with (tmp_path / "figures.csv").open(newline="") as file:
@@ -230,7 +246,8 @@ def test_a_ranking_is_told_with_its_baselines(
     best, worst = reviews(tmp_path, "best_vs_y", ["9 8"] * 5), reviews(tmp_path, "worst_vs_y", ["4 8"] * 5)
     first = reviews(tmp_path, "first_vs_y", ["8 8"] * 5)
     asked = Asked(reviews=[best, worst], baselines=[first])
-    assert run_ranking(asked, False, tmp_path / "ranks.csv") == 0
+    assert run_ranking(asked, False, tmp_path / "ranks.csv", tmp_path / "rows.jsonl") == 0
+    assert len((tmp_path / "rows.jsonl").read_bytes().splitlines()) == 15
     out = capsys.readouterr().out
     assert "45 : 40 = 112% [112, 112]" in out
     assert "rank 1 over the last: +62.5 points" in out

@@ -65,7 +65,7 @@ def run_judge(asked: Asked, json: bool, csv: Path | None, rows: Path | None) -> 
     return 0
 
 
-def run_ranking(asked: Asked, json: bool, csv: Path | None) -> int:
+def run_ranking(asked: Asked, json: bool, csv: Path | None, rows: Path | None) -> int:
     """Raises UsageError, PoolError, RunFolderError, StorageError."""
     from evaluators.judge.ranking import ranking_report
 
@@ -74,6 +74,8 @@ def run_ranking(asked: Asked, json: bool, csv: Path | None) -> int:
     report = ranking_report(sources, baselines, asked.scores)
     if csv:
         write_groups(csv, [*report["groups"], *report["baselines"]])
+    if rows:
+        write_rows(rows, judgements_of([*sources, *baselines]))
     if json:
         _print_json(report)
     else:

@@ -12,6 +12,8 @@ from evaluators.judge.length_control import difficulties
 from evaluators.judge.reviews import Source
 from evaluators.judge.tables import Table, table_of
 
+BAD_SHOWN = 3
+
 
 def judge_report(sources: Sequence[Source], word: str = "file") -> dict[str, Any]:
     """`word`: whose word counted where a file's scores are not its text's; told as a setting."""
@@ -42,6 +44,7 @@ def told_of(sources: Sequence[Source], word: str) -> dict[str, Any]:
                 "name": source.name,
                 "replies": len(source.judgements),
                 "bad_rows": len(source.bad),
+                "bad_shown": [f"line {row.line}: {row.reason}" for row in source.bad[:BAD_SHOWN]],
                 "unanswered": source.unanswered,
             }
             for source in sources

@@ -14,6 +14,7 @@ from engine.terminal import plain
 
 NAME = 30  # letters of a model's name
 COLUMNS = 4  # models side by side, by category
+WIDTH = 52  # for their names
 SHOWN = 3  # of things that are only counted after that
 Figures = Mapping[str, Any]
 
@@ -28,7 +29,8 @@ def print_judged(report: Figures) -> None:
         pairs.sort(key=_strength, reverse=True)
         console.print(Text(_heading(opponent, judge), style="bold"))
         console.print(_sums(pairs))
-        console.print(*_by_category(pairs), sep="\n")
+        for table in _by_category(pairs):
+            console.print(table)
         for line in _beside(pairs):
             console.print(Text(f"  {line}"))
         console.print()
@@ -63,7 +65,8 @@ def notes(report: Figures) -> Iterator[str]:
         yield f"and {len(differ) - SHOWN:,} more reviews whose score is not their text's"
     for source in report["sources"]:
         if source["bad_rows"]:
-            yield f"{plain(source['name'], NAME)}: {source['bad_rows']:,} lines are unusable and left out"
+            told = "; ".join(plain(words, 100) for words in source["bad_shown"])
+            yield f"{plain(source['name'], NAME)}: unusable and left out {source['bad_rows']:,}: {told}"
         if source["unanswered"]:
             yield f"{plain(source['name'], NAME)}: {source['unanswered']:,} contests have no verdict (yet)"
 
@@ -82,7 +85,9 @@ def _table(*columns: str) -> Table:
     table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 1))
     for column in columns:
         left = column in ("model", "answers", "category")
-        table.add_column(column, justify="left" if left else "right", overflow="fold" if left else "ellipsis")
+        table.add_column(
+            Text(column), justify="left" if left else "right", overflow="fold" if left else "ellipsis"
+        )
     return table
 
 
@@ -110,7 +115,12 @@ def sums(figures: Figures) -> str:
     if figures["sum_a"] is None:
         return span(figures["win_rate"], figures["win_rate_low"], figures["win_rate_high"])
     ratio = span(figures["relative"], figures["low"], figures["high"])
-    return f"{figures['sum_a']:,.4g} : {figures['sum_b']:,.4g} = {ratio}"
+    return f"{_points(figures['sum_a'])} : {_points(figures['sum_b'])} = {ratio}"
+
+
+def _points(total: float) -> str:
+    """655.5, and 664 for 664.0"""
+    return f"{total:,.1f}".removesuffix(".0")
 
 
 def span(share: float | None, low: float | None, high: float | None) -> str:
@@ -131,10 +141,10 @@ def _by_category(pairs: Sequence[Figures]) -> Iterator[Table]:
     names = list(dict.fromkeys(one["category"] for pair in pairs for one in pair["by_category"]))
     for start in range(0, len(pairs) if names and len(pairs) <= 2 * COLUMNS else 0, COLUMNS):
         some = pairs[start : start + COLUMNS]
-        table = _table("category", *(plain(pair["a"], 12) for pair in some))
+        table = _table("category", *(plain(pair["a"], WIDTH // len(some)) for pair in some))
         for name in names:
             table.add_row(_name(name), *(_of_category(pair, name) for pair in some))
-        yield Table(box=None) if not names else table
+        yield table
 
 
 def _of_category(pair: Figures, name: str) -> str:
