@@ -201,9 +201,9 @@ def _trend(report: Figures) -> Iterator[str]:
         f"rank 1 over the last: {gap['difference'] * 100:+.1f} points{between}; "
         f"better in {gap['probability']:.1%} of resamples"
     )
-    falls = "falls" if report["monotone"] else f"does not fall (by {report['violation'] * 100:.1f} points)"
+    falls = "never rises" if report["monotone"] else f"rises (by {report['violation'] * 100:.1f} points)"
     yield (
-        f"the score {falls} from rank to rank; it does in {report['monotone_share']:.0%} of resamples; "
+        f"the score {falls} from rank to rank; it never does in {report['monotone_share']:.0%} of resamples; "
         f"Spearman {_number(report['spearman'])}"
     )
 
