@@ -129,7 +129,8 @@ def _score_lines(found: Iterator[Read], settings: Settings, min_margin: float) -
 
 
 def _review_lines(found: Iterator[Read], settings: Settings, min_margin: float) -> Iterator[dict[str, Any]]:
-    return (review_line(verdict(item, record, text_of(row.raw))) for row, item, record in found)
+    judge = {"judge": settings.model}
+    return (review_line(verdict(item, record, text_of(row.raw))) | judge for row, item, record in found)
 
 
 _LINES: Mapping[str, Callable[[Iterator[Read], Settings, float], Iterator[dict[str, Any]]]] = {
