@@ -8,9 +8,12 @@ from typing import Annotated
 
 import typer
 
+from evaluators import data_cli
 from trainers.cli import JsonOption, QuietOption, RewardOption, quieten
 
 app = typer.Typer(name="evaluate", help="Measure models, answers and judges.", no_args_is_help=True)
+for command in data_cli.COMMANDS:
+    app.command()(command)
 
 
 @app.callback()
