@@ -63,7 +63,7 @@ def print_sheets(sheets: Sequence[Sheet]) -> None:
     for number, sheet in enumerate(sheets):
         if number:
             console.print()
-        table = Table(title=Text(sheet.title), title_justify="left", title_style="bold", box=None)
+        table = Table(title=Text(plain(sheet.title)), title_justify="left", title_style="bold", box=None)
         table.header_style, table.pad_edge = "dim", False
         for place, column in enumerate(sheet.columns):
             words = all(isinstance(row[place], str) for row in sheet.rows)
