@@ -83,7 +83,7 @@ def test_length_is_the_references_and_all_is_the_mean_of_rows(tmp_path: Path) ->
 
 
 def test_processes_change_no_number(tmp_path: Path) -> None:
-    words = [*["the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog"], "while", "cats", "sleep"]
+    words = ["the", "quick", "brown", "fox", "jumps", "over", "lazy", "dogs", "while", "cats", "sleep"]
     pairs = [
         Pair([" ".join(words[n % 5 : n % 11 + 2])], " ".join(words[n % 7 :][::-1]), "default", True)
         for n in range(200)

@@ -11,6 +11,7 @@ import pytest
 pytest.importorskip("numpy", reason="the layer 'evaluate' is not installed")
 
 from cli import distill, write_pool
+from ledgers import Book, opened, reply
 
 from engine.language import language_of
 from evaluators.data import lengths, scores, shares
@@ -128,6 +129,26 @@ def test_shares_of_a_file_know_no_outcomes_unless_told(tmp_path: Path) -> None:
     assert one["truncated"]["share"] == 1
     with pytest.raises(UsageError, match="stages are in a run folder"):
         shares.measure(told, "generate")
+
+
+async def test_shares_of_a_run_are_the_ledgers(tmp_path: Path) -> None:
+    english = "The weather will be fine and warm tomorrow in most parts of the country."
+    async with opened(tmp_path) as ledger:
+        book = Book(ledger)
+        for number, outcome in enumerate(("stop", "length", "content_filter", "stop"), 1):
+            book.add(number, reply(english, outcome))
+        book.place(5)
+        book.fail(5)
+        Book(ledger, "later").add(6, reply("抱歉，我无法回答这个问题，请换一个问题。"))
+    found = shares.measure(tmp_path).as_json()["data"]
+    one, other = found["generate"], found["later"]
+    assert (one["rows"], one["failed"]) == (4, {"bad_request": 1})
+    assert one["outcomes"] == {"stop": 2, "length": 1, "content_filter": 1}
+    assert (one["truncated"]["share"], one["content_filter"]["n"], one["refusal"]["n"]) == (0.25, 1, 0)
+    assert one["truncated"]["examples"] == [{"id": "row 2", "line": None, "position": 1}]
+    assert one["truncated"]["low"] < 0.25 < one["truncated"]["high"]
+    assert (other["refused_in_words"]["n"], list(other["languages"])) == (1, ["zh"])
+    assert list(shares.measure(tmp_path, "later").data) == ["later"]
 
 
 @pytest.mark.parametrize(

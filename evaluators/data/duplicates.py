@@ -3,7 +3,7 @@
 Near: the share of word trigrams in common (Jaccard) is at least the threshold. MinHash with LSH (datasketch)
 finds candidates, each of which is then measured exactly, so that no pair is wrong; some pairs near the
 threshold may be missed. Clusters are what pairs connect: their ends may be further apart. Each level holds
-the ones before. Texts are not kept: 16 bytes each, and 4 for each trigram of a distinct one.
+the ones before. Texts are not kept: about a kilobyte for each distinct one.
 """
 
 import hashlib
@@ -169,6 +169,9 @@ def measure(sets: Sequence[DataSet], field: str, threshold: float) -> DuplicateR
             report.places.file.append(file)
             report.places.line.append(row.line)
             _place(report.levels, text, exact, normalised, near)
+    groups = report.levels["near"]
+    for earlier, later in near.pairs(lambda a, b: groups.first(a) == groups.first(b)):
+        groups.join(earlier, later)
     return report
 
 
@@ -188,8 +191,7 @@ def _place(
         levels[level].join(alike, number)
         levels[level].join(same, number)
     if alike == number and words:
-        for other in near.add(number, shingles(words)):
-            levels["near"].join(other, number)
+        near.add(number, shingles(words))
 
 
 def shingles(words: Sequence[str]) -> "array[int]":
