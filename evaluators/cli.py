@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from evaluators import data_cli
 from trainers.cli import JsonOption, QuietOption, RewardOption, quieten
 
 ReviewsOption = Annotated[
@@ -50,6 +51,8 @@ RowsOption = Annotated[
 CsvOption = Annotated[Path | None, typer.Option("--csv", metavar="FILE", help="the figures as a table")]
 
 app = typer.Typer(name="evaluate", help="Measure models, answers and judges.", no_args_is_help=True)
+for command in data_cli.COMMANDS:
+    app.command()(command)
 
 
 @app.callback()

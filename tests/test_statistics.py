@@ -1,0 +1,190 @@
+"""Lengths, scores and shares: what is counted, what is left out and said, on common scales."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("numpy", reason="the layer 'evaluate' is not installed")
+
+from cli import distill, write_pool
+from ledgers import Book, opened, reply
+
+from engine.language import language_of
+from evaluators.data import lengths, scores, shares
+from evaluators.rows import Row, data_sets, row_of
+from evaluators.sheets import Sheet, Span, print_sheets, write_csv
+from evaluators.words import plain_words, word_count
+from store.errors import PoolError, UsageError
+
+
+def words(count: int) -> str:
+    return " ".join(["word"] * count)
+
+
+def test_words_are_counted_between_spaces_and_by_character_where_there_are_none() -> None:
+    assert word_count("Hello,  world — again") == 4
+    assert word_count("你好，世界") == 4
+    assert word_count("用 Python 3 写代码。") == 6
+    assert word_count("") == 0
+    assert plain_words("Don't STOP, ﬁne—你好!") == ["don", "t", "stop", "fine", "你", "好"]
+
+
+def test_rows_of_every_published_shape_are_read() -> None:
+    shapes: list[tuple[dict[str, Any], tuple[str, str, str]]] = [
+        ({"instruction": "i", "input": "n", "output": "o"}, ("i", "n", "o")),
+        ({"instruction": "i", "instances": [{"input": "n", "output": "o"}]}, ("i", "n", "o")),
+        ({"instruction": "i", "input": "", "prediction": "p", "target": "t"}, ("i", "", "p")),
+        ({"question_id": 1, "text": "q", "category": "math"}, ("q", "", "")),
+        ({"question_id": 1, "text": "a", "model_id": "m"}, ("", "", "a")),
+        (
+            {"messages": [{"role": "user", "content": "i"}, {"role": "assistant", "content": "o"}]},
+            ("i", "", "o"),
+        ),
+    ]
+    for raw, expected in shapes:
+        row = row_of(raw, 3, 0)
+        assert isinstance(row, Row)
+        assert (row.instruction, row.input, row.output) == expected
+    assert isinstance(row_of({"x": 1}, 1, 0), str)
+
+
+def test_lengths_are_exact_and_on_common_bins(tmp_path: Path) -> None:
+    short = write_pool(
+        tmp_path / "short.jsonl", [{"instruction": "i", "output": words(n)} for n in (0, 1, 2, 3)]
+    )
+    long = write_pool(tmp_path / "long.jsonl", [{"instruction": "i", "output": words(n)} for n in range(100)])
+    found = lengths.measure(data_sets([short, long]), "output", "gpt-4").as_json()
+    one, other = found["data"]["short"], found["data"]["long"]
+    assert (one["rows"], one["empty"]) == (4, 1)
+    assert one["words"]["mean"] == 1.5
+    assert one["words"]["sd"] == pytest.approx((5 / 3) ** 0.5)
+    assert one["words"]["quantiles"]["50"] == 1
+    assert other["words"]["quantiles"]["99"] == 98
+    edges = found["units"]["words"]["edges"]
+    assert len(edges) == len(one["words"]["histogram"]) == len(other["words"]["histogram"])
+    assert sum(other["words"]["histogram"]) == 100
+    assert other["words"]["histogram"][0] == edges[1]
+    assert [row["length"] for row in other["words"]["examples"]["longest"]] == [99, 98, 97]
+    assert one["words"]["examples"]["shortest"][0] == {"id": "0", "line": 1, "length": 0}
+    assert one["tokens"]["max"] == 3
+
+
+def test_what_is_longer_than_the_last_bin_is_in_it() -> None:
+    assert lengths.histogram({0: 1, 4: 1, 5: 2, 999: 3}, [0, 5, 10]) == [2, 2, 3]
+
+
+def test_scores_outside_of_the_scale_are_no_scores(tmp_path: Path) -> None:
+    answers = [{"model": "a", "text": "t", "score": 9}, {"model": "b", "text": "t", "score": None}]
+    lists = {"model": "a", "scores": [8, 8.5, 10, 0, 11]}
+    file = write_pool(
+        tmp_path / "s.jsonl", [{"prompt": "p", "answers": answers, "order": [0, 1]}, lists, {"x": 1}]
+    )
+    found = scores.measure([file]).as_json()
+    a, b = found["data"]["a"], found["data"]["b"]
+    assert (a["n"], a["outside"], a["unscored"]) == (4, {"0": 1, "11": 1}, 0)
+    assert a["mean"] == pytest.approx(35.5 / 4)
+    assert a["median"] == 8.75
+    assert a["shares"] == {"8": 0.25, "8.5": 0.25, "9": 0.25, "10": 0.25}
+    assert a["histogram"] == [0, 0, 0, 0, 0, 0, 0, 2, 1, 1]
+    assert a["examples"]["8.5"] == [{"file": str(file), "line": 2, "id": "1"}]
+    assert (b["n"], b["mean"], b["unscored"], found["bad_rows"]) == (0, None, 1, 1)
+
+
+def test_a_file_without_scores_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(PoolError, match="no scores in"):
+        scores.measure([write_pool(tmp_path / "s.jsonl", [{"instruction": "i"}])])
+
+
+def test_the_published_scores(tmp_path: Path) -> None:
+    folder = os.environ.get("DISTILL_DATA")
+    if not folder:
+        pytest.skip("DISTILL_DATA is not set")
+    found = scores.measure([Path(folder) / "gpt4_scores.jsonl.gz"]).as_json()["data"]
+    assert {name: sum(one["outside"].values()) + one["n"] for name, one in found.items()} == {
+        "gpt4": 51445, "text-davinci-003": 51183, "icm-1.3b": 51428
+    }  # fmt: skip
+    assert found["gpt4"]["mean"] > found["text-davinci-003"]["mean"] > found["icm-1.3b"]["mean"]
+
+
+def test_shares_of_a_file_know_no_outcomes_unless_told(tmp_path: Path) -> None:
+    english = "The weather will be fine and warm tomorrow in most parts of the country."
+    rows = [
+        {"instruction": "i", "output": english},
+        {"instruction": "i", "output": "I’m sorry, but I cannot help with that."},
+        {"instruction": "i", "output": ""},
+        {"instruction": "i", "output": "今天天气很好，我们一起去公园散步吧。"},
+    ]
+    (one,) = shares.measure(write_pool(tmp_path / "d.jsonl", rows)).as_json()["data"].values()
+    assert (one["outcomes"], one["truncated"], one["failed"]) == (None, None, None)
+    assert (one["refused_in_words"]["n"], one["empty"]["n"]) == (1, 1)
+    assert one["refused_in_words"]["share"] == 0.25
+    assert one["refused_in_words"]["examples"] == [{"id": "1", "line": 2}]
+    assert {name: part["n"] for name, part in one["languages"].items()} == {"en": 2, "zh": 1}
+    told = write_pool(tmp_path / "t.jsonl", [row | {"outcome": "length"} for row in rows[:1]])
+    (one,) = shares.measure(told).as_json()["data"].values()
+    assert one["truncated"]["share"] == 1
+    with pytest.raises(UsageError, match="stages are in a run folder"):
+        shares.measure(told, "generate")
+
+
+async def test_shares_of_a_run_are_the_ledgers(tmp_path: Path) -> None:
+    english = "The weather will be fine and warm tomorrow in most parts of the country."
+    async with opened(tmp_path) as ledger:
+        book = Book(ledger)
+        for number, outcome in enumerate(("stop", "length", "content_filter", "stop"), 1):
+            book.add(number, reply(english, outcome))
+        book.place(5)
+        book.fail(5)
+        Book(ledger, "later").add(6, reply("抱歉，我无法回答这个问题，请换一个问题。"))
+    found = shares.measure(tmp_path).as_json()["data"]
+    one, other = found["generate"], found["later"]
+    assert (one["rows"], one["failed"]) == (4, {"bad_request": 1})
+    assert one["outcomes"] == {"stop": 2, "length": 1, "content_filter": 1}
+    assert (one["truncated"]["share"], one["content_filter"]["n"], one["refusal"]["n"]) == (0.25, 1, 0)
+    assert one["truncated"]["examples"] == [{"id": "row 2", "line": None, "position": 1}]
+    assert one["truncated"]["low"] < 0.25 < one["truncated"]["high"]
+    assert (other["refused_in_words"]["n"], list(other["languages"])) == (1, ["zh"])
+    assert list(shares.measure(tmp_path, "later").data) == ["later"]
+
+
+@pytest.mark.parametrize(
+    ("text", "language"),
+    [
+        ("The weather will be fine and warm tomorrow.", "en"),
+        ("Das Wetter wird morgen schön und warm, sagt der Bericht.", "de"),
+        ("今天天气很好，我们去公园吧。", "zh"),
+        ("今日はとても天気がいいので公園に行きましょう。", "ja"),
+        ("오늘은 날씨가 좋으니 공원에 갑시다 라고 말했다.", "ko"),
+        ("42", ""),
+        ("def f(x):\n    return x + 1", ""),
+    ],
+)
+def test_the_language_of_a_text(text: str, language: str) -> None:
+    assert language_of(text) == language
+
+
+def test_tables_are_safe_and_csv_has_every_digit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sheet = Sheet(
+        "t\x1b[2J",
+        ["name", "mean"],
+        [["[red]\x1b[31m=x", Span(1 / 3, 0.1, 0.5)], ["=cmd()", Span(None, None, None)]],
+    )
+    print_sheets([sheet])
+    shown = capsys.readouterr().out
+    assert "\x1b" not in shown
+    assert "[red]" in shown
+    write_csv(tmp_path / "t.csv", sheet)
+    assert (tmp_path / "t.csv").read_text().splitlines()[0] == "name,mean,mean low,mean high"
+    assert "0.3333333333333333,0.1,0.5" in (tmp_path / "t.csv").read_text()
+    assert "'=cmd()" in (tmp_path / "t.csv").read_text()
+
+
+@pytest.mark.parametrize("command", ["lengths", "scores", "duplicates", "shares"])
+async def test_a_file_that_is_not_there_is_exit_2(command: str, tmp_path: Path) -> None:
+    ended = await distill("evaluate", command, tmp_path / "none.jsonl", "--json")
+    assert (ended.code, ended.out) == (2, "")
+    assert "none.jsonl" in ended.err
