@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from engine.options import settings_from, with_engine_options
+from evaluators.cli import annotate
 from evaluators.cli import app as evaluate_app
 from store.errors import DistillError
 from trainers.cli import app as train_app
@@ -29,6 +30,7 @@ app = typer.Typer(
 app.add_typer(train_app)
 app.command()(rank)
 app.add_typer(evaluate_app)
+app.command()(annotate)
 
 PoolArgument = Annotated[
     str,
