@@ -49,7 +49,11 @@ def guard(door: Door) -> Middleware:
     @web.middleware
     async def guarded(request: web.Request, handler: Handler) -> web.StreamResponse:
         refused = _refusal(door, request)
-        response = refused or await _answered(door, request, handler)
+        try:
+            response = refused or await _answered(door, request, handler)
+        except web.HTTPRedirection as redirection:
+            _harden(redirection.headers)
+            raise
         _harden(response.headers)
         return response
 
@@ -64,8 +68,8 @@ def _harden(headers: CIMultiDict[str]) -> None:
 async def _answered(door: Door, request: web.Request, handler: Handler) -> web.StreamResponse:
     try:
         return await handler(request)
-    except web.HTTPRedirection as redirection:
-        return redirection
+    except web.HTTPRedirection:
+        raise
     except web.HTTPException as error:
         words = "There is no such page." if error.status == 404 else error.reason
         return door.show(error.status, error.reason, words)

@@ -95,7 +95,7 @@ showKeys();
 
 takeDraft();
 dropOldDrafts();
-tell();
+status.textContent = tell();
 grow();
 radios.forEach((radio) => radio.addEventListener("change", () => changed(radio)));
 note.addEventListener("input", () => { grow(); keepDraft(); });
