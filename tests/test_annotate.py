@@ -18,6 +18,10 @@ pytest.importorskip("markdown_it", reason="the extra `evaluate` is not installed
 from annotating import NAMES, TOKEN, Clock, opened, page, person, served, votes_in, write_study
 from cli import distill
 
+from evaluators.annotate.commands import run_page
+from evaluators.annotate.server import Address
+from evaluators.annotate.study import Files
+from store.errors import DistillError
 from store.votes import KEPT_SECONDS
 from store.votes_schema import Ballot
 
@@ -288,25 +292,55 @@ async def test_an_interrupt_says_how_many_votes_are_in(tmp_path: Path) -> None:
 
 async def test_bad_input_is_said_in_words(tmp_path: Path) -> None:
     run, flags = tmp_path / "run", write_study(tmp_path / "files")
+    questions, a = map(str, flags[1:4:2])
     with opened(run):
-        ended = await distill("annotate", "--run", run, *flags)
-        assert (ended.code, "in use by process" in ended.err) == (2, True)
-    ended = await distill("annotate", "--run", run, *write_study(tmp_path / "others", 2))
-    assert (ended.code, "votes on other questions or answers" in ended.err) == (2, True)
-    ended = await distill("annotate", "--run", run, "--seed", 7)
-    assert (ended.code, "drawn with seed 0" in ended.err) == (2, True)
+        pass
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
         ended = await distill("annotate", "--run", run, "--port", port)
     assert (ended.code, f"port {port} on 127.0.0.1 is in use" in ended.err) == (2, True)
-    ended = await distill("annotate", "--run", tmp_path / "new")
-    assert (ended.code, "give --questions" in ended.err) == (2, True)
-    ended = await distill("annotate", "--run", run, *flags[:4])
-    assert (ended.code, "--against is missing" in ended.err) == (2, True)
-    ended = await distill("annotate", "--run", run, *flags[:4], "--against", tmp_path / "nothing.jsonl")
-    assert (ended.code, "nothing.jsonl" in ended.err) == (2, True)
+
+    def refused(words: str, folder: Path = run, port: int = 0, **told: object) -> None:
+        files = Files(
+            **(dict.fromkeys(("questions", "answers", "against", "votes", "seed")) | told), names=()
+        )  # type: ignore[arg-type]
+        with pytest.raises(DistillError, match=words) as found:
+            run_page(files, folder, Address("127.0.0.1", port))
+        assert found.value.exit_code == 2
+
+    with opened(run):
+        refused("in use by process")
+    other = map(str, write_study(tmp_path / "others", 2)[1::2])
+    refused(
+        "votes on other questions or answers",
+        **dict(zip(("questions", "answers", "against"), other, strict=True)),
+    )
+    refused("drawn with seed 0", seed=7)
+    refused("--votes 0: wants 1 or more", votes=0)
+    refused("--port 70000: wants", port=70000)
+    refused("give --questions", tmp_path / "new")
+    refused("--against is missing", questions=questions, answers=a)
+    refused("nothing.jsonl", questions=questions, answers=a, against=str(tmp_path / "nothing.jsonl"))
+
+
+async def test_when_the_disk_is_full_the_choices_stay_on_the_page(tmp_path: Path) -> None:
+    async with page(tmp_path / "run") as site, person(site, "Ann") as ann:
+        item = await ann.following()
+        assert site.votes
+        database = site.votes._db
+        (pages,) = database.execute("PRAGMA page_count").fetchone()
+        database.execute(f"PRAGMA max_page_count = {pages}")
+        form = {"helpful": "left", "honest": "tie", "harmless": "right", "note": "n" * 4000}
+        status, text, _ = await ann.post(f"/item/{item}", form)
+        assert status == 503
+        assert "could not be saved" in text
+        assert re.search(r'name="honest" value="tie" required checked', text)
+        assert "n" * 4000 in text
+        database.execute("PRAGMA max_page_count = 100000")
+        assert await ann.vote(item or 0, *ALL) != f"/item/{item}"
+    assert len(votes_in(tmp_path / "run")) == 1
 
 
 async def test_the_papers_instructions_and_predictions_can_be_voted_on(tmp_path: Path) -> None:
