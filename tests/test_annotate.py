@@ -332,12 +332,12 @@ async def test_when_the_disk_is_full_the_choices_stay_on_the_page(tmp_path: Path
         database = site.votes._db
         (pages,) = database.execute("PRAGMA page_count").fetchone()
         database.execute(f"PRAGMA max_page_count = {pages}")
-        form = {"helpful": "left", "honest": "tie", "harmless": "right", "note": "n" * 4000}
+        form = {"helpful": "left", "honest": "tie", "harmless": "right", "note": "ü" * 4000}
         status, text, _ = await ann.post(f"/item/{item}", form)
         assert status == 503
         assert "could not be saved" in text
         assert re.search(r'name="honest" value="tie" required checked', text)
-        assert "n" * 4000 in text
+        assert "ü" * 4000 in text
         database.execute("PRAGMA max_page_count = 100000")
         assert await ann.vote(item or 0, *ALL) != f"/item/{item}"
     assert len(votes_in(tmp_path / "run")) == 1
