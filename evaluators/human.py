@@ -120,11 +120,11 @@ def _agreement(counts: Array) -> Figures:
     equal = int((several * (several - 1) // 2).sum())
     alpha = _alpha(several)
     found = [] if alpha is None else _alphas(several)
-    low, high = np.percentile(found, (2.5, 97.5)) if found else (None, None)
+    ends = [float(end) for end in np.percentile(found, (2.5, 97.5))] if found else [None, None]
     return {
         "alpha": alpha,
-        "low": None if low is None else float(low),
-        "high": None if high is None else float(high),
+        "low": ends[0],
+        "high": ends[1],
         "share": equal / pairs if pairs else None,
         "pairs": pairs,
         "items": len(several),
