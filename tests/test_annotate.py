@@ -9,6 +9,7 @@ import signal
 import socket
 import sqlite3
 from pathlib import Path
+from time import process_time
 
 import pytest
 
@@ -19,6 +20,7 @@ from annotating import NAMES, TOKEN, Clock, opened, page, person, served, votes_
 from cli import distill
 
 from evaluators.annotate.commands import run_page
+from evaluators.annotate.markdown import LONGEST, render
 from evaluators.annotate.server import Address
 from evaluators.annotate.study import Files
 from store.errors import DistillError
@@ -256,6 +258,17 @@ def test_sides_are_drawn_for_each_person_and_pair_from_the_seed(tmp_path: Path) 
     assert ann == sides("two", "Ann", 1)
     assert len({ann, sides("three", "Bob", 1), sides("four", "Ann", 2)}) == 3
     assert 10 <= ann.count("a") <= 30
+
+
+@pytest.mark.parametrize("piece", ["[", "![a](", "[a](http://x.y/z) ", "*a_ ", "<a ", ">", "`a``b", "|a"])
+def test_no_answer_keeps_the_others_waiting(piece: str) -> None:
+    """Some Markdown costs the square of its length; what is too long for that is shown as it is."""
+    began = process_time()
+    short, long = render(piece * (LONGEST // len(piece))), render(piece * (LONGEST + 1))
+    assert process_time() - began < 6
+    assert short
+    assert long.startswith("<pre>")
+    assert "<a " not in long
 
 
 async def test_a_kill_loses_no_vote_and_who_was_voting_goes_on(tmp_path: Path) -> None:
