@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import re
 import signal
@@ -23,7 +24,9 @@ from evaluators.annotate.commands import run_page
 from evaluators.annotate.markdown import LONGEST, render
 from evaluators.annotate.server import Address
 from evaluators.annotate.study import Files
+from store.contests import JudgeContests
 from store.errors import DistillError
+from store.records import Contest
 from store.votes import KEPT_SECONDS
 from store.votes_schema import Ballot
 
@@ -370,3 +373,13 @@ async def test_the_papers_instructions_and_predictions_can_be_voted_on(tmp_path:
         await ann.vote(await ann.following(), *ALL)
         assert "1 done<" in (await ann.get("/next"))[1]
         assert ", 251 to go" in (await ann.get("/next"))[1]
+
+
+def test_a_prediction_is_the_answer_and_what_stands_beside_it_is_not(tmp_path: Path) -> None:
+    """Self-Instruct's files of predictions hold the reference, too."""
+    for name in ("one", "two"):
+        row = {"id": None, "instruction": "Say it.\n", "prediction": f"by {name}", "target": "reference"}
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps(row | {"output": "reference"}) + "\n")
+    (contest,) = JudgeContests(None, tmp_path / "one.jsonl", tmp_path / "two.jsonl")
+    assert isinstance(contest, Contest)
+    assert contest.answers == ("by one", "by two")
