@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from engine.cli_ask import ASKING, JsonOption
+from evaluators.cli import annotate
 from evaluators.cli import app as evaluate_app
 from store.errors import DistillError
 from trainers.cli import app as train_app
@@ -30,6 +31,7 @@ app = typer.Typer(
 app.add_typer(train_app)
 app.command()(rank)
 app.add_typer(evaluate_app)
+app.command()(annotate)
 
 for name, command in ASKING.items():
     app.command(name)(command)
