@@ -28,7 +28,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 STEPS, LENGTH, ANSWERS = 4, 256, 4
-BATCH = {"sft": 16, "reward": 4}  # rows, or prompts
+BATCH = {"sft": 8, "reward": 2}  # rows, or prompts
 AT_ONCE = {"sft": 4, "reward": 2}
 PAIRS = ANSWERS * (ANSWERS - 1) // 2
 MODELS = ("gpt4", "vicuna-13b", "alpaca-7b", "text_davinci_003")
@@ -36,10 +36,12 @@ MODELS = ("gpt4", "vicuna-13b", "alpaca-7b", "text_davinci_003")
 
 @dataclass(frozen=True)
 class Measured:
-    """useful: tokens a second for sft, prompts a second for reward. peak: GB."""
+    """useful: tokens a second for sft, prompts a second for reward. peak: GB. cpu: seconds of the whole run,
+    its start and end included, which other work on the machine changes little."""
 
     useful: float
     peak: float
+    cpu: float
 
 
 def main() -> None:
@@ -135,12 +137,12 @@ def our_run(what: str, rows: Path, model: str, out: Path, precision: str) -> Mea
     where = ["--data", str(rows), "--model", model, "--out", str(out)]
     own = ["--samples", "0"] if what == "sft" else []
     command = [sys.executable, "-P", "-m", "engine", "train", what, *where, *size, *once, *own]
-    peak, _ = finished(command)
+    peak, cpu, _ = finished(command)
     steps = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     timed = [s for s in steps if s["kind"] == "step" and s["step"] > 1]
     seconds = sum(s["seconds"] for s in timed)
     amount = sum(s["tokens"] for s in timed) if what == "sft" else len(timed) * BATCH[what]
-    return Measured(amount / seconds, peak)
+    return Measured(amount / seconds, peak, cpu)
 
 
 def peer_run(python: str, what: str, rows: Path, model: str, precision: str) -> Measured:
@@ -148,14 +150,14 @@ def peer_run(python: str, what: str, rows: Path, model: str, precision: str) -> 
     at_once = AT_ONCE[what] if what == "sft" else AT_ONCE[what] * ANSWERS // 2  # as many texts as ours
     sizes = [str(at_once), str(BATCH[what] * pairs // at_once), str(LENGTH)]
     command = [python, "-P", str(ROOT / "bench/trl_peer.py"), what, str(rows), model, precision, *sizes]
-    peak, said = finished(command)
+    peak, cpu, said = finished(command)
     told = json.loads(said.strip().splitlines()[-1])
     amount = told["tokens"] if what == "sft" else told["steps"] * BATCH[what]
-    return Measured(amount / told["seconds"], peak)
+    return Measured(amount / told["seconds"], peak, cpu)
 
 
-def finished(command: list[str]) -> tuple[float, str]:
-    """(GB at most of any of its processes, what it printed)."""
+def finished(command: list[str]) -> tuple[float, float, str]:
+    """(GB at most of any of its processes, CPU seconds of all, what it printed)."""
     env = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as log:
         process = subprocess.Popen(command, env=env, stdout=out, stderr=log)
@@ -165,18 +167,19 @@ def finished(command: list[str]) -> tuple[float, str]:
             file.seek(0)
         if status:
             raise SystemExit(f"{' '.join(command)} failed:\n{log.read()[-3000:]}")
-        return usage.ru_maxrss * 1024 / 1e9, out.read()
+        return usage.ru_maxrss * 1024 / 1e9, usage.ru_utime + usage.ru_stime, out.read()
 
 
 def show(what: str, precision: str, found: dict[str, list[Measured]]) -> None:
     unit = "tokens/s" if what == "sft" else "prompts/s"
-    print(f"{what}, {precision}\ntrainer  {unit:>10}  of trl  peak GB   rounds")
+    print(f"{what}, {precision}\ntrainer  {unit:>10}  of trl  peak GB   CPU s   rounds")
     middle = {who: statistics.median(r.useful for r in rounds) for who, rounds in found.items()}
     for who, rounds in found.items():
         peak = statistics.median(r.peak for r in rounds)
+        cpu = statistics.median(r.cpu for r in rounds)
         each = " ".join(f"{r.useful:.3g}" for r in rounds)
         ratio = f"{middle[who] / middle['trl']:.2f}" if "trl" in middle else "-"
-        print(f"{who:<8} {middle[who]:>10.3g}  {ratio:>6}  {peak:>7.1f}   {each}")
+        print(f"{who:<8} {middle[who]:>10.3g}  {ratio:>6}  {peak:>7.1f}  {cpu:>6.0f}   {each}")
 
 
 if __name__ == "__main__":
