@@ -8,7 +8,7 @@ SIZE, DPI = (7.0, 4.2), 150
 # Okabe and Ito's colours, which people with colour blindness tell apart.
 TRAINING, HELD_OUT, ACCURACY = "#0072B2", "#D55E00", "#009E73"
 SMOOTHED_OVER = 20  # steps at most, as the time constant of an exponential mean
-SMOOTHED_SHARE = 5  # of a short run so many parts
+SMOOTHED_LEAST, SMOOTHED_SHARE = 5, 5  # of a short run a fifth, but no less than so many steps
 CHANCE = 0.5
 
 
@@ -57,7 +57,7 @@ def _accuracy(axes: Any, records: Sequence[dict[str, Any]]) -> None:
 
 def smoothed(values: Sequence[float]) -> list[float]:
     """An exponential mean that is not drawn to 0 at its beginning, and in a short run does not lag."""
-    keep = 1 - 1 / max(1, min(SMOOTHED_OVER, len(values) // SMOOTHED_SHARE))
+    keep = 1 - 1 / min(SMOOTHED_OVER, max(SMOOTHED_LEAST, len(values) // SMOOTHED_SHARE))
     found, mean, weight = [], 0.0, 0.0
     for value in values:
         mean, weight = keep * mean + (1 - keep) * value, keep * weight + 1 - keep
