@@ -59,7 +59,8 @@ def main(
     else:
         if tokenizer.pad_token_id == tokenizer.eos_token_id:
             tokenizer.pad_token = tokenizer.unk_token
-        trainer = RewardTrainer(model, args=RewardConfig(**settings, length_column_name="length"), **given)
+        settings["remove_unused_columns"] = False  # else the lengths to group by are gone
+        trainer = RewardTrainer(model, args=RewardConfig(**settings), **given)
     trainer.train()
     print(
         json.dumps({"seconds": clock.seconds, "steps": clock.steps, "tokens": getattr(trainer, "tokens", 0)})
