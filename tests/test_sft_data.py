@@ -88,6 +88,33 @@ def test_an_alpaca_row_may_be_put_in_the_chat_template(tokenizer: Any) -> None:
     assert learnt(tokens, learn, tokenizer) == ["b</s>"]
 
 
+def melting() -> Any:
+    """A tokenizer with one token for a line break and a blank, and turns that begin on a new line."""
+    from tokenizers import Tokenizer
+
+    plain = tiny.tokenizer()
+    inner = orjson.loads(plain.backend_tokenizer.to_str())
+    inner["model"]["vocab"]["ĊĠ"] = len(inner["model"]["vocab"])
+    inner["model"]["merges"] = [["Ċ", "Ġ"]]
+    plain._tokenizer = Tokenizer.from_str(orjson.dumps(inner).decode())
+    plain.chat_template = tiny.CHATML.replace("|>'", "|>\\n'")
+    return plain
+
+
+def test_an_answer_that_begins_with_a_blank_does_not_change_how_its_prompt_is_read() -> None:
+    tokenizer = melting()
+    talk = [{"role": "user", "content": "a?"}, {"role": "assistant", "content": " \nb"}]
+    asked = tokenizer.apply_chat_template(
+        talk[:1], tokenize=True, return_dict=False, add_generation_prompt=True
+    )
+    whole = tokenizer.apply_chat_template(talk, tokenize=True, return_dict=False)
+    assert whole[: len(asked)] != asked  # the trap
+    tokens, learn = encode(talk, "chat", tokenizer)
+    assert tokens[: len(asked)] == asked
+    assert not any(learn[: len(asked)])
+    assert learnt(tokens, learn, tokenizer) == [" \nb</s>"]
+
+
 @pytest.mark.parametrize(
     ("raw", "reason"),
     [

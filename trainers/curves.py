@@ -7,7 +7,9 @@ from typing import Any
 SIZE, DPI = (7.0, 4.2), 150
 # Okabe and Ito's colours, which people with colour blindness tell apart.
 TRAINING, HELD_OUT, ACCURACY = "#0072B2", "#D55E00", "#009E73"
-SMOOTHED_OVER = 20  # steps, as the time constant of an exponential mean
+SMOOTHED_OVER = 20  # steps at most, as the time constant of an exponential mean
+SMOOTHED_LEAST, SMOOTHED_SHARE = 5, 5  # of a short run a fifth, but no less than so many steps
+CHANCE = 0.5
 
 
 def draw(records: Sequence[dict[str, Any]], path: Path, title: str, loss_name: str) -> None:
@@ -23,8 +25,9 @@ def draw(records: Sequence[dict[str, Any]], path: Path, title: str, loss_name: s
         return
     figure, axes = pyplot.subplots(figsize=SIZE, dpi=DPI, layout="constrained")
     places = [step for step, _ in steps]
-    axes.plot(places, [loss for _, loss in steps], color=TRAINING, alpha=0.25, linewidth=0.8)
-    axes.plot(places, smoothed([loss for _, loss in steps]), color=TRAINING, label="training (smoothed)")
+    each = [loss for _, loss in steps]
+    axes.plot(places, each, color=TRAINING, alpha=0.25, linewidth=0.8, label="training, each step")
+    axes.plot(places, smoothed(each), color=TRAINING, label="training, smoothed")
     if held:
         line: dict[str, Any] = {"color": HELD_OUT, "marker": "o", "markersize": 3.5, "label": "held out"}
         axes.plot([step for step, _ in held], [loss for _, loss in held], **line)
@@ -46,14 +49,15 @@ def _accuracy(axes: Any, records: Sequence[dict[str, Any]]) -> None:
     if found:
         right = axes.twinx()
         right.plot(*zip(*found, strict=True), color=ACCURACY, linestyle="--", marker="s", markersize=3)
-        right.set_ylabel("held-out accuracy (dashed)", color=ACCURACY)
+        right.axhline(CHANCE, color=ACCURACY, linewidth=0.6, alpha=0.6)
+        right.set_ylabel("held-out accuracy (dashed; chance 0.5)", color=ACCURACY)
         right.set_ylim(0, 1)
         right.spines[["top"]].set_visible(False)
 
 
 def smoothed(values: Sequence[float]) -> list[float]:
-    """An exponential mean that is not drawn to 0 at its beginning."""
-    keep = 1 - 1 / SMOOTHED_OVER
+    """An exponential mean that is not drawn to 0 at its beginning, and in a short run does not lag."""
+    keep = 1 - 1 / min(SMOOTHED_OVER, max(SMOOTHED_LEAST, len(values) // SMOOTHED_SHARE))
     found, mean, weight = [], 0.0, 0.0
     for value in values:
         mean, weight = keep * mean + (1 - keep) * value, keep * weight + 1 - keep

@@ -155,10 +155,34 @@ def _chat(messages: Messages, tokenizer: Any) -> Encoded | str:
             asked = _render(messages[:place], tokenizer, add_generation_prompt=True)
             answered = _render(messages[: place + 1], tokenizer)
             if tokens[: len(asked)] != asked or tokens[: len(answered)] != answered:
-                return "the chat template writes a turn differently once it has been answered"
+                return _chat_by_text(messages, tokenizer)
             for position in range(len(asked), len(answered)):
                 learn[position] = True
     return _ended(tokens, learn, tokenizer.eos_token_id)
+
+
+def _chat_by_text(messages: Messages, tokenizer: Any) -> Encoded | str:
+    """The same where an answer's beginning would melt with its prompt's end into one token (an answer that
+    begins with a line break): each stands alone, for so it will be asked."""
+    whole, done = _text(messages, tokenizer), 0
+    tokens: list[int] = []
+    learn: list[bool] = []
+    for place, message in enumerate(messages):
+        if message["role"] == "assistant":
+            asked = _text(messages[:place], tokenizer, add_generation_prompt=True)
+            answered = _text(messages[: place + 1], tokenizer)
+            if not (whole.startswith(answered) and answered.startswith(asked)):
+                return "the chat template writes a turn differently once it has been answered"
+            for text, learnt in ((asked[done:], False), (answered[len(asked) :], True)):
+                ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+                tokens, learn = tokens + ids, learn + [learnt] * len(ids)
+            done = len(answered)
+    return _ended(tokens, learn, tokenizer.eos_token_id)
+
+
+def _text(messages: Messages, tokenizer: Any, **options: bool) -> str:
+    text: str = tokenizer.apply_chat_template(messages, tokenize=False, **options)
+    return text
 
 
 def _render(messages: Messages, tokenizer: Any, **options: bool) -> list[int]:
