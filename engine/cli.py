@@ -13,6 +13,7 @@ import typer
 
 from engine.options import settings_from, with_engine_options
 from evaluators.cli import app as evaluate_app
+from evaluators.report.cli import report
 from store.errors import DistillError
 from trainers.cli import app as train_app
 from trainers.cli import rank
@@ -29,6 +30,7 @@ app = typer.Typer(
 app.add_typer(train_app)
 app.command()(rank)
 app.add_typer(evaluate_app)
+app.command()(report)
 
 PoolArgument = Annotated[
     str,

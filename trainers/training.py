@@ -148,7 +148,7 @@ class Loop(Trainer):
         if ranks > 1 and names:
             total = self.accelerator.reduce(total.to(self.args.device)).cpu()
         samples = self._judged(self)
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, {})
+        self.control: Any = self.callback_handler.on_evaluate(self.args, self.state, self.control, {})
         if not names or not total[:, 1].all():
             return {}
         held = dict(zip(names, (total[:, 0] / total[:, 1]).tolist(), strict=True))

@@ -7,11 +7,11 @@ import csv
 import io
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from engine.terminal import dollars, duration, percent, plain
 
-Cell: TypeAlias = str | int | float | None
+Cell: TypeAlias = Any  # str, int, float or None
 FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what spreadsheets take for the beginning of a formula
 KINDS = {
     "text": lambda value: plain(str(value)),

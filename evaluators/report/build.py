@@ -13,7 +13,21 @@ from pathlib import Path
 from evaluators.report.document import Drawing, Listing, Report, Section
 from evaluators.report.found import Found, look
 from evaluators.report.page import html
-from evaluators.report.sections import asked, cost, data, failures, limits, reward, training
+from evaluators.report.sections import (
+    asked,
+    cost,
+    data,
+    failures,
+    human,
+    judge,
+    limits,
+    ranking,
+    reward,
+    rouge,
+    scores,
+    training,
+    words,
+)
 from store.errors import UsageError
 from store.export import replacing
 from store.read import connect_reader
@@ -25,8 +39,14 @@ SECTIONS: tuple[tuple[str, Callable[[Found], Section | str]], ...] = (
     ("Limits over time", limits.section),
     ("Failures", failures.section),
     ("The data", data.section),
+    ("Statistics of the data", words.section),
+    ("Scores", scores.section),
     ("The student", training.section),
     ("The reward model", reward.section),
+    ("Judges", judge.section),
+    ("The ranking study", ranking.section),
+    ("ROUGE", rouge.section),
+    ("Human votes", human.section),
 )
 
 

@@ -68,7 +68,7 @@ class Found:
     stages: Sequence[Stage]
     trainings: Sequence[Training]
     evaluations: Sequence[Evaluation]
-    unread: Sequence[tuple[str, str]]
+    unread: list[tuple[str, str]]
     seed: int
 
     def evaluated(self, kind: str) -> list[Evaluation]:

@@ -98,7 +98,6 @@ def _buckets(data: Json, key: str, title: str, number: int) -> list[Block]:
         return []
     name = f"reward-{number}-{key.replace('_', '-')}"
     rows = [(f"{b['of']} (n {b['pairs']:,})", b["accuracy"], b["length_baseline"]) for b in filled]
-    # Sentences do not fit below a bar: there they are numbered by the table's order.
     columns = (title.lower(), "reward model:share", "longer answer:share")
     caption = (
         f"{title}: accuracy of the reward model and of 'the longer answer wins', with the pairs in each."
@@ -131,8 +130,8 @@ def _side_by_side(canvas: Any, numbers: Table, wide: bool) -> None:
 
 
 def _calibrated(data: Json, number: int) -> list[Block]:
-    found = data.get("calibration")
-    bins = [b for b in (found or {}).get("bins", []) if b.get("pairs")]
+    found = data.get("calibration") or {}
+    bins = [b for b in found.get("bins", []) if b.get("pairs")]
     if not bins:
         return []
     rows = [(b["confidence"], b["accuracy"], b["pairs"]) for b in bins]

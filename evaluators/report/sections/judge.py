@@ -1,0 +1,289 @@
+"""Judge scores, as the paper's Figures 4 and 5: each model against its opponent, with the sums on the bars."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from engine.exports import clean
+from evaluators.figures.bars import height_for, measured, percents, relative, stacked
+from evaluators.figures.look import QUIET, figure
+from evaluators.figures.table import Table, table
+from evaluators.report.document import (
+    Block,
+    Drawing,
+    Heading,
+    Headline,
+    Listing,
+    Quote,
+    Sample,
+    Samples,
+    Section,
+    Words,
+)
+from evaluators.report.found import Evaluation, Found, Json
+from evaluators.report.guarded import told
+from evaluators.report.queries import drawn
+from evaluators.report.sections.reward import percent
+
+FEW, SAMPLED, DRAWN = 30, 3, 16
+
+
+def section(found: Found) -> Section | str:
+    heads: list[Headline] = []
+
+    def tell(evaluation: Evaluation, number: int) -> list[Block]:
+        blocks = _told(evaluation, number)
+        heads.extend(_headlines(evaluation.data["pairs"]))
+        return blocks
+
+    heard = told(found, ["judge"], tell)
+    blocks = [block for _, some in heard for block in some]
+    blocks += _sampled(found)
+    if not blocks:
+        return "no stage has judgements, and there is no `evaluate judge --json`"
+    about = "A judge scores two answers to each question from 1 to 10; the relative score is sum : sum."
+    return Section("judge", "Judged against each other", about, blocks, heads[:2])
+
+
+def name_of(pair: Json) -> str:
+    return f"{pair['a']} vs {pair['b']}"
+
+
+def sums(pair: Json) -> str:
+    """As the paper writes them: 609 : 666 = 91 %."""
+    return f"{pair['sum_a']:g} : {pair['sum_b']:g} = {pair['relative']:.0%}"
+
+
+def caveats(pair: Json) -> list[str]:
+    """What a reader must know before believing this pair's number."""
+    said = []
+    even = 1 if pair.get("relative") is not None else 0.5
+    low, high = (pair["low"], pair["high"]) if even == 1 else (pair["win_rate_low"], pair["win_rate_high"])
+    if low is not None and low <= even <= high:
+        said.append(f"{name_of(pair)}: no difference is shown, the interval holds {even:.0%}.")
+    if pair["questions"] < FEW:
+        said.append(f"{name_of(pair)}: only {pair['questions']:,} questions.")
+    if pair.get("unparsed"):
+        said.append(
+            f"{name_of(pair)}: {pair['unparsed']:,} replies could not be read; they are in neither sum."
+        )
+    return said
+
+
+def _headlines(pairs: Sequence[Json]) -> list[Headline]:
+    heads = []
+    for pair in pairs[:2]:
+        said = caveats(pair)
+        weak = said[0].split(": ", 1)[1] if said else ""
+        if pair.get("relative") is not None:
+            note = f"{pair['sum_a']:g} : {pair['sum_b']:g} over {pair['questions']:,} questions, 95 % {_span(pair)}"
+            heads.append(Headline(f"{pair['relative']:.0%}", f"{pair['a']} against {pair['b']}", note, weak))
+        elif pair.get("win_rate") is not None:
+            note = f"win rate over {pair['questions']:,} questions"
+            heads.append(Headline(f"{pair['win_rate']:.0%}", f"{pair['a']} against {pair['b']}", note, weak))
+    return heads
+
+
+def _span(pair: Json) -> str:
+    return f"{pair['low']:.0%} to {pair['high']:.0%}" if pair.get("low") is not None else "unknown"
+
+
+def _told(evaluation: Evaluation, number: int) -> list[Block]:
+    pairs: list[Json] = evaluation.data["pairs"]
+    blocks: list[Block] = [Heading(evaluation.name)]
+    scored = [p for p in pairs if p.get("relative") is not None]
+    for opponent in dict.fromkeys(p["b"] for p in scored):
+        mine = [p for p in scored if p["b"] == opponent][:DRAWN]
+        blocks.append(Drawing(bars(mine, f"judge-{number}-{slug(opponent)}", f"against {opponent}")))
+    if not scored:
+        blocks.append(Drawing(_win_rates(pairs[:DRAWN], f"judge-{number}-win-rates")))
+    blocks += [
+        Listing(_table(pairs, f"judge-{number}"), "The sums leave out replies that could not be read.")
+    ]
+    blocks += [Words(said, True) for pair in pairs for said in caveats(pair)]
+    blocks.append(Drawing(_wins(pairs[:DRAWN], f"judge-{number}-wins")))
+    return [*blocks, *_more(evaluation.data, number)]
+
+
+def slug(name: str) -> str:
+    """A name that a file may have."""
+    kept = "".join(c if c.isascii() and c.isalnum() else "-" for c in str(name).lower())
+    return "-".join(part for part in kept.split("-") if part)[:40] or "unnamed"
+
+
+def bars(pairs: Sequence[Json], name: str, title: str) -> Any:
+    """Relative scores with the sums written on them, and a line where both are equal."""
+    several = len({p.get("judge") for p in pairs}) > 1
+    rows = [
+        (
+            f"{p['a']} ({p['judge']})" if several else p["a"],
+            p["relative"], p.get("low"), p.get("high"), sums(p),
+        )
+        for p in pairs
+    ]  # fmt: skip
+    numbers = table(name, ("model", "relative score:share", "low:share", "high:share", "words"), rows)
+    least, most = min(p["questions"] for p in pairs), max(p["questions"] for p in pairs)
+    n = f"{least:,}" if least == most else f"{least:,} to {most:,}"
+    caption = f"Relative scores {title}, by sums over n = {n} questions, with bootstrap 95 % intervals; "
+    caption += "the dashed line is 100 %, where both are equal."
+    drawn = figure(
+        f"Relative scores {title}", caption, caption, numbers, relative, height_for(len(rows), 0.42)
+    )
+    return drawn
+
+
+def _win_rates(pairs: Sequence[Json], name: str) -> Any:
+    rows = [
+        (name_of(p), p["win_rate"], p.get("win_rate_low"), p.get("win_rate_high"), percent(p["win_rate"]))
+        for p in pairs
+    ]
+    columns = ("pair", "win rate:share", "low:share", "high:share", "words")
+    caption = "Win rates (ties count a half) with 95 % intervals; the dashed line is 50 %."
+    height = height_for(len(rows), 0.42)
+    return figure("Win rates", caption, caption, table(name, columns, rows), even_at_half, height)
+
+
+def even_at_half(canvas: Any, numbers: Table, wide: bool) -> None:
+    measured(canvas, numbers, wide)
+    (axes,) = canvas.axes
+    axes.axvline(0.5, color=QUIET, linewidth=1, linestyle=(0, (4, 3)), zorder=0)
+    percents(axes, "x")
+
+
+def _wins(pairs: Sequence[Json], name: str) -> Any:
+    rows = []
+    for pair in pairs:
+        total = (pair["wins"] + pair["ties"] + pair["losses"]) or 1
+        rows.append((name_of(pair), *(pair[k] / total for k in ("wins", "ties", "losses"))))
+    caption = "Questions won, tied and lost by the first of each pair. n: "
+    caption += ", ".join(f"{name_of(p)} {p['questions']:,}" for p in pairs) + "."
+    columns = ("pair", "win:share", "tie:share", "loss:share")
+    height = height_for(len(rows)) + 0.2
+    return figure("Wins, ties, losses", caption, caption, table(name, columns, rows), stacked, height)
+
+
+_COLUMNS = (
+    "a", "b", "judge", "questions:count", "unparsed:count", "sum of a:number", "sum of b:number", "relative:share",
+    "low:share", "high:share", "wins:count", "ties:count", "losses:count",
+)  # fmt: skip
+_KEYS = (
+    "a",
+    "b",
+    "judge",
+    "questions",
+    "unparsed",
+    "sum_a",
+    "sum_b",
+    "relative",
+    "low",
+    "high",
+    "wins",
+    "ties",
+    "losses",
+)
+
+
+def _table(pairs: Sequence[Json], name: str) -> Table:
+    return table(name, _COLUMNS, [[p.get(key) for key in _KEYS] for p in pairs])
+
+
+def _more(data: Json, number: int) -> list[Block]:
+    """What only some evaluations have: categories, position, length, several judges."""
+    pairs, blocks = data["pairs"], []
+    rows = [
+        (name_of(p), c["category"], c["questions"], c.get("relative"), c.get("low"), c.get("high"))
+        for p in pairs
+        for c in p.get("by_category") or []
+    ]
+    columns = ["pair", "category", "questions:count", "relative:share", "low:share", "high:share"]
+    if rows:
+        words = "By category. Few questions in each, so most differences are chance."
+        blocks.append(Listing(table(f"judge-{number}-categories", columns, rows), words))
+    biased = [(p, p["position_bias"]) for p in pairs if p.get("position_bias")]
+    if biased:
+        heads = (
+            "pair",
+            "questions:count",
+            "first wins:count",
+            "ties:count",
+            "second wins:count",
+            "verdict flips:share",
+        )
+        rows = [
+            (
+                name_of(p),
+                b["questions"],
+                b["first"],
+                b["ties"],
+                b["second"],
+                _share(b["flips"], b["questions"]),
+            )
+            for p, b in biased
+        ]
+        words = "Position bias: asked in both orders, how often who is shown first wins, and how often the winner flips."
+        blocks.append(Listing(table(f"judge-{number}-position", heads, rows), words))
+    balanced = [(p, p["balanced"]) for p in pairs if p.get("balanced")]
+    if balanced:
+        rows = [
+            (name_of(p), b["questions"], b.get("relative"), b.get("low"), b.get("high")) for p, b in balanced
+        ]
+        words = "Balanced over both orders."
+        blocks.append(Listing(table(f"judge-{number}-balanced", [columns[0], *columns[2:]], rows), words))
+    return [*blocks, *_controlled(pairs, number), *_agreement(data, number)]
+
+
+def _share(count: float, whole: float) -> float | None:
+    """Of questions; a share stays one."""
+    if isinstance(count, float) and count <= 1:
+        return count
+    return count / whole if whole else None
+
+
+def _controlled(pairs: Sequence[Json], number: int) -> list[Block]:
+    found = [(p, p["length_controlled"]) for p in pairs if p.get("length_controlled")]
+    if not found:
+        return []
+    rows = [
+        (name_of(p), c["plain"], c["win_rate"], c.get("low"), c.get("high"), c.get("length_ratio"))
+        for p, c in found
+    ]
+    heads = (
+        "pair",
+        "win rate:share",
+        "length-controlled:share",
+        "low:share",
+        "high:share",
+        "length ratio:number",
+    )
+    words = "Win rates as they are, and as they would be at equal length (AlpacaEval 2's manner)."
+    return [Listing(table(f"judge-{number}-length-controlled", heads, rows), words)]
+
+
+def _agreement(data: Json, number: int) -> list[Block]:
+    agreed = (data.get("judges") or {}).get("agreement") or []
+    if not agreed:
+        return []
+    keys = ("questions", "alpha_interval", "alpha_ordinal", "spearman", "same_winner")
+    rows = [(" and ".join(map(str, a["judges"])), *(a.get(key) for key in keys)) for a in agreed]
+    heads = (
+        "judges", "questions:count", "alpha, interval:number", "alpha, ordinal:number", "Spearman:number",
+        "same winner:share",
+    )  # fmt: skip
+    words = "How far judges agree (Krippendorff's alpha: 1 is agreement, 0 is chance)."
+    return [Listing(table(f"judge-{number}-agreement", heads, rows), words)]
+
+
+def _sampled(found: Found) -> list[Block]:
+    """Judgements as they were said, with the question and both answers."""
+    blocks: list[Block] = []
+    for stage in found.of_task("judge", "compare"):
+        samples = []
+        for row in drawn(found.reader, stage.number, SAMPLED, f"{found.seed} judge {stage.number}"):
+            item = row.item
+            shown = zip(item.get("models", ()), item.get("answers", ()), strict=False)
+            quotes = [Quote("question", str(item.get("instruction", "")))]
+            quotes += [Quote(f"shown {place}: {m}", str(text)) for place, (m, text) in enumerate(shown, 1)]
+            quotes.append(Quote(f"the judge ({row.model})", clean(row.text)))
+            samples.append(Sample(f"row {row.position:,}", row.outcome, quotes))
+        words = f"{stage.name}: {len(samples)} judgements, drawn at random (seed {found.seed})"
+        blocks.append(Samples(words, samples))
+    return blocks
