@@ -19,7 +19,7 @@ def height_for(bars: int, each: float = 0.34) -> float:
 
 def measured(figure: Any, table: Table, wide: bool) -> None:
     """Horizontal bars with 95 % intervals and words at their ends; columns: name, value, low, high,
-    words. A line stands at the even share where the title of the value column says so ('…, even at 1')."""
+    words."""
     axes = figure.subplots()
     names, values = table.names(table.columns[0]), table.numbers(table.columns[1])
     low, high = table.numbers("low"), table.numbers("high")
@@ -30,12 +30,16 @@ def measured(figure: Any, table: Table, wide: bool) -> None:
             axes.errorbar(value, place, xerr=[[max(0, value - a)], [max(0, b - value)]], **WHISKER)
     reach = max([v for v in (*values, *high) if v == v] or [1.0])
     for place, value, b, words in zip(places, values, high, table.names("words"), strict=True):
-        axes.text(max(value, b if b == b else value) + reach * 0.015, place, words, va="center", fontsize=9)
+        axes.text(max(value, b if b == b else value) + reach * 0.015, place, words, va="center", **BESIDE)
     axes.set_xlim(0, reach * (1.42 if wide else 1.75))
     named(axes, names, wide)
     axes.set_xlabel(table.columns[1])
 
 
+BESIDE: dict[str, Any] = {
+    "fontsize": 9,
+    "bbox": {"facecolor": PAPER, "edgecolor": "none", "boxstyle": "square,pad=0.08"},
+}
 WHISKER: dict[str, Any] = {"fmt": "none", "ecolor": INK, "elinewidth": 1.1, "capsize": 3, "capthick": 1.1}
 
 
@@ -52,6 +56,15 @@ def relative(figure: Any, table: Table, wide: bool) -> None:
     measured(figure, table, wide)
     (axes,) = figure.axes
     axes.axvline(1, color=QUIET, linewidth=1, linestyle=(0, (4, 3)), zorder=0)
+    percents(axes, "x")
+
+
+def shares(figure: Any, table: Table, wide: bool) -> None:
+    """The same as shares of a whole, with a line at a half."""
+    measured(figure, table, wide)
+    (axes,) = figure.axes
+    axes.axvline(0.5, color=QUIET, linewidth=1, linestyle=(0, (4, 3)), zorder=0)
+    axes.set_xticks([0, 0.25, 0.5, 0.75, 1])
     percents(axes, "x")
 
 

@@ -34,7 +34,7 @@ def over_time(figure: Any, table: Table, wide: bool) -> None:
     """Requests and tokens a minute against their limits, and 429s; columns: minutes, requests a minute,
     request limit, tokens a minute, token limit, 429s, seconds held."""
     upper, lower = figure.subplots(2, 1, sharex=True)
-    at = table.numbers("minutes")
+    at, unit = _in_unit(table.numbers("minutes"))
     for axes, n, name, limit in (
         (upper, 0, "requests a minute", "request limit"),
         (lower, 1, "tokens a minute", "token limit"),
@@ -54,8 +54,17 @@ def over_time(figure: Any, table: Table, wide: bool) -> None:
         line = {"linestyle": "none", "marker": "v", "color": COLOURS[3], "markersize": 6}
         upper.plot([t for t, _ in refused], [top * 0.04] * len(refused), label="429s came", **line)
         upper.legend(loc="upper right", handles=upper.get_legend_handles_labels()[0][-1:])
-    lower.set_xlabel("minutes of asking")
+    lower.set_xlabel(f"{unit} of asking")
     lower.set_xlim(left=0)
+
+
+def _in_unit(minutes: list[float]) -> tuple[list[float], str]:
+    """Seconds for minutes, or hours for days, of asking."""
+    last = max(minutes, default=0)
+    for most, factor, unit in ((5, 60, "seconds"), (300, 1, "minutes")):
+        if last <= most:
+            return [t * factor for t in minutes], unit
+    return [t / 60 for t in minutes], "hours"
 
 
 def thousands(axes: Any) -> None:

@@ -17,12 +17,12 @@ def sunburst(figure: Any, table: Table, wide: bool) -> None:
     for verb, _, count in rows:
         verbs[verb] = verbs.get(verb, 0) + count
     colours = {verb: COLOURS[n % len(COLOURS)] for n, verb in enumerate(verbs)}
-    edge = {"edgecolor": PAPER, "linewidth": 0.8, "width": DEEP}
+    edge = {"edgecolor": PAPER, "linewidth": 0.8, "width": DEEP, "alpha": 0.75}
     _ring(axes, list(verbs.items()), INNER, [colours[v] for v in verbs], edge)
-    edge |= {"alpha": 0.55}
+    edge |= {"alpha": 0.4}
     nouns = [(noun, count) for _, noun, count in rows]
     _ring(axes, nouns, OUTER, [colours[verb] for verb, _, _ in rows], edge)
-    axes.set(xlim=(-1.05, 1.05), ylim=(-1.05, 1.05))
+    axes.set(xlim=(-0.89, 0.89), ylim=(-0.89, 0.89))
 
 
 def _ring(

@@ -44,10 +44,10 @@ class Stage:
 @dataclass(frozen=True, slots=True)
 class Training:
     """A training's folder, as `train` leaves it. finished: {} while it is under way; quality: of a reward
-    model on held-out prompts."""
+    model on held-out prompts; title: its card's, '' until there is one."""
 
     name: str
-    path: Path
+    title: str
     setup: Json
     metrics: Sequence[Json]
     finished: Json
@@ -131,7 +131,7 @@ def _training(run: Path, folder: Path, unread: list[tuple[str, str]]) -> Trainin
     try:
         return Training(
             name,
-            folder,
+            _title(folder / "README.md"),
             _object(folder / "training" / "run.json"),
             _lines(folder / "metrics.jsonl"),
             _object(folder / "training" / "finished.json"),
@@ -140,6 +140,14 @@ def _training(run: Path, folder: Path, unread: list[tuple[str, str]]) -> Trainin
     except (OSError, ValueError) as error:
         unread.append((f"training {name}", f"cannot be read: {error}"))
         return None
+
+
+def _title(card: Path) -> str:
+    """The first heading of a model card."""
+    if not card.is_file():
+        return ""
+    with card.open(encoding="utf-8", errors="replace") as lines:
+        return next((line[2:].strip() for line in lines if line.startswith("# ")), "")
 
 
 def _object(path: Path) -> Json:

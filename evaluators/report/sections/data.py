@@ -101,8 +101,8 @@ def _outcomes(stages: list[Stage]) -> list[Block]:
     rows = [(s.name, *(s.counts["outcomes"].get(o, 0) / s.counts["done"] for o in kinds)) for s in stages]
     numbers = table("outcomes", ("stage", *(f"{o}:share" for o in kinds)), rows)
     caption = (
-        "How answers ended: stop is a whole answer, length one that ran into the bound on tokens, content_filter "
-        "and refusal are the provider's own words for it. n: "
+        "How answers ended: stop is a whole answer, length one that ran into the bound on tokens; "
+        "content_filter and refusal are the provider's own words for it. n: "
         + ", ".join(f"{s.name} {s.counts['done']:,}" for s in stages) + "."
     )  # fmt: skip
     drawing = figure("How answers ended", caption, caption, numbers, stacked, height_for(len(stages)) + 0.2)

@@ -1,4 +1,4 @@
-"""What failed and why, with the server's words: rows that have no answer, and asks that went wrong on the way."""
+"""What failed and why, with the server's words: rows without an answer, and asks that went wrong."""
 
 from typing import Any
 
@@ -40,8 +40,8 @@ def section(found: Found) -> Section | str:
 def _words(total: int, done: int, errors: list[Any]) -> str:
     asks = sum(e[3] for e in errors)
     return (
-        f"{total:,} rows have failed for good and {done:,} have an answer. On the way {asks:,} asks went wrong; "
-        f"those of a passing cause were asked again."
+        f"{total:,} rows have failed for good and {done:,} have an answer. On the way {asks:,} asks "
+        "went wrong; those of a passing cause were asked again."
     )
 
 

@@ -44,8 +44,8 @@ def _told(evaluation: Evaluation, number: int) -> list[Block]:
     rows = [(name, *(c[part]["share"] for part in PARTS)) for name, c in voted.items()]
     columns = ("criterion", f"{data['a']} wins:share", "tie:share", f"{data['b']} wins:share")
     caption = (
-        f"Votes by criterion, {data['a']} against {data['b']}; n = {data['votes']:,} votes on {data['voted']:,} "
-        "items. Sides were drawn at random and the models hidden."
+        f"Votes by criterion, {data['a']} against {data['b']}; n = {data['votes']:,} votes on "
+        f"{data['voted']:,} items. Sides were drawn at random and the models hidden."
     )
     numbers = table(f"human-{number}", columns, rows)
     blocks.append(

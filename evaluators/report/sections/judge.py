@@ -1,11 +1,11 @@
-"""Judge scores, as the paper's Figures 4 and 5: each model against its opponent, with the sums on the bars."""
+"""Judge scores, as the paper's Figures 4 and 5: models against an opponent, the sums on the bars."""
 
 from collections.abc import Sequence
 from typing import Any
 
 from engine.exports import clean
-from evaluators.figures.bars import height_for, measured, percents, relative, stacked
-from evaluators.figures.look import QUIET, figure
+from evaluators.figures.bars import height_for, relative, shares, stacked
+from evaluators.figures.look import figure
 from evaluators.figures.table import Table, table
 from evaluators.report.document import (
     Block,
@@ -53,29 +53,39 @@ def sums(pair: Json) -> str:
     return f"{pair['sum_a']:g} : {pair['sum_b']:g} = {pair['relative']:.0%}"
 
 
-def caveats(pair: Json) -> list[str]:
-    """What a reader must know before believing this pair's number."""
-    said = []
-    even = 1 if pair.get("relative") is not None else 0.5
-    low, high = (pair["low"], pair["high"]) if even == 1 else (pair["win_rate_low"], pair["win_rate_high"])
-    if low is not None and low <= even <= high:
-        said.append(f"{name_of(pair)}: no difference is shown, the interval holds {even:.0%}.")
-    if pair["questions"] < FEW:
-        said.append(f"{name_of(pair)}: only {pair['questions']:,} questions.")
-    if pair.get("unparsed"):
-        said.append(
-            f"{name_of(pair)}: {pair['unparsed']:,} replies could not be read; they are in neither sum."
-        )
-    return said
+def is_even(pair: Json) -> bool:
+    """Whether the interval holds what no difference would give."""
+    scored = pair.get("relative") is not None
+    low, high = (pair["low"], pair["high"]) if scored else (pair["win_rate_low"], pair["win_rate_high"])
+    return low is not None and low <= (1 if scored else 0.5) <= high
+
+
+def caveats(pairs: Sequence[Json]) -> list[Words]:
+    """What a reader must know before believing these numbers."""
+    even = ", ".join(name_of(p) for p in pairs if is_even(p))
+    few = ", ".join(f"{name_of(p)} ({p['questions']:,})" for p in pairs if p["questions"] < FEW)
+    unread = ", ".join(f"{name_of(p)} {p['unparsed']:,}" for p in pairs if p.get("unparsed"))
+    said = [
+        (even, f"No difference is shown, the interval holds equality: {even}.", True),
+        (few, f"Few questions: {few}.", True),
+        (unread, f"Replies that could not be read, and are in neither sum: {unread}.", False),
+    ]
+    return [Words(words, weak) for found, words, weak in said if found]
+
+
+def _weakness(pair: Json) -> str:
+    if is_even(pair):
+        return "no difference is shown"
+    return "few questions" if pair["questions"] < FEW else ""
 
 
 def _headlines(pairs: Sequence[Json]) -> list[Headline]:
     heads = []
     for pair in pairs[:2]:
-        said = caveats(pair)
-        weak = said[0].split(": ", 1)[1] if said else ""
+        weak = _weakness(pair)
         if pair.get("relative") is not None:
-            note = f"{pair['sum_a']:g} : {pair['sum_b']:g} over {pair['questions']:,} questions, 95 % {_span(pair)}"
+            both = f"{pair['sum_a']:g} : {pair['sum_b']:g}"
+            note = f"{both} over {pair['questions']:,} questions, 95 % {_span(pair)}"
             heads.append(Headline(f"{pair['relative']:.0%}", f"{pair['a']} against {pair['b']}", note, weak))
         elif pair.get("win_rate") is not None:
             note = f"win rate over {pair['questions']:,} questions"
@@ -99,7 +109,7 @@ def _told(evaluation: Evaluation, number: int) -> list[Block]:
     blocks += [
         Listing(_table(pairs, f"judge-{number}"), "The sums leave out replies that could not be read.")
     ]
-    blocks += [Words(said, True) for pair in pairs for said in caveats(pair)]
+    blocks += caveats(pairs)
     blocks.append(Drawing(_wins(pairs[:DRAWN], f"judge-{number}-wins")))
     return [*blocks, *_more(evaluation.data, number)]
 
@@ -125,10 +135,9 @@ def bars(pairs: Sequence[Json], name: str, title: str) -> Any:
     n = f"{least:,}" if least == most else f"{least:,} to {most:,}"
     caption = f"Relative scores {title}, by sums over n = {n} questions, with bootstrap 95 % intervals; "
     caption += "the dashed line is 100 %, where both are equal."
-    drawn = figure(
+    return figure(
         f"Relative scores {title}", caption, caption, numbers, relative, height_for(len(rows), 0.42)
     )
-    return drawn
 
 
 def _win_rates(pairs: Sequence[Json], name: str) -> Any:
@@ -139,14 +148,7 @@ def _win_rates(pairs: Sequence[Json], name: str) -> Any:
     columns = ("pair", "win rate:share", "low:share", "high:share", "words")
     caption = "Win rates (ties count a half) with 95 % intervals; the dashed line is 50 %."
     height = height_for(len(rows), 0.42)
-    return figure("Win rates", caption, caption, table(name, columns, rows), even_at_half, height)
-
-
-def even_at_half(canvas: Any, numbers: Table, wide: bool) -> None:
-    measured(canvas, numbers, wide)
-    (axes,) = canvas.axes
-    axes.axvline(0.5, color=QUIET, linewidth=1, linestyle=(0, (4, 3)), zorder=0)
-    percents(axes, "x")
+    return figure("Win rates", caption, caption, table(name, columns, rows), shares, height)
 
 
 def _wins(pairs: Sequence[Json], name: str) -> Any:
@@ -161,29 +163,24 @@ def _wins(pairs: Sequence[Json], name: str) -> Any:
     return figure("Wins, ties, losses", caption, caption, table(name, columns, rows), stacked, height)
 
 
-_COLUMNS = (
-    "a", "b", "judge", "questions:count", "unparsed:count", "sum of a:number", "sum of b:number", "relative:share",
-    "low:share", "high:share", "wins:count", "ties:count", "losses:count",
-)  # fmt: skip
-_KEYS = (
-    "a",
-    "b",
-    "judge",
-    "questions",
-    "unparsed",
-    "sum_a",
-    "sum_b",
-    "relative",
-    "low",
-    "high",
-    "wins",
-    "ties",
-    "losses",
-)
-
-
 def _table(pairs: Sequence[Json], name: str) -> Table:
-    return table(name, _COLUMNS, [[p.get(key) for key in _KEYS] for p in pairs])
+    judges = {p.get("judge") for p in pairs}
+    heads = [
+        "pair",
+        "questions:count",
+        "sums",
+        "relative:share",
+        "low:share",
+        "high:share",
+        "won, tied, lost",
+    ]
+    rows = []
+    for p in pairs:
+        called = name_of(p) + (f", by {p['judge']}" if len(judges) > 1 else "")
+        both = f"{p['sum_a']:g} : {p['sum_b']:g}" if p.get("sum_a") is not None else "–"
+        spread = [p.get(key) for key in ("relative", "low", "high")]
+        rows.append([called, p["questions"], both, *spread, f"{p['wins']}, {p['ties']}, {p['losses']}"])
+    return table(name, heads, rows)
 
 
 def _more(data: Json, number: int) -> list[Block]:
@@ -219,7 +216,9 @@ def _more(data: Json, number: int) -> list[Block]:
             )
             for p, b in biased
         ]
-        words = "Position bias: asked in both orders, how often who is shown first wins, and how often the winner flips."
+        words = (
+            "Position bias: asked in both orders, how often who is shown first wins, and the winner flips."
+        )
         blocks.append(Listing(table(f"judge-{number}-position", heads, rows), words))
     balanced = [(p, p["balanced"]) for p in pairs if p.get("balanced")]
     if balanced:

@@ -4,7 +4,7 @@ Time is the time in which somebody asked: between runs it stands still.
 """
 
 from collections import defaultdict
-from typing import Any
+from typing import Any, NamedTuple
 
 from engine.terminal import percent
 from evaluators.figures.lines import over_time
@@ -19,24 +19,42 @@ MOST_BINS = 150
 LEAST_SENT = 10  # requests, below which a teacher has no figure
 SHOWN = 8  # teachers
 Runs = list[tuple[Stage, Any]]
+Counts = dict[int, dict[int, float]]  # run -> step of time -> how much
+
+
+class Binned(NamedTuple):
+    """Requests sent, tokens that came, 429s."""
+
+    sent: Counts
+    came: Counts
+    refused: Counts
 
 
 def section(found: Found) -> Section | str:
     spans = _spans(found)
     teachers = _teachers(found, spans)
-    total = sum(b - a for a, b in _joined([spans[r["id"]] for runs in teachers.values() for _, r in runs]))
-    size = next((b for b in BINS if total / b <= MOST_BINS), BINS[-1])
-    sent, came, refused = (_binned(found, sql, size) for sql in (SENT, CAME, REFUSED))
-    blocks: list[Block] = []
-    counts = {k: sum(sum(sent[r["id"]].values()) for _, r in runs) for k, runs in teachers.items()}
-    for key in sorted(teachers, key=lambda k: -counts[k])[:SHOWN]:
-        if counts[key] >= LEAST_SENT:
-            blocks += _teacher(key, teachers[key], spans, size, (sent, came, refused), len(blocks))
-    if not blocks:
+    steps: dict[int, Binned] = {}
+    told: list[tuple[float, list[Block]]] = []
+    for key, runs in teachers.items():
+        size = _step([spans[run["id"]] for _, run in runs])
+        if size not in steps:
+            steps[size] = Binned(*(_binned(found, sql, size) for sql in (SENT, CAME, REFUSED)))
+        sent = sum(sum(steps[size].sent[run["id"]].values()) for _, run in runs)
+        if sent >= LEAST_SENT:
+            numbers = _over_time(f"limits-{len(told) + 1}", runs, spans, size, steps[size])
+            told.append((sent, _teacher(key, runs, numbers, size)))
+    told.sort(key=lambda each: -each[0])
+    if not told:
         return f"no teacher was asked {LEAST_SENT} times online"
-    return Section(
-        "limits", "How the limits were used", "From the ledger's attempts, second by second.", blocks
-    )
+    blocks = [block for _, some in told[:SHOWN] for block in some]
+    about = "What was sent and when, from the ledger's attempts."
+    return Section("limits", "How the limits were used", about, blocks)
+
+
+def _step(spans: list[tuple[float, float]]) -> int:
+    """Seconds of a step of time, such that a figure has not too many."""
+    total = sum(end - begin for begin, end in _joined(spans))
+    return next((size for size in BINS if total / size <= MOST_BINS), BINS[-1])
 
 
 def _spans(found: Found) -> dict[int, tuple[float, float]]:
@@ -73,57 +91,48 @@ def _joined(spans: list[tuple[float, float]]) -> list[tuple[float, float]]:
     return joined
 
 
-def _binned(found: Found, sql: str, size: int) -> dict[int, dict[int, float]]:
-    bins: dict[int, dict[int, float]] = defaultdict(dict)
+def _binned(found: Found, sql: str, size: int) -> Counts:
+    bins: Counts = defaultdict(dict)
     for run, place, count in found.reader.execute(sql, {"bin": size}):
         bins[run][place] = count
     return bins
 
 
-def _teacher(
-    key: tuple[str, str],
-    runs: Runs,
-    spans: dict[int, tuple[float, float]],
-    size: int,
-    binned: Any,
-    number: int,
-) -> list[Block]:
+def _teacher(key: tuple[str, str], runs: Runs, numbers: Table, size: int) -> list[Block]:
     name, model = key
-    numbers = _over_time(f"limits-{number // 3 + 1}", runs, spans, size, binned)
     sent = sum(v or 0 for v in numbers.numbers("requests a minute")) * size / 60
     refused = sum(numbers.numbers("429s"))
     caption = (
-        f"{sent:,.0f} requests to {model} ({name}), in steps of {size} s; {refused:,.0f} of them were refused "
-        f"with a 429. Tokens are counted as billed, when the reply came. Time between runs is left out."
+        f"{sent:,.0f} requests to {model} ({name}), in steps of {size} s; {refused:,.0f} were refused with a "
+        "429. Tokens are counted as billed, when the reply came. Time between runs is left out."
     )
     drawn = figure(f"{model} over time", caption, caption, numbers, over_time, 3.6)
-    return [
-        Heading(f"{model} ({name})"),
-        Facts(_facts(runs, numbers, refused)),
-        Drawing(drawn),
-        *_held(numbers, size),
-    ]
+    facts = Facts(_facts(runs, numbers, refused))
+    return [Heading(f"{model} ({name})"), facts, Drawing(drawn), *_held(numbers, size)]
 
 
-def _over_time(name: str, runs: Runs, spans: dict[int, tuple[float, float]], size: int, binned: Any) -> Table:
+def _over_time(
+    name: str, runs: Runs, spans: dict[int, tuple[float, float]], size: int, binned: Binned
+) -> Table:
     """A row for each step of time in which somebody might have asked."""
-    sent, came, refused = binned
+    mine = {run["id"]: _places(spans[run["id"]], binned, run["id"], size) for _, run in runs}
     rows, passed, factor = [], 0, 60 / size
-    for begin, end in _joined([spans[run["id"]] for _, run in runs]):
-        for place in range(int(begin // size), int(end // size) + 1):
-            alive = [
-                run for _, run in runs if spans[run["id"]][0] // size <= place <= spans[run["id"]][1] // size
-            ]
-            counts = [sum(which[run["id"]].get(place, 0) for run in alive) for which in (sent, came, refused)]
-            rows.append(
-                (
-                    passed / 60, counts[0] * factor, _limit(alive, "rpm"),
-                    counts[1] * factor, _limit(alive, "tpm"), counts[2],
-                )
-            )  # fmt: skip
+    for first, last in _joined([(float(a), float(b)) for a, b in mine.values()]):
+        for place in range(int(first), int(last) + 1):
+            alive = [run for _, run in runs if mine[run["id"]][0] <= place <= mine[run["id"]][1]]
+            sent, came, refused = (sum(of[r["id"]].get(place, 0) for r in alive) for of in binned)
+            limits = _limit(alive, "rpm"), _limit(alive, "tpm")
+            rows.append((passed / 60, sent * factor, limits[0], came * factor, limits[1], refused))
             passed += size
     columns = ("minutes:number", "requests a minute:count", "request limit:count", "tokens a minute:count")
     return table(name, (*columns, "token limit:count", "429s:count"), rows)
+
+
+def _places(span: tuple[float, float], binned: Binned, run: int, size: int) -> tuple[int, int]:
+    """The first and the last step of a run: to its last request, its last reply or its end."""
+    begin, end = span
+    last = max(binned.came[run], default=0)
+    return int(begin // size), max(int(end // size), last)
 
 
 def _limit(runs: list[Any], name: str) -> float | None:

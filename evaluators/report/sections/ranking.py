@@ -11,7 +11,7 @@ def section(found: Found) -> Section | str:
     blocks = [block for _, some in told(found, ["ranking"], _told) for block in some]
     if not blocks:
         return "there is no `evaluate ranking --json`"
-    about = "Several samples of a student for each question, put in order by the reward model; each rank is judged."
+    about = "Samples of a student for each question, put in order by the reward model; each rank is judged."
     return Section("ranking", "Does the reward model rank?", about, blocks)
 
 

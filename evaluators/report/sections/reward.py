@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from evaluators.figures.bars import grouped, height_for, measured
+from evaluators.figures.bars import grouped, height_for, shares
 from evaluators.figures.lines import calibration
 from evaluators.figures.look import figure
 from evaluators.figures.table import Table, table
@@ -66,7 +66,7 @@ def _measure(data: Json, number: int) -> list[Block]:
         f"({percent(data['low'])} to {percent(data['high'])}, 95 %), beside two ways to guess."
     )
     blocks: list[Block] = [
-        Drawing(figure("Accuracy", caption, caption, summary, measured, height_for(3))),
+        Drawing(figure("Accuracy", caption, caption, summary, shares, height_for(3))),
     ]
     if weak:
         blocks.append(Words(f"What this proves is weak: {weak}.", True))
@@ -139,7 +139,7 @@ def _calibrated(data: Json, number: int) -> list[Block]:
         f"reward-{number}-calibration", ("confidence:share", "accuracy:share", "pairs:count"), rows
     )
     caption = (
-        f"How sure σ(Δr) is of its choice, and how often it is right, with the pairs at each point: Brier score "
-        f"{found['brier']:.3f} (0.25: no idea), expected calibration error {found['ece']:.3f}."
+        "How sure σ(Δr) is of its choice, and how often it is right, with the pairs at each point: Brier "
+        f"score {found['brier']:.3f} (0.25: no idea), expected calibration error {found['ece']:.3f}."
     )
     return [Drawing(figure("Calibration", caption, caption, numbers, calibration, 3.0))]

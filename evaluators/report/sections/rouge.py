@@ -42,7 +42,7 @@ def _told(evaluation: Evaluation, number: int) -> list[Block]:
         (labels[g].replace("\n", ", "), *(m.get(g, {}).get("rougeL") for m in models.values()))
         for g in groups
     ]
-    numbers = table(f"rouge-{number}", ("words of the reference", *(f"{m}:number" for m in models)), rows)
+    numbers = table(f"rouge-{number}", ("words of the reference", *(f"{m}:score" for m in models)), rows)
     caption = "ROUGE-L by the number of words of the reference, with the rows in each group."
     drawing = figure("ROUGE-L", caption, caption, numbers, _levels, 3.0)
     blocks: list[Block] = [
@@ -76,9 +76,9 @@ def _all(models: Json, number: int) -> Table:
         "model",
         "words of the reference",
         "rows:count",
-        "ROUGE-1:number",
-        "ROUGE-2:number",
-        "ROUGE-L:number",
+        "ROUGE-1:score",
+        "ROUGE-2:score",
+        "ROUGE-L:score",
     )
     return table(f"rouge-{number}-all", heads, rows)
 
@@ -96,13 +96,15 @@ def _differences(data: Json, groups: list[str], number: int) -> list[Block]:
     heads = (
         "words of the reference",
         "model",
-        "difference:number",
-        "low:number",
-        "high:number",
+        "difference:score",
+        "low:score",
+        "high:score",
         "rows:count",
     )
     numbers = table(f"rouge-{number}-differences", heads, rows)
-    caption = f"ROUGE-L less that of {against} on the same rows, with paired bootstrap 95 % intervals; above 0 is better."
+    caption = (
+        f"ROUGE-L less that of {against} on the same rows, with paired 95 % intervals; above 0 is better."
+    )
     drawing = figure(f"Against {against}", caption, caption, numbers, _beside, 3.0)
     unsure = [f"{r[1]} at {r[0]}" for r in rows if r[3] is not None and r[3] <= 0 <= r[4]]
     blocks: list[Block] = [Drawing(drawing)]
@@ -119,7 +121,7 @@ def _beside(canvas: Any, numbers: Table, wide: bool) -> None:
     columns = [[cells.get((g, m), (None,))[0] for m in models] for g in groups]
     level = table(
         numbers.name,
-        ("group", *(f"{m}:number" for m in models)),
+        ("group", *(f"{m}:score" for m in models)),
         [(g, *c) for g, c in zip(groups, columns, strict=True)],
     )
     grouped(canvas, level, wide)

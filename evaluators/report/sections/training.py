@@ -1,5 +1,6 @@
 """Training curves: the loss as it fell, held-out loss beside it, and answers to held-out prompts."""
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,6 +23,7 @@ from evaluators.report.document import (
 from evaluators.report.found import Found, Json, Training
 
 POINTS = 300  # steps in a curve, beyond which neighbours are drawn as their mean
+HASH = re.compile("[0-9a-f]{64}")
 SMOOTHED_OVER = 20  # steps, as the time constant of an exponential mean
 SHOWN = (
     "model",
@@ -127,6 +129,8 @@ def smoothed(values: Sequence[float]) -> list[float]:
 def _facts(training: Training, steps: Sequence[Json]) -> list[tuple[str, str]]:
     recipe = {**training.setup, **recipe_of(training)}
     facts = [(n.replace("_", " "), _value(recipe[n])) for n in SHOWN if recipe.get(n) is not None]
+    if training.title:
+        facts.insert(0, ("training", training.title))
     data = training.finished.get("Data")
     for name, value in data.items() if isinstance(data, dict) else ():
         if "sha256" not in name and value:
@@ -143,6 +147,8 @@ def _value(value: object) -> str:
     if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:,}"
     text = plain(str(value), 80)
+    if HASH.fullmatch(text):
+        return text[:12] + "…"
     return text.rstrip("/").rsplit("/", 1)[-1] if text.startswith("/") else text
 
 

@@ -19,7 +19,8 @@ LANGUAGES = 6
 
 def section(found: Found) -> Section | str:
     kinds = {
-        "lengths": _lengths, "verbs": _verbs, "shares": _shares, "duplicates": _duplicates, "overlap": _overlap,
+        "lengths": _lengths, "verbs": _verbs, "shares": _shares,
+        "duplicates": _duplicates, "overlap": _overlap,
     }  # fmt: skip
     blocks = []
     for kind, tell in kinds.items():
@@ -39,7 +40,9 @@ def _lengths(evaluation: Evaluation, number: int) -> Iterator[Block]:
     ]
     rows = list(zip(edges, *shares, strict=True))
     n = ", ".join(f"{name} {d['rows']:,}" for name, d in data.items())
-    caption = f"How long the {evaluation.data['field']}s are, in words. n: {n}. The last point holds all that are longer."
+    caption = (
+        f"How long the {evaluation.data['field']}s are, in words. n: {n}. The last point holds the longer."
+    )
     numbers = table(f"words-{number}", ("words:count", *(f"{name}:share" for name in data)), rows)
     yield Drawing(figure("Length in words", caption, caption, numbers, distributions, 3.0))
     keys = ("5", "25", "50", "75", "95", "99")
@@ -63,7 +66,7 @@ def _verbs(evaluation: Evaluation, number: int) -> Iterator[Block]:
         )
         key = f"verbs-{number}-{place}"
         ring = table(key, ("verb", "noun", "count:count"), rows)
-        yield Drawing(figure("Verbs and their nouns", caption, caption, ring, sunburst, 6.2, 4.0))
+        yield Drawing(figure("Verbs and their nouns", caption, caption, ring, sunburst, 5.4, 4.0))
         pairs = [(f"{p['verb']} {p['noun']}", p["count"]) for p in data["pairs"]]
         caption = f"{name}: the {len(pairs)} most common pairs of a verb and its noun."
         listed = table(f"{key}-pairs", ("verb and noun", "texts:count"), pairs)
@@ -97,7 +100,7 @@ def _duplicates(evaluation: Evaluation, number: int) -> Iterator[Block]:
         for level in ("exact", "normalised", "near")
     ]
     heads = ("level", "groups:count", "rows in them:count", "beyond the first:count", "share of all:share")
-    words = f"Equal and nearly equal {data['field']}s among {data['rows']:,} rows (near: similarity {data['threshold']})."
+    words = f"Equal {data['field']}s among {data['rows']:,} rows (near: similarity {data['threshold']})."
     yield Listing(table(f"duplicates-{number}", heads, rows), words)
 
 
