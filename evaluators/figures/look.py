@@ -61,23 +61,34 @@ Draw = Callable[[Any, Table, bool], None]  # (matplotlib's Figure, the numbers, 
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """A drawn table. alt: what it shows, in words, for who cannot see it. wide, narrow: SVG elements."""
+    """A table and how it is drawn. alt: what it shows, in words, for who cannot see it. heights: inches of
+    the wide and of the narrow drawing. Drawn when it is asked for: that is what takes time."""
 
     title: str
     alt: str
     caption: str
     table: Table
-    wide: str
-    narrow: str
+    draw: Draw
+    heights: tuple[float, float]
+
+    @property
+    def wide(self) -> str:
+        return svg(self.table, self.draw, True, (WIDE, self.heights[0]), self.alt)
+
+    @property
+    def narrow(self) -> str:
+        return svg(self.table, self.draw, False, (NARROW, self.heights[1]), self.alt)
 
 
 def figure(
     title: str, alt: str, caption: str, table: Table, draw: Draw, height: float = 2.8, tall: float = 0.0
 ) -> Figure:
-    """height, tall: inches of the wide and of the narrow drawing (the same, unless said)."""
-    sizes = ((True, WIDE, height), (False, NARROW, tall or height))
-    wide, narrow = (svg(table, draw, of_wide, (w, h), alt) for of_wide, w, h in sizes)
-    return Figure(title, alt, caption, table, wide, narrow)
+    """height, tall: inches of the wide and of the narrow drawing (the same, unless said). Raises
+    ValueError, TypeError where a column of numbers holds something else."""
+    for name, kind in zip(table.columns, table.kinds, strict=True):
+        if kind != "text":
+            table.numbers(name)
+    return Figure(title, alt, caption, table, draw, (height, tall or height))
 
 
 def svg(table: Table, draw: Draw, wide: bool, size: tuple[float, float], alt: str) -> str:

@@ -176,14 +176,16 @@ def _evaluation(path: Path, is_named: bool, unread: list[tuple[str, str]]) -> Ev
             raise ValueError(f"it is larger than {MOST_JSON >> 20} MiB")
         data = orjson.loads(path.read_bytes())
     except (OSError, ValueError) as error:
-        return _refused(path, f"cannot be read: {error}", is_named, unread)
+        _refuse(path, f"cannot be read: {error}", is_named, unread)
+        return None
     kind = kind_of(data)
     if kind is None:
-        return _refused(path, "is not what `evaluate … --json` writes", is_named, unread)
+        _refuse(path, "is not what `evaluate … --json` writes", is_named, unread)
+        return None
     return Evaluation(path.stem, kind, data)
 
 
-def _refused(path: Path, words: str, is_named: bool, unread: list[tuple[str, str]]) -> None:
+def _refuse(path: Path, words: str, is_named: bool, unread: list[tuple[str, str]]) -> None:
     if is_named:
         raise UsageError(f"--evaluation {path}: {words}")
     unread.append((f"evaluations/{path.name}", words))
@@ -194,8 +196,8 @@ def kind_of(data: Any) -> str | None:
     if not isinstance(data, dict):
         return None
     inner = data.get("data")
-    first = next(iter(inner.values()), {}) if isinstance(inner, dict) else {}
-    first = first if isinstance(first, dict) else {}
+    sets = [found for found in inner.values() if isinstance(found, dict)] if isinstance(inner, dict) else []
+    first: Json = sets[0] if sets else {}
     signs = {
         "judge": isinstance(data.get("pairs"), list),
         "ranking": isinstance(data.get("ranks"), list) or isinstance(data.get("groups"), list),

@@ -118,7 +118,8 @@ def failed(reader: sqlite3.Connection, count: int, seed: str) -> list[tuple[Any,
     (last,) = reader.execute("SELECT max(id) FROM errors").fetchone()
     if last is None:
         return []
-    random, found = Random(seed), {}
+    random = Random(seed)
+    found: dict[int, tuple[Any, ...]] = {}
     for _ in range(count * 4):
         row = reader.execute(_FAILED, (random.randint(1, last),)).fetchone()
         if row and len(found) < count:

@@ -80,7 +80,7 @@ def _facts(stage: Stage) -> Iterator[tuple[str, str]]:
     settings = stage.settings
     yield "task", f"{stage.task}: {VERBS.get(stage.task, '')}".rstrip(": ")
     yield "teacher", stage.model
-    yield "asked at", ", ".join(_hosts(settings)) or "?"
+    yield "asked at", ", ".join(hosts(settings)) or "?"
     for name, value in (settings.get("params") or {}).items():
         yield str(name), str(value)
     for name in ("to", "field", "language", "samples", "seed", "both_orders", "structured", "limit"):
@@ -98,7 +98,7 @@ def _facts(stage: Stage) -> Iterator[tuple[str, str]]:
         yield "sent as", "batches"
 
 
-def _hosts(settings: dict[str, Any]) -> Iterator[str]:
+def hosts(settings: dict[str, Any]) -> Iterator[str]:
     """Addresses without what may be secret in them."""
     servers = [settings, *(settings.get("others") or [])]
     for server in servers:

@@ -22,6 +22,7 @@ from evaluators.report.document import (
 from evaluators.report.found import Evaluation, Found, Json
 from evaluators.report.guarded import told
 from evaluators.report.queries import drawn
+from evaluators.report.sections.judge_aside import aside, name_of
 from evaluators.report.sections.reward import percent
 
 FEW, SAMPLED, DRAWN = 30, 3, 16
@@ -42,10 +43,6 @@ def section(found: Found) -> Section | str:
         return "no stage has judgements, and there is no `evaluate judge --json`"
     about = "A judge scores two answers to each question from 1 to 10; the relative score is sum : sum."
     return Section("judge", "Judged against each other", about, blocks, heads[:2])
-
-
-def name_of(pair: Json) -> str:
-    return f"{pair['a']} vs {pair['b']}"
 
 
 def sums(pair: Json) -> str:
@@ -111,7 +108,7 @@ def _told(evaluation: Evaluation, number: int) -> list[Block]:
     ]
     blocks += caveats(pairs)
     blocks.append(Drawing(_wins(pairs[:DRAWN], f"judge-{number}-wins")))
-    return [*blocks, *_more(evaluation.data, number)]
+    return [*blocks, *aside(evaluation.data, number)]
 
 
 def slug(name: str) -> str:
@@ -181,94 +178,6 @@ def _table(pairs: Sequence[Json], name: str) -> Table:
         spread = [p.get(key) for key in ("relative", "low", "high")]
         rows.append([called, p["questions"], both, *spread, f"{p['wins']}, {p['ties']}, {p['losses']}"])
     return table(name, heads, rows)
-
-
-def _more(data: Json, number: int) -> list[Block]:
-    """What only some evaluations have: categories, position, length, several judges."""
-    pairs, blocks = data["pairs"], []
-    rows = [
-        (name_of(p), c["category"], c["questions"], c.get("relative"), c.get("low"), c.get("high"))
-        for p in pairs
-        for c in p.get("by_category") or []
-    ]
-    columns = ["pair", "category", "questions:count", "relative:share", "low:share", "high:share"]
-    if rows:
-        words = "By category. Few questions in each, so most differences are chance."
-        blocks.append(Listing(table(f"judge-{number}-categories", columns, rows), words))
-    biased = [(p, p["position_bias"]) for p in pairs if p.get("position_bias")]
-    if biased:
-        heads = (
-            "pair",
-            "questions:count",
-            "first wins:count",
-            "ties:count",
-            "second wins:count",
-            "verdict flips:share",
-        )
-        rows = [
-            (
-                name_of(p),
-                b["questions"],
-                b["first"],
-                b["ties"],
-                b["second"],
-                _share(b["flips"], b["questions"]),
-            )
-            for p, b in biased
-        ]
-        words = (
-            "Position bias: asked in both orders, how often who is shown first wins, and the winner flips."
-        )
-        blocks.append(Listing(table(f"judge-{number}-position", heads, rows), words))
-    balanced = [(p, p["balanced"]) for p in pairs if p.get("balanced")]
-    if balanced:
-        rows = [
-            (name_of(p), b["questions"], b.get("relative"), b.get("low"), b.get("high")) for p, b in balanced
-        ]
-        words = "Balanced over both orders."
-        blocks.append(Listing(table(f"judge-{number}-balanced", [columns[0], *columns[2:]], rows), words))
-    return [*blocks, *_controlled(pairs, number), *_agreement(data, number)]
-
-
-def _share(count: float, whole: float) -> float | None:
-    """Of questions; a share stays one."""
-    if isinstance(count, float) and count <= 1:
-        return count
-    return count / whole if whole else None
-
-
-def _controlled(pairs: Sequence[Json], number: int) -> list[Block]:
-    found = [(p, p["length_controlled"]) for p in pairs if p.get("length_controlled")]
-    if not found:
-        return []
-    rows = [
-        (name_of(p), c["plain"], c["win_rate"], c.get("low"), c.get("high"), c.get("length_ratio"))
-        for p, c in found
-    ]
-    heads = (
-        "pair",
-        "win rate:share",
-        "length-controlled:share",
-        "low:share",
-        "high:share",
-        "length ratio:number",
-    )
-    words = "Win rates as they are, and as they would be at equal length (AlpacaEval 2's manner)."
-    return [Listing(table(f"judge-{number}-length-controlled", heads, rows), words)]
-
-
-def _agreement(data: Json, number: int) -> list[Block]:
-    agreed = (data.get("judges") or {}).get("agreement") or []
-    if not agreed:
-        return []
-    keys = ("questions", "alpha_interval", "alpha_ordinal", "spearman", "same_winner")
-    rows = [(" and ".join(map(str, a["judges"])), *(a.get(key) for key in keys)) for a in agreed]
-    heads = (
-        "judges", "questions:count", "alpha, interval:number", "alpha, ordinal:number", "Spearman:number",
-        "same winner:share",
-    )  # fmt: skip
-    words = "How far judges agree (Krippendorff's alpha: 1 is agreement, 0 is chance)."
-    return [Listing(table(f"judge-{number}-agreement", heads, rows), words)]
 
 
 def _sampled(found: Found) -> list[Block]:

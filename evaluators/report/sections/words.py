@@ -11,20 +11,20 @@ from evaluators.figures.rings import sunburst
 from evaluators.figures.table import table
 from evaluators.report.document import Block, Drawing, Heading, Listing, Section, Words
 from evaluators.report.found import Evaluation, Found, Json
-from evaluators.report.guarded import told
+from evaluators.report.guarded import Tell, told
 
 SHARES = ("truncated", "content_filter", "refusal", "refused_in_words", "untranslated", "empty")
 LANGUAGES = 6
 
 
 def section(found: Found) -> Section | str:
-    kinds = {
+    kinds: dict[str, Tell] = {
         "lengths": _lengths, "verbs": _verbs, "shares": _shares,
         "duplicates": _duplicates, "overlap": _overlap,
     }  # fmt: skip
-    blocks = []
+    blocks: list[Block] = []
     for kind, tell in kinds.items():
-        for evaluation, some in told(found, [kind], lambda e, n, t=tell: list(t(e, n))):
+        for evaluation, some in told(found, [kind], tell):
             blocks += [Heading(evaluation.name), *some]
     if not blocks:
         return "there is no `evaluate lengths`, `verbs`, `shares`, `duplicates` or `overlap --json`"
@@ -61,7 +61,7 @@ def _verbs(evaluation: Evaluation, number: int) -> Iterator[Block]:
             yield Words(f"{name}: no verb with a direct object was found.", True)
             continue
         caption = (
-            f"{name}: the {len(data['verbs'])} most common root verbs (inner ring) and their most common direct "
+            f"{name}: the {len(data['verbs'])} most common root verbs (inner ring) and their direct "
             f"objects (outer ring); {data['with_pair']:,} of {data['texts']:,} texts have such a pair."
         )
         key = f"verbs-{number}-{place}"
@@ -111,7 +111,7 @@ def _overlap(evaluation: Evaluation, number: int) -> Iterator[Block]:
         for name, t in tests.items()
     ]
     heads = (
-        "test set", "rows:count", "share an n-gram:count", "of all:share", "mostly contained:count", "wholly:count",
+        "test set", "rows:count", "share an n-gram:count", "of all:share", "mostly:count", "wholly:count",
         "too short to tell:count",
     )  # fmt: skip
     words = f"Test rows that share a sequence of {evaluation.data['n']} words with the training data."
