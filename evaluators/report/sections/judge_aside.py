@@ -44,12 +44,13 @@ POSITION = (
     "Asked in both orders: questions on which who is shown first wins, and on which the winner changes."
 )
 POSITION_HEADS = (
-    "pair", "questions:count", "first wins:count", "ties:count", "second wins:count", "winner changes:count",
+    "pair", "questions:count", "first wins:share", "ties:share", "second wins:share", "winner changes:share",
+    "the first place is worth:number", "low:number", "high:number",
 )  # fmt: skip
 
 
 def _position(pairs: Sequence[Json]) -> Rows:
-    keys = ("questions", "first", "ties", "second", "flips")
+    keys = ("questions", "first", "ties", "second", "flips", "advantage", "low", "high")
     found = [(name_of(p), p["position_bias"]) for p in pairs if p.get("position_bias")]
     return [(name, *(bias.get(key) for key in keys)) for name, bias in found]
 
