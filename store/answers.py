@@ -209,14 +209,14 @@ def _as_answer(row: dict[str, Any], position: int, has_questions: bool) -> tuple
     """(key, answer, what it answers) of a row, or what is wrong with it."""
     if row.get("instruction") is not None:
         return _as_alpaca_answer(row, position, has_questions)
-    identity = row.get("question_id") if row.get("question_id") is not None else row.get("id")
-    if identity is None:
+    named = row.get("question_id") if row.get("question_id") is not None else row.get("id")
+    if named is None:
         return "no answer: neither `instruction` and `output` nor `id` and `text`"
     if not isinstance(text := row.get("text"), str):
         return f"no answer: `text` is {text!r:.60}"
     if not has_questions:
         return "it has an id alone, so the questions must be given (--questions)"
-    return _id_key(_identity(identity)), text, NO_HEAD
+    return _id_key(identity(named)), text, NO_HEAD
 
 
 def _as_alpaca_answer(
@@ -257,7 +257,7 @@ def _head(item: Instruction, row: dict[str, Any]) -> Head:
     return item.id, item.instruction, item.input, category if isinstance(category, str) else ""
 
 
-def _identity(value: object) -> str:
+def identity(value: object) -> str:
     """Tables give whole numbers back as 7.0."""
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 

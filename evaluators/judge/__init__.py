@@ -1,0 +1,1 @@
+"""What judges said of models, measured: sums, intervals, biases, agreement, rank groups."""

@@ -1,0 +1,134 @@
+"""`distill evaluate judge` and `evaluate ranking`: read what was judged, measure, tell."""
+
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import repeat
+from pathlib import Path
+from typing import Any, get_args
+
+import orjson
+
+from evaluators.judge.files import write_figures, write_groups, write_rows
+from evaluators.judge.preferences import read_preferences
+from evaluators.judge.report import judge_report, judgements_of
+from evaluators.judge.reviews import Naming, Source, Word, read_reviews
+from evaluators.judge.stages import read_run
+from store.answers import identity
+from store.errors import UsageError
+from store.pool import Pool, as_instruction
+from store.records import BadRow
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The flags: where the judgements are, and whose they are."""
+
+    reviews: Sequence[Path] = ()
+    preferences: Sequence[Path] = ()
+    runs: Sequence[Path] = ()
+    stages: Sequence[str] = ()
+    baselines: Sequence[Path] = ()
+    questions: Path | None = None
+    a: str | None = None
+    b: str | None = None
+    judges: Sequence[str] = ()
+    scores: str = "file"
+
+
+def with_more(
+    reviews: Sequence[Path], preferences: Sequence[Path], more: Sequence[Path]
+) -> tuple[Sequence[Path], Sequence[Path]]:
+    """Files behind `--reviews FILE` (or `--preferences FILE`) without a flag of their own belong to it.
+    Raises UsageError where nobody can say to which."""
+    if more and len(reviews) + len(preferences) > 1:
+        raise UsageError(
+            f"say what {more[0]} is: put --reviews or --preferences before each file, or only once"
+        )
+    return ([*reviews], [*preferences, *more]) if preferences else ([*reviews, *more], [])
+
+
+def run_judge(asked: Asked, json: bool, csv: Path | None, rows: Path | None) -> int:
+    """Raises UsageError, PoolError, RunFolderError, StorageError."""
+    sources = read_sources(asked)
+    report = judge_report(sources, asked.scores)
+    if csv:
+        write_figures(csv, report["pairs"])
+    if rows:
+        write_rows(rows, judgements_of(sources))
+    if json:
+        _print_json(report)
+    else:
+        from evaluators.judge.show import print_judged
+
+        print_judged(report)
+    return 0
+
+
+def run_ranking(asked: Asked, json: bool, csv: Path | None) -> int:
+    """Raises UsageError, PoolError, RunFolderError, StorageError."""
+    from evaluators.judge.ranking import ranking_report
+
+    sources = read_sources(asked)
+    baselines = read_sources(Asked(reviews=asked.baselines, b=asked.b, scores=asked.scores), some=False)
+    report = ranking_report(sources, baselines, asked.scores)
+    if csv:
+        write_groups(csv, [*report["groups"], *report["baselines"]])
+    if json:
+        _print_json(report)
+    else:
+        from evaluators.judge.show import print_ranking
+
+        print_ranking(report)
+    return 0
+
+
+def read_sources(asked: Asked, some: bool = True) -> list[Source]:
+    """All that was named, in the order of the flags' kinds. `some`: at least one must be."""
+    if asked.scores not in get_args(Word):
+        raise UsageError(f"--scores {asked.scores}: unknown; there are {', '.join(get_args(Word))}")
+    named = [*asked.reviews, *asked.preferences, *asked.runs]
+    if some and not named:
+        raise UsageError("name what was judged: --reviews FILE, --preferences FILE or --run RUN")
+    if asked.judges and len(asked.judges) != len(named):
+        raise UsageError(f"{len(asked.judges)} judges for {len(named)} files and runs; name one for each")
+    if asked.stages and not asked.runs:
+        raise UsageError("--stage chooses among the stages of --run RUN")
+    judges: Iterator[str | None] = iter(asked.judges) if asked.judges else repeat(None)
+    word: Word = "text" if asked.scores == "text" else "file"
+    found = [read_reviews(path, Naming(asked.a, asked.b, next(judges)), word) for path in asked.reviews]
+    found += [read_preferences(path, next(judges)) for path in asked.preferences]
+    found += [source for run in asked.runs for source in read_run(run, list(asked.stages), next(judges))]
+    if asked.questions is None:
+        return found
+    told = read_questions(asked.questions)
+    return [_with_questions(source, told, asked.questions) for source in found]
+
+
+def _with_questions(source: Source, told: Mapping[str, tuple[str, str]], path: Path) -> Source:
+    """The same with the questions' categories and words, joined by id."""
+    judgements = [
+        replace(said, category=told[said.question][0] or said.category, prompt=told[said.question][1])
+        if said.question in told
+        else said
+        for said in source.judgements
+    ]
+    if not any(said.question in told for said in judgements):
+        raise UsageError(f"{path} has none of the questions of {source.name}; they are joined by id")
+    return replace(source, judgements=judgements)
+
+
+def read_questions(path: Path) -> Mapping[str, tuple[str, str]]:
+    """(category, prompt) by id. Raises PoolError, UsageError."""
+    found: dict[str, tuple[str, str]] = {}
+    for _, row in Pool(path).objects():
+        item = None if isinstance(row, BadRow) else as_instruction(row, len(found))
+        if item is not None and not isinstance(item, str):
+            found[identity(item.id)] = (item.category, item.instruction)
+    if not found:
+        raise UsageError(f"no usable question in {path}")
+    return found
+
+
+def _print_json(value: dict[str, Any]) -> None:
+    sys.stdout.write(orjson.dumps(value).decode() + "\n")

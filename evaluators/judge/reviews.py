@@ -1,0 +1,175 @@
+"""Reads files of reviews: FastChat's (`question_id`, `text`, maybe `score`), and ours, which name the models.
+
+FastChat's lines name nobody: the file is called X_vs_Y, and X was shown first. A file's scores may say
+something else than its text (published ones were corrected by hand); whose word counts is the caller's
+choice, and that they differ is told.
+"""
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from engine.judging.reading import two_scores
+from evaluators.judge.judgements import Judgement, won
+from store.answers import identity, model_names
+from store.errors import PoolError, UsageError
+from store.pool import Pool
+from store.records import BadRow
+
+Word = Literal["file", "text"]
+Scores = tuple[float, float]
+_KIND = re.compile(r"-(?:generic|general|coding|math)\Z")  # which prompt a FastChat reviewer was given
+UNREAD = [-1, -1]  # FastChat's score of a reply that it could not read
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """A review whose scores in the file are not those of its text. text: None where it says none."""
+
+    source: str
+    line: int
+    question: str
+    file: Scores
+    text: Scores | None
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a file, or a stage of a run, holds. unanswered: contests on which the judge has not
+    said anything (yet)."""
+
+    name: str
+    judgements: Sequence[Judgement]
+    bad: Sequence[BadRow] = ()
+    differences: Sequence[Difference] = ()
+    unanswered: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Naming:
+    """What the user says of files that do not say it themselves."""
+
+    a: str | None = None
+    b: str | None = None
+    judge: str | None = None
+
+
+def read_reviews(path: Path, naming: Naming, word: Word) -> Source:
+    """Raises PoolError where no line can be used, UsageError where nobody knows whose reviews they are."""
+    judgements: list[Judgement] = []
+    bad: list[BadRow] = []
+    differences: list[Difference] = []
+    for line, row in Pool(path).objects():
+        found = row if isinstance(row, BadRow) else _review(row, path, line, naming, word)
+        if isinstance(found, BadRow):
+            bad.append(found)
+            continue
+        said, difference = found
+        judgements.append(said)
+        differences += [difference] if difference else []
+    if not judgements:
+        why = f"line {bad[0].line}: {bad[0].reason}" if bad else "it is empty"
+        raise PoolError(f"no usable review in {path}: {why}")
+    return Source(stem(path), judgements, bad, differences)
+
+
+def stem(path: Path) -> str:
+    return model_names([path], None)[0]
+
+
+def _review(
+    row: dict[str, Any], path: Path, line: int, naming: Naming, word: Word
+) -> tuple[Judgement, Difference | None] | BadRow:
+    if reason := _fault(row):
+        return BadRow(line, reason)
+    text = row.get("text") or ""
+    question, b_first = _question(row), row.get("order") == [1, 0]
+    a, b = row.get("models") or models_of(path, naming)
+    in_file, in_text = _in_file(row), two_scores(text)
+    if in_text and b_first:
+        in_text = in_text[1], in_text[0]
+    scores = in_text if word == "text" else in_file or in_text
+    score_a, score_b = scores or (None, None)
+    category = row.get("category")
+    said = Judgement(
+        question=question,
+        a=a,
+        b=b,
+        judge=naming.judge or _judge(row),
+        score_a=score_a,
+        score_b=score_b,
+        win=won(*scores) if scores else None,
+        a_first=not b_first,
+        category=category if isinstance(category, str) else "",
+        reason=text,
+        source=stem(path),
+        line=line,
+    )
+    if in_file is None or in_file == in_text or not text.strip():
+        return said, None
+    return said, Difference(stem(path), line, question, in_file, in_text)
+
+
+def _fault(row: dict[str, Any]) -> str | None:
+    """What is wrong with a line, if anything."""
+    text, given, models = row.get("text"), row.get("score"), row.get("models")
+    if not _question(row):
+        return "no review: it has no question_id"
+    if text is None and given is None:
+        return "no review: neither text nor score"
+    if not isinstance(text, str | None):
+        return f"text is no text: {text!r:.60}"
+    if given not in (None, UNREAD) and not _is_pair(given):
+        return f"score is no two numbers from 0 up: {given!r:.60}"
+    if models is not None and not _is_pair_of_names(models):
+        return f"models are no two names: {models!r:.60}"
+    return None
+
+
+def _question(row: dict[str, Any]) -> str:
+    found = row.get("question_id") if row.get("question_id") is not None else row.get("id")
+    return identity(found) if isinstance(found, str | int | float) else ""
+
+
+def _in_file(row: dict[str, Any]) -> Scores | None:
+    given = row.get("score")
+    return None if given in (None, UNREAD) else (float(given[0]), float(given[1]))
+
+
+def models_of(path: Path, naming: Naming) -> tuple[str, str]:
+    """a and b: as the user says, else by the file's name."""
+    parts = stem(path).split("_vs_")
+    named = parts if len(parts) == 2 and all(parts) else ["", ""]
+    a, b = naming.a or named[0], naming.b or named[1]
+    if naming.b and not a and len(parts) == 1:
+        a = parts[0]
+    if not (a and b):
+        raise UsageError(
+            f"whose reviews does {path} hold? Its lines do not say (`models`), and it is not called X_vs_Y; "
+            "say it with --a and --b"
+        )
+    if a == b:
+        raise UsageError(f"{path}: both models are called {a!r}; tell them apart with --a and --b")
+    return a, b
+
+
+def _is_pair_of_names(models: object) -> bool:
+    if not (isinstance(models, list) and len(models) == 2 and models[0] != models[1]):
+        return False
+    return all(isinstance(name, str) and name for name in models)
+
+
+def _is_pair(given: object) -> bool:
+    return isinstance(given, list) and len(given) == 2 and all(map(_is_score, given))
+
+
+def _is_score(value: object) -> bool:
+    return type(value) in (int, float) and 0 <= value < math.inf  # type: ignore[operator]
+
+
+def _judge(row: dict[str, Any]) -> str:
+    named = row.get("judge") or row.get("reviewer_id")
+    return _KIND.sub("", named) if isinstance(named, str) else ""
