@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from engine.options import settings_from, with_engine_options
+from evaluators.cli import annotate
 from evaluators.cli import app as evaluate_app
 from evaluators.report.cli import report
 from store.errors import DistillError
@@ -31,6 +32,7 @@ app.add_typer(train_app)
 app.command()(rank)
 app.add_typer(evaluate_app)
 app.command()(report)
+app.command()(annotate)
 
 PoolArgument = Annotated[
     str,

@@ -1,4 +1,5 @@
-"""`distill evaluate …`: reads flags, calls one function. A part of the command line, so it may use all.
+"""`distill evaluate …` and `annotate`: reads flags, calls one function. A part of the command line, so it
+may use all.
 
 Imports only what help needs.
 """
@@ -121,3 +122,79 @@ def ranking(
     files, _ = with_more(reviews or [], [], more or [])
     asked = Asked(files, (), run or (), stage or (), baseline or (), b=b, scores=scores)
     raise typer.Exit(run_ranking(asked, json, csv))
+
+
+@app.command()
+def human(
+    run: Annotated[Path, typer.Option("--run", metavar="DIR", help="the folder that `annotate` made")],
+    json: JsonOption = False,
+    csv: Annotated[
+        Path | None, typer.Option("--csv", metavar="FILE", help="the shares as a table, in CSV")
+    ] = None,
+    votes: Annotated[
+        Path | None, typer.Option("--votes", metavar="FILE", help="every vote that counts, in CSV")
+    ] = None,
+) -> None:
+    """Count people's votes: win, tie, loss for each criterion, and how far annotators agree."""
+    from evaluators.human_report import run_human
+
+    run_human(run, json, csv, votes)
+
+
+def annotate(
+    run: Annotated[Path, typer.Option("--run", metavar="DIR", help="where the votes are kept")],
+    questions: Annotated[
+        str | None,
+        typer.Option("--questions", metavar="Q", help="the prompts, where answers name them by id only"),
+    ] = None,
+    answers: Annotated[
+        str | None,
+        typer.Option("--answers", metavar="A", help="a model's answers (not needed to go on with a run)"),
+    ] = None,
+    against: Annotated[
+        str | None, typer.Option("--against", metavar="B", help="the opponent's answers")
+    ] = None,
+    name: Annotated[
+        list[str] | None,
+        typer.Option("--name", metavar="N", help="a model's name, in the order of the files [the file's]"),
+    ] = None,
+    votes: Annotated[
+        int | None,
+        typer.Option("--votes", metavar="N", help="people who see each pair [3]", show_default=False),
+    ] = None,
+    seed: Annotated[
+        int | None,
+        typer.Option("--seed", metavar="N", help="by which sides are drawn [0]", show_default=False),
+    ] = None,
+    port: Annotated[
+        int, typer.Option("--port", metavar="P", help="[8002]; 0 for any", show_default=False)
+    ] = 8002,
+    host: Annotated[
+        str,
+        typer.Option("--host", metavar="H", help="address to listen on [127.0.0.1]", show_default=False),
+    ] = "127.0.0.1",
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option("--allow-host", metavar="NAME[:PORT]", help="a proxy's name, by which people come"),
+    ] = None,
+    mturk: Annotated[
+        Path | None,
+        typer.Option("--mturk", metavar="DIR", help="write a page and a table for Mechanical Turk instead"),
+    ] = None,
+    import_: Annotated[
+        Path | None,
+        typer.Option("--import", metavar="RESULTS.csv", help="take in Mechanical Turk's results instead"),
+    ] = None,
+) -> None:
+    """Have people vote on two models' answers: helpful, honest, harmless, on a web page."""
+    from evaluators.annotate.commands import run_import, run_mturk, run_page
+    from evaluators.annotate.server import Address
+    from evaluators.annotate.study import Files
+
+    files = Files(questions, answers, against, tuple(name or ()), votes, seed)
+    if import_ is not None:
+        run_import(run, import_)
+    elif mturk is not None:
+        run_mturk(files, run, mturk)
+    else:
+        run_page(files, run, Address(host, port, tuple(allow_host or ())))

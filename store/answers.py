@@ -2,7 +2,8 @@
 
 Files of millions of rows are joined in a private temporary SQLite database (SQLITE_TMPDIR or
 TMPDIR says where), so that memory stays flat. Answers in Alpaca's shape are joined on
-instruction and input, `{id, text}` and FastChat's `{question_id, text}` on the id. Where a prompt
+instruction and input, `{id, text}` and FastChat's `{question_id, text}` on the id. A `prediction`
+(Self-Instruct's files) is the answer, and what stands beside it the reference. Where a prompt
 stands several times in a file, its n-th answer belongs to the n-th answer of the other files.
 Knows nothing of orders, judges or scores.
 """
@@ -225,9 +226,10 @@ def _as_alpaca_answer(
     item = as_instruction(row, position)
     if isinstance(item, str):
         return item
-    if not isinstance(row.get("output", item.output or None), str):
-        return f"no answer: `output` is {row.get('output')!r:.60}"
-    return _prompt_key(item), item.output, NO_HEAD if has_questions else _head(item, row)
+    given = row.get("prediction", row.get("output", item.output or None))
+    if not isinstance(given, str):
+        return f"no answer: `output` is {given!r:.60}"
+    return _prompt_key(item), given, NO_HEAD if has_questions else _head(item, row)
 
 
 def _report_strays(db: sqlite3.Connection, pools: Sequence[Pool]) -> None:

@@ -24,31 +24,32 @@ def ledger_path(run: Path) -> Path:
 
 
 @contextlib.contextmanager
-def held(run: Path) -> Iterator[Path]:
+def held(run: Path, lock: str = LOCK) -> Iterator[Path]:
     """The folder, made if need be, held by an advisory lock until the context ends.
 
-    The lock goes with the process: a kill leaves nothing to clean up.
+    The lock goes with the process: a kill leaves nothing to clean up. `lock`: its file, where only a
+    part of the folder is held.
     """
     try:
         run.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(run / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        descriptor = os.open(run / lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     except OSError as error:
         raise RunFolderError(
             f"cannot write run folder {run}: {error.strerror}; name another with --run"
         ) from error
     try:
-        _lock(descriptor, run)
+        _lock(descriptor, run, lock)
         yield run
     finally:
         os.close(descriptor)
 
 
-def _lock(descriptor: int, run: Path) -> None:
+def _lock(descriptor: int, run: Path, lock: str) -> None:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         if error.errno not in (errno.EAGAIN, errno.EACCES):
-            raise RunFolderError(f"cannot lock {run / LOCK}: {error.strerror}") from error
+            raise RunFolderError(f"cannot lock {run / lock}: {error.strerror}") from error
         holder = os.pread(descriptor, 32, 0).decode(errors="replace").strip() or "unknown"
         raise RunFolderError(
             f"run folder {run} is in use by process {holder}; "

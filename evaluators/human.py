@@ -1,0 +1,194 @@
+"""People's votes as the paper's Figure 3: win, tie and loss for each criterion, with what it lacked.
+
+Shares are of votes. Several people vote on one pair, so that votes are no independent draws: intervals
+are 95 % percentile bootstrap over pairs, each with all its votes. Agreement is Krippendorff's nominal
+alpha (his book, 2019, chapter 12) and the raw share of equal votes. Times are medians and quartiles,
+which a person who went to lunch does not move.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from itertools import groupby
+from pathlib import Path
+from statistics import median, quantiles
+from typing import Any, TypeAlias
+
+from store.votes_read import Poll, Vote, read_poll
+from store.votes_schema import CRITERIA
+
+RESAMPLES = 2000
+ALPHA_RESAMPLES = 500
+SEED = 20230406
+CHOICES = ("a", "tie", "b")
+OUTCOMES = ("win", "tie", "loss")
+
+Array: TypeAlias = Any  # numpy's, which is not everywhere
+Figures = dict[str, Any]
+
+
+def figures(run: Path) -> Figures:
+    """What `evaluate human --json` prints; shares are 0-1, unknown is None. Raises RunFolderError."""
+    return figures_of(read_poll(run))
+
+
+def figures_of(poll: Poll) -> Figures:
+    by_pair = [list(group) for _, group in groupby(poll.votes, key=lambda vote: vote.pair)]
+    counts = {name: _counts(by_pair, name) for name in CRITERIA}
+    lefts = {name: _lefts(by_pair, name) for name in CRITERIA}
+    return {
+        "a": poll.study.a,
+        "b": poll.study.b,
+        "items": poll.pairs,
+        "voted": len(by_pair),
+        "complete": poll.complete,
+        "votes_wanted": poll.study.wanted,
+        "votes": len(poll.votes),
+        "changed": poll.replaced,
+        "skipped": poll.skipped,
+        "criteria": {
+            name: _criterion(counts[name]) | {"left": _share(lefts[name][:, :1], lefts[name][:, 1:])}
+            for name in CRITERIA
+        },
+        "left": _share(
+            sum(found[:, :1] for found in lefts.values()), sum(found[:, 1:] for found in lefts.values())
+        ),
+        "seconds": _seconds(poll.votes),
+        "annotators": _annotators(poll.votes, by_pair),
+    }
+
+
+def _counts(by_pair: Sequence[Sequence[Vote]], name: str) -> Array:
+    """Pairs × (a, tie, b): how many chose it."""
+    import numpy as np
+
+    rows = [[sum(getattr(v, name) == choice for v in votes) for choice in CHOICES] for votes in by_pair]
+    return np.array(rows, dtype=np.int64).reshape(-1, len(CHOICES))
+
+
+def _lefts(by_pair: Sequence[Sequence[Vote]], name: str) -> Array:
+    """Pairs × (votes for the side on the left, for the other)."""
+    import numpy as np
+
+    decided = [[(getattr(v, name), v.left) for v in votes if getattr(v, name) != "tie"] for votes in by_pair]
+    rows = [[sum(c == left for c, left in said), sum(c != left for c, left in said)] for said in decided]
+    return np.array(rows, dtype=np.int64).reshape(-1, 2)
+
+
+def _criterion(counts: Array) -> Figures:
+    shares = {
+        outcome: _share(counts[:, [place]], counts[:, [p for p in range(3) if p != place]])
+        for place, outcome in enumerate(OUTCOMES)
+    }
+    return {"votes": int(counts.sum()), **shares, "net": _net(counts), "agreement": _agreement(counts)}
+
+
+def _share(yes: Array, no: Array) -> Figures:
+    """The share of votes that say yes, of pairs × 1 and pairs × n."""
+    import numpy as np
+
+    table = np.column_stack((yes.sum(axis=1), no.sum(axis=1)))
+    share, low, high = _interval(table, lambda sums: sums[..., 0] / sums.sum(axis=-1))
+    return {"share": share, "low": low, "high": high, "votes": int(table[:, 0].sum())}
+
+
+def _net(counts: Array) -> Figures:
+    """Wins less losses, -1 to 1."""
+    share, low, high = _interval(counts, lambda sums: (sums[..., 0] - sums[..., 2]) / sums.sum(axis=-1))
+    return {"share": share, "low": low, "high": high}
+
+
+def _interval(
+    table: Array, value: Callable[[Array], Array]
+) -> tuple[float | None, float | None, float | None]:
+    """A function of the columns' sums, with its bootstrap interval over rows. None without votes."""
+    import numpy as np
+
+    table = table[table.sum(axis=1) > 0]  # e.g. a pair on which all said tie has no say about sides
+    if not len(table):
+        return None, None, None
+    drawn = np.random.default_rng(SEED).multinomial(len(table), [1 / len(table)] * len(table), size=RESAMPLES)
+    low, high = np.percentile(value(drawn @ table), (2.5, 97.5))
+    return float(value(table.sum(axis=0))), float(low), float(high)
+
+
+def _agreement(counts: Array) -> Figures:
+    """alpha: None where it is not defined: no pair with two votes, or all votes the same."""
+    import numpy as np
+
+    several = counts[counts.sum(axis=1) > 1]
+    people = several.sum(axis=1)
+    pairs = int((people * (people - 1) // 2).sum())
+    equal = int((several * (several - 1) // 2).sum())
+    alpha = _alpha(several)
+    found = [] if alpha is None else _alphas(several)
+    low, high = np.percentile(found, (2.5, 97.5)) if found else (None, None)
+    return {
+        "alpha": alpha,
+        "low": None if low is None else float(low),
+        "high": None if high is None else float(high),
+        "share": equal / pairs if pairs else None,
+        "pairs": pairs,
+        "items": len(several),
+    }
+
+
+def _alpha(counts: Array) -> float | None:
+    import krippendorff
+
+    if (counts.sum(axis=0) > 0).sum() < 2:
+        return None
+    return float(krippendorff.alpha(value_counts=counts, level_of_measurement="nominal"))
+
+
+def _alphas(counts: Array) -> list[float]:
+    """Of resampled pairs; resamples in which all votes are the same have none."""
+    import numpy as np
+
+    draw = np.random.default_rng(SEED).integers(len(counts), size=(ALPHA_RESAMPLES, len(counts)))
+    return [found for rows in draw if (found := _alpha(counts[rows])) is not None]
+
+
+def _seconds(votes: Sequence[Vote]) -> Figures:
+    times = [vote.seconds for vote in votes if vote.seconds > 0]
+    quarter, _, rest = quantiles(times, n=4, method="inclusive") if len(times) > 1 else (None, None, None)
+    return {
+        "median": median(times) if times else None,
+        "quarter": quarter,
+        "three_quarters": rest,
+        "votes": len(times),
+    }
+
+
+def _annotators(votes: Sequence[Vote], by_pair: Sequence[Sequence[Vote]]) -> list[Figures]:
+    """Of each person, the most diligent first."""
+    own: dict[str, list[Vote]] = {}
+    for vote in votes:
+        own.setdefault(vote.annotator, []).append(vote)
+    agreed = _agreed(by_pair)
+    rows = [_annotator(name, said, agreed.get(name, (0, 0))) for name, said in own.items()]
+    return sorted(rows, key=lambda row: (-row["votes"], row["name"]))
+
+
+def _annotator(name: str, votes: Sequence[Vote], agreed: tuple[int, int]) -> Figures:
+    said = [(getattr(vote, criterion), vote.left) for vote in votes for criterion in CRITERIA]
+    decided = [choice == left for choice, left in said if choice != "tie"]
+    equal, compared = agreed
+    return {
+        "name": name,
+        "votes": len(votes),
+        "seconds": _seconds(votes)["median"],
+        "left": sum(decided) / len(decided) if decided else None,
+        "ties": (len(said) - len(decided)) / len(said),
+        "agreement": equal / compared if compared else None,
+    }
+
+
+def _agreed(by_pair: Sequence[Sequence[Vote]]) -> Mapping[str, tuple[int, int]]:
+    """Name -> (votes of others on the same pairs that are equal, that there are)."""
+    found: dict[str, tuple[int, int]] = {}
+    for votes in by_pair:
+        for vote in votes:
+            others = [other for other in votes if other.annotator != vote.annotator]
+            same = sum(getattr(vote, c) == getattr(other, c) for other in others for c in CRITERIA)
+            equal, compared = found.get(vote.annotator, (0, 0))
+            found[vote.annotator] = (equal + same, compared + len(others) * len(CRITERIA))
+    return found

@@ -1,0 +1,128 @@
+"""The tables of RUN/votes.db, and the types that flow in and out of them.
+
+Votes are kept by model (`a`, `b` or `tie`), with the side on which `a` was shown beside them. A row of
+`votes` is never changed or removed: the one that counts is named by `showings.vote`, so that a vote
+that was changed has its history. Times are Unix seconds.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+VERSION = 1
+VOTES = "votes.db"
+LOCK = "votes.lock"
+CRITERIA = ("helpful", "honest", "harmless")
+
+Choice = Literal["a", "b", "tie"]
+Side = Literal["a", "b"]
+
+TABLES = """
+CREATE TABLE study (                   -- one row: what is put to the vote
+  id INTEGER PRIMARY KEY CHECK (id = 1),
+  a TEXT NOT NULL, b TEXT NOT NULL,    -- the models
+  wanted INTEGER NOT NULL,             -- votes for each pair
+  seed INTEGER NOT NULL, fingerprint TEXT NOT NULL,
+  -- a random id, made once
+  folder TEXT NOT NULL);
+CREATE TABLE pairs (
+  id INTEGER PRIMARY KEY, turn INTEGER NOT NULL,  -- its place in the order in which pairs are given out
+  question TEXT NOT NULL, category TEXT NOT NULL, instruction TEXT NOT NULL, input TEXT NOT NULL,
+  answer_a TEXT NOT NULL, answer_b TEXT NOT NULL,
+  -- people who have voted on it
+  votes INTEGER NOT NULL DEFAULT 0);
+CREATE TABLE annotators (
+  id INTEGER PRIMARY KEY, name TEXT NOT NULL, key TEXT NOT NULL UNIQUE, joined_at REAL NOT NULL);
+CREATE TABLE showings (                -- a pair that was given to a person
+  annotator INTEGER NOT NULL REFERENCES annotators(id), pair INTEGER NOT NULL REFERENCES pairs(id),
+  left TEXT NOT NULL CHECK (left IN ('a', 'b')),  -- the model on the left (or above), drawn once
+  turn INTEGER NOT NULL,               -- the person's first, second, ... pair
+  opened_at REAL,                      -- since when they have been looking at it; null: they are not
+  kept_until REAL NOT NULL,            -- till then nobody else gets its place
+  skipped INTEGER NOT NULL DEFAULT 0,
+  -- the vote that counts
+  vote INTEGER REFERENCES votes(id),
+  PRIMARY KEY (annotator, pair)) WITHOUT ROWID;
+CREATE INDEX showings_of_pair ON showings (pair);
+CREATE INDEX showings_kept ON showings (kept_until) WHERE vote IS NULL;
+CREATE TABLE votes (
+  id INTEGER PRIMARY KEY, annotator INTEGER NOT NULL, pair INTEGER NOT NULL,
+  helpful TEXT NOT NULL CHECK (helpful IN ('a', 'b', 'tie')),
+  honest TEXT NOT NULL CHECK (honest IN ('a', 'b', 'tie')),
+  harmless TEXT NOT NULL CHECK (harmless IN ('a', 'b', 'tie')),
+  note TEXT NOT NULL, left TEXT NOT NULL,
+  seconds REAL NOT NULL,               -- from the page's showing to the vote
+  active_seconds REAL,                 -- of them with the page in view, where the browser told
+  cast_at REAL NOT NULL,
+  -- an assignment of Mechanical Turk
+  assignment TEXT UNIQUE);
+CREATE INDEX votes_of_pair ON votes (pair, annotator);
+CREATE VIEW counted AS
+  SELECT v.id, p.question, p.id AS pair, n.name AS annotator, v.helpful, v.honest, v.harmless, v.note,
+    v.left, v.cast_at,
+    (SELECT sum(coalesce(w.active_seconds, w.seconds)) FROM votes w
+      WHERE w.pair = v.pair AND w.annotator = v.annotator) AS seconds
+  FROM showings s JOIN votes v ON v.id = s.vote JOIN pairs p ON p.id = s.pair
+  JOIN annotators n ON n.id = s.annotator;
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A prompt and two models' answers to it. id: its place in the questions, from 1."""
+
+    id: int
+    question: str
+    category: str
+    instruction: str
+    input: str
+    answer_a: str
+    answer_b: str
+
+
+@dataclass(frozen=True, slots=True)
+class Study:
+    """What is put to the vote. wanted: people that see each pair."""
+
+    a: str
+    b: str
+    wanted: int
+    seed: int
+    fingerprint: str
+    folder: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Ballot:
+    """One person's judgement of one pair."""
+
+    helpful: Choice
+    honest: Choice
+    harmless: Choice
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Showing:
+    """A pair as one person sees it. left: the model on the left. before: the pair they saw before it.
+    vote: the number of their vote, 0 without one."""
+
+    pair: Pair
+    left: Side
+    turn: int
+    before: int | None
+    vote: int
+    ballot: Ballot | None
+    skipped: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """done: pairs that the person has voted on. open: those that still want their vote."""
+
+    done: int
+    open: int
+    skipped: int
+
+
+Pairs = Sequence[Pair]

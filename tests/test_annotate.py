@@ -1,0 +1,359 @@
+"""The voting page over HTTP: who gets in, what is given to whom, and that no vote is ever lost."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import signal
+import socket
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("nh3", reason="the extra `evaluate` is not installed")
+pytest.importorskip("markdown_it", reason="the extra `evaluate` is not installed")
+
+from annotating import NAMES, TOKEN, Clock, opened, page, person, served, votes_in, write_study
+from cli import distill
+
+from evaluators.annotate.commands import run_page
+from evaluators.annotate.server import Address
+from evaluators.annotate.study import Files
+from store.errors import DistillError
+from store.votes import KEPT_SECONDS
+from store.votes_schema import Ballot
+
+ALL = ("left", "tie", "right")
+
+
+async def test_nobody_gets_in_without_the_token(tmp_path: Path) -> None:
+    async with page(tmp_path / "run") as site, person(site) as stranger:
+        for path in ("/", "/next", "/name", "/item/1", "/?token=wrong", "/?token=", "/nowhere"):
+            status, text, _ = await stranger.get(path)
+            assert status == 403, path
+            assert "Question" not in text
+        assert (await stranger.post("/name", {"name": "Eve"}))[0] == 403
+        status, _, path = await stranger.get(f"/?token={TOKEN}")
+        assert (status, path) == (200, "/name")
+
+
+async def test_the_token_leaves_the_address_for_a_cookie_that_no_script_reads(tmp_path: Path) -> None:
+    async with page(tmp_path / "run") as site, person(site) as ann:
+        target = f"{site.url}/?token={TOKEN}"
+        async with ann.session.get(target, allow_redirects=False) as response:
+            assert response.status == 303
+            assert response.headers["Location"] == "/"
+            cookie = response.headers["Set-Cookie"]
+        assert "HttpOnly" in cookie
+        assert "SameSite=Strict" in cookie
+
+
+async def test_another_sites_page_can_neither_vote_nor_read(tmp_path: Path) -> None:
+    """CSRF and DNS rebinding, with a browser that would send the cookie all the same."""
+    async with page(tmp_path / "run") as site, person(site, "Ann") as ann:
+        item = await ann.following()
+        form = {"helpful": "left", "honest": "left", "harmless": "left"}
+        port = site.url.rpartition(":")[2]
+        for origin in ("http://evil.example", "null", "", f"http://evil.example:{port}", site.url + "1"):
+            assert (await ann.post(f"/item/{item}", form, Origin=origin))[0] == 403, origin
+        status, text, _ = await ann.get(f"/item/{item}", headers={"Host": f"evil.example:{port}"})
+        assert status == 403
+        assert "Question" not in text
+        assert votes_in(tmp_path / "run") == ()
+        assert (await ann.get(f"/item/{item}", headers={"Host": f"localhost:{port}"}))[0] == 200
+
+
+async def test_every_reply_says_what_a_browser_may_do(tmp_path: Path) -> None:
+    async with page(tmp_path / "run") as site, person(site, "Ann") as ann:
+        for path in ("/", "/next", "/nowhere", "/static/annotate.css", "/?token=wrong"):
+            async with ann.session.get(site.url + path) as response:
+                policy = response.headers["Content-Security-Policy"]
+                assert policy.startswith("default-src 'none'"), path
+                assert "unsafe" not in policy
+                assert response.headers["X-Content-Type-Options"] == "nosniff"
+                assert response.headers["Cache-Control"] == "no-store"
+
+
+async def test_the_models_are_in_no_page_address_or_header(tmp_path: Path) -> None:
+    async with page(tmp_path / "run") as site, person(site, "Ann") as ann:
+        seen = []
+        while (item := await ann.following()) is not None:
+            async with ann.session.get(f"{site.url}/item/{item}") as response:
+                seen.append(f"{response.headers} {response.url} {await response.text()}")
+            await ann.vote(item, *ALL)
+        seen.append((await ann.get("/next"))[1])
+        assert len(seen) == 4
+        assert "Question 1?" in "".join(seen)
+        assert not [name for name in NAMES if name in "".join(seen)]
+
+
+async def test_a_vote_is_on_the_disk_before_the_next_page_shows(tmp_path: Path) -> None:
+    async with page(tmp_path / "run") as site, person(site, "Ann") as ann:
+        item = await ann.following()
+        form = {"helpful": "left", "honest": "tie", "harmless": "right", "note": "Çüş\r\n<b>"}
+        async with ann.session.post(
+            f"{site.url}/item/{item}", data=form, headers={"Origin": site.url}, allow_redirects=False
+        ) as response:
+            assert response.status == 303
+        (vote,) = votes_in(tmp_path / "run")
+        other = "b" if vote.left == "a" else "a"
+        assert (vote.helpful, vote.honest, vote.harmless) == (vote.left, "tie", other)
+        assert (vote.annotator, vote.pair, vote.note) == ("Ann", item, "Çüş\n<b>")
+
+
+async def test_a_vote_names_the_model_whose_answer_stood_there(tmp_path: Path) -> None:
+    async with page(tmp_path / "run", count=12) as site, person(site, "Ann") as ann:
+        shown = {}
+        while (item := await ann.following()) is not None:
+            _, text, _ = await ann.get(f"/item/{item}")
+            left = text.index('id="left"')
+            shown[item] = "a" if text.index("by the one", left) < text.index("by the other", left) else "b"
+            await ann.vote(item, "left", "right", "tie")
+        votes = votes_in(tmp_path / "run")
+        assert {vote.pair: vote.helpful for vote in votes} == shown
+        assert all({vote.helpful, vote.honest} == {"a", "b"} for vote in votes)
+        assert set(shown.values()) == {"a", "b"}
+
+
+async def test_an_incomplete_vote_keeps_what_was_chosen_and_says_what_is_missing(tmp_path: Path) -> None:
+    async with page(tmp_path / "run") as site, person(site, "Ann") as ann:
+        item = await ann.following()
+        status, text, _ = await ann.post(
+            f"/item/{item}", {"helpful": "right", "honest": "both", "note": "half"}
+        )
+        assert status == 422
+        assert "Please choose for Honest and Harmless" in text
+        assert re.search(r'name="helpful" value="right" required checked', text)
+        assert ">half</textarea>" in text
+        assert votes_in(tmp_path / "run") == ()
+
+
+async def test_a_changed_vote_replaces_the_first_and_both_are_kept(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    async with page(run) as site, person(site, "Ann") as ann:
+        first = await ann.following()
+        second = await ann.vote(first, "left", "left", "left", note="first")
+        _, text, _ = await ann.get(second)
+        assert f'href="/item/{first}"' in text  # back
+        _, text, _ = await ann.get(f"/item/{first}")
+        assert text.count("checked") == 4  # three choices, and the box that turns the keys on
+        assert await ann.vote(first, "tie", "tie", "tie") == second
+        await ann.vote(first, "tie", "tie", "tie")  # a second press of the button says nothing new
+    (vote,) = votes_in(run)
+    assert (vote.helpful, vote.note) == ("tie", "")
+    with sqlite3.connect(run / "votes.db") as db:
+        assert db.execute("SELECT note FROM votes ORDER BY id").fetchall() == [("first",), ("",)]
+    db.close()
+
+
+async def test_what_is_skipped_comes_back_only_when_asked_for(tmp_path: Path) -> None:
+    async with page(tmp_path / "run") as site, person(site, "Ann") as ann:
+        skipped = await ann.following()
+        await ann.post(f"/item/{skipped}/skip", {})
+        for _ in range(2):
+            item = await ann.following()
+            assert item not in (None, skipped)
+            await ann.vote(item, *ALL)
+        assert await ann.following() is None
+        assert "You skipped <strong>1</strong>" in (await ann.get("/next"))[1]
+        assert (await ann.post("/skipped", {}))[2] == f"/item/{skipped}"
+        assert await ann.vote(skipped, *ALL) == "/next"
+        assert "All done" in (await ann.get("/next"))[1]
+
+
+async def test_pairs_that_were_not_given_to_a_person_are_not_theirs(tmp_path: Path) -> None:
+    async with page(tmp_path / "run", count=5) as site, person(site, "Ann") as ann:
+        item = await ann.following()
+        for other in {1, 2, 3, 4, 5, 77} - {item}:
+            assert (await ann.get(f"/item/{other}"))[2] == f"/item/{item}"
+            form = dict.fromkeys(("helpful", "honest", "harmless"), "left")
+            assert (await ann.post(f"/item/{other}", form))[0] == 404
+        assert votes_in(tmp_path / "run") == ()
+
+
+async def test_a_name_that_is_known_is_asked_whether_it_is_the_same_person(tmp_path: Path) -> None:
+    async with page(tmp_path / "run") as site, person(site, "Ann") as ann, person(site) as other:
+        await ann.vote(await ann.following(), *ALL)
+        await other.get(f"/?token={TOKEN}")
+        status, text, _ = await other.post("/name", {"name": "  aNN "})
+        assert status == 409
+        assert "Is that you?" in text
+        await other.post("/name", {"name": "ann", "known": "yes"})
+        assert "1 done" in (await other.get("/next"))[1]
+        for empty in ("", "   ", "\u202e\u0007"):
+            assert (await other.post("/name", {"name": empty}))[0] == 422
+
+
+async def test_each_pair_is_seen_by_as_many_people_as_wanted(tmp_path: Path) -> None:
+    """Five people at once, each clicking on until nothing is left."""
+    run = tmp_path / "run"
+
+    async def work(site: object, name: str) -> None:
+        async with person(site, name) as someone:  # type: ignore[arg-type]
+            while (item := await someone.following()) is not None:
+                await someone.vote(item, *ALL)
+
+    async with page(run, count=6, wanted=3) as site:
+        await asyncio.gather(*(work(site, f"P{n}") for n in range(5)))
+    votes = votes_in(run)
+    assert len({(vote.pair, vote.annotator) for vote in votes}) == len(votes) == 18
+    assert {pair: sum(v.pair == pair for v in votes) for pair in range(1, 7)} == dict.fromkeys(range(1, 7), 3)
+
+
+async def test_two_people_racing_for_the_last_place_do_not_both_get_it(tmp_path: Path) -> None:
+    async with (
+        page(tmp_path / "run", count=1, wanted=1) as site,
+        person(site, "Ann") as ann,
+        person(site, "Bob") as bob,
+    ):
+        given = await asyncio.gather(ann.following(), bob.following())
+        assert sorted(given, key=str) == [1, None]
+        loser = ann if given[0] is None else bob
+        assert "Nothing for you just now" in (await loser.get("/next"))[1]
+
+
+def test_a_place_is_given_away_when_nobody_came_back_for_it(tmp_path: Path) -> None:
+    clock = Clock()
+    with opened(tmp_path / "run", count=1, wanted=1, clock=clock) as votes:
+        ann, bob = votes.join("Ann"), votes.join("Bob")
+        assert votes.next_pair(ann) == 1
+        clock.now += KEPT_SECONDS - 1
+        assert votes.next_pair(bob) is None
+        assert votes.next_pair(ann) == 1  # who is still there keeps it
+        clock.now += KEPT_SECONDS + 1
+        assert votes.next_pair(bob) == 1
+        assert votes.next_pair(ann) is None
+        assert votes.cast(ann, 1, Ballot("a", "a", "a"))  # late, and not lost
+        assert votes.cast(bob, 1, Ballot("b", "b", "b"))
+        assert votes.count == 2
+
+
+def test_pairs_with_the_fewest_votes_come_first(tmp_path: Path) -> None:
+    with opened(tmp_path / "run", count=4, wanted=3) as votes:
+        ann, bob = votes.join("Ann"), votes.join("Bob")
+        seen = []
+        for _ in range(2):
+            seen.append(votes.next_pair(ann))
+            votes.cast(ann, seen[-1] or 0, Ballot("a", "tie", "b"))
+        assert votes.next_pair(bob) not in seen
+
+
+def test_sides_are_drawn_for_each_person_and_pair_from_the_seed(tmp_path: Path) -> None:
+    def sides(folder: str, name: str, seed: int) -> str:
+        with opened(tmp_path / folder, count=40, seed=seed) as votes:
+            me = votes.join(name)
+            found = {}
+            while (pair := votes.next_pair(me)) is not None:
+                showing = votes.open(me, pair)
+                assert showing
+                found[pair] = showing.left
+                votes.skip(me, pair)
+            return "".join(found[pair] for pair in sorted(found))
+
+    ann = sides("one", "Ann", 1)
+    assert ann == sides("two", "Ann", 1)
+    assert len({ann, sides("three", "Bob", 1), sides("four", "Ann", 2)}) == 3
+    assert 10 <= ann.count("a") <= 30
+
+
+async def test_a_kill_loses_no_vote_and_who_was_voting_goes_on(tmp_path: Path) -> None:
+    run, flags = tmp_path / "run", write_study(tmp_path / "files", 4)
+    async with served(run, *flags, "--votes", 1) as (command, site), person(site, "Ann") as ann:
+        voted = await ann.following()
+        await ann.vote(voted, *ALL, note="kept")
+        open_item = await ann.following()
+        command.send(signal.SIGKILL)
+        await command.process.wait()
+        port = site.url.rpartition(":")[2]
+        async with served(run, "--port", port) as (_, again):
+            assert again.token == site.token
+            await ann.vote(open_item, *ALL)  # the page that was open when the server died
+            assert await ann.following() not in (voted, open_item)
+    assert [(vote.pair, vote.note) for vote in sorted(votes_in(run), key=lambda v: v.cast_at)] == [
+        (voted, "kept"),
+        (open_item, ""),
+    ]
+
+
+async def test_an_interrupt_says_how_many_votes_are_in(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    async with served(run, *write_study(tmp_path / "files")) as (command, site), person(site, "Ann") as ann:
+        await ann.vote(await ann.following(), *ALL)
+        command.send(signal.SIGINT)
+        ended = await command.ended()
+    assert ended.code == 0
+    assert "1 vote in" in ended.err
+    assert site.token not in ended.err
+    assert ended.out.count(site.token) == 1
+    assert os.stat(run / "annotate.token").st_mode & 0o077 == 0
+
+
+async def test_bad_input_is_said_in_words(tmp_path: Path) -> None:
+    run, flags = tmp_path / "run", write_study(tmp_path / "files")
+    questions, a = map(str, flags[1:4:2])
+    with opened(run):
+        pass
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        ended = await distill("annotate", "--run", run, "--port", port)
+    assert (ended.code, f"port {port} on 127.0.0.1 is in use" in ended.err) == (2, True)
+
+    def refused(words: str, folder: Path = run, port: int = 0, **told: object) -> None:
+        files = Files(
+            **(dict.fromkeys(("questions", "answers", "against", "votes", "seed")) | told), names=()
+        )  # type: ignore[arg-type]
+        with pytest.raises(DistillError, match=words) as found:
+            run_page(files, folder, Address("127.0.0.1", port))
+        assert found.value.exit_code == 2
+
+    with opened(run):
+        refused("in use by process")
+    other = map(str, write_study(tmp_path / "others", 2)[1::2])
+    refused(
+        "votes on other questions or answers",
+        **dict(zip(("questions", "answers", "against"), other, strict=True)),
+    )
+    refused("drawn with seed 0", seed=7)
+    refused("--votes 0: wants 1 or more", votes=0)
+    refused("--port 70000: wants", port=70000)
+    refused("give --questions", tmp_path / "new")
+    refused("--against is missing", questions=questions, answers=a)
+    refused("nothing.jsonl", questions=questions, answers=a, against=str(tmp_path / "nothing.jsonl"))
+
+
+async def test_when_the_disk_is_full_the_choices_stay_on_the_page(tmp_path: Path) -> None:
+    async with page(tmp_path / "run") as site, person(site, "Ann") as ann:
+        item = await ann.following()
+        assert site.votes
+        database = site.votes._db
+        (pages,) = database.execute("PRAGMA page_count").fetchone()
+        database.execute(f"PRAGMA max_page_count = {pages}")
+        form = {"helpful": "left", "honest": "tie", "harmless": "right", "note": "n" * 4000}
+        status, text, _ = await ann.post(f"/item/{item}", form)
+        assert status == 503
+        assert "could not be saved" in text
+        assert re.search(r'name="honest" value="tie" required checked', text)
+        assert "n" * 4000 in text
+        database.execute("PRAGMA max_page_count = 100000")
+        assert await ann.vote(item or 0, *ALL) != f"/item/{item}"
+    assert len(votes_in(tmp_path / "run")) == 1
+
+
+async def test_the_papers_instructions_and_predictions_can_be_voted_on(tmp_path: Path) -> None:
+    data = os.environ.get("DISTILL_DATA")
+    if not data:
+        pytest.skip("DISTILL_DATA is not set")
+    folder = Path(data) / "user_oriented_252"
+    files = ("--questions", folder / "instructions.jsonl")
+    models = ("text-davinci-003", "davinci-self-instruct")
+    paths = [folder / "predictions" / f"{model}.jsonl" for model in models]
+    flags = (*files, "--answers", paths[0], "--against", paths[1])
+    async with served(tmp_path / "run", *flags) as (command, site), person(site, "Ann") as ann:
+        assert not command.err
+        await ann.vote(await ann.following(), *ALL)
+        assert "1 done<" in (await ann.get("/next"))[1]
+        assert ", 251 to go" in (await ann.get("/next"))[1]
