@@ -29,6 +29,7 @@ LEAST_SHARE = 0.15  # of the words in the target's script: there are texts full 
 LEAST_KANA = 0.05  # of the letters: fewer, and it is Chinese; more, and it is Japanese
 CONFIDENT = 0.6  # a probability by which a text in the words of its source is taken for the target
 CERTAIN, MANY_WORDS = 0.9, 8  # that it is neither the target nor the source's language
+LIKELY = 0.5  # a probability by which a text's language is named
 MOST_LETTERS = 5000  # that are judged of one text
 PACKED = ("Han", "Kana", "Thai", "Lao", "Khmer", "Myanmar")  # written without spaces
 LETTERS_A_WORD = 1.7  # there
@@ -106,6 +107,24 @@ def is_translated(text: str, source: str, to: Language) -> bool:
 def same_text(text: str, other: str) -> bool:
     """Whether two texts differ in white space and capitals at most."""
     return " ".join(text.split()).casefold() == " ".join(other.split()).casefold()
+
+
+def language_of(text: str) -> str:
+    """The ISO 639-1 code of the language of most of a text; empty where there is too little prose to tell."""
+    prose = _prose(text)
+    words = _words(prose)
+    if sum(words.values()) < LEAST_WORDS:
+        return ""
+    script = max(words, key=lambda one: words[one])
+    if script in ("Han", "Kana"):
+        return (
+            "ja"
+            if words.get("Kana", 0.0) > LEAST_KANA * (words.get("Kana", 0.0) + words.get("Han", 0.0))
+            else "zh"
+        )
+    own = " ".join(word for one, word in _by_script(prose) if one == script)
+    (best, *_) = _detector().detect(own, k=1) or [{"lang": "", "score": 0.0}]
+    return str(best["lang"]) if float(best["score"]) >= LIKELY else ""
 
 
 def _prose(text: str) -> str:

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from evaluators import data_cli
 from trainers.cli import JsonOption, QuietOption, RewardOption, quieten
 
 ReviewsOption = Annotated[
@@ -48,6 +49,8 @@ WordOption = Annotated[
 CsvOption = Annotated[Path | None, typer.Option("--csv", metavar="FILE", help="the figures as a table")]
 
 app = typer.Typer(name="evaluate", help="Measure models, answers and judges.", no_args_is_help=True)
+for command in data_cli.COMMANDS:
+    app.command()(command)
 
 
 @app.callback()

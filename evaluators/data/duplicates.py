@@ -1,0 +1,227 @@
+"""Rows that say the same: exactly, but for case and punctuation, or nearly; within and across data sets.
+
+Near: the share of word trigrams in common (Jaccard) is at least the threshold. MinHash with LSH (datasketch)
+finds candidates, each of which is then measured exactly, so that no pair is wrong; some pairs near the
+threshold may be missed. Clusters are what pairs connect: their ends may be further apart. Each level holds
+the ones before. Texts are not kept: 16 bytes each, and 4 for each trigram of a distinct one.
+"""
+
+import hashlib
+import zlib
+from array import array
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from evaluators.data.near import Near
+from evaluators.rows import DataSet, Field, data_sets, field_of
+from evaluators.sheets import Sheet, Value, publish
+from evaluators.words import plain_words
+from store.errors import UsageError
+from store.export import write_lines
+
+LEVELS = ("exact", "normalised", "near")
+SHINGLE = 3  # words
+CLUSTERS_SHOWN, ROWS_SHOWN = 10, 5
+TEXT = 160  # characters of an example
+
+
+@dataclass
+class Groups:
+    """Which rows belong together (union-find; a group's first row stands for it)."""
+
+    parent: "array[int]" = field(default_factory=lambda: array("q"))
+
+    def add(self) -> int:
+        self.parent.append(len(self.parent))
+        return len(self.parent) - 1
+
+    def first(self, row: int) -> int:
+        while self.parent[row] != row:
+            self.parent[row] = self.parent[self.parent[row]]
+            row = self.parent[row]
+        return row
+
+    def join(self, one: int, other: int) -> None:
+        a, b = sorted((self.first(one), self.first(other)))
+        self.parent[b] = a
+
+    def clusters(self) -> list[list[int]]:
+        """Of two rows or more, the largest first."""
+        found: defaultdict[int, list[int]] = defaultdict(list)
+        for row in range(len(self.parent)):
+            found[self.first(row)].append(row)
+        return sorted(
+            (rows for rows in found.values() if len(rows) > 1), key=lambda rows: (-len(rows), rows[0])
+        )
+
+
+@dataclass
+class Places:
+    """Where each row stands: its file and line."""
+
+    file: "array[int]" = field(default_factory=lambda: array("i"))
+    line: "array[int]" = field(default_factory=lambda: array("q"))
+
+
+@dataclass(frozen=True)
+class DuplicateReport:
+    field: Field
+    threshold: float
+    sets: Sequence[DataSet]
+    empty: Counter[str]
+    places: Places
+    levels: dict[str, Groups]
+
+    def as_json(self) -> dict[str, Any]:
+        found = {level: groups.clusters() for level, groups in self.levels.items()}
+        shown = {
+            row for clusters in found.values() for c in clusters[:CLUSTERS_SHOWN] for row in c[:ROWS_SHOWN]
+        }
+        texts = self._texts(shown)
+        files = {o.name: {"rows": o.rows, "empty": self.empty[o.name], "bad_rows": o.bad} for o in self.sets}
+        head = {
+            "field": self.field,
+            "threshold": self.threshold,
+            "files": files,
+            "rows": len(self.places.file),
+        }
+        return head | {level: self._level(clusters, texts) for level, clusters in found.items()}
+
+    def _level(self, clusters: list[list[int]], texts: dict[int, dict[str, Any]]) -> dict[str, Any]:
+        rows, extra = sum(map(len, clusters)), Counter(self.name(r) for c in clusters for r in c[1:])
+        return {
+            "clusters": len(clusters),
+            "rows": rows,
+            "extra": rows - len(clusters),
+            "share": (rows - len(clusters)) / len(self.places.file) if self.places.file else None,
+            "extra_by_file": {one.name: extra[one.name] for one in self.sets},
+            "across": sum(len({self.places.file[row] for row in c}) > 1 for c in clusters),
+            "examples": [
+                {**self._size(c), "rows": [texts[row] for row in c[:ROWS_SHOWN]]}
+                for c in clusters[:CLUSTERS_SHOWN]
+            ],
+        }
+
+    def _size(self, cluster: list[int]) -> dict[str, Any]:
+        return {"size": len(cluster), "files": dict(Counter(map(self.name, cluster)))}
+
+    def name(self, row: int) -> str:
+        return self.sets[self.places.file[row]].name
+
+    def _texts(self, wanted: set[int]) -> dict[int, dict[str, Any]]:
+        """The rows that are shown, read once more; of a stream nothing is left but the line."""
+        lines = {(self.places.file[row], self.places.line[row]): row for row in wanted}
+        found = {
+            n: {"file": self.name(n), "id": None, "line": self.places.line[n], "text": None} for n in wanted
+        }
+        for file, one in enumerate(self.sets):
+            if one.pool.is_stream:
+                continue
+            for row in one:
+                if (n := lines.get((file, row.line))) is not None:
+                    found[n] |= {"id": row.id, "text": row.text(self.field)[:TEXT]}
+        return found
+
+    def lines(self) -> Iterator[dict[str, Any]]:
+        """All clusters, the largest first."""
+        for level, groups in self.levels.items():
+            for cluster in groups.clusters():
+                rows = [{"file": self.name(row), "line": self.places.line[row]} for row in cluster]
+                yield {"level": level, **self._size(cluster), "rows": rows}
+
+
+def run_duplicates(
+    files: list[Path],
+    names: list[str] | None,
+    field: str,
+    threshold: float,
+    json: bool,
+    csv: Path | None,
+    out: Path | None,
+) -> int:
+    """Raises UsageError, PoolError."""
+    report = measure(data_sets(files, names), field, threshold)
+    if out is not None:
+        write_lines(out, map(orjson.dumps, report.lines()))
+    told = report.as_json()
+    publish(told, sheets(told), json, csv)
+    return 0
+
+
+def measure(sets: Sequence[DataSet], field: str, threshold: float) -> DuplicateReport:
+    if not 0 < threshold <= 1:
+        raise UsageError(f"--threshold wants a share above 0, up to 1, not {threshold:g}")
+    chosen, near = field_of(field), Near(threshold)
+    report = DuplicateReport(
+        chosen, threshold, sets, Counter(), Places(), {level: Groups() for level in LEVELS}
+    )
+    exact: dict[bytes, int] = {}
+    normalised: dict[bytes, int] = {}
+    for file, one in enumerate(sets):
+        for row in one:
+            text = row.text(chosen)
+            report.empty[one.name] += not text.strip()
+            report.places.file.append(file)
+            report.places.line.append(row.line)
+            _place(report.levels, text, exact, normalised, near)
+    return report
+
+
+def _place(
+    levels: dict[str, Groups], text: str, exact: dict[bytes, int], normalised: dict[bytes, int], near: Near
+) -> None:
+    """Joins a row to the first that is equal in each sense; an empty one to none."""
+    for groups in levels.values():
+        number = groups.add()
+    if not text.strip():
+        return
+    words = plain_words(text)
+    same = exact.setdefault(_digest([text]), number)
+    alike = normalised.setdefault(_digest(words) if words else _digest([text, ""]), number)
+    levels["exact"].join(same, number)
+    for level in ("normalised", "near"):
+        levels[level].join(alike, number)
+        levels[level].join(same, number)
+    if alike == number and words:
+        for other in near.add(number, shingles(words)):
+            levels["near"].join(other, number)
+
+
+def shingles(words: Sequence[str]) -> "array[int]":
+    """The hashes of a text's word trigrams, each once, sorted; a text of fewer words is one of its own."""
+    size = min(SHINGLE, len(words))
+    runs: Iterable[str] = (" ".join(words[at : at + size]) for at in range(len(words) - size + 1))
+    return array("I", sorted({zlib.crc32(run.encode(errors="replace")) for run in runs}))
+
+
+def _digest(parts: Sequence[str]) -> bytes:
+    return hashlib.blake2b("\0".join(parts).encode(errors="replace"), digest_size=16).digest()
+
+
+def sheets(report: dict[str, Any]) -> list[Sheet]:
+    columns = ["level", "clusters", "rows in them", "beyond the first", "share", "across files"]
+    rows: list[list[Value]] = [
+        [level, own["clusters"], own["rows"], own["extra"], own["share"], own["across"]]
+        for level, own in ((level, report[level]) for level in LEVELS)
+    ]
+    examples: list[list[Value]] = [
+        [
+            level,
+            cluster["size"],
+            ", ".join(str(row["line"]) for row in cluster["rows"]),
+            cluster["rows"][0]["text"],
+        ]
+        for level in LEVELS
+        for cluster in report[level]["examples"][:5]
+    ]
+    files = ", ".join(f"{name} {one['rows']:,}" for name, one in report["files"].items())
+    note = f"`{report['field']}` of {files} rows; near: Jaccard of word trigrams ≥ {report['threshold']:g}."
+    tables = [Sheet("Duplicates", columns, rows, [note])]
+    if examples:
+        tables.append(Sheet("The largest clusters", ["level", "rows", "lines", "text"], examples))
+    return tables

@@ -1,0 +1,150 @@
+"""How a judge's scores are spread over its scale, for each model (the paper's Figure 2).
+
+Takes `export --format scores` (a prompt's answers with model and score) and whole lists (`model` and
+`scores`). A score outside of the scale 1-10 is no score: published files write 0 where none could be read.
+It is left out of mean and shares, and counted. Scores are counted, not kept.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from evaluators.data.lengths import spread
+from evaluators.intervals import Z
+from evaluators.sheets import Sheet, Span, Value, publish
+from store.errors import PoolError
+from store.pool import Pool
+from store.records import BadRow
+
+LOW, HIGH = 1, 10
+EXAMPLES = 3
+
+
+@dataclass
+class Scores:
+    """What one model got. examples: of each score, the first rows that got it."""
+
+    counts: Counter[float] = field(default_factory=Counter)
+    outside: Counter[float] = field(default_factory=Counter)
+    unscored: int = 0
+    examples: dict[float, list[dict[str, Any]]] = field(default_factory=dict)
+
+    def add(self, score: object, where: dict[str, Any]) -> None:
+        if isinstance(score, bool) or not isinstance(score, (int, float)) or not math.isfinite(score):
+            self.unscored += 1
+            return
+        kept = self.counts if LOW <= score <= HIGH else self.outside
+        kept[float(score)] += 1
+        shown = self.examples.setdefault(float(score), [])
+        if len(shown) < EXAMPLES:
+            shown.append(where)
+
+    def as_json(self) -> dict[str, Any]:
+        n = self.counts.total()
+        mean = sum(score * count for score, count in self.counts.items()) / n if n else None
+        sd = _spread(self.counts, mean)
+        reach = Z * sd / math.sqrt(n) if sd is not None else None
+        return {
+            "n": n,
+            "mean": mean,
+            "low": mean - reach if mean is not None and reach is not None else None,
+            "high": mean + reach if mean is not None and reach is not None else None,
+            "sd": sd,
+            "median": _median(self.counts),
+            "outside": {f"{score:g}": count for score, count in sorted(self.outside.items())},
+            "unscored": self.unscored,
+            "shares": {f"{score:g}": count / n for score, count in sorted(self.counts.items())},
+            "histogram": histogram(self.counts),
+            "examples": {f"{score:g}": shown for score, shown in sorted(self.examples.items())},
+        }
+
+
+@dataclass(frozen=True)
+class ScoreReport:
+    models: Mapping[str, Scores]
+    bad: int
+
+    def as_json(self) -> dict[str, Any]:
+        data = {name: scores.as_json() for name, scores in self.models.items()}
+        return {"scale": [LOW, HIGH], "data": data, "bad_rows": self.bad}
+
+
+def run_scores(files: Sequence[Path], json: bool, csv: Path | None) -> int:
+    """Raises UsageError, PoolError."""
+    report = measure(files).as_json()
+    publish(report, sheets(report), json, csv)
+    return 0
+
+
+def measure(files: Sequence[Path]) -> ScoreReport:
+    """Raises PoolError for a file in which nobody has a score."""
+    models: dict[str, Scores] = {}
+    bad = 0
+    for file in files:
+        found = False
+        for line, raw in Pool(file).objects():
+            given = list(_scored(raw, file, line)) if not isinstance(raw, BadRow) else []
+            found = found or bool(given)
+            bad += not given
+            for model, score, where in given:
+                models.setdefault(model, Scores()).add(score, where)
+        if not found:
+            raise PoolError(
+                f"no scores in {file}: expected `answers` with model and score, or model and scores"
+            )
+    return ScoreReport(models, bad)
+
+
+def _scored(row: dict[str, Any], file: Path, line: int) -> Iterator[tuple[str, object, dict[str, Any]]]:
+    """(model, score, where) of all that a row tells."""
+    where = {"file": str(file), "line": line}
+    answers, scores = row.get("answers"), row.get("scores")
+    if isinstance(answers, list):
+        for one in answers:
+            if isinstance(one, dict) and isinstance(one.get("model"), str):
+                yield one["model"], one.get("score"), where
+    elif isinstance(scores, list) and isinstance(row.get("model"), str):
+        for place, score in enumerate(scores):
+            yield row["model"], score, where | {"id": str(place)}
+
+
+def _spread(counts: Counter[float], mean: float | None) -> float | None:
+    return None if mean is None else spread(counts, mean)
+
+
+def _median(counts: Mapping[float, int]) -> float | None:
+    """Half of the scores are at most this; between two, their mean."""
+    n = sum(counts.values())
+    return (_nth(counts, (n - 1) // 2) + _nth(counts, n // 2)) / 2 if n else None
+
+
+def _nth(counts: Mapping[float, int], place: int) -> float:
+    for score in sorted(counts):
+        place -= counts[score]
+        if place < 0:
+            return score
+    raise IndexError(place)
+
+
+def histogram(counts: Mapping[float, int]) -> list[int]:
+    """Bin k holds scores from k up to, but not, k + 1; half points count with the whole one below."""
+    found = [0] * (HIGH - LOW + 1)
+    for score, count in counts.items():
+        found[math.floor(score) - LOW] += count
+    return found
+
+
+def sheets(report: dict[str, Any]) -> list[Sheet]:
+    columns = ["model", "n", "mean", "sd", "median", *map(str, range(LOW, HIGH + 1)), "outside", "unscored"]
+    rows: list[list[Value]] = []
+    for name, one in report["data"].items():
+        shares = [f"{count / one['n']:.1%}" if one["n"] else None for count in one["histogram"]]
+        head = [name, one["n"], Span(one["mean"], one["low"], one["high"]), one["sd"], one["median"]]
+        rows.append([*head, *shares, sum(one["outside"].values()), one["unscored"]])
+    notes = ["Share of each score; half points with the whole one below. Outside of 1-10 is no score."]
+    if report["bad_rows"]:
+        notes.append(f"{report['bad_rows']:,} rows could not be used.")
+    return [Sheet("Scores", columns, rows, notes)]

@@ -1,0 +1,1 @@
+"""ROUGE by reference length: joined, tokenised, scored, compared."""

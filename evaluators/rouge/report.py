@@ -1,0 +1,158 @@
+"""ROUGE by length of the reference, of several models, with intervals and differences. `evaluate rouge`.
+
+`all` is the mean over rows. (The published figures are medians of bootstrapped means, as old `datasets` and
+`rouge-score` aggregate: their ROUGE-L of references of 0-2 words is above their ROUGE-1, which no row's can
+be. They differ from plain means in the fourth digit.) Length is counted in words of the first reference.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from evaluators.intervals import RESAMPLES, Floats, bootstrap
+from evaluators.rouge.joining import Joined, Joining, References
+from evaluators.rouge.scoring import METRICS
+from evaluators.rouge.tokens import Asked, Tokens
+from evaluators.words import word_count
+from store.errors import UsageError
+
+ALL = "all"
+BUCKETS: Mapping[str, tuple[int, float]] = {
+    "0-2": (0, 2), "3-5": (3, 5), "6-10": (6, 10), ">10": (11, float("inf"))
+}  # fmt: skip
+LENGTH = "words of the first reference between white space; each character of a script without spaces is one"
+INTERVAL = f"95 %, bootstrap over rows ({RESAMPLES:,} resamples), paired for differences"
+LOWEST = 3  # rows shown behind a number
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """One prediction's scores (of METRICS) and where it belongs."""
+
+    place: int
+    nth: int
+    id: str
+    line: int
+    bucket: str
+    tokens: Tokens
+    scores: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class RougeReport:
+    """models: name -> its rows. against: whose rows the others are compared with."""
+
+    models: Mapping[str, Sequence[Scored]]
+    joinings: Mapping[str, Joining]
+    references: References
+    asked: Asked
+    stemmer: bool
+    against: str | None
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "models": {name: by_length(rows, measured) for name, rows in self.models.items()},
+            "against": self.against,
+            "differences": self._differences(),
+            "references": self._references(),
+            "joined": {
+                n: {how: j.by[how] for how in ("id", "prompt", "line")} for n, j in self.joinings.items()
+            },
+            "unmatched": {name: self._unmatched(joining) for name, joining in self.joinings.items()},
+            "bad_rows": {name: joining.bad for name, joining in self.joinings.items()},
+            "tokenizer": {"asked": self.asked, "stemmer": self.stemmer, "used": self._used()},
+            "length": LENGTH,
+            "interval": INTERVAL,
+        }
+
+    def _differences(self) -> dict[str, Any]:
+        if self.against is None:
+            return {}
+        base = {(row.place, row.nth): row for row in self.models[self.against]}
+        others = [name for name in self.models if name != self.against]
+        return {name: compared(self.models[name], base) for name in others}
+
+    def _references(self) -> dict[str, Any]:
+        own = self.references
+        return {"file": own.source, "rows": len(own.rows), "empty": own.empty, "bad_rows": own.bad}
+
+    def _unmatched(self, joining: Joining) -> dict[str, Any]:
+        rest = len(self.references.rows) - len(joining.found)
+        return {"predictions": joining.unmatched, "references": rest, "examples": joining.examples}
+
+    def _used(self) -> dict[str, int]:
+        used = {row.place: row.tokens for rows in self.models.values() for row in rows}
+        return {tokens: Counter(used.values())[tokens] for tokens in ("default", "unicode")}
+
+
+def scored(row: Joined, tokens: Tokens, scores: tuple[float, ...]) -> Scored:
+    own = row.reference
+    return Scored(own.place, row.nth, own.id, row.line, bucket_of(own.texts[0]), tokens, scores)
+
+
+def bucket_of(reference: str) -> str:
+    length = word_count(reference)
+    return next(name for name, (low, high) in BUCKETS.items() if low <= length <= high)
+
+
+def by_length(rows: Sequence[Scored], measure: Any) -> dict[str, Any]:
+    """`measure` of all rows and of those of each length."""
+    parts = {name: [row for row in rows if row.bucket == name] for name in BUCKETS}
+    return {name: measure(part) for name, part in {ALL: rows, **parts}.items()}
+
+
+def measured(rows: Sequence[Scored]) -> dict[str, Any]:
+    """Means with intervals, and the rows with the lowest ROUGE-L."""
+    if not rows:
+        return {
+            "n": 0,
+            **dict.fromkeys(METRICS),
+            **{side: dict.fromkeys(METRICS) for side in ("low", "high")},
+        }
+    values = _table([row.scores for row in rows])
+    low, high = bootstrap(values)
+    lowest = sorted(rows, key=lambda row: (row.scores[-1], row.place, row.nth))[:LOWEST]
+    return {
+        "n": len(rows),
+        **_named(values.mean(axis=0)),
+        "low": _named(low),
+        "high": _named(high),
+        "examples": [{"id": row.id, "line": row.line, "rougeL": row.scores[-1]} for row in lowest],
+    }
+
+
+def compared(rows: Sequence[Scored], base: Mapping[tuple[int, int], Scored]) -> dict[str, Any]:
+    """Differences to another model on the rows that both have."""
+    pairs = [(row, base[key]) for row in rows if (key := (row.place, row.nth)) in base]
+    if not pairs:
+        raise UsageError("--against: the two models have no row in common")
+    gaps = {
+        id(mine): tuple(a - b for a, b in zip(mine.scores, its.scores, strict=True)) for mine, its in pairs
+    }
+
+    def differences(part: Sequence[Scored]) -> dict[str, Any]:
+        return _difference([gaps[id(row)] for row in part])
+
+    return by_length([mine for mine, _ in pairs], differences)
+
+
+def _difference(gaps: Sequence[tuple[float, ...]]) -> dict[str, Any]:
+    if not gaps:
+        return {"n": 0, **{metric: dict.fromkeys(("difference", "low", "high")) for metric in METRICS}}
+    values = _table(gaps)
+    columns = zip(METRICS, values.mean(axis=0), *bootstrap(values), strict=True)
+    found = {
+        m: {"difference": float(d), "low": float(low), "high": float(high)} for m, d, low, high in columns
+    }
+    return {"n": len(gaps), **found}
+
+
+def _table(rows: Sequence[tuple[float, ...]]) -> Floats:
+    return np.array(rows, np.float64)
+
+
+def _named(values: Floats) -> dict[str, float]:
+    return {metric: float(value) for metric, value in zip(METRICS, values, strict=True)}
