@@ -13,7 +13,7 @@ from store.records import Response, Usage
 
 HOSTILE = (
     '</script><script>alert(1)</script><img src=x onerror=alert(2)>" onmouseover="alert(3)'
-    "'--></style><svg onload=alert(4)><a href='javascript:alert(5)'>x</a> https://evil.example/ \u202e ]]> &amp;"
+    "'--></style><svg onload=alert(4)><a href='javascript:alert(5)'>x</a> https://evil.example/ \u202e ]]>"
 )
 LOCAL = "http://127.0.0.1:1/v1"
 

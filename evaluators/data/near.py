@@ -19,7 +19,7 @@ class Near:
         self._threshold = threshold
         self._index: Any = MinHashLSH(threshold=threshold, num_perm=PERMUTATIONS, weights=WEIGHTS)
         self._empty: Any = MinHash(num_perm=PERMUTATIONS, hashfunc=int)  # what comes in is hashed already
-        self._sets: dict[int, "array[int]"] = {}
+        self._sets: dict[int, array[int]] = {}
 
     def add(self, key: int, hashes: "array[int]") -> list[int]:
         """The keys of sets whose Jaccard similarity to this one is at least the threshold."""

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from evaluators.report.document import Drawing, Listing, Report, Section
 from evaluators.report.found import Found, look
+from evaluators.report.own import evaluate
 from evaluators.report.page import html
 from evaluators.report.sections import (
     asked,
@@ -79,6 +80,7 @@ def build(
     with closing(connect_reader(run)) as reader:
         reader.execute("BEGIN")
         found = look(run, reader, trainings, evaluations, seed)
+        evaluate(found)
         told = [(name, section(found)) for name, section in SECTIONS]
         about = list(_about(found))
     sections = [s for _, s in told if isinstance(s, Section)]

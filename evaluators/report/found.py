@@ -67,7 +67,7 @@ class Found:
     reader: sqlite3.Connection
     stages: Sequence[Stage]
     trainings: Sequence[Training]
-    evaluations: Sequence[Evaluation]
+    evaluations: list[Evaluation]
     unread: list[tuple[str, str]]
     seed: int
 

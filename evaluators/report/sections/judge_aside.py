@@ -41,7 +41,7 @@ def _categories(pairs: Sequence[Json]) -> Rows:
 
 
 POSITION = (
-    "Asked in both orders: questions on which who is shown first wins, and on which the winner changes."
+    "Asked in both orders: how often who is shown first wins, and how often the winner changes with it."
 )
 POSITION_HEADS = (
     "pair", "questions:count", "first wins:share", "ties:share", "second wins:share", "winner changes:share",
