@@ -32,6 +32,7 @@ def estimated(requests: int, cost: float) -> str:
 async def fill(run: Path, word: str = "", rows: int = 12) -> None:
     """Answers of several lengths and outcomes, failures, 429s, scores and judgements; `word` stands in all
     that comes from elsewhere."""
+    run.mkdir(parents=True, exist_ok=True)
     async with opened(run) as ledger:
         book = Book(ledger, f"generate{word[:40]}", settings=settings(model=f"gpt-4{word}", rpm=60, tpm=6000))
         ledger.note("UPDATE stages SET total = ? WHERE id = ?", rows + 1, book.stage)
@@ -175,19 +176,23 @@ def statistics(word: str = "") -> dict[str, dict[str, Any]]:
     words = {"mean": 3.0, "max": 9, "quantiles": spread, "histogram": [5, 3, 2]}
     share = {"n": 1, "share": 0.1, "low": 0.0, "high": 0.2}
     nouns = [{"noun": f"list{word}", "count": 5}, {"noun": "story", "count": 3}]
+    pair = {"verb": "write", "noun": f"list{word}", "count": 5}
     verbs = {
-        "texts": 10,
-        "with_pair": 8,
-        "distinct_pairs": 2,
+        "texts": 10, "with_pair": 8, "distinct_pairs": 2, "pairs": [pair],
         "verbs": [{"verb": f"write{word}", "count": 8, "nouns": nouns}],
-    }
+    }  # fmt: skip
     level = {"clusters": 1, "rows": 2, "extra": 1, "share": 0.1}
     test = {"rows": 9, "contained": 2, "share": 0.2, "mostly": 1, "whole": 1, "too_short": 0}
+    said = {"rows": 10, "refused_in_words": share, "empty": share, "languages": {"en": share}}
+    edges, name = {"words": {"edges": [0, 10, 20]}}, f"d{word}"
     return {
-        "lengths": {"field": "output", "units": {"words": {"edges": [0, 10, 20]}}, "data": {f"d{word}": {"rows": 10, "words": words}}},
-        "verbs": {"data": {f"d{word}": verbs | {"pairs": [{"verb": "write", "noun": f"list{word}", "count": 5}]}}},
-        "shares": {"data": {f"d{word}": {"rows": 10, "refused_in_words": share, "empty": share, "languages": {"en": share}}}, "heuristic": word},
-        "duplicates": {"field": f"instruction{word}", "threshold": 0.7, "rows": 10, "exact": level, "normalised": level, "near": level},
+        "lengths": {"field": "output", "units": edges, "data": {name: {"rows": 10, "words": words}}},
+        "verbs": {"data": {name: verbs}},
+        "shares": {"data": {name: said}, "heuristic": word},
+        "duplicates": {
+            "field": f"instruction{word}", "threshold": 0.7, "rows": 10, "exact": level, "normalised": level,
+            "near": level,
+        },
         "overlap": {"n": 13, "tests": {f"t{word}": test}},
         "scores": {"scale": [1, 10], "data": {f"m{word}": {"n": 4, "shares": {"9": 0.75, "8.5": 0.25}}}},
     }  # fmt: skip

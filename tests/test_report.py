@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import csv
 import io
 import os
 import re
-import sqlite3
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
-import orjson
 import pytest
 from ledgers import Book, opened
 from reports import HOSTILE, fill, judged, reward_figures, training, whole_run, write
@@ -60,15 +59,16 @@ def weak(report: Report, name: str) -> str:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Report:
-    import asyncio
-
     return build(asyncio.run(whole_run(tmp_path_factory.mktemp("whole"))))
 
 
 @pytest.fixture(scope="module")
-def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    import asyncio
+def page(whole: Report) -> str:
+    return html(whole)
 
+
+@pytest.fixture(scope="module")
+def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = asyncio.run(whole_run(tmp_path_factory.mktemp("hostile"), HOSTILE))
     run_report(run, run / "report.html")
     return run / "report.html"
@@ -156,8 +156,8 @@ def test_a_csv_holds_what_is_drawn(whole: Report) -> None:
     assert shares == pytest.approx([float(r["asks"]) / max(float(r["asks"]) for r in rows) for r in rows])
 
 
-def test_the_page_carries_every_table_as_csv(whole: Report) -> None:
-    seen = Seen(html(whole))
+def test_the_page_carries_every_table_as_csv(whole: Report, page: str) -> None:
+    seen = Seen(page)
     links = {a["download"]: a["href"] for tag, a in seen.tags if tag == "a" and "download" in a}
     for name, text in tables(whole):
         href = links[f"{name}.csv"]
@@ -165,11 +165,8 @@ def test_the_page_carries_every_table_as_csv(whole: Report) -> None:
         assert base64.b64decode(href.split(",", 1)[1]).decode() == text
 
 
-def test_csv_files_lie_where_they_are_asked_for(tmp_path: Path, whole: Report) -> None:
-    training(tmp_path / "run" / "student")
-    import asyncio
-
-    asyncio.run(fill(tmp_path / "run"))
+async def test_csv_files_lie_where_they_are_asked_for(tmp_path: Path) -> None:
+    await fill(tmp_path / "run", rows=2)
     run_report(tmp_path / "run", tmp_path / "r.html", tmp_path / "csv")
     assert (tmp_path / "csv" / "bill.csv").read_text().startswith("stage,teacher,prompt tokens")
 
@@ -226,13 +223,13 @@ def test_a_browser_runs_nothing_and_asks_nobody(hostile: Path) -> None:
     assert said == []
 
 
-def test_the_same_run_gives_the_same_bytes(whole: Report, hostile: Path) -> None:
-    again = html(build(hostile.parent))
-    assert again == hostile.read_text()
+def test_the_same_run_gives_the_same_bytes(hostile: Path) -> None:
+    run_report(hostile.parent, again := hostile.with_name("again.html"))
+    assert again.read_bytes() == hostile.read_bytes()
 
 
-def test_each_svg_has_words_for_who_cannot_see_it_and_ids_of_its_own(whole: Report) -> None:
-    seen = Seen(html(whole))
+def test_each_svg_has_words_for_who_cannot_see_it_and_ids_of_its_own(page: str) -> None:
+    seen = Seen(page)
     drawings = [attributes for tag, attributes in seen.tags if tag == "svg"]
     assert len(drawings) > 20
     assert all(a.get("role") == "img" and a.get("aria-label") for a in drawings)
@@ -299,7 +296,7 @@ async def test_a_page_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
         run_report(tmp_path / "run", tmp_path)
     with pytest.raises(StorageError):
         run_report(tmp_path / "run", tmp_path / "taken" / "r.html")
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["run", "taken"]
+    assert set(os.listdir(tmp_path)) == {"run", "taken"}
 
 
 async def test_what_lies_elsewhere_can_be_named(tmp_path: Path) -> None:
@@ -328,9 +325,11 @@ async def test_an_evaluation_that_cannot_be_read_is_named_and_the_rest_is_told(t
 
 async def test_prompts_are_told_as_they_were_sent(tmp_path: Path) -> None:
     await fill(tmp_path)
-    page = html(build(tmp_path))
-    assert "Below is an instruction that describes a task." in page
-    assert "Score each of the 2 answers to the instruction above" in page
+    blocks = section(build(tmp_path), "asked").blocks
+    quotes = [q for b in blocks if isinstance(b, Samples) for s in b.samples for q in s.quotes]
+    said = " ".join(q.text for q in quotes)
+    assert "Below is an instruction that describes a task." in said
+    assert "Score each of the 2 answers to the instruction above" in said
 
 
 async def test_rows_shown_depend_on_the_seed_alone(tmp_path: Path) -> None:
@@ -347,21 +346,3 @@ def test_secrets_of_an_address_are_not_told(tmp_path: Path) -> None:
     from evaluators.report.sections.asked import hosts
 
     assert list(hosts({"base_url": "https://user:secret@api.example.com/v1?key=x"})) == ["api.example.com/v1"]
-
-
-def test_a_million_rows_are_drawn_by_their_places(tmp_path: Path) -> None:
-    """No query of the report sorts or lists a table of rows: their plans show no scan of bodies or rows."""
-    from evaluators.report import queries
-    from store.ledger import connect_writer
-
-    connection = connect_writer(tmp_path)
-    names = ("COSTS", "SENT", "CAME", "REFUSED", "ERRORS", "TOKENS", "SHARED")
-    for name in names:
-        sql = getattr(queries, name)
-        values: Any = {"bin": 1} if ":bin" in sql else (1,) * sql.count("?")
-        plan = " ".join(row[3] for row in connection.execute("EXPLAIN QUERY PLAN " + sql, values))
-        assert "SCAN b" not in plan
-        assert "SCAN w" not in plan
-    connection.close()
-    assert isinstance(connection, sqlite3.Connection)
-    assert orjson.dumps(names)
