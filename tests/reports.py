@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ def estimated(requests: int, cost: float) -> str:
 async def fill(run: Path, word: str = "", rows: int = 12) -> None:
     """Answers of several lengths and outcomes, failures, 429s, scores and judgements; `word` stands in all
     that comes from elsewhere."""
-    run.mkdir(parents=True, exist_ok=True)
+    os.makedirs(run, exist_ok=True)
     async with opened(run) as ledger:
         book = Book(ledger, f"generate{word[:40]}", settings=settings(model=f"gpt-4{word}", rpm=60, tpm=6000))
         ledger.note("UPDATE stages SET total = ? WHERE id = ?", rows + 1, book.stage)

@@ -40,7 +40,14 @@ BESIDE: dict[str, Any] = {
     "fontsize": 9,
     "bbox": {"facecolor": PAPER, "edgecolor": "none", "boxstyle": "square,pad=0.08"},
 }
-WHISKER: dict[str, Any] = {"fmt": "none", "ecolor": INK, "elinewidth": 1.1, "capsize": 3, "capthick": 1.1}
+WHISKER: dict[str, Any] = {
+    "fmt": "none",
+    "color": INK,
+    "ecolor": INK,
+    "elinewidth": 1.1,
+    "capsize": 3,
+    "capthick": 1.1,
+}
 
 
 def named(axes: Any, names: list[str], wide: bool) -> None:
