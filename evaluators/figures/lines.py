@@ -34,21 +34,21 @@ def over_time(figure: Any, table: Table, wide: bool) -> None:
     """Requests and tokens a minute against their limits, and 429s; columns: minutes, requests a minute,
     request limit, tokens a minute, token limit, 429s, seconds held."""
     upper, lower = figure.subplots(2, 1, sharex=True)
-    at, unit = _in_unit(table.numbers("minutes"))
+    at, unit = _in_unit(_to_the_end(table.numbers("minutes")))
     for axes, n, name, limit in (
         (upper, 0, "requests a minute", "request limit"),
         (lower, 1, "tokens a minute", "token limit"),
     ):
-        values = table.numbers(name)
+        values = _held(table.numbers(name))
         axes.fill_between(at, values, step="post", color=COLOURS[n], alpha=0.25, linewidth=0)
         axes.step(at, values, where="post", color=COLOURS[n], linewidth=1.3, label=name)
-        bounds = table.numbers(limit)
+        bounds = _held(table.numbers(limit))
         if any(b == b for b in bounds):
             axes.step(at, bounds, where="post", color=INK, linewidth=1.2, linestyle="--", label=limit)
         axes.set_ylim(bottom=0)
         axes.set_title(name + (", the limit dashed" if any(b == b for b in bounds) else ""), fontsize=9.5)
         thousands(axes)
-    refused = [(t, n) for t, n in zip(at, table.numbers("429s"), strict=True) if n]
+    refused = [(t, n) for t, n in zip(at, table.numbers("429s"), strict=False) if n]
     if refused:
         _, top = upper.get_ylim()
         line = {"linestyle": "none", "marker": "v", "color": COLOURS[3], "markersize": 6}
@@ -56,6 +56,16 @@ def over_time(figure: Any, table: Table, wide: bool) -> None:
         upper.legend(loc="upper right", handles=upper.get_legend_handles_labels()[0][-1:])
     lower.set_xlabel(f"{unit} of asking")
     lower.set_xlim(left=0)
+
+
+def _to_the_end(begins: list[float]) -> list[float]:
+    """Where steps begin, and where the last one ends."""
+    step = begins[1] - begins[0] if len(begins) > 1 else 1 / 60
+    return [*begins, begins[-1] + step]
+
+
+def _held(values: list[float]) -> list[float]:
+    return [*values, values[-1]]
 
 
 def _in_unit(minutes: list[float]) -> tuple[list[float], str]:

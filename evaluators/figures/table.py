@@ -18,7 +18,7 @@ KINDS = {
     "count": lambda value: f"{value:,.0f}",
     "number": lambda value: f"{value:,.2f}" if abs(value) >= 0.1 or value == 0 else f"{value:.3g}",
     "score": lambda value: f"{value:.3f}",
-    "share": lambda value: f"{value * 100:.1f} %",
+    "share": lambda value: f"{value:.1%}",
     "percent": percent,
     "usd": dollars,
     "seconds": duration,

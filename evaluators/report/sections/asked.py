@@ -22,7 +22,7 @@ from evaluators.report.queries import drawn
 
 VERBS = {
     "generate": "answer each instruction",
-    "translate": "translate",
+    "translate": "put into another language",
     "score": "score the answers of several models, 1-10",
     "compare": "say which of two answers is better, in both orders",
     "judge": "score two models' answers against each other, 1-10",
@@ -84,7 +84,7 @@ def _facts(stage: Stage) -> Iterator[tuple[str, str]]:
     for name, value in (settings.get("params") or {}).items():
         yield str(name), str(value)
     for name in ("to", "field", "language", "samples", "seed", "both_orders", "structured", "limit"):
-        if settings.get(name) not in (None, False, (), []):
+        if settings.get(name) not in (None, False, (), [], 0, 1):
             yield name.replace("_", " "), str(settings[name])
     for name in ("rpm", "tpm", "rpd", "tpd"):
         if settings.get(name):

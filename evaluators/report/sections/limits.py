@@ -14,7 +14,7 @@ from evaluators.report.document import Block, Drawing, Facts, Heading, Section, 
 from evaluators.report.found import Found, Stage
 from evaluators.report.queries import CAME, REFUSED, SENT, SPANS
 
-BINS = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 1800, 3600, 7200, 21600, 86400)  # seconds
+BINS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 1800, 3600, 7200, 21600, 86400)  # seconds
 MOST_BINS = 150
 LEAST_SENT = 10  # requests, below which a teacher has no figure
 SHOWN = 8  # teachers
@@ -33,7 +33,7 @@ class Binned(NamedTuple):
 def section(found: Found) -> Section | str:
     spans = _spans(found)
     teachers = _teachers(found, spans)
-    steps: dict[int, Binned] = {}
+    steps: dict[float, Binned] = {}
     told: list[tuple[float, list[Block]]] = []
     for key, runs in teachers.items():
         size = _step([spans[run["id"]] for _, run in runs])
@@ -51,7 +51,7 @@ def section(found: Found) -> Section | str:
     return Section("limits", "How the limits were used", about, blocks)
 
 
-def _step(spans: list[tuple[float, float]]) -> int:
+def _step(spans: list[tuple[float, float]]) -> float:
     """Seconds of a step of time, such that a figure has not too many."""
     total = sum(end - begin for begin, end in _joined(spans))
     return next((size for size in BINS if total / size <= MOST_BINS), BINS[-1])
@@ -91,19 +91,19 @@ def _joined(spans: list[tuple[float, float]]) -> list[tuple[float, float]]:
     return joined
 
 
-def _binned(found: Found, sql: str, size: int) -> Counts:
+def _binned(found: Found, sql: str, size: float) -> Counts:
     bins: Counts = defaultdict(dict)
     for run, place, count in found.reader.execute(sql, {"bin": size}):
         bins[run][place] = count
     return bins
 
 
-def _teacher(key: tuple[str, str], runs: Runs, numbers: Table, size: int) -> list[Block]:
+def _teacher(key: tuple[str, str], runs: Runs, numbers: Table, size: float) -> list[Block]:
     name, model = key
     sent = sum(v or 0 for v in numbers.numbers("requests a minute")) * size / 60
     refused = sum(numbers.numbers("429s"))
     caption = (
-        f"{sent:,.0f} requests to {model} ({name}), in steps of {size} s; {refused:,.0f} were refused with a "
+        f"{sent:,.0f} requests to {model} ({name}), in steps of {size:g} s; {refused:,.0f} were refused with a "
         "429. Tokens are counted as billed, when the reply came. Time between runs is left out."
     )
     drawn = figure(f"{model} over time", caption, caption, numbers, over_time, 3.6)
@@ -112,11 +112,11 @@ def _teacher(key: tuple[str, str], runs: Runs, numbers: Table, size: int) -> lis
 
 
 def _over_time(
-    name: str, runs: Runs, spans: dict[int, tuple[float, float]], size: int, binned: Binned
+    name: str, runs: Runs, spans: dict[int, tuple[float, float]], size: float, binned: Binned
 ) -> Table:
     """A row for each step of time in which somebody might have asked."""
     mine = {run["id"]: _places(spans[run["id"]], binned, run["id"], size) for _, run in runs}
-    rows, passed, factor = [], 0, 60 / size
+    rows, passed, factor = [], 0.0, 60 / size
     for first, last in _joined([(float(a), float(b)) for a, b in mine.values()]):
         for place in range(int(first), int(last) + 1):
             alive = [run for _, run in runs if mine[run["id"]][0] <= place <= mine[run["id"]][1]]
@@ -128,7 +128,7 @@ def _over_time(
     return table(name, (*columns, "token limit:count", "429s:count"), rows)
 
 
-def _places(span: tuple[float, float], binned: Binned, run: int, size: int) -> tuple[int, int]:
+def _places(span: tuple[float, float], binned: Binned, run: int, size: float) -> tuple[int, int]:
     """The first and the last step of a run: to its last request, its last reply or its end."""
     begin, end = span
     last = max(binned.came[run], default=0)
@@ -157,7 +157,7 @@ def _facts(runs: Runs, numbers: Table, refused: float) -> list[tuple[str, str]]:
     return [*facts, ("429s", f"{refused:,.0f}")]
 
 
-def _held(numbers: Table, size: int) -> list[Block]:
+def _held(numbers: Table, size: float) -> list[Block]:
     """Steps in which nothing was sent: after a 429, or for another reason."""
     sent, refused = numbers.numbers("requests a minute"), numbers.numbers("429s")
     after = silent = 0
@@ -170,7 +170,7 @@ def _held(numbers: Table, size: int) -> list[Block]:
         return []
     return [
         Words(
-            f"In {silent * size:,} s of {len(sent) * size:,} s nothing was sent, {after * size:,} s of them "
+            f"In {silent * size:,.0f} s of {len(sent) * size:,.0f} s nothing was sent, {after * size:,.0f} s of them "
             "right after a 429. The rest is waiting: for replies, for the limit, or for an outage to end."
         )
     ]

@@ -36,7 +36,7 @@ def section(found: Found) -> Section | str:
 
 
 def percent(value: float) -> str:
-    return f"{value * 100:.1f} %"
+    return f"{value:.1%}"
 
 
 def _headline(name: str, data: Json) -> Headline:
@@ -86,7 +86,7 @@ def _beside(data: Json, number: int) -> Table:
             f"{percent(data['accuracy'])} ({span})",
         ),
         ("the longer answer", data["length_baseline"], None, None, percent(data["length_baseline"])),
-        ("a coin", data.get("chance", 0.5), None, None, "50.0 %"),
+        ("a coin", data.get("chance", 0.5), None, None, "50.0%"),
     ]
     columns = ("who says", "share of pairs that are right:share", "low:share", "high:share", "words")
     return table(f"reward-{number}", columns, rows)
