@@ -103,8 +103,8 @@ def _teacher(key: tuple[str, str], runs: Runs, numbers: Table, size: float) -> l
     sent = sum(v or 0 for v in numbers.numbers("requests a minute")) * size / 60
     refused = sum(numbers.numbers("429s"))
     caption = (
-        f"{sent:,.0f} requests to {model} ({name}), in steps of {size:g} s; {refused:,.0f} were refused with a "
-        "429. Tokens are counted as billed, when the reply came. Time between runs is left out."
+        f"{sent:,.0f} requests to {model} ({name}), in steps of {size:g} s; {refused:,.0f} were refused with "
+        "a 429. Tokens are counted as billed, when the reply came. Time between runs is left out."
     )
     drawn = figure(f"{model} over time", caption, caption, numbers, over_time, 3.6)
     facts = Facts(_facts(runs, numbers, refused))
@@ -168,9 +168,6 @@ def _held(numbers: Table, size: float) -> list[Block]:
         after += not requests and held
     if not silent:
         return []
-    return [
-        Words(
-            f"In {silent * size:,.0f} s of {len(sent) * size:,.0f} s nothing was sent, {after * size:,.0f} s of them "
-            "right after a 429. The rest is waiting: for replies, for the limit, or for an outage to end."
-        )
-    ]
+    whole = f"{silent * size:,.0f} s of {len(sent) * size:,.0f} s"
+    words = f"Nothing was sent in {whole}, {after * size:,.0f} s of them right after a 429. "
+    return [Words(words + "The rest is waiting: for replies, for the limit, or for an outage to end.")]
