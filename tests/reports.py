@@ -179,7 +179,7 @@ def statistics(word: str = "") -> dict[str, dict[str, Any]]:
     nouns = [{"noun": f"list{word}", "count": 5}, {"noun": "story", "count": 3}]
     pair = {"verb": "write", "noun": f"list{word}", "count": 5}
     verbs = {
-        "texts": 10, "with_pair": 8, "distinct_pairs": 2, "pairs": [pair],
+        "texts": 90, "with_pair": 80, "distinct_pairs": 2, "pairs": [pair],
         "verbs": [{"verb": f"write{word}", "count": 8, "nouns": nouns}],
     }  # fmt: skip
     level = {"clusters": 1, "rows": 2, "extra": 1, "share": 0.1}

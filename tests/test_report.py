@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cli import distill
 from ledgers import Book, opened
 from reports import HOSTILE, fill, judged, reward_figures, training, whole_run, write
 
@@ -21,7 +22,7 @@ pytest.importorskip("matplotlib", reason="the layer `evaluate` is not installed"
 
 from engine.status import status_of
 from evaluators.report.build import build, run_report, tables
-from evaluators.report.document import Drawing, Listing, Report, Samples, Section
+from evaluators.report.document import Drawing, Listing, Report, Samples, Section, Words
 from evaluators.report.page import html
 from store.errors import RunFolderError, StorageError, UsageError
 
@@ -58,8 +59,13 @@ def weak(report: Report, name: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Report:
-    return build(asyncio.run(whole_run(tmp_path_factory.mktemp("whole"))))
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return asyncio.run(whole_run(tmp_path_factory.mktemp("whole")))
+
+
+@pytest.fixture(scope="module")
+def whole(run: Path) -> Report:
+    return build(run)
 
 
 @pytest.fixture(scope="module")
@@ -102,8 +108,7 @@ def test_the_bill_stands_beside_the_estimate_of_what_was_answered(whole: Report)
 
 def test_limits_over_time_add_up_to_what_was_sent(whole: Report) -> None:
     table = numbers(whole)["limits-1"]
-    steps = table.numbers("minutes")
-    size = (steps[1] - steps[0]) * 60 if len(steps) > 1 else 1
+    size = table.numbers("seconds")[0]
     sent = sum(table.numbers("requests a minute")) * size / 60
     assert sent == pytest.approx(14)  # twelve answers, a 429 and a failure
     assert sum(table.numbers("tokens a minute")) * size / 60 == pytest.approx(12 * 20 + 780)
@@ -129,6 +134,26 @@ def test_scores_of_a_stage_are_read_from_the_replies(whole: Report) -> None:
     models = numbers(whole)["scores-1"].columns[1:]
     assert dict(zip(models, rows["8"], strict=True)) == {"one": 1.0, "two": 0.0}
     assert dict(zip(models, rows["5"], strict=True)) == {"one": 0.0, "two": 1.0}
+
+
+def test_judgements_of_the_run_are_those_of_evaluate_judge(whole: Report, run: Path) -> None:
+    from evaluators.judge.report import judge_report
+    from evaluators.judge.stages import read_run
+
+    (pair,) = judge_report(read_run(run, []))["pairs"]
+    (row,) = next(t for name, t in numbers(whole).items() if name.endswith("-two")).rows
+    assert (pair["sum_a"], pair["sum_b"], pair["questions"]) == (64, 40, 8)
+    assert row == ("one", pair["relative"], pair["low"], pair["high"], "64 : 40 = 160%")
+
+
+def test_a_chart_of_verbs_needs_more_than_a_few(whole: Report, tmp_path: Path) -> None:
+    from evaluators.report.found import Evaluation
+    from evaluators.report.sections.words import _verbs
+
+    few = {"texts": 9, "with_pair": 2, "verbs": [{"verb": "a", "nouns": [{"noun": "b", "count": 2}]}]}
+    (said,) = _verbs(Evaluation("x", "verbs", {"data": {"d": few}}), 1)
+    assert isinstance(said, Words)
+    assert "only 2 texts" in said.text
 
 
 def test_a_weak_result_says_so(whole: Report, tmp_path: Path) -> None:
@@ -287,6 +312,13 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RunFolderError, match="no ledger"):
         run_report(tmp_path, tmp_path / "r.html")
     assert not (tmp_path / "r.html").exists()
+
+
+async def test_the_command_says_what_is_wrong_in_a_sentence(tmp_path: Path) -> None:
+    ended = await distill("report", tmp_path, "--out", tmp_path / "r.html")
+    assert ended.code == 2
+    assert "it is not a run folder" in ended.err
+    assert ended.err.count("\n") == 1
 
 
 async def test_a_page_is_written_whole_or_not_at_all(tmp_path: Path) -> None:

@@ -31,10 +31,10 @@ def distributions(figure: Any, table: Table, wide: bool) -> None:
 
 
 def over_time(figure: Any, table: Table, wide: bool) -> None:
-    """Requests and tokens a minute against their limits, and 429s; columns: minutes, requests a minute,
-    request limit, tokens a minute, token limit, 429s, seconds held."""
+    """Requests and tokens a minute against their limits, and 429s; columns: minutes (when a step
+    begins), seconds (how long it is), requests a minute, request limit, tokens a minute, token limit, 429s."""
     upper, lower = figure.subplots(2, 1, sharex=True)
-    at, unit = _in_unit(_to_the_end(table.numbers("minutes")))
+    at, unit = _in_unit(_to_the_end(table.numbers("minutes"), table.numbers("seconds")[0]))
     for axes, n, name, limit in (
         (upper, 0, "requests a minute", "request limit"),
         (lower, 1, "tokens a minute", "token limit"),
@@ -58,10 +58,9 @@ def over_time(figure: Any, table: Table, wide: bool) -> None:
     lower.set_xlim(left=0)
 
 
-def _to_the_end(begins: list[float]) -> list[float]:
+def _to_the_end(begins: list[float], seconds: float) -> list[float]:
     """Where steps begin, and where the last one ends."""
-    step = begins[1] - begins[0] if len(begins) > 1 else 1 / 60
-    return [*begins, begins[-1] + step]
+    return [*begins, begins[-1] + seconds / 60]
 
 
 def _held(values: list[float]) -> list[float]:

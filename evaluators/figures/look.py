@@ -118,6 +118,7 @@ def inlined(text: str, alt: str) -> str:
     text = head + text[text.index(">") + 1 :].replace("xlink:href", "href")
     used = set(re.findall(r'(?:href="|url\()#([\w.-]+)', text))
     text = re.sub(r' id="([^"]*)"', lambda m: m[0] if m[1] in used else "", text)
+    text = re.sub(r' fill="(#[0-9a-f]{6})"', r' style="fill: \1"', text)  # of hatches
     text = re.sub(r' style="([^"]*)"', lambda m: _styled(m[1]), text)
     return re.sub(r"\s*\n\s*", "\n", text)
 

@@ -122,9 +122,15 @@ def _over_time(
             alive = [run for _, run in runs if mine[run["id"]][0] <= place <= mine[run["id"]][1]]
             sent, came, refused = (sum(of[r["id"]].get(place, 0) for r in alive) for of in binned)
             limits = _limit(alive, "rpm"), _limit(alive, "tpm")
-            rows.append((passed / 60, sent * factor, limits[0], came * factor, limits[1], refused))
+            rows.append((passed / 60, size, sent * factor, limits[0], came * factor, limits[1], refused))
             passed += size
-    columns = ("minutes:number", "requests a minute:count", "request limit:count", "tokens a minute:count")
+    columns = (
+        "minutes:number",
+        "seconds:number",
+        "requests a minute:count",
+        "request limit:count",
+        "tokens a minute:count",
+    )
     return table(name, (*columns, "token limit:count", "429s:count"), rows)
 
 

@@ -15,6 +15,7 @@ from evaluators.report.guarded import Tell, told
 
 SHARES = ("truncated", "content_filter", "refusal", "refused_in_words", "untranslated", "empty")
 LANGUAGES = 6
+FEWEST = 30  # texts with a verb and its noun, below which a chart shows chance
 
 
 def section(found: Found) -> Section | str:
@@ -57,8 +58,9 @@ def _lengths(evaluation: Evaluation, number: int) -> Iterator[Block]:
 def _verbs(evaluation: Evaluation, number: int) -> Iterator[Block]:
     for place, (name, data) in enumerate(evaluation.data["data"].items(), 1):
         rows = [(v["verb"], n["noun"], n["count"]) for v in data["verbs"] for n in v["nouns"]]
-        if not rows:
-            yield Words(f"{name}: no verb with a direct object was found.", True)
+        if data["with_pair"] < FEWEST or not rows:
+            few = f"{name}: only {data['with_pair']:,} texts have a verb with an object; no chart of so few."
+            yield Words(few, True)
             continue
         caption = (
             f"{name}: the {len(data['verbs'])} most common root verbs (inner ring) and their direct "
