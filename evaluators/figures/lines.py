@@ -31,8 +31,8 @@ def distributions(figure: Any, table: Table, wide: bool) -> None:
 
 
 def over_time(figure: Any, table: Table, wide: bool) -> None:
-    """Requests and tokens a minute against their limits, and 429s; columns: minutes (when a step
-    begins), seconds (how long it is), requests a minute, request limit, tokens a minute, token limit, 429s."""
+    """Requests and tokens a minute against their limits, and 429s; columns: minutes (when a step begins),
+    seconds (how long it is), requests a minute, request limit, tokens a minute, token limit, 429s."""
     upper, lower = figure.subplots(2, 1, sharex=True)
     at, unit = _in_unit(_to_the_end(table.numbers("minutes"), table.numbers("seconds")[0]))
     for axes, n, name, limit in (
