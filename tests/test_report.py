@@ -378,3 +378,12 @@ def test_secrets_of_an_address_are_not_told(tmp_path: Path) -> None:
     from evaluators.report.sections.asked import hosts
 
     assert list(hosts({"base_url": "https://user:secret@api.example.com/v1?key=x"})) == ["api.example.com/v1"]
+
+
+async def test_a_ledger_that_is_torn_is_said_to_be(tmp_path: Path) -> None:
+    await fill(tmp_path)
+    with open(tmp_path / "ledger.db", "r+b") as file:
+        file.seek(8192)
+        file.write(b"\xff" * 8192 * 10)
+    with pytest.raises(RunFolderError, match="cannot read"):
+        run_report(tmp_path, tmp_path / "r.html")

@@ -4,6 +4,7 @@ Everything of the ledger is read in one transaction, so that the numbers agree w
 goes on.
 """
 
+import sqlite3
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
@@ -29,8 +30,9 @@ from evaluators.report.sections import (
     training,
     words,
 )
-from store.errors import UsageError
+from store.errors import RunFolderError, UsageError
 from store.export import replacing
+from store.folder import ledger_path
 from store.read import connect_reader
 
 SEED = 0
@@ -63,7 +65,10 @@ def run_report(
     Raises UsageError, RunFolderError."""
     if out.is_dir():
         raise UsageError(f"--out {out} is a folder; name a file")
-    report = build(run, trainings, evaluations, seed)
+    try:
+        report = build(run, trainings, evaluations, seed)
+    except sqlite3.Error as error:
+        raise RunFolderError(f"cannot read {ledger_path(run)}: {error}") from error
     with replacing(out) as file:
         file.write(html(report).encode())
     for name, text in tables(report) if csv else ():

@@ -112,7 +112,11 @@ def _is_training(folder: Path) -> bool:
 
 
 def _below(folder: Path, deep: int) -> Iterator[Path]:
-    for found in sorted(folder.iterdir()) if deep else ():
+    try:
+        inside = sorted(folder.iterdir()) if deep else []
+    except OSError:  # somebody else's, and not ours to read
+        return
+    for found in inside:
         if found.is_dir() and not found.is_symlink():
             if _is_training(found):
                 yield found

@@ -19,6 +19,7 @@ from evaluators.report.document import (
 )
 from evaluators.report.found import Found, Stage
 from evaluators.report.queries import drawn
+from store.errors import UsageError
 
 VERBS = {
     "generate": "answer each instruction",
@@ -115,7 +116,7 @@ def _prompts(found: Found, stage: Stage) -> list[Block]:
     try:
         task = role(settings_of_stage(found.reader, stage.number))
         messages = task.build(task.decode(first[0].item))
-    except (KeyError, TypeError, ValueError):  # settings of an older version
+    except (KeyError, TypeError, ValueError, UsageError):  # settings of another version
         return []
     quotes = [Quote(str(m["role"]), str(m["content"])) for m in messages]
     quotes.append(Quote("reply", first[0].text))

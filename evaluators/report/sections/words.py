@@ -69,7 +69,10 @@ def _verbs(evaluation: Evaluation, number: int) -> Iterator[Block]:
         key = f"verbs-{number}-{place}"
         ring = table(key, ("verb", "noun", "count:count"), rows)
         yield Drawing(figure("Verbs and their nouns", caption, caption, ring, sunburst, 5.4, 4.0))
-        pairs = [(f"{p['verb']} {p['noun']}", p["count"]) for p in data["pairs"]]
+        pairs = [(f"{p['verb']} {p['noun']}", p["count"]) for p in data["pairs"] if p["count"] > 1]
+        if not pairs:
+            yield Words(f"{name}: no pair of a verb and its noun occurs twice.", True)
+            continue
         caption = f"{name}: the {len(pairs)} most common pairs of a verb and its noun."
         listed = table(f"{key}-pairs", ("verb and noun", "texts:count"), pairs)
         yield Drawing(
