@@ -106,25 +106,30 @@ def _interval(
     if not len(table):
         return None, None, None
     drawn = np.random.default_rng(SEED).multinomial(len(table), [1 / len(table)] * len(table), size=RESAMPLES)
-    low, high = np.percentile(value(drawn @ table), (2.5, 97.5))
-    return float(value(table.sum(axis=0))), float(low), float(high)
+    return (float(value(table.sum(axis=0))), *_ends(value(drawn @ table)))
+
+
+def _ends(drawn: Array) -> tuple[float, float]:
+    """The middle 95 %."""
+    import numpy as np
+
+    ends: Array = np.percentile(drawn, (2.5, 97.5))
+    return float(ends[0]), float(ends[1])
 
 
 def _agreement(counts: Array) -> Figures:
     """alpha: None where it is not defined: no pair with two votes, or all votes the same."""
-    import numpy as np
-
     several = counts[counts.sum(axis=1) > 1]
     people = several.sum(axis=1)
     pairs = int((people * (people - 1) // 2).sum())
     equal = int((several * (several - 1) // 2).sum())
     alpha = _alpha(several)
     found = [] if alpha is None else _alphas(several)
-    low, high = np.percentile(found, (2.5, 97.5)) if found else (None, None)
+    low, high = _ends(found) if found else (None, None)
     return {
         "alpha": alpha,
-        "low": None if low is None else float(low),
-        "high": None if high is None else float(high),
+        "low": low,
+        "high": high,
         "share": equal / pairs if pairs else None,
         "pairs": pairs,
         "items": len(several),

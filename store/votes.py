@@ -5,16 +5,15 @@ decision: two people cannot be given the last place of a pair. Every call that c
 committed it (`synchronous=FULL`) when it returns. Knows nothing of pages or of Mechanical Turk.
 """
 
-import hashlib
 import secrets
 import sqlite3
-import unicodedata
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from time import time
 
 from store.errors import DiskFull, RunFolderError, StorageError, UsageError
+from store.votes_rules import drawn, drawn_left, name_key, tidy
 from store.votes_schema import (
     TABLES,
     VERSION,
@@ -29,7 +28,6 @@ from store.votes_schema import (
 )
 
 KEPT_SECONDS = 1800.0  # how long a pair waits for the person that was given it
-LONGEST_NAME = 60
 WAIT_SECONDS = 10.0
 _IOERR, _FULL = 10, 13  # primary SQLite result codes
 
@@ -66,15 +64,6 @@ FROM showings s WHERE s.annotator = :me"""
 _CAST = """
 INSERT INTO votes (annotator, pair, helpful, honest, harmless, note, left, seconds, active_seconds,
   cast_at, assignment) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"""
-
-
-def fingerprint(a: str, b: str, pairs: Pairs) -> str:
-    """What tells one set of questions and answers from another."""
-    digest = hashlib.blake2b(digest_size=16)
-    for text in (a, b, *(t for p in pairs for t in (p.instruction, p.input, p.answer_a, p.answer_b))):
-        said = text.encode(errors="replace")
-        digest.update(len(said).to_bytes(8) + said)
-    return digest.hexdigest()
 
 
 def votes_path(run: Path) -> Path:
@@ -130,7 +119,7 @@ class Votes:
         return self.study or study
 
     def _fill(self, db: sqlite3.Connection, study: Study, pairs: Pairs) -> None:
-        place = {pair.id: n for n, pair in enumerate(sorted(pairs, key=lambda p: _drawn(study.seed, p.id)))}
+        place = {pair.id: n for n, pair in enumerate(sorted(pairs, key=lambda p: drawn(study.seed, p.id)))}
         db.executemany(_ADD_PAIR, ((p.id, place[p.id], p.question, p.category, p.instruction, p.input,
                                     p.answer_a, p.answer_b) for p in pairs))  # fmt: skip
         row = (study.a, study.b, study.wanted, study.seed, study.fingerprint, secrets.token_hex(8))
@@ -153,13 +142,13 @@ class Votes:
 
     def find(self, name: str) -> int | None:
         """The number of the person of this name."""
-        row = self._db.execute("SELECT id FROM annotators WHERE key = ?", (_key(name),)).fetchone()
+        row = self._db.execute("SELECT id FROM annotators WHERE key = ?", (name_key(name),)).fetchone()
         return int(row[0]) if row else None
 
     def join(self, name: str) -> int:
         """The number of the person of this name, who is new or comes back."""
         with self._commit() as db:
-            row = (tidy(name), _key(name), self._clock())
+            row = (tidy(name), name_key(name), self._clock())
             db.execute("INSERT INTO annotators (name, key, joined_at) VALUES (?, ?, ?) "
                        "ON CONFLICT (key) DO NOTHING", row)  # fmt: skip
         return self.find(name) or 0
@@ -284,22 +273,3 @@ class Votes:
             full = getattr(error, "sqlite_errorcode", 0) & 0xFF in (_IOERR, _FULL)
             kind = DiskFull if full else StorageError
             raise kind(f"cannot write {self._path} ({error}); what was stored before is safe") from error
-
-
-def drawn_left(seed: int, pair: int, who: str) -> Side:
-    """The model on the left, drawn for each pair and person."""
-    return "a" if _drawn(seed, pair, who)[0] & 1 else "b"
-
-
-def _drawn(seed: int, pair: int, who: str = "") -> bytes:
-    return hashlib.blake2b(f"{seed}\0{pair}\0{who}".encode(), digest_size=8).digest()
-
-
-def tidy(name: str) -> str:
-    """A name as it is shown: one line of visible characters, not too long."""
-    text = unicodedata.normalize("NFC", " ".join(name.split()))
-    return "".join(c for c in text if unicodedata.category(c)[0] != "C")[:LONGEST_NAME].strip()
-
-
-def _key(name: str) -> str:
-    return tidy(name).casefold()

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import re
 import signal
 import socket
 import sqlite3
 from pathlib import Path
+from time import process_time
 
 import pytest
 
@@ -19,9 +21,12 @@ from annotating import NAMES, TOKEN, Clock, opened, page, person, served, votes_
 from cli import distill
 
 from evaluators.annotate.commands import run_page
+from evaluators.annotate.markdown import LONGEST, render
 from evaluators.annotate.server import Address
 from evaluators.annotate.study import Files
+from store.contests import JudgeContests
 from store.errors import DistillError
+from store.records import Contest
 from store.votes import KEPT_SECONDS
 from store.votes_schema import Ballot
 
@@ -258,6 +263,17 @@ def test_sides_are_drawn_for_each_person_and_pair_from_the_seed(tmp_path: Path) 
     assert 10 <= ann.count("a") <= 30
 
 
+@pytest.mark.parametrize("piece", ["[", "![a](", "[a](http://x.y/z) ", "*a_ ", "<a ", ">", "`a``b", "|a"])
+def test_no_answer_keeps_the_others_waiting(piece: str) -> None:
+    """Some Markdown costs the square of its length; what is too long for that is shown as it is."""
+    began = process_time()
+    short, long = render(piece * (LONGEST // len(piece))), render(piece * (LONGEST + 1))
+    assert process_time() - began < 6
+    assert short
+    assert long.startswith("<pre>")
+    assert "<a " not in long
+
+
 async def test_a_kill_loses_no_vote_and_who_was_voting_goes_on(tmp_path: Path) -> None:
     run, flags = tmp_path / "run", write_study(tmp_path / "files", 4)
     async with served(run, *flags, "--votes", 1) as (command, site), person(site, "Ann") as ann:
@@ -332,12 +348,12 @@ async def test_when_the_disk_is_full_the_choices_stay_on_the_page(tmp_path: Path
         database = site.votes._db
         (pages,) = database.execute("PRAGMA page_count").fetchone()
         database.execute(f"PRAGMA max_page_count = {pages}")
-        form = {"helpful": "left", "honest": "tie", "harmless": "right", "note": "n" * 4000}
+        form = {"helpful": "left", "honest": "tie", "harmless": "right", "note": "ü" * 4000}
         status, text, _ = await ann.post(f"/item/{item}", form)
         assert status == 503
         assert "could not be saved" in text
         assert re.search(r'name="honest" value="tie" required checked', text)
-        assert "n" * 4000 in text
+        assert "ü" * 4000 in text
         database.execute("PRAGMA max_page_count = 100000")
         assert await ann.vote(item or 0, *ALL) != f"/item/{item}"
     assert len(votes_in(tmp_path / "run")) == 1
@@ -357,3 +373,13 @@ async def test_the_papers_instructions_and_predictions_can_be_voted_on(tmp_path:
         await ann.vote(await ann.following(), *ALL)
         assert "1 done<" in (await ann.get("/next"))[1]
         assert ", 251 to go" in (await ann.get("/next"))[1]
+
+
+def test_a_prediction_is_the_answer_and_what_stands_beside_it_is_not(tmp_path: Path) -> None:
+    """Self-Instruct's files of predictions hold the reference, too."""
+    for name in ("one", "two"):
+        row = {"id": None, "instruction": "Say it.\n", "prediction": f"by {name}", "target": "reference"}
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps(row | {"output": "reference"}) + "\n")
+    (contest,) = JudgeContests(None, tmp_path / "one.jsonl", tmp_path / "two.jsonl")
+    assert isinstance(contest, Contest)
+    assert contest.answers == ("by one", "by two")

@@ -17,7 +17,7 @@ TAGS = {
 ATTRIBUTES = {"a": {"href"}, "ol": {"start"}, "div": {"tabindex"}, "pre": {"tabindex"}}
 CLASSES = {"div": {"wide"}, "span": {"url"}}
 SCHEMES = {"http", "https", "mailto"}
-LONGEST = 100_000  # characters; a longer answer is shown as plain text
+LONGEST = 20_000  # characters; a longer answer is shown as plain text, since brackets cost their square
 
 
 @lru_cache(maxsize=512)
@@ -74,7 +74,7 @@ def _image(self: Any, tokens: Sequence[Any], at: int, options: Any, env: Any) ->
 
 def _link_close(self: Any, tokens: Sequence[Any], at: int, options: Any, env: Any) -> str:
     """Where a link leads is said behind it, unless its words say it."""
-    start = max(i for i in range(at) if tokens[i].type == "link_open")
+    start = next(i for i in range(at, -1, -1) if tokens[i].type == "link_open")
     url = str(tokens[start].attrs.get("href", ""))
     said = "".join(token.content for token in tokens[start + 1 : at])
     shown = "" if url in (said, f"mailto:{said}") else f' <span class="url">({escape(url)})</span>'

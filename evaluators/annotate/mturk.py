@@ -17,7 +17,8 @@ from evaluators.annotate.markdown import render
 from evaluators.annotate.pages import HERE, templates
 from evaluators.annotate.words import WORDS
 from store.errors import UsageError
-from store.votes import Votes, drawn_left
+from store.votes import Votes
+from store.votes_rules import drawn_left
 from store.votes_schema import Pair, Side, Study
 
 PAGE, TABLE, KEY = "hit.html", "hits.csv", "key.csv"

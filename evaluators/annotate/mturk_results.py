@@ -16,7 +16,8 @@ from evaluators.annotate.study import spoken
 from store.errors import UsageError
 from store.pool import Pool
 from store.records import BadRow
-from store.votes import Votes, tidy
+from store.votes import Votes
+from store.votes_rules import tidy
 from store.votes_schema import CRITERIA, Ballot, Study
 
 NEEDED = ("WorkerId", "Input.hit", *(f"Answer.{name}" for name in CRITERIA))

@@ -16,7 +16,8 @@ from evaluators.annotate.form import active_seconds, chosen, places_of, read_bal
 from evaluators.annotate.markdown import render
 from evaluators.annotate.words import WORDS
 from store.errors import StorageError
-from store.votes import LONGEST_NAME, Votes, tidy
+from store.votes import Votes
+from store.votes_rules import LONGEST_NAME, tidy
 from store.votes_schema import Showing
 
 HERE = Path(__file__).resolve().parent
@@ -140,7 +141,8 @@ def _vote(site: Site, number: int, name: str, pair: int, form: Mapping[str, obje
     ballot = read_ballot(form, showing.left)
     note = str(form.get("note", ""))
     if isinstance(ballot, list):
-        words = f"Please choose for {' and '.join(ballot)} as well. Nothing has been saved yet."
+        titles = " and ".join(filter(None, (", ".join(ballot[:-1]), ballot[-1])))
+        words = f"Please choose for {titles} as well. Nothing has been saved yet."
         return _item(site, number, name, showing, chosen(form), note, 422, words)
     try:
         site.votes.cast(number, pair, ballot, active_seconds(form))

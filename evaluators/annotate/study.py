@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from store.contests import JudgeContests
 from store.errors import UsageError
 from store.records import BadRow, Contest
-from store.votes import Votes, fingerprint
+from store.votes import Votes
+from store.votes_rules import fingerprint
 from store.votes_schema import Pair, Study
 
 WANTED = 3

@@ -79,7 +79,7 @@ function pressed(event) {
     return;
   }
   if (event.ctrlKey || event.metaKey || event.altKey || event.repeat || event.isComposing) return;
-  if (!keys.checked || event.target.closest("a, button, summary, input:not([type=radio])")) return;
+  if (!keys.checked || (event.key === "Enter" && event.target.closest("a, button, summary, input:not([type=radio])"))) return;
   const radio = radios.find((r) => r.dataset.key === event.key);
   const action = actions[event.key.toLowerCase()];
   if (!radio && !action) return;
