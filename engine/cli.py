@@ -15,6 +15,7 @@ import typer
 from engine.cli_ask import ASKING, JsonOption
 from evaluators.cli import annotate
 from evaluators.cli import app as evaluate_app
+from evaluators.report.cli import report
 from store.errors import DistillError
 from trainers.cli import app as train_app
 from trainers.cli import rank
@@ -31,6 +32,7 @@ app = typer.Typer(
 app.add_typer(train_app)
 app.command()(rank)
 app.add_typer(evaluate_app)
+app.command()(report)
 app.command()(annotate)
 
 for name, command in ASKING.items():

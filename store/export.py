@@ -76,19 +76,19 @@ def stored(
 def write(path: Path, format: str, rows: Iterator[Answer], samples: int, system: str | None) -> int:
     """Writes all rows; returns how many. Raises StorageError with the old file untouched."""
     if format == "parquet":
-        with _replacing(path) as file:
+        with replacing(path) as file:
             return _write_parquet(file, rows, samples)
     return write_lines(path, map(_chat_line(system) if format == "chat" else _alpaca_line(samples), rows))
 
 
 def write_lines(path: Path, lines: Iterator[bytes]) -> int:
     """JSON objects as JSONL, or as a list where the name ends in .json; returns how many."""
-    with _replacing(path) as file:
+    with replacing(path) as file:
         return _write_list(file, lines) if path.suffix == ".json" else _write_lines(file, lines)
 
 
 @contextmanager
-def _replacing(path: Path) -> Iterator[IO[bytes]]:
+def replacing(path: Path) -> Iterator[IO[bytes]]:
     beside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,120 @@
+"""Makes a report of a run folder: `run_report` for the command, `build` for whoever wants the value.
+
+Everything of the ledger is read in one transaction, so that the numbers agree with each other while a run
+goes on.
+"""
+
+import sqlite3
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from datetime import UTC, datetime
+from pathlib import Path
+
+from evaluators.report.document import Drawing, Listing, Report, Section
+from evaluators.report.found import Found, look
+from evaluators.report.own import evaluate
+from evaluators.report.page import html
+from evaluators.report.sections import (
+    asked,
+    cost,
+    data,
+    failures,
+    human,
+    judge,
+    limits,
+    ranking,
+    reward,
+    rouge,
+    scores,
+    training,
+    words,
+)
+from store.errors import RunFolderError, UsageError
+from store.export import replacing
+from store.folder import ledger_path
+from store.read import connect_reader
+
+SEED = 0
+SECTIONS: tuple[tuple[str, Callable[[Found], Section | str]], ...] = (
+    ("What was asked", asked.section),
+    ("Cost", cost.section),
+    ("Limits over time", limits.section),
+    ("Failures", failures.section),
+    ("The data", data.section),
+    ("Statistics of the data", words.section),
+    ("Scores", scores.section),
+    ("The student", training.section),
+    ("The reward model", reward.section),
+    ("Judges", judge.section),
+    ("The ranking study", ranking.section),
+    ("ROUGE", rouge.section),
+    ("Human votes", human.section),
+)
+
+
+def run_report(
+    run: Path,
+    out: Path,
+    csv: Path | None = None,
+    trainings: Sequence[Path] = (),
+    evaluations: Sequence[Path] = (),
+    seed: int = SEED,
+) -> int:
+    """Writes the page, and the tables as files into `csv` where that is given; returns the exit code.
+    Raises UsageError, RunFolderError."""
+    if out.is_dir():
+        raise UsageError(f"--out {out} is a folder; name a file")
+    try:
+        report = build(run, trainings, evaluations, seed)
+    except sqlite3.Error as error:
+        raise RunFolderError(f"cannot read {ledger_path(run)}: {error}") from error
+    with replacing(out) as file:
+        file.write(html(report).encode())
+    for name, text in tables(report) if csv else ():
+        with replacing(csv / f"{name}.csv") as file:  # type: ignore[operator]
+            file.write(text.encode())
+    print(f"{len(report.sections)} sections written to {out}", file=sys.stderr)
+    return 0
+
+
+def build(
+    run: Path, trainings: Sequence[Path] = (), evaluations: Sequence[Path] = (), seed: int = SEED
+) -> Report:
+    """The report as a value. Raises UsageError, RunFolderError."""
+    with closing(connect_reader(run)) as reader:
+        reader.execute("BEGIN")
+        found = look(run, reader, trainings, evaluations, seed)
+        evaluate(found)
+        told = [(name, section(found)) for name, section in SECTIONS]
+        about = list(_about(found))
+    sections = [s for _, s in told if isinstance(s, Section)]
+    left_out = [(name, why) for name, why in told if isinstance(why, str)]
+    name = run.resolve().name
+    return Report(f"Report on {name}", about, sections, [*left_out, *found.unread])
+
+
+def _about(found: Found) -> Iterator[tuple[str, str]]:
+    """When it was: by the ledger's own times, so that the same run gives the same page."""
+    started = [run["started"] for stage in found.stages for run in stage.runs]
+    ended = [run["ended"] for stage in found.stages for run in stage.runs]
+    if started:
+        yield "begun", _moment(min(started))
+        whole = all(time is not None for time in ended)
+        yield "ended", _moment(max(ended)) if whole else "not yet, or killed"
+    yield "made by", "distill report"
+    yield "rows drawn with seed", str(found.seed)
+
+
+def _moment(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M UTC")
+
+
+def tables(report: Report) -> Iterator[tuple[str, str]]:
+    """(name, CSV) of every table and figure."""
+    for section in report.sections:
+        for block in section.blocks:
+            if isinstance(block, Listing):
+                yield block.table.name, block.table.csv
+            elif isinstance(block, Drawing):
+                yield block.figure.table.name, block.figure.table.csv

@@ -1,0 +1,127 @@
+"""What the report asks of a ledger: sums made in SQLite, and rows drawn by their place.
+
+Written for ledgers with millions of rows: nothing is listed whole, and every table is passed over at most
+a few times.
+"""
+
+import sqlite3
+from collections.abc import Iterator, Sequence
+from random import Random
+from typing import Any, NamedTuple
+
+import orjson
+
+from engine.replies import text_of
+
+TRIES = 20  # places drawn for each row wanted: some hold no row of the kind
+
+COSTS = """
+SELECT t.run, count(*), sum(p.prompt_tokens), sum(p.completion_tokens), sum(p.cost_micro),
+  sum(p.outcome NOT IN ('malformed', 'unparsed'))
+FROM responses p JOIN attempts t ON t.id = p.attempt GROUP BY 1"""
+SENT = "SELECT run, CAST(sent_at / :bin AS INTEGER), count(*) FROM attempts GROUP BY 1, 2"
+CAME = """
+SELECT t.run, CAST(p.received_at / :bin AS INTEGER), sum(p.prompt_tokens + p.completion_tokens)
+FROM responses p JOIN attempts t ON t.id = p.attempt GROUP BY 1, 2"""
+REFUSED = """
+SELECT t.run, CAST(e.at / :bin AS INTEGER), count(*) FROM errors e JOIN attempts t ON t.id = e.attempt
+WHERE e.cause = 'rate_limit' GROUP BY 1, 2"""
+SPANS = """
+SELECT u.id, u.started, u.ended, min(t.sent_at), max(t.sent_at) FROM runs u
+LEFT JOIN attempts t ON t.run = u.id GROUP BY 1"""
+ERRORS = """
+SELECT s.name, e.cause, e.status, count(*), count(DISTINCT e.request),
+  sum(r.failure = e.id AND r.answer IS NULL) FROM errors e
+JOIN attempts t ON t.id = e.attempt JOIN runs u ON u.id = t.run JOIN stages s ON s.id = u.stage
+JOIN requests r ON r.id = e.request GROUP BY 1, 2, 3 ORDER BY 4 DESC, 1, 2, 3"""
+WORDS = """
+SELECT message, count(*) AS asks FROM (SELECT message FROM errors WHERE cause = ? LIMIT 20000)
+GROUP BY 1 ORDER BY asks DESC, 1 LIMIT ?"""
+TOKENS = """
+SELECT p.completion_tokens, count(*) FROM samples a JOIN requests r ON r.id = a.request
+JOIN responses p ON p.id = r.answer WHERE a.stage = ? GROUP BY 1 ORDER BY 1"""
+SHARED = "SELECT count(*), count(DISTINCT request) FROM samples WHERE stage = ?"
+LAST = "SELECT max(position), count(*) FROM samples WHERE stage = ?"
+_DRAWN = """
+SELECT a.position, a.sample, w.item, b.raw, p.outcome, p.model, p.completion_tokens, p.cost_micro
+FROM samples a JOIN requests r ON r.id = a.request JOIN responses p ON p.id = r.answer
+JOIN bodies b ON b.response = p.id JOIN rows w ON w.id = (a.stage << 40) + a.position
+WHERE a.stage = ? AND a.position >= ? AND a.position <= ? ORDER BY a.position, a.sample"""
+_FAILED = """
+SELECT e.id, s.name, e.cause, e.status, e.message, w.item FROM errors e
+JOIN requests r ON r.failure = e.id AND r.answer IS NULL JOIN attempts t ON t.id = e.attempt
+JOIN runs u ON u.id = t.run JOIN stages s ON s.id = u.stage
+LEFT JOIN rows w ON w.id = (u.stage << 40) + (SELECT min(a.position) FROM samples a
+  WHERE a.stage = u.stage AND a.request = e.request)
+WHERE e.id >= ? LIMIT 1"""
+
+
+class Row(NamedTuple):
+    """A pool row with its answer. item: its JSON; text: the teacher's words."""
+
+    position: int
+    sample: int
+    item: dict[str, Any]
+    text: str
+    outcome: str
+    model: str
+    tokens: int
+    cost_micro: int
+
+
+def _row(found: Sequence[Any]) -> Row:
+    position, sample, item, raw, *rest = found
+    body = raw.encode() if isinstance(raw, str) else raw
+    return Row(position, sample, orjson.loads(item), text_of(body), *rest)
+
+
+def drawn(reader: sqlite3.Connection, stage: int, count: int, seed: str) -> list[Row]:
+    """Answered rows of a stage, drawn by their places with a seed, in pool order."""
+    last, _ = reader.execute(LAST, (stage,)).fetchone()
+    if last is None:
+        return []
+    random = Random(seed)
+    some = last + 1 <= count * TRIES
+    places = random.sample(range(last + 1), last + 1) if some else _places(random, last, count * TRIES)
+    found: dict[int, Row] = {}
+    for place in places:
+        if len(found) == count:
+            break
+        row = reader.execute(_DRAWN + " LIMIT 1", (stage, place, place)).fetchone()
+        if row:
+            found[place] = _row(row)
+    return [found[place] for place in sorted(found)]
+
+
+def _places(random: Random, last: int, count: int) -> list[int]:
+    return [random.randrange(last + 1) for _ in range(count)]
+
+
+def answered(reader: sqlite3.Connection, stage: int, most: int, seed: str) -> Iterator[Row]:
+    """All answered rows in pool order; of many, so many in runs of neighbours that begin at drawn places."""
+    last, samples = reader.execute(LAST, (stage,)).fetchone()
+    if last is None:
+        return
+    if samples <= most:
+        yield from map(_row, reader.execute(_DRAWN, (stage, 0, last)))
+        return
+    length = 100
+    starts = sorted(
+        Random(seed).sample(range(0, last + 1, length), max(1, most * (last + 1) // samples // length))
+    )
+    for start in starts:
+        yield from map(_row, reader.execute(_DRAWN, (stage, start, start + length - 1)))
+
+
+def failed(reader: sqlite3.Connection, count: int, seed: str) -> list[tuple[Any, ...]]:
+    """Failed requests, drawn: (error, stage, cause, status, message, item or None)."""
+    (last,) = reader.execute("SELECT max(id) FROM errors").fetchone()
+    if last is None:
+        return []
+    random = Random(seed)
+    found: dict[int, tuple[Any, ...]] = {}
+    for _ in range(count * 4):
+        row = reader.execute(_FAILED, (random.randint(1, last),)).fetchone()
+        if row and len(found) < count:
+            found[row[0]] = row
+    return [found[number] for number in sorted(found)]
