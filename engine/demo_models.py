@@ -11,7 +11,7 @@ from engine.terminal import plain
 
 MODEL = "smollm2"
 # A few steps, on a machine without a GPU: the way, not the quality.
-FEW = ["--model", MODEL, "--precision", "fp32", "--epochs", "1", "--batch", "8", "--max-length", "128"]
+FEW = ["--model", MODEL, "--epochs", "1", "--batch", "8", "--max-length", "128"]
 STUDENT_ROWS, REWARD_PROMPTS = 32, 16
 QUESTIONS, SAMPLES, MAX_TOKENS = 6, 4, 40
 
