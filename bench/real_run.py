@@ -1,8 +1,9 @@
 """A reward model and a student of SmolLM2-135M on real data, with held-out figures and curves.
 
-    DISTILL_DATA=... python bench/real_run.py OUT [--prompts 600] [--unseen 205] [--rows 1000] [--length 256]
+    DISTILL_DATA=... python bench/real_run.py OUT [--prompts 600] [--pairs 3] [--unseen 205]
+                                                      [--rows 1000] [--length 256]
 
-The reward model learns GPT-4's preferences on AlpacaEval (three pairs a prompt, so about four answers) and is
+The reward model learns GPT-4's preferences on AlpacaEval (three pairs a prompt, so about four answers, unless said) and is
 measured on prompts that it has not seen; the student learns Alpaca's rows. OUT gets both folders (each with
 curves.png), and unseen.json. fp32, which is what CPUs without bf16 multiply fast.
 """
@@ -21,13 +22,13 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 LEARNT_FROM = 600  # of the 805 prompts, at most; the others stay unseen
-PAIRS = 3
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("out", type=Path)
     parser.add_argument("--prompts", type=int, default=LEARNT_FROM)
+    parser.add_argument("--pairs", type=int, default=3, help="of a prompt")
     parser.add_argument("--unseen", type=int, default=205)
     parser.add_argument("--rows", type=int, default=1000)
     parser.add_argument("--length", type=int, default=256, help="tokens that the reward model reads")
@@ -35,13 +36,13 @@ def main() -> None:
     data, out = Path(os.environ["DISTILL_DATA"]), told.out
     out.mkdir(parents=True, exist_ok=True)
 
-    pairs = comparisons(data)
+    pairs = comparisons(data, told.pairs)
     seen = written(out / "seen.jsonl", pairs[: min(told.prompts, LEARNT_FROM)])
     unseen = written(out / "unseen.jsonl", pairs[LEARNT_FROM : LEARNT_FROM + told.unseen])
     rows = written(out / "alpaca.jsonl", [alpaca(data, told.rows)])
 
     common = ["--model", "smollm2", "--precision", "fp32", "--epochs", "1"]
-    small = ["--batch", "8", "--held-out", "0.05", "--max-length", str(told.length)]
+    small = ["--batch", "8", "--held-out", "0.1", "--max-length", str(told.length)]
     distill("train", "reward", "--data", seen, "--out", out / "reward", *common, *small)
     report = distill("evaluate", "reward", "--reward", out / "reward", "--data", unseen, "--json")
     (out / "unseen.json").write_text(report)
@@ -51,7 +52,7 @@ def main() -> None:
     print(f"unseen pairs: accuracy {found['accuracy']:.3f}, the longer wins {found['length_baseline']:.3f}")
 
 
-def comparisons(data: Path) -> list[list[dict[str, str]]]:
+def comparisons(data: Path, pairs: int) -> list[list[dict[str, str]]]:
     """Each prompt's pairs, the better first, prompts in an order drawn once and for all. No ties."""
     drawn, by_prompt = random.Random(0), defaultdict(list)
     with gzip.open(data / "alpacaeval_gpt4_preferences.jsonl.gz", "rt", encoding="utf-8") as file:
@@ -63,7 +64,7 @@ def comparisons(data: Path) -> list[list[dict[str, str]]]:
     found = []
     for prompt in prompts:
         drawn.shuffle(by_prompt[prompt])
-        found.append([as_pair(row) for row in by_prompt[prompt][:PAIRS]])
+        found.append([as_pair(row) for row in by_prompt[prompt][:pairs]])
     return found
 
 
