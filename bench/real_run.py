@@ -3,9 +3,9 @@
     DISTILL_DATA=... python bench/real_run.py OUT [--prompts 600] [--pairs 3] [--unseen 205]
                                                       [--rows 1000] [--length 256]
 
-The reward model learns GPT-4's preferences on AlpacaEval (three pairs a prompt, so about four answers, unless said) and is
-measured on prompts that it has not seen; the student learns Alpaca's rows. OUT gets both folders (each with
-curves.png), and unseen.json. fp32, which is what CPUs without bf16 multiply fast.
+The reward model learns GPT-4's preferences on AlpacaEval (three pairs a prompt, so about four answers, unless
+said) and is measured on prompts that it has not seen; the student learns Alpaca's rows. OUT gets both folders
+(each with curves.png), and unseen.json. fp32, which is what CPUs without bf16 multiply fast.
 """
 
 import argparse
