@@ -21,7 +21,8 @@ from rich.console import Console
 from rich.markup import escape
 
 from engine.demo_models import train_and_rank
-from engine.demo_steps import DemoFailed, command, distill, rows_of, say
+from engine.demo_steps import DemoFailed, distill, rows_of, say
+from engine.processes import command
 from engine.serving import served
 from engine.status import status_of
 from engine.terminal import plain

@@ -10,6 +10,7 @@ import orjson
 from rich.console import Console
 from rich.markup import escape
 
+from engine.processes import command
 from store.errors import DistillError
 
 
@@ -21,10 +22,6 @@ class DemoFailed(DistillError):
 
 def say(console: Console, title: str, words: str) -> None:
     console.print(f"\n[bold]{title}[/bold]  [dim]{escape(words)}[/dim]")
-
-
-def command(*arguments: str) -> list[str]:
-    return [sys.executable, "-P", "-m", "engine", *arguments]
 
 
 def distill(*arguments: str) -> None:

@@ -1,12 +1,13 @@
 """A teacher of our own in a process beside us, for as long as it is needed (demo, recipes)."""
 
 import contextlib
+import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from engine.processes import command, mortal
 from store.errors import DistillError
 
 PATIENCE = 120.0  # seconds until it must have said its address
@@ -24,8 +25,8 @@ def served(model: str, log: Path) -> Iterator[tuple[str, str]]:
     the log."""
     what = ["--scripted"] if model == "scripted" else [model]
     with log.open("wb") as sink:
-        command = [sys.executable, "-P", "-m", "engine", "serve", *what, "--port", "0"]
-        server = subprocess.Popen(command, stdout=sink, stderr=sink)
+        words = command("serve", *what, "--port", "0")
+        server = subprocess.Popen(words, stdout=sink, stderr=sink, preexec_fn=mortal(signal.SIGTERM))
     try:
         yield _address(server, log)
     finally:
