@@ -150,11 +150,12 @@ def compare(
 
 
 def run_(
-    recipe: Annotated[Path, typer.Argument(metavar="RECIPE.toml", help="stages as a graph")],
+    context: typer.Context,
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE.toml", help="stages and steps as a graph")],
     run: RunOption,
     only: Annotated[
         list[str] | None,
-        typer.Option("--only", metavar="STAGE", help="only this stage (may be given several times)"),
+        typer.Option("--only", metavar="NAME", help="only this stage or step (may be given several times)"),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="the plan and its price; asks nothing")] = False,
     json: JsonOption = False,
@@ -165,12 +166,14 @@ def run_(
         typer.Option("--metrics-port", metavar="P", help="Prometheus metrics on loopback; 0 for any"),
     ] = None,
 ) -> None:
-    """Run the stages of a recipe together, each on rows as soon as they are there."""
+    """Run a recipe: stages together, each on rows as soon as they are there, and steps on whole files."""
+    from engine.phases import How
     from engine.recipes import run_recipe
+    from engine.step_commands import commands_of
 
-    raise typer.Exit(
-        run_recipe(recipe, run, only or [], dry_run, json, yes, quiet, metrics_port, typer.confirm)
-    )
+    how = How(yes, quiet, metrics_port, typer.confirm)
+    commands = commands_of(context.find_root().command)
+    raise typer.Exit(run_recipe(recipe, run, commands, only or [], dry_run, json, how))
 
 
 @with_engine_options

@@ -43,7 +43,16 @@ Read = tuple[Stored, Any, Any]  # what is stored, the row, what its reply amount
 
 def run_export(run: Path, format: str, out: Path, stage: str | None, outcome: str, min_margin: float) -> None:
     """Writes the data set and says what it left out. Raises UsageError."""
-    outcomes = _outcomes(outcome)
+    count, unread = export_stage(run, format, out, stage, outcome, min_margin)
+    left_out = f"; {unread:,} replies could not be read and are left out" if unread else ""
+    print(f"{count:,} rows written to {out}{left_out}", file=sys.stderr)
+
+
+def export_stage(
+    run: Path, format: str, out: Path, stage: str | None, outcome: str, min_margin: float
+) -> tuple[int, int]:
+    """Writes the data set: how many rows, and how many replies could not be read. Raises UsageError."""
+    outcomes = check_outcomes(outcome)
     check_format(format)
     number, name = stage_of(run, stage)
     reader = connect_reader(run)
@@ -53,11 +62,9 @@ def run_export(run: Path, format: str, out: Path, stage: str | None, outcome: st
         rows = stored(reader, number, outcomes, unparsed=format == "reviews")
         unread: list[int] = []
         found = _read(rows, role(settings), unread, keep=format == "reviews")
-        count = _write(out, format, found, settings, min_margin)
+        return _write(out, format, found, settings, min_margin), len(unread)
     finally:
         reader.close()
-    left_out = f"; {len(unread):,} replies could not be read and are left out" if unread else ""
-    print(f"{count:,} rows written to {out}{left_out}", file=sys.stderr)
 
 
 def check_format(format: str) -> None:
@@ -67,7 +74,7 @@ def check_format(format: str) -> None:
         raise UsageError(f"--format {format}: unknown; there are {', '.join(every)}")
 
 
-def _outcomes(given: str) -> tuple[str, ...]:
+def check_outcomes(given: str) -> tuple[str, ...]:
     outcomes = tuple(name.strip() for name in given.split(",") if name.strip())
     for name in outcomes:
         if name not in OUTCOMES:

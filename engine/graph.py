@@ -13,7 +13,8 @@ from engine.estimate import Surveyed
 from engine.job import StageJob
 from engine.options import default_url, server_values, text_of_file
 from engine.prices import is_loopback
-from engine.recipe import POOLED, EndpointTable, Recipe, TeacherTable
+from engine.recipe_checks import POOLED
+from engine.recipe_tables import EndpointTable, Recipe, TeacherTable
 from engine.roles import DEFAULTS, plan_of, role
 from engine.rows import Numbered, Rows
 from engine.settings import Quota, Server, Settings
@@ -33,7 +34,8 @@ Served = Mapping[str, tuple[str, str]]  # teacher -> (address, model) of what th
 
 
 class Graph:
-    """The settings and rows of a recipe's stages; `served` tells of its own teachers."""
+    """The settings and rows of a recipe's stages; `served` tells of its own teachers. What steps make
+    must have a place (placed.py)."""
 
     def __init__(self, recipe: Recipe, served: Served) -> None:
         self.recipe = recipe
@@ -93,15 +95,15 @@ class Graph:
             assert stage.pool is not None
             return pool_of(settings, path(stage.pool))
         questions = path(stage.questions) if stage.questions else None
-        return contests_of(settings, [path(member) for member in stage.members], questions)
+        return contests_of(settings, [path(member) for member in stage.named], questions)
 
     def _make(self, name: str) -> tuple[Callable[[Sequence[Any]], Sequence[Item]], int]:
         """How the records of the stages before become rows of this one, and how many of each."""
         stage = self.recipe.stage[name]
         if stage.task in POOLED:
             return lambda records: [record for record in records if record is not None], 1
-        stages = [place for place, member in enumerate(stage.members) if member in self.recipe.stage]
-        members = [m if m in self.recipe.stage else self.recipe.path(m) for m in stage.members]
+        stages = [place for place, member in enumerate(stage.named) if member in self.recipe.stage]
+        members = [m if m in self.recipe.stage else self.recipe.path(m) for m in stage.named]
         found = Members(self.settings[name], members, stages)
         return found.contests, found.each
 

@@ -13,6 +13,7 @@ from engine.estimate import Estimate, Range
 from engine.job import Result, StageJob
 from engine.prices import Price
 from engine.settings import Settings
+from engine.step_run import StepResult
 from engine.terminal import dollars, duration, percent, plain, tell
 
 
@@ -127,6 +128,31 @@ def print_results(results: Mapping[str, Result], run: Path) -> None:
         _tell(Text(f"see them: bin/distill status {run}; ask again: bin/distill retry {run}"))
 
 
+def print_planned_steps(steps: Mapping[str, Mapping[str, Any]]) -> None:
+    """On stdout, behind the plan of the stages."""
+    if not steps:
+        return
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for column in ("step", "runs", "after", ""):
+        table.add_column(column, no_wrap=column == "step")
+    for name, step in steps.items():
+        after = ", ".join(step["needs"]) or "all"
+        table.add_row(
+            Text(plain(name, 40)), step["run"], Text(plain(after, 80)), "done" if step["done"] else ""
+        )
+    Console(highlight=False).print(Text(), table)
+
+
+def print_steps(steps: Mapping[str, StepResult], waiting: Mapping[str, str]) -> None:
+    """The end of a recipe's steps, and what was not begun for want of others."""
+    for name, result in steps.items():
+        words = {"known": "done before", "done": f"done in {duration(result.seconds)}"}.get(result.state)
+        said = words or f"{result.state}: {plain(result.why, 600)}"
+        _tell(Text(f"step {plain(name, 40)}: {said}", style="" if words else "bold"))
+    for name, why in waiting.items():
+        _tell(Text(f"{plain(name, 40)}: not begun: {plain(why, 600)}"))
+
+
 def print_result(result: Result, price: Price, told: Estimate | None, run: Path) -> None:
     """The end of a run, with estimate and bill side by side."""
     state = result.state
@@ -221,6 +247,9 @@ def print_status(status: Mapping[str, Any]) -> None:
             f"batch {b['batch']} of {plain(str(b['stage']), 40)}: {plain(str(b['status']), 40)}, "
             f"{b['read']:,} of {b['requests']:,} requests have their result"
         )
+    for name, step in status["steps"].items():
+        said = f"done in {duration(step['seconds'])}" if step["done"] else "not done"
+        console.print(Text(f"step {plain(name, 40)}: {step['run']}, {said}"))
     if status["unanswered"]:
         console.print(
             f"{status['unanswered']:,} requests were sent and have no answer (in flight now, or lost when "

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from engine.step_run import steps_told
 from store.batches import enqueued_count, open_batches_told
 from store.read import connect_reader, endpoint_accounts, last_runs, stage_status, stages
 
@@ -37,6 +38,7 @@ def status_of(run: Path) -> dict[str, Any]:
     found["utilisation"] = {name: used.get(name) for name in ("requests", "tokens")}
     for url, account in found["endpoints"].items():
         account["utilisation"] = used.get("endpoints", {}).get(url, {})
+    found["steps"] = steps_told(run)
     found["estimate"] = (newest or {}).get("estimate")
     return found
 

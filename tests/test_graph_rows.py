@@ -114,7 +114,7 @@ async def test_only_a_stage_runs_when_what_it_reads_has_run(tmp_path: Path, run:
         assert "reads stage 'a', which has not run" in ended.err
         ended = await run_recipe(recipe(), run, "--only", "x")
         assert (ended.code, judge.asked) == (2, [])
-        assert "no such stage; there are a, b" in ended.err
+        assert "no such stage or step; there are a, b" in ended.err
         assert (await run_recipe(recipe(), run, "--only", "a")).code == 0
         assert len(judge.asked) == 6
         stale = await run_recipe(recipe(0.5), run, "--only", "b")

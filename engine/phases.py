@@ -1,0 +1,183 @@
+"""A recipe's course: in each phase stages are asked together, then the steps that waited for them run.
+
+What is lost (a step that failed, a stage that was stopped) takes with it what needs it; the rest goes on.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from engine.collect import SURVEY_SECONDS, ask_leave_for, known_keys
+from engine.estimate import Estimate
+from engine.graph import Graph, Served
+from engine.job import Job, Result, StageJob
+from engine.recipe_plan import plan_stages, unserved
+from engine.recipe_tables import OfStep, Recipe
+from engine.serving import ServingFailed, served
+from engine.session import run_job
+from engine.settings import Settings
+from engine.show import print_plan
+from engine.step_run import StepResult, run_step
+from engine.steps import Step, left_by, placed
+from store.errors import DistillError
+
+
+@dataclass(frozen=True, slots=True)
+class How:
+    """What the command line says of how to run."""
+
+    yes: bool
+    quiet: bool
+    metrics_port: int | None
+    confirm: Callable[[str], bool]
+
+
+@dataclass(slots=True)
+class Course:
+    """What has come of a recipe so far. lost: what came to no good end, and why."""
+
+    results: dict[str, Result] = field(default_factory=dict)
+    steps: dict[str, StepResult] = field(default_factory=dict)
+    lost: dict[str, str] = field(default_factory=dict)
+    codes: list[int] = field(default_factory=list)
+
+    def waits(self, recipe: Recipe, name: str) -> bool:
+        """Whether what comes before it is lost; then it is, too."""
+        if above := [one for one in recipe.needs(name) if one in self.lost]:
+            self.lose(name, f"it needs {above[0]}")
+        return bool(above)
+
+    def lose(self, name: str, why: str, code: int = 0) -> None:
+        self.lost[name] = why
+        self.codes.append(code)
+
+    @property
+    def waiting(self) -> dict[str, str]:
+        """What was not begun, and why."""
+        begun = self.results.keys() | self.steps.keys()
+        return {name: why for name, why in self.lost.items() if name not in begun}
+
+    @property
+    def is_interrupted(self) -> bool:
+        return 130 in self.codes
+
+    @property
+    def exit_code(self) -> int:
+        """The weightiest: interrupted, stopped early, bad input, failed rows or steps, done."""
+        return next((code for code in (130, 3, 2, 1) if code in self.codes), max(self.codes, default=0))
+
+
+def run_phases(
+    recipe: Recipe, chosen: Sequence[str], steps: Mapping[str, Step], run: Path, how: How, course: Course
+) -> None:
+    """Stages together, then the steps that were waiting for them, until nobody waits any more."""
+    stages = [name for name in chosen if name in recipe.stage]
+    phases = recipe.phases
+    for phase in range(max((phases[name] for name in chosen), default=-1) + 1):
+        now = [name for name in chosen if phases[name] == phase]
+        _ask(recipe, [name for name in now if name in recipe.stage], stages, run, how, course, phase == 0)
+        for name in now:
+            if name in steps and not steps[name].is_last:
+                _step(recipe, steps[name], run, how.quiet, course)
+    for name in chosen:
+        if name in steps and steps[name].is_last:
+            _step(recipe, steps[name], run, how.quiet, course)
+
+
+def _ask(
+    recipe: Recipe,
+    now: Sequence[str],
+    every: Sequence[str],
+    run: Path,
+    how: How,
+    course: Course,
+    is_first: bool,
+) -> None:
+    """One phase's stages. Before the first, leave is asked for `every` stage of the recipe."""
+    ready = [name for name in now if not course.waits(recipe, name)]
+    if course.is_interrupted or not (ready or (is_first and every)):
+        return
+    with _serving(recipe, ready, run, course) as own:
+        ready = [name for name in ready if name not in course.lost]
+        graph = Graph(placed(recipe, run), own)
+        later = None if is_first else _later(graph, ready, run, course)
+        jobs = _with_leave(graph, ready, every, run, how) if later is None else later
+        results = _run(jobs, recipe, run, how) if jobs else {}
+    course.results |= results
+    for name, result in results.items():
+        course.codes.append(result.exit_code)
+        if result.exit_code not in (0, 1):
+            course.lost[name] = "it was stopped early"
+
+
+def _step(recipe: Recipe, step: Step, run: Path, quiet: bool, course: Course) -> None:
+    if course.is_interrupted or course.waits(recipe, step.name):
+        return
+    result = run_step(recipe, step, run, quiet)
+    course.steps[step.name] = result
+    if result.state in ("failed", "interrupted"):
+        course.lose(step.name, result.why, result.exit_code)
+
+
+def _with_leave(
+    graph: Graph, ready: Sequence[str], every: Sequence[str], run: Path, how: How
+) -> list[StageJob]:
+    """The stages that can be asked now, when leave was given for all."""
+    planned = plan_stages(graph, every, run, known_keys(run), SURVEY_SECONDS)
+    if not how.quiet:
+        print_plan(planned, graph.recipe.budget)
+    ask_leave_for([(_capped(job), told) for job, told in planned.values()], how.yes, how.confirm)
+    return [_estimated(*planned[name]) for name in ready]
+
+
+def _later(graph: Graph, ready: Sequence[str], run: Path, course: Course) -> list[StageJob]:
+    """The stages of a later phase; one that cannot be is lost, and the others go on."""
+    index, jobs = known_keys(run), []
+    for name in ready:
+        try:
+            jobs += [
+                _estimated(*one) for one in plan_stages(graph, [name], run, index, SURVEY_SECONDS).values()
+            ]
+        except DistillError as error:
+            course.lose(name, str(error), error.exit_code)
+    return [job for job in jobs if not course.waits(graph.recipe, job.settings.stage)]
+
+
+def _estimated(job: StageJob, told: Estimate) -> StageJob:
+    return replace(job, estimate=None if job.after else told)
+
+
+@contextlib.contextmanager
+def _serving(recipe: Recipe, names: Sequence[str], run: Path, course: Course) -> Iterator[Served]:
+    """Starts the teachers that the recipe serves itself, and stops them in the end. Where a step's
+    model cannot be served, those who would ask it are lost."""
+    with contextlib.ExitStack() as stack:
+        own = unserved(recipe)
+        for teacher in dict.fromkeys(recipe.stage[name].teacher for name in names):
+            serve = recipe.teacher[teacher].serve
+            if serve is None:
+                continue
+            what = left_by(run, serve, recipe.step[serve.step].run) if isinstance(serve, OfStep) else serve
+            try:
+                own[teacher] = stack.enter_context(served(str(what), run / f"teacher-{teacher}.log"))
+            except ServingFailed as error:
+                if not isinstance(serve, OfStep):
+                    raise
+                for name in names:
+                    if recipe.stage[name].teacher == teacher:
+                        course.lose(name, str(error), error.exit_code)
+        yield own
+
+
+def _run(chosen: Sequence[StageJob], recipe: Recipe, run: Path, how: How) -> dict[str, Result]:
+    knob = "budget in the recipe"
+    job = Job(chosen, run, known_keys(run), recipe.budget, how.quiet, how.metrics_port, knob)
+    names = [stage.settings.stage for stage in chosen]
+    return dict(zip(names, run_job(job), strict=True))
+
+
+def _capped(job: StageJob) -> Settings:
+    """The stage's settings with the cap that it is under, its own or that of all."""
+    cap = job.settings.budget if job.cap is None else job.cap
+    return job.settings.model_copy(update={"budget": cap})
