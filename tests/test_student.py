@@ -242,6 +242,8 @@ LAYERS = {
     "run folder.toml --run pupil": "base train train-nodeps teacher-nodeps teacher teacher-nodeps",
     "run small.toml --run pupil": "base teacher teacher-nodeps",
     "run scripted.toml --run pupil": "base",
+    "run steps.toml --run pupil": "base train train-nodeps teacher-nodeps evaluate",
+    "run steps.toml --run pupil --dry-run": "base",
 }
 
 
@@ -253,6 +255,7 @@ def test_the_launcher_readies_the_layers_of_what_is_served(tmp_path: Path) -> No
         (tmp_path / name).mkdir()
     for name, served in (("folder", "pupil"), ("small", "smollm2"), ("scripted", "scripted")):
         (tmp_path / f"{name}.toml").write_text(f'[teacher.x]\nserve = "{served}"  # here\n')
+    (tmp_path / "steps.toml").write_text('[step.x]\nrun = "rank"\n[step.y]\nrun = "evaluate rouge"\n')
     for words, layers in LAYERS.items():
         command = ["sh", "bin/distill", *words.split()]
         ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
