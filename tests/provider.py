@@ -240,7 +240,7 @@ class Provider:
     async def _work(self, ask: Ask, fault: str | None, luck: float) -> bytes:
         """Serve a request as long as it takes, bill it, hold it: the body of the reply."""
         c = self.config
-        given = answer(ask, c.mean_tokens, c.spread, c.exact_tokens)
+        given = answer(ask, c.mean_tokens, c.spread, c.exact_tokens, c.scores)
         free = fault == "500" or (fault == "stall" and not c.stall_billed)
         try:
             service = lognormal(c.latency, c.latency_sigma, luck)

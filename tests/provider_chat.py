@@ -154,7 +154,7 @@ def _message_tokens(message: dict[str, Any]) -> int:
     return 3 + ("name" in message) + sum(len(encode(text)) for text in texts)
 
 
-def answer(ask: Ask, mean: float, spread: float, exact: bool) -> Answer:
+def answer(ask: Ask, mean: float, spread: float, exact: bool, scores: bool = False) -> Answer:
     """Lengths are lognormal about `mean` tokens (sigma `spread`), cut at `max_tokens`.
 
     Not exact, the text is about as long as `completion_tokens` says; exact, they agree, unless the
@@ -166,6 +166,8 @@ def answer(ask: Ask, mean: float, spread: float, exact: bool) -> Answer:
     prefix = f"[{digest.hexdigest()[:12]}] "
     words = min(length, cap + PREFIX_TOKENS * exact) - PREFIX_TOKENS
     text = prefix + _words(digest.digest(), max(1, words))
+    if scores and (shown := ask.question.count("### End of")):
+        text = " ".join(str(1 + (place * 3) % 10) for place in range(shown)) + "\n" + text
     if exact:
         ids = encoding().encode_ordinary(text)
         length = len(ids)

@@ -19,6 +19,7 @@ class Config:
 
     model: str = "gpt-4o"
     seed: int = 0
+    scores: bool = False  # asked about answers, its words begin with a score for each
     # answers
     mean_tokens: float = 40
     spread: float = 0.5  # sigma of the lognormal lengths

@@ -62,8 +62,10 @@ def export(run: Path, format: str = "alpaca", stage: str | None = None, min_marg
 
 
 def files_of(run: Path) -> dict[str, int]:
-    """When each file of a run folder was written."""
-    return {path.name: path.stat().st_mtime_ns for path in run.iterdir()} if run.exists() else {}
+    """When each file of a run folder was written; SQLite's shared memory is written by readers, too."""
+    if not run.exists():
+        return {}
+    return {path.name: path.stat().st_mtime_ns for path in run.iterdir() if path.suffix != ".db-shm"}
 
 
 def stage_told(run: Path, name: str) -> dict[str, Any]:
