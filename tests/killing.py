@@ -2,34 +2,46 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import tiny
 from cli import ROOT
 
+TRIES = 3
+
 
 def kill_at_step(command: list[str], out: Path, step: int) -> None:
     """kill -9 of the command as soon as this step is measured; those that train end with it."""
-    process = at_step(command, out, step)
-    workers = children_of(process.pid)
-    process.kill()
-    process.communicate()
-    until_gone(workers)
+    _killed(command, out, step, lambda command, workers: os.kill(command, signal.SIGKILL))
 
 
 def kill_a_worker_at_step(command: list[str], out: Path, step: int) -> tuple[int, str]:
     """kill -9 of the last of those that train. How the command ended, and what it said."""
-    process = at_step(command, out, step)
-    workers = children_of(process.pid)
-    os.kill(workers[-1], signal.SIGKILL)
-    _, said = process.communicate(timeout=tiny.SECONDS)
-    until_gone(workers)
-    return process.returncode, said
+    return _killed(command, out, step, lambda command, workers: os.kill(workers[-1], signal.SIGKILL))
+
+
+def _killed(
+    command: list[str], out: Path, step: int, kill: Callable[[int, list[int]], None]
+) -> tuple[int, str]:
+    """A training so small may end before a busy machine has killed it: then once more."""
+    for _ in range(TRIES):
+        process = at_step(command, out, step)
+        workers = children_of(process.pid)
+        with contextlib.suppress(ProcessLookupError, IndexError):
+            kill(process.pid, workers)
+        _, said = process.communicate(timeout=tiny.SECONDS)
+        until_gone(workers)
+        if process.returncode != 0:
+            return process.returncode, said
+        shutil.rmtree(out)
+    raise AssertionError(f"it ended {TRIES} times before it could be killed")
 
 
 def at_step(command: list[str], out: Path, step: int) -> subprocess.Popen[str]:
@@ -38,7 +50,7 @@ def at_step(command: list[str], out: Path, step: int) -> subprocess.Popen[str]:
     deadline = time.monotonic() + tiny.SECONDS
     metrics = out / "metrics.jsonl"
     while not (metrics.exists() and ("step", step) in tiny.measured(out)):
-        assert process.poll() is None, tiny.log(out)
+        assert not process.poll(), tiny.log(out)
         assert time.monotonic() < deadline
         time.sleep(0.002)
     return process

@@ -20,7 +20,7 @@ from evaluators.judge.report import judge_report, tables_of
 from evaluators.judge.reviews import Naming, Source, Word, read_reviews
 from store.errors import PoolError, UsageError
 
-DATA = Path(os.environ.get("DISTILL_DATA", "/nonexistent"))
+DATA = Path(os.environ.get("DISTILL_DATA", "not set"))
 real_data = pytest.mark.skipif(not DATA.is_dir(), reason="DISTILL_DATA is not set")
 Scores = tuple[float, float] | None
 Row = dict[str, Any]

@@ -20,7 +20,7 @@ from evaluators.judge.reviews import Source
 from store.errors import PoolError
 from store.pool import Pool
 
-DATA = Path(os.environ.get("DISTILL_DATA", "/nonexistent"))
+DATA = Path(os.environ.get("DISTILL_DATA", "not set"))
 real_data = pytest.mark.skipif(not DATA.is_dir(), reason="DISTILL_DATA is not set")
 
 
