@@ -18,7 +18,8 @@ from engine.serving import ServingFailed, served
 from engine.session import run_job
 from engine.settings import Settings
 from engine.show import print_plan
-from engine.step_run import StepResult, run_step
+from engine.step_records import StepResult
+from engine.step_run import run_step
 from engine.steps import Step, left_by, placed
 from store.errors import DistillError
 

@@ -13,7 +13,7 @@ from engine.graph import Graph
 from engine.job import StageJob
 from engine.recipe_tables import Recipe
 from engine.show import print_plan, print_planned_steps
-from engine.step_run import is_whole, record_of
+from engine.step_records import is_whole, record_of
 from store.index import KeyIndex
 from store.read import answered, connect_reader, has_other_plan, stages
 

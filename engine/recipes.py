@@ -16,7 +16,7 @@ from engine.recipe_plan import plan_stages, show_plan, unserved
 from engine.recipe_tables import Recipe
 from engine.show import print_results, print_steps
 from engine.step_commands import Commands
-from engine.step_run import is_whole, record_of
+from engine.step_records import is_whole, record_of
 from engine.steps import placed, steps_of
 from store.errors import UsageError
 from store.folder import LEDGER, held

@@ -13,7 +13,7 @@ from engine.estimate import Estimate, Range
 from engine.job import Result, StageJob
 from engine.prices import Price
 from engine.settings import Settings
-from engine.step_run import StepResult
+from engine.step_records import StepResult
 from engine.terminal import dollars, duration, percent, plain, tell
 
 

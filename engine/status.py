@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from engine.step_run import steps_told
+from engine.step_records import steps_told
 from store.batches import enqueued_count, open_batches_told
 from store.read import connect_reader, endpoint_accounts, last_runs, stage_status, stages
 

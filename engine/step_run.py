@@ -9,15 +9,13 @@ The commands are other packages' and run in processes of their own; they meet us
 """
 
 import hashlib
-import os
 import shutil
 import signal
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Any
 
 import orjson
 
@@ -25,23 +23,12 @@ from engine.exports import SHAPES, export_stage
 from engine.processes import command, run_to_end
 from engine.recipe_tables import OfStage, OfStep, Recipe, Value
 from engine.step_commands import WRITTEN, Flag, is_file
-from engine.steps import EVALUATIONS, MADE, STEPS, Step, folder_of, left_by
+from engine.step_records import STEPS, StepResult, is_whole, record_of, write_record
+from engine.steps import EVALUATIONS, MADE, Step, folder_of, left_by
 from engine.terminal import tell
 from store.errors import DistillError
 
-State = Literal["done", "known", "failed", "interrupted", "waiting"]
 BEGUN = Path("training") / "run.json"  # where a training was begun, which can be resumed
-Record = dict[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class StepResult:
-    """known: it had been done before; waiting: `why` names what it waits for."""
-
-    state: State
-    exit_code: int = 0
-    why: str = ""
-    seconds: float = 0.0
 
 
 def run_step(recipe: Recipe, step: Step, run: Path, quiet: bool) -> StepResult:
@@ -60,7 +47,7 @@ def run_step(recipe: Recipe, step: Step, run: Path, quiet: bool) -> StepResult:
     words += _own_words(step, run, quiet)
     record = {"run": " ".join(step.run), "digest": digest, "inputs": inputs, "command": words}
     record |= {"begun": time.time()}
-    _write_record(run, step.name, record)
+    write_record(run, step.name, record)
     if not quiet:
         tell(f"step {step.name}: distill {' '.join(words)}\n")
     code = _run(step, run, words)
@@ -69,40 +56,8 @@ def run_step(recipe: Recipe, step: Step, run: Path, quiet: bool) -> StepResult:
         said = f"`distill {' '.join(words)}` ended with exit code {code}"
         return StepResult("interrupted" if code == 130 else "failed", _as_ours(code), said, seconds)
     left = {str(file.relative_to(run)): _seal(file) for file in _left(step, run)}
-    _write_record(run, step.name, {**record, "left": left, "ended": time.time(), "seconds": seconds})
+    write_record(run, step.name, {**record, "left": left, "ended": time.time(), "seconds": seconds})
     return StepResult("done", seconds=seconds)
-
-
-def record_of(run: Path, name: str) -> Record:
-    """{} where the step was never begun, or the record cannot be read."""
-    try:
-        found = orjson.loads((run / STEPS / f"{name}.json").read_bytes())
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
-def steps_told(run: Path) -> dict[str, dict[str, Any]]:
-    """The steps that were begun in a run folder, as `status` has them."""
-    records = {file.stem: record_of(run, file.stem) for file in sorted((run / STEPS).glob("*.json"))}
-    return {
-        name: {"run": record["run"], "done": is_whole(run, record), "seconds": record.get("seconds")}
-        for name, record in records.items()
-        if "run" in record
-    }
-
-
-def is_whole(run: Path, record: Record) -> bool:
-    """Whether a step came to its end, and all that it left still lies there."""
-    left = record.get("left", {})
-    return bool(left) and all(_size(run / name) == seal["bytes"] for name, seal in left.items())
-
-
-def _size(path: Path) -> int | None:
-    try:
-        return path.stat().st_size
-    except OSError:
-        return None
 
 
 def _as_ours(code: int) -> int:
@@ -213,14 +168,3 @@ def _set_aside(step: Step, run: Path) -> None:
     if record.exists():
         shutil.move(record, aside / "step.json")
     tell(f"step {step.name}: its command or what it reads has changed; what it left before is in {aside}\n")
-
-
-def _write_record(run: Path, name: str, record: Record) -> None:
-    """Whole or not at all."""
-    path = run / STEPS / f"{name}.json"
-    path.parent.mkdir(exist_ok=True)
-    beside = path.with_name(f".{path.name}.part")
-    beside.write_bytes(orjson.dumps(record, option=orjson.OPT_INDENT_2))
-    with beside.open("rb") as file:
-        os.fsync(file.fileno())
-    beside.replace(path)

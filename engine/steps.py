@@ -22,10 +22,11 @@ from pathlib import Path
 from engine.exports import SHAPES, check_outcomes
 from engine.recipe_tables import Member, OfStage, OfStep, Recipe, StageTable, Value
 from engine.step_commands import FIRST_WORDS, NEEDED, OURS, WRITTEN, Commands, Flag, is_file
+from engine.step_records import STEPS
 from engine.toml_lines import Path_
 from store.errors import UsageError
 
-STEPS, EVALUATIONS = "steps", "evaluations"
+EVALUATIONS = "evaluations"
 KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", Path: "a file"}
 MADE = {"rank": "ranked.jsonl", "report": "report.html"}  # what a step leaves, if it is one file
 

@@ -24,7 +24,8 @@ from engine.processes import run_to_end
 from engine.recipe import load
 from engine.status import status_of
 from engine.step_commands import commands_of
-from engine.step_run import StepResult, is_whole, record_of, run_step
+from engine.step_records import StepResult, is_whole, record_of
+from engine.step_run import run_step
 from engine.steps import steps_of
 from store.ledger import connect_writer
 
