@@ -12,6 +12,7 @@ from engine.terminal import plain
 MODEL = "smollm2"
 # A few steps, on a machine without a GPU: the way, not the quality.
 FEW = ["--model", MODEL, "--epochs", "1", "--batch", "8", "--max-length", "128"]
+FEW += ["--eval-every", "2", "--save-every", "4"]
 STUDENT_ROWS, REWARD_PROMPTS = 32, 16
 QUESTIONS, SAMPLES, MAX_TOKENS = 6, 4, 40
 

@@ -4,7 +4,6 @@ Here the environment is read (the API key, OPENAI_BASE_URL, proxies); nothing be
 """
 
 import os
-import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -98,8 +97,11 @@ def _checked_url(url: str) -> str:
 
 def _proxy_for(url: str) -> str | None:
     """The proxy that the environment names for this address, as every HTTP client does."""
-    parts = urlsplit(url)
+    import urllib.request
+
     from engine.prices import is_loopback
+
+    parts = urlsplit(url)
 
     if is_loopback(url) or urllib.request.proxy_bypass(parts.hostname or ""):
         return None
