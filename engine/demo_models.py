@@ -34,8 +34,9 @@ def train_and_rank(console: Console, pool: Path, data: Path, run: Path) -> None:
     candidates, ranked = run / "candidates.jsonl", run / "ranked.jsonl"
     with served(str(student), run / "student.log") as (url, model):
         asked = ["--limit", str(QUESTIONS), "--samples", str(SAMPLES), "--max-tokens", str(MAX_TOKENS)]
+        asked += ["--attempts", "2"]  # it may have nothing to say, again and again
         where = ["--run", str(run), "--stage", "student", "--model", model, "--base-url", url, "--quiet"]
-        distill("generate", str(pool), *where, *asked)
+        distill("generate", str(pool), *where, *asked, some_may_fail=True)
     distill("export", str(run), "--stage", "student", "--format", "candidates", "--out", str(candidates))
     distill("rank", "--reward", str(reward), "--candidates", str(candidates), "--out", str(ranked))
     _show_ranked(console, ranked)
