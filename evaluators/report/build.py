@@ -97,7 +97,7 @@ def build(
 def _about(found: Found) -> Iterator[tuple[str, str]]:
     """When it was: by the ledger's own times, so that the same run gives the same page."""
     started = [run["started"] for stage in found.stages for run in stage.runs]
-    ended = [run["ended"] for stage in found.stages for run in stage.runs]
+    ended = [stage.runs[-1]["ended"] for stage in found.stages if stage.runs]
     if started:
         yield "begun", _moment(min(started))
         whole = all(time is not None for time in ended)
