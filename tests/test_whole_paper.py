@@ -23,7 +23,7 @@ from cli import ROOT
 from killing import children_of
 from recipe_files import write_recipe
 
-pytestmark = [pytest.mark.filterwarnings("default"), pytest.mark.slow]
+pytestmark = [pytest.mark.filterwarnings("default"), pytest.mark.long]
 FEW = {"precision": "fp32", "epochs": 1, "max_length": 400, "warmup": 0, "save_every": 1}
 PLACES = 2
 
