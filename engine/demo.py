@@ -137,7 +137,7 @@ def _say_next(console: Console, out: Path) -> None:
     shown = escape(str(out) if not os.path.isabs(out) else out.name)
     console.print(
         f"""
-[bold]Done.[/bold] Everything is in {shown}: the pool, the ledger (run/ledger.db), the data sets.
+[bold]Done.[/bold] Everything is in {shown}: report.html, the ledger (run/ledger.db), data sets, models.
 A model this small shows the way, not the quality. With a real key:
 
    export OPENAI_API_KEY=…

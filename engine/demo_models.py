@@ -12,8 +12,8 @@ from engine.terminal import plain
 MODEL = "smollm2"
 # A few steps, on a machine without a GPU: the way, not the quality.
 FEW = ["--model", MODEL, "--epochs", "1", "--batch", "8", "--max-length", "128"]
-FEW += ["--eval-every", "2", "--save-every", "4"]
-STUDENT_ROWS, REWARD_PROMPTS = 32, 16
+FEW += ["--eval-every", "9", "--save-every", "9"]
+STUDENT_ROWS, REWARD_PROMPTS = 18, 12
 QUESTIONS, SAMPLES, MAX_TOKENS = 6, 4, 40
 
 
