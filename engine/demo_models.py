@@ -13,7 +13,7 @@ MODEL = "smollm2"
 # A few steps, on a machine without a GPU: the way, not the quality.
 FEW = ["--model", MODEL, "--epochs", "1", "--batch", "8", "--max-length", "128"]
 FEW += ["--eval-every", "9", "--save-every", "9"]
-STUDENT_ROWS, REWARD_PROMPTS = 18, 12
+STUDENT_ROWS, REWARD_PROMPTS = 18, 24
 QUESTIONS, SAMPLES, MAX_TOKENS = 6, 4, 40
 
 
