@@ -49,7 +49,7 @@ def high_water(pid: int) -> int:
     return next((int(line.split()[1]) for line in lines if line.startswith("VmHWM:")), 0)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="no /proc to read a peak from")
 async def test_ten_times_the_pool_takes_about_the_same_memory(tmp_path: Path) -> None:
     async with Provider().running() as p:
