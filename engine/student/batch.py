@@ -52,13 +52,16 @@ class Batch:
         keep_allowed(self._logits, [row.matcher for row in self.rows])
         broken = self._logits.isnan().any(-1).tolist()
         tokens = next_tokens(self._logits, self.rows)
-        for row, token, nonsense in zip(self.rows, tokens, broken, strict=True):
+        written = self.rows
+        for row, token, nonsense in zip(written, tokens, broken, strict=True):
             if nonsense:
-                row.fail()
+                row.finish = "error"
             else:
                 row.take(token, self._student.ends)
-        going_on = [place for place, row in enumerate(self.rows) if row.finish is None]
+        going_on = [place for place, row in enumerate(written) if row.finish is None]
         self._keep(going_on)
+        for row in written:
+            row.report()
         if going_on:
             self._mask = pad(self._mask, (0, 1), value=1)
             new = torch.tensor([[tokens[place]] for place in going_on])

@@ -13,8 +13,8 @@ Finish = Literal["stop", "length", "error"]
 @dataclass(eq=False, slots=True)
 class Row:
     """prompt: its tokens. most: tokens that may be written. matcher: its place in a grammar, None where it is
-    free. tell: called from the worker's thread at the end, and after every token where it is streamed.
-    gone: nobody waits for it any more. written: tokens, with the one that ended it."""
+    free. tell: called from the worker's thread when the row has left the batch, and after every token where
+    it is streamed. gone: nobody waits for it any more. written: tokens, with the one that ended it."""
 
     prompt: Sequence[int]
     most: int
@@ -30,18 +30,20 @@ class Row:
     gone: bool = field(default=False)
 
     def take(self, token: int, ends: frozenset[int]) -> None:
-        """The next token."""
+        """The next token. Nobody is told yet."""
         self.written += 1
         if self.matcher is not None and not self.matcher.accept_token(token):
-            self.fail()  # the grammar allows nothing more, not even the end
-            return
-        if token in ends:
+            self.finish = "error"  # the grammar allows nothing more, not even the end
+        elif token in ends:
             self.writing.end()
             self.finish = "stop"
         elif self.writing.add(token) or (self.matcher is not None and self.matcher.is_terminated()):
             self.finish = "stop"
         elif self.written >= self.most:
             self.finish = "stop" if self.writing.end() else "length"
+
+    def report(self) -> None:
+        """Tells the one who waits, where there is something to tell."""
         if self.finish or self.streamed:
             self.tell(self)
 
