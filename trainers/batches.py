@@ -7,7 +7,8 @@ processes have equal work. What fills the last batch belongs to a further pass.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -59,6 +60,17 @@ class Planned(torch.utils.data.Sampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         return iter(self._places.tolist())
+
+
+def in_groups(
+    places: npt.NDArray[np.int64],
+    lengths: npt.NDArray[np.int64],
+    size: int,
+    made: Callable[[Sequence[int]], Batch],
+) -> list[Callable[[], Batch]]:
+    """Micro batches of these rows, shortest first, made when they are wanted."""
+    found = sorted(places.tolist(), key=lambda i: int(lengths[i]))
+    return [partial(made, found[at : at + size]) for at in range(0, len(found), size)]
 
 
 def example(tokens: npt.ArrayLike, learn: npt.ArrayLike) -> Batch:

@@ -5,25 +5,57 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from store.errors import UsageError
 from store.pool import Pool
 from trainers import checkpoints
 from trainers.folder import Folder, forget_after, write
+from trainers.lora import linear_shapes
 from trainers.machine import Machine, cpu_flops
-from trainers.memory import seconds
+from trainers.memory import Size, lora_parameters, seconds
 from trainers.models import fingerprint
 from trainers.progress import Display, duration
 from trainers.recipe import FREE, Training
+from trainers.room import check_memory, in_words
 from trainers.run import run
-from trainers.zero import deepspeed_config, stage_of
+from trainers.zero import as_configured, deepspeed_config, stage_of
 
 SLOWER = 1.5  # bf16 than fp32, from which it is worth a word
 
 
-def tell_time(recipe: Training, parameters: int, tokens: float, display: Display) -> None:
-    """How long so many tokens may take on this CPU, by a product of matrices measured now."""
+def check_length(recipe: Training, config: Any) -> None:
+    """Raises UsageError where the model cannot read so much at once."""
+    longest = getattr(config, "max_position_embeddings", None)
+    if longest is not None and recipe.max_length > longest:
+        raise UsageError(f"--max-length {recipe.max_length}: this model reads at most {longest} tokens")
+
+
+def check_size(
+    recipe: Training,
+    config: Any,
+    skeleton: Any,
+    outputs: int,
+    machine: Machine,
+    display: Display,
+    counted: str,
+) -> int:
+    """The parameters of a model, of which the skeleton has the shapes. outputs: numbers that it makes of each
+    token. counted: what a batch counts. Raises TooLarge."""
+    parameters = trained = sum(p.numel() for p in skeleton.parameters())
+    if recipe.lora is not None:
+        trained = lora_parameters(recipe.lora, linear_shapes(skeleton))
+    size = Size.of(config, parameters, trained, outputs)
+    needed = check_memory(size, as_configured(recipe), stage_of(recipe), machine)
+    display.say(in_words(size, recipe, needed, machine, counted))
+    return parameters
+
+
+def tell_time(recipe: Training, machine: Machine, parameters: int, tokens: int, display: Display) -> None:
+    """How long so many tokens an epoch may take on this CPU, by a product of matrices measured now."""
+    if machine.gpus:
+        return
     bf16 = recipe.precision == "bf16"
     speed = cpu_flops(bf16)
-    least, most = seconds(parameters, tokens, speed, recipe.recompute)
+    least, most = seconds(parameters, tokens * recipe.epochs, speed, recipe.recompute)
     display.say(f"on this CPU, between {duration(least)} and {duration(most)}")
     if bf16 and (other := cpu_flops(False)) > SLOWER * speed:
         display.say(f"  it multiplies fp32 {other / speed:.0f} times faster than bf16: --precision fp32")
@@ -92,17 +124,3 @@ def identity_of(recipe: Training, digest: str, model: str, **more: Any) -> dict[
         "deepspeed": deepspeed_config(recipe),
         **more,
     }
-
-
-def losses(records: list[dict[str, Any]]) -> dict[str, object]:
-    """The training's and the held-out losses, for the card."""
-    steps = [r for r in records if r["kind"] == "step"]
-    held = [r for r in records if r["kind"] == "held_out"]
-    last = steps[-max(1, len(steps) // 10) :]
-    found: dict[str, object] = {"steps": steps[-1]["step"] if steps else 0}
-    if steps:
-        found["training, mean of the last tenth"] = sum(r["loss"] for r in last) / len(last)
-    if held:
-        found["held out, before"] = held[0]["held_out_loss"]
-        found["held out, at the end"] = held[-1]["held_out_loss"]
-    return found

@@ -1,5 +1,6 @@
 """What this machine has: memory that is free, GPUs, and how fast it multiplies."""
 
+import math
 import shutil
 import subprocess
 import time
@@ -48,12 +49,14 @@ def free_on_gpus() -> tuple[int, ...]:
 
 
 def cpu_flops(bf16: bool) -> float:
-    """Floating-point operations a second of a matrix product, measured for a moment."""
+    """Floating-point operations a second of the fastest of some matrix products: other work on the machine
+    slows most of them, seldom all."""
     import torch
 
     one = torch.randn(PROBE_SIZE, PROBE_SIZE, dtype=torch.bfloat16 if bf16 else torch.float32)
-    started, count = time.perf_counter(), 0
-    while time.perf_counter() - started < PROBE_SECONDS:
+    end, best = time.perf_counter() + PROBE_SECONDS, math.inf
+    one @ one  # warms up
+    while (started := time.perf_counter()) < end or best == math.inf:
         one @ one
-        count += 1
-    return count * 2 * PROBE_SIZE**3 / (time.perf_counter() - started)
+        best = min(best, time.perf_counter() - started)
+    return 2 * PROBE_SIZE**3 / best

@@ -22,20 +22,20 @@ EFFICIENCY = (0.15, 0.5)
 
 @dataclass(frozen=True)
 class Size:
-    """The numbers of a model that decide its memory."""
+    """The numbers of a model that decide its memory. outputs: numbers that it makes of each token."""
 
     parameters: int
     trained: int
     layers: int
     hidden: int
     inner: int
-    vocabulary: int
+    outputs: int
 
     @classmethod
-    def of(cls, config: Any, parameters: int, trained: int) -> "Size":
+    def of(cls, config: Any, parameters: int, trained: int, outputs: int) -> "Size":
         hidden = config.hidden_size
         inner = getattr(config, "intermediate_size", None) or getattr(config, "ffn_dim", 4 * hidden)
-        return cls(parameters, trained, config.num_hidden_layers, hidden, inner, config.vocab_size)
+        return cls(parameters, trained, config.num_hidden_layers, hidden, inner, outputs)
 
 
 def lora_parameters(rank: int, shapes: list[tuple[int, int]]) -> int:
@@ -96,7 +96,7 @@ def _activations(size: Size, recipe: Training) -> float:
     unit = 2 if recipe.precision == "bf16" else 4
     layer = unit * (10 * size.hidden + 4 * size.inner)
     layers = layer + size.layers * unit * size.hidden if recipe.recompute else size.layers * layer
-    return tokens * (layers + size.vocabulary * (unit + 8))
+    return tokens * (layers + size.outputs * (unit + 8))
 
 
 def seconds(parameters: int, tokens: float, flops: float, recompute: bool) -> tuple[float, float]:

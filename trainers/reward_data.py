@@ -1,15 +1,13 @@
-"""Comparisons as numbers on disk: answers as tokens, and parts of prompts with their pairs.
+"""Comparisons as numbers: answers as tokens, and parts of prompts with their pairs.
 
 tokens[starts[i]:starts[i+1]] are answer i's, after its prompt's. A part is what one forward takes: a
 prompt with all its answers and pairs, or some of them where there are more than `--answers`. The split is
 by prompt: all parts of a prompt are held out, or none.
 """
 
-import hashlib
 from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -17,14 +15,12 @@ import numpy.typing as npt
 
 from store.errors import PoolError, UsageError
 from store.records import Instruction
+from trainers.arrays import digest_of
 from trainers.comparisons import Group, Pair, Read, parts, read_groups
 from trainers.recipe import RewardRecipe
 from trainers.rows import drawn
 from trainers.sft_data import Template, encode, prompt_length
 
-ARRAYS = (
-    "tokens", "starts", "members", "member_starts", "pairs", "pair_starts", "shares", "held_out",
-)  # fmt: skip
 Ints: TypeAlias = npt.NDArray[np.int64]
 
 
@@ -69,11 +65,8 @@ class Parts:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of all of it: the same answers, pairs, template, tokenizer, limits and split."""
-        found = hashlib.sha256()
-        for name in ARRAYS:
-            found.update(np.ascontiguousarray(getattr(self, name)).data)
-        return found.hexdigest()
+        """The same for the same answers, pairs, template, tokenizer, limits and split."""
+        return digest_of(self)
 
 
 @dataclass
@@ -208,13 +201,3 @@ class Writer:
             ints(self._shares),
             np.flatnonzero(np.isin(ints(self._prompts), held_prompts)),
         )
-
-
-def save(found: Parts, folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in ARRAYS:
-        np.save(folder / f"{name}.npy", getattr(found, name))
-
-
-def load(folder: Path) -> Parts:
-    return Parts(*(np.load(folder / f"{name}.npy", mmap_mode="r") for name in ARRAYS))

@@ -1,20 +1,19 @@
-"""Rows as numbers on disk: tokens, and which of them are learnt. Read by mapping, whatever their number.
+"""Rows as numbers: tokens, and which of them are learnt.
 
 tokens[starts[i]:starts[i+1]] are row i's; `learn` marks those that the loss is taken on. Row indices in
 `held_out` are never trained on.
 """
 
-import hashlib
 import random
 from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-ARRAYS = ("tokens", "learn", "starts", "held_out")
+from trainers.arrays import digest_of
+
 MOST_HELD_OUT = 1000
 
 
@@ -46,11 +45,8 @@ class Rows:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of all of it: the same rows, template, tokenizer, limit and split."""
-        found = hashlib.sha256()
-        for name in ARRAYS:
-            found.update(np.ascontiguousarray(getattr(self, name)).data)
-        return found.hexdigest()
+        """The same for the same rows, template, tokenizer, limit and split."""
+        return digest_of(self)
 
 
 def gathered(encoded: Iterable[tuple[Sequence[int], Sequence[bool]]], share: float, seed: int) -> Rows:
@@ -74,13 +70,3 @@ def drawn(count: int, share: float, seed: int) -> npt.NDArray[np.int64]:
     if share and count > 1:
         wanted = min(max(wanted, 1), count - 1)
     return np.array(sorted(random.Random(seed).sample(range(count), wanted)), np.int64)
-
-
-def save(rows: Rows, folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in ARRAYS:
-        np.save(folder / f"{name}.npy", getattr(rows, name))
-
-
-def load(folder: Path) -> Rows:
-    return Rows(*(np.load(folder / f"{name}.npy", mmap_mode="r") for name in ARRAYS))

@@ -6,7 +6,7 @@ Shared by what is trained (sft.py, and others): they bring a model, a collator a
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +14,15 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.distributed as dist
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
 
 from trainers import checkpoints
 from trainers.batches import Batch, Planned, learnt_in
 from trainers.errors import TrainingFailed
+from trainers.folder import Folder
 from trainers.recipe import Training
 from trainers.reports import report
-from trainers.worker import on_cpu
+from trainers.worker import agreed, join_processes, on_cpu
 from trainers.zero import deepspeed_config
 
 SHARE_BETWEEN_SAVES = 10  # of all steps, unless said
@@ -29,6 +30,20 @@ LR_SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_wi
 LossSum = Callable[[Any, Batch], torch.Tensor]
 Count = Callable[[Batch], float]
 Measure = Callable[[Any, Batch], dict[str, tuple[float, float]]]
+
+
+def joined(recipe: Training, job: Mapping[str, Any], steps: int) -> tuple[str | None, TrainingArguments]:
+    """This process among the others, before any weight is read: the checkpoint that all go on from, and the
+    Trainer's arguments."""
+    join_processes(recipe)
+    set_seed(recipe.seed)
+    checkpoint = agreed(job["checkpoint"])
+    return checkpoint, arguments(recipe, Folder(recipe.out).checkpoints, steps, fresh=checkpoint is None)
+
+
+def weights_dtype(recipe: Training) -> torch.dtype:
+    """DeepSpeed keeps fp32 master weights beside bf16 ones; a plain loop's weights are the masters."""
+    return torch.bfloat16 if recipe.precision == "bf16" and recipe.with_deepspeed else torch.float32
 
 
 def arguments(recipe: Training, work: Path, steps: int, fresh: bool) -> TrainingArguments:

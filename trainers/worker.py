@@ -1,10 +1,13 @@
 """One training process among its kind: it joins them, ends with its command, and says why it failed."""
 
 import ctypes
+import json
 import os
 import signal
 import sys
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -48,10 +51,13 @@ def agreed(checkpoint: str | None) -> str | None:
     return box[0]
 
 
-def run_worker(work: Callable[[], None]) -> None:
-    """Ends the process: 0 done or stopped as asked, 1 on an error, which is reported."""
+def run_job(file: str, work: Callable[[dict[str, Any]], None]) -> None:
+    """Does the job of a file. Ends the process: 0 done or stopped as asked, 1 on an error, which is
+    reported."""
+    job = json.loads(Path(file).read_bytes())
+    die_with_parent(job["parent"] if job["alone"] else 0)
     try:
-        work()
+        work(job)
     except Exception as error:
         import traceback
 
