@@ -1,11 +1,12 @@
 """What is known of a recipe's steps: RUN/steps/NAME.json, read and written. Runs nothing, imports little."""
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import orjson
+
+from store.files import whole
 
 STEPS = "steps"
 State = Literal["done", "known", "failed", "interrupted", "waiting"]
@@ -56,10 +57,5 @@ def _size(path: Path) -> int | None:
 
 def write_record(run: Path, name: str, record: Record) -> None:
     """Whole or not at all."""
-    path = run / STEPS / f"{name}.json"
-    path.parent.mkdir(exist_ok=True)
-    beside = path.with_name(f".{path.name}.part")
-    beside.write_bytes(orjson.dumps(record, option=orjson.OPT_INDENT_2))
-    with beside.open("rb") as file:
-        os.fsync(file.fileno())
-    beside.replace(path)
+    with whole(run / STEPS / f"{name}.json") as file:
+        file.write(orjson.dumps(record, option=orjson.OPT_INDENT_2))

@@ -15,9 +15,7 @@ from typing import Any, TypeAlias
 from store.votes_read import Poll, Vote, read_poll
 from store.votes_schema import CRITERIA
 
-RESAMPLES = 2000
 ALPHA_RESAMPLES = 500
-SEED = 20230406
 CHOICES = ("a", "tie", "b")
 OUTCOMES = ("win", "tie", "loss")
 
@@ -100,21 +98,12 @@ def _interval(
     table: Array, value: Callable[[Array], Array]
 ) -> tuple[float | None, float | None, float | None]:
     """A function of the columns' sums, with its bootstrap interval over rows. None without votes."""
-    import numpy as np
+    from evaluators.intervals import middle, resampled
 
     table = table[table.sum(axis=1) > 0]  # e.g. a pair on which all said tie has no say about sides
     if not len(table):
         return None, None, None
-    drawn = np.random.default_rng(SEED).multinomial(len(table), [1 / len(table)] * len(table), size=RESAMPLES)
-    return (float(value(table.sum(axis=0))), *_ends(value(drawn @ table)))
-
-
-def _ends(drawn: Array) -> tuple[float, float]:
-    """The middle 95 %."""
-    import numpy as np
-
-    ends: Array = np.percentile(drawn, (2.5, 97.5))
-    return float(ends[0]), float(ends[1])
+    return (float(value(table.sum(axis=0))), *middle(value(resampled(table.T))))
 
 
 def _agreement(counts: Array) -> Figures:
@@ -124,8 +113,7 @@ def _agreement(counts: Array) -> Figures:
     pairs = int((people * (people - 1) // 2).sum())
     equal = int((several * (several - 1) // 2).sum())
     alpha = _alpha(several)
-    found = [] if alpha is None else _alphas(several)
-    low, high = _ends(found) if found else (None, None)
+    low, high = (None, None) if alpha is None else _alpha_interval(several)
     return {
         "alpha": alpha,
         "low": low,
@@ -144,12 +132,15 @@ def _alpha(counts: Array) -> float | None:
     return float(krippendorff.alpha(value_counts=counts, level_of_measurement="nominal"))
 
 
-def _alphas(counts: Array) -> list[float]:
-    """Of resampled pairs; resamples in which all votes are the same have none."""
+def _alpha_interval(counts: Array) -> tuple[float | None, float | None]:
+    """Over resampled pairs; resamples in which all votes are the same have no alpha."""
     import numpy as np
 
+    from evaluators.intervals import SEED, middle
+
     draw = np.random.default_rng(SEED).integers(len(counts), size=(ALPHA_RESAMPLES, len(counts)))
-    return [found for rows in draw if (found := _alpha(counts[rows])) is not None]
+    found = (_alpha(counts[rows]) for rows in draw)
+    return middle(np.array([alpha for alpha in found if alpha is not None]))
 
 
 def _seconds(votes: Sequence[Vote]) -> Figures:

@@ -1,8 +1,6 @@
 """`distill evaluate human`: the figures of people's votes as a table, JSON or CSV."""
 
-import csv
 import importlib.util
-import io
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import astuple, fields
@@ -11,6 +9,7 @@ from pathlib import Path
 import orjson
 
 from engine.terminal import percent, plain
+from evaluators.csv_files import write_csv
 from evaluators.human import OUTCOMES, Figures, figures_of
 from store.errors import UsageError
 from store.votes_read import Poll, Vote, read_poll
@@ -26,9 +25,9 @@ def run_human(run: Path, json: bool, table: Path | None, votes: Path | None) -> 
     poll = read_poll(run)
     found = figures_of(poll)
     if table is not None:
-        _write(table, ("criterion", "outcome", "share", "low", "high", "votes"), _table(found))
+        write_csv(table, ("criterion", "outcome", "share", "low", "high", "votes"), _table(found))
     if votes is not None:
-        _write(votes, *_votes(poll))
+        write_csv(votes, *_votes(poll))
     if json:
         sys.stdout.write(orjson.dumps(found).decode() + "\n")
     else:
@@ -50,26 +49,6 @@ def _votes(poll: Poll) -> tuple[Sequence[str], Iterable[Sequence[object]]]:
         for vote in poll.votes
     )
     return heads, rows
-
-
-def _write(path: Path, heads: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """UTF-8 with a mark, by which spreadsheets know it; no cell of theirs becomes a formula."""
-    text = io.StringIO(newline="")
-    writer = csv.writer(text)
-    writer.writerow(heads)
-    writer.writerows([_inert(value) for value in row] for row in rows)
-    try:
-        path.write_text(text.getvalue(), encoding="utf-8-sig", newline="")
-    except OSError as error:
-        raise UsageError(f"cannot write {path}: {error.strerror}") from error
-
-
-def _inert(value: object) -> object:
-    return (
-        f"'{value}"
-        if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r"))
-        else value
-    )
 
 
 def _words(found: Figures) -> list[str]:

@@ -1,6 +1,7 @@
-"""Intervals of 95 %: Wilson's for a share, the bootstrap's for means over rows, all columns in one draw.
+"""Intervals of 95 %: Wilson's for a share, the bootstrap's percentiles for all that is made of sums over
+questions, or rows, or pairs.
 
-Fixed seed: the same numbers give the same intervals. Knows no models or metrics: numbers in, numbers out.
+Seeded: the same numbers give the same intervals. Knows no models or metrics: numbers in, numbers out.
 """
 
 import math
@@ -9,37 +10,64 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+Floats: TypeAlias = npt.NDArray[np.float64]
+Interval: TypeAlias = "tuple[float | None, float | None]"
+
 RESAMPLES = 2000
 SEED = 0
 CELLS = 4_000_000  # that are drawn at once
 Z = 1.959964
-Floats: TypeAlias = npt.NDArray[np.float64]
 
 
-def bootstrap(values: Floats) -> tuple[Floats, Floats]:
-    """(low, high) of the mean of each column of `values` (rows × columns), by percentiles.
+def resampled(columns: Floats, seed: int = SEED, resamples: int = RESAMPLES) -> Floats:
+    """columns: (k, questions). Sums of each column over as many questions, drawn with replacement, the same
+    for all columns, so that what belongs to one question stays together: (resamples, k)."""
+    columns = np.atleast_2d(columns)
+    count = columns.shape[1]
+    rng = np.random.default_rng(seed)
+    step = max(1, CELLS // max(1, count * len(columns)))
+    sums = [
+        columns[:, rng.integers(count, size=(min(step, resamples - start), count))].sum(axis=-1).T
+        for start in range(0, resamples, step)
+    ]
+    return np.concatenate(sums)
 
-    A resample takes whole rows, so that what stands in one row stays together: the difference of two
-    columns has its paired interval when it is a column itself.
-    """
-    rows = len(values)
-    if rows == 0:
+
+def column_means(values: Floats) -> tuple[Floats, Floats]:
+    """(low, high) of the mean of each column of `values` (rows × columns). The difference of two columns has
+    its paired interval when it is a column itself."""
+    if not len(values):
         raise ValueError("nothing to resample")
-    draw = np.random.default_rng(SEED)
-    means: list[Floats] = []
-    at_once = max(1, CELLS // rows)
-    for first in range(0, RESAMPLES, at_once):
-        picked = draw.integers(0, rows, size=(min(at_once, RESAMPLES - first), rows))
-        means.append(np.stack([column[picked].mean(axis=1) for column in values.T], axis=1))
-    low, high = np.percentile(np.concatenate(means), [2.5, 97.5], axis=0)
+    low, high = np.percentile(resampled(values.T) / len(values), [2.5, 97.5], axis=0)
     return low, high
 
 
-def wilson(count: int, total: int) -> tuple[float | None, float | None]:
+def ratio_interval(above: Floats, below: Floats, seed: int = SEED) -> Interval:
+    """Of sum(above) / sum(below) over questions. (None, None) where there is nothing to resample."""
+    if not len(above):
+        return None, None
+    top, bottom = resampled(np.stack([above, below]), seed).T
+    return middle(np.divide(top, bottom, out=np.full(len(top), np.nan), where=bottom > 0))
+
+
+def mean_interval(values: Floats, seed: int = SEED) -> Interval:
+    return ratio_interval(values, np.ones(len(values)), seed)
+
+
+def middle(values: Floats) -> Interval:
+    """Between which 95 % of the values lie; those that are not numbers are left out."""
+    known = values[~np.isnan(values)]
+    if not len(known):
+        return None, None
+    low, high = np.percentile(known, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def wilson(count: int, total: int) -> Interval:
     """(low, high) of a share; unknown where there is nothing."""
     if not total:
         return None, None
     share, spread = count / total, Z**2 / total
-    middle = (share + spread / 2) / (1 + spread)
+    center = (share + spread / 2) / (1 + spread)
     reach = Z * math.sqrt(share * (1 - share) / total + spread / (4 * total)) / (1 + spread)
-    return max(0.0, middle - reach), min(1.0, middle + reach)
+    return max(0.0, center - reach), min(1.0, center + reach)

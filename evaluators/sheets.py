@@ -1,10 +1,9 @@
 """Results on the terminal, as one JSON object, or as CSV: the same sheets for every command of ours.
 
 A sheet is a table of plain values. On a terminal names and texts from files are made safe; numbers are
-shortened. CSV has every digit, and nothing that a spreadsheet would run as a formula.
+shortened. CSV has every digit.
 """
 
-import csv
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,10 +14,9 @@ from typing import Any
 import orjson
 
 from engine.terminal import plain, tell
-from store.errors import StorageError
+from evaluators.csv_files import write_csv
 
 WIDEST = 60
-FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 @dataclass(frozen=True)
@@ -46,7 +44,7 @@ class Sheet:
 def publish(report: Mapping[str, Any], sheets: Sequence[Sheet], json: bool, out: Path | None) -> None:
     """To standard output the JSON object or the tables, and to `out` the first table as CSV."""
     if out is not None:
-        write_csv(out, sheets[0])
+        write_sheet(out, sheets[0])
         tell(f"{len(sheets[0].rows):,} rows written to {plain(str(out))}\n")
     if json:
         sys.stdout.write(orjson.dumps(report, option=orjson.OPT_NON_STR_KEYS).decode() + "\n")
@@ -97,15 +95,9 @@ def shown(value: Value) -> str:
             return plain(value, WIDEST)
 
 
-def write_csv(path: Path, sheet: Sheet) -> None:
-    """Raises StorageError."""
-    try:
-        with path.open("w", encoding="utf-8", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(_heads(sheet))
-            writer.writerows(list(chain.from_iterable(map(_cells, row))) for row in sheet.rows)
-    except OSError as error:
-        raise StorageError(f"cannot write {path}: {error.strerror or error}") from error
+def write_sheet(path: Path, sheet: Sheet) -> None:
+    """As CSV. Raises StorageError."""
+    write_csv(path, _heads(sheet), (list(chain.from_iterable(map(_cells, row))) for row in sheet.rows))
 
 
 def _heads(sheet: Sheet) -> list[str]:
@@ -118,4 +110,4 @@ def _heads(sheet: Sheet) -> list[str]:
 def _cells(value: Value) -> list[str | float | None]:
     if isinstance(value, Span):
         return [value.value, value.low, value.high]
-    return [f"'{value}" if isinstance(value, str) and value.startswith(FORMULA) else value]
+    return [value]

@@ -4,17 +4,15 @@ Alpaca's shape (JSON list or JSONL), OpenAI chat JSONL, Parquet. The file is wri
 name and renamed when it is whole, so that nobody ever reads half a data set.
 """
 
-import os
 import sqlite3
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 import orjson
 
-from store.errors import StorageError
+from store.files import replacing
 from store.records import Instruction
 from store.schema import STAGE_SHIFT
 
@@ -85,23 +83,6 @@ def write_lines(path: Path, lines: Iterator[bytes]) -> int:
     """JSON objects as JSONL, or as a list where the name ends in .json; returns how many."""
     with replacing(path) as file:
         return _write_list(file, lines) if path.suffix == ".json" else _write_lines(file, lines)
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[IO[bytes]]:
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with beside.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
-    except OSError as error:
-        raise StorageError(f"cannot write {path}: {error.strerror or error}") from error
-    finally:
-        with suppress(OSError):
-            beside.unlink()
 
 
 def _alpaca_line(samples: int) -> Callable[[Answer], bytes]:

@@ -130,11 +130,11 @@ def test_tables_hold_the_same_figures_and_no_formulas(
     said = capsys.readouterr().out
     assert "6 votes on 3 of 3 pairs" in said
     assert "50.0%" in said
-    with table.open(encoding="utf-8-sig", newline="") as file:
+    with table.open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 9
     assert [float(row["share"]) for row in rows[:3]] == [0.5, 0.0, 0.5]
-    with votes.open(encoding="utf-8-sig", newline="") as file:
+    with votes.open(encoding="utf-8", newline="") as file:
         cast = list(csv.DictReader(file))
     assert {row["helpful"] for row in cast} == {"secretmodel-a", "secretmodel-b"}
     assert {row["note"] for row in cast} == {"'=1+1"}

@@ -12,8 +12,8 @@ import numpy as np
 import orjson
 import pytest
 
+from evaluators.intervals import mean_interval, ratio_interval, resampled
 from evaluators.judge.agreement import agreement, alpha
-from evaluators.judge.bootstrap import mean_interval, ratio_interval, resampled
 from evaluators.judge.judgements import Judgement, grouped, told_apart, turned, won
 from evaluators.judge.position import sign_test
 from evaluators.judge.report import judge_report, tables_of

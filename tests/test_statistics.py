@@ -16,7 +16,7 @@ from ledgers import Book, opened, reply
 from engine.language import language_of
 from evaluators.data import lengths, scores, shares
 from evaluators.rows import Row, data_sets, row_of
-from evaluators.sheets import Sheet, Span, print_sheets, write_csv
+from evaluators.sheets import Sheet, Span, print_sheets, write_sheet
 from evaluators.words import plain_words, word_count
 from store.errors import PoolError, UsageError
 
@@ -177,7 +177,7 @@ def test_tables_are_safe_and_csv_has_every_digit(tmp_path: Path, capsys: pytest.
     shown = capsys.readouterr().out
     assert "\x1b" not in shown
     assert "[red]" in shown
-    write_csv(tmp_path / "t.csv", sheet)
+    write_sheet(tmp_path / "t.csv", sheet)
     assert (tmp_path / "t.csv").read_text().splitlines()[0] == "name,mean,mean low,mean high"
     assert "0.3333333333333333,0.1,0.5" in (tmp_path / "t.csv").read_text()
     assert "'=cmd()" in (tmp_path / "t.csv").read_text()

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from store.files import whole
+
 SIZE, DPI = (7.0, 4.2), 150
 # Okabe and Ito's colours, which people with colour blindness tell apart.
 TRAINING, HELD_OUT, ACCURACY = "#0072B2", "#D55E00", "#009E73"
@@ -37,10 +39,9 @@ def draw(records: Sequence[dict[str, Any]], path: Path, title: str, loss_name: s
     axes.spines[["top", "right"]].set_visible(False)
     axes.locator_params(axis="x", integer=True)
     axes.legend(frameon=False)
-    beside = path.with_name(f".{path.name}")
-    figure.savefig(beside, format="png")
+    with whole(path) as file:
+        figure.savefig(file, format="png")
     pyplot.close(figure)
-    beside.replace(path)
 
 
 def _accuracy(axes: Any, records: Sequence[dict[str, Any]]) -> None:

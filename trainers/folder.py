@@ -16,6 +16,7 @@ from typing import Any
 import orjson
 
 from store.errors import UsageError
+from store.files import whole
 from store.folder import held
 from trainers.errors import NotTheSame, TrainingFailed
 
@@ -124,10 +125,8 @@ def _short(value: Any) -> str:
 
 def write(path: Path, value: Mapping[str, Any]) -> None:
     """A JSON file, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.part")
-    beside.write_text(json.dumps(value, indent=1, default=str) + "\n")
-    beside.replace(path)
+    with whole(path) as file:
+        file.write((json.dumps(value, indent=1, default=str) + "\n").encode())
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -146,6 +145,5 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 def forget_after(path: Path, step: int) -> None:
     """Drops what was measured after the checkpoint that a resume begins from: it comes again."""
     kept = [record for record in read_metrics(path) if record.get("step", 0) <= step]
-    beside = path.with_name(f".{path.name}.part")
-    beside.write_bytes(b"".join(orjson.dumps(record) + b"\n" for record in kept))
-    beside.replace(path)
+    with whole(path) as file:
+        file.writelines(orjson.dumps(record) + b"\n" for record in kept)

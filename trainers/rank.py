@@ -7,7 +7,6 @@ A run that ends early leaves OUT.scores; the same command reads it and goes on w
 import contextlib
 import fcntl
 import hashlib
-import os
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import IO, Any
 import orjson
 
 from store.errors import PoolError, UsageError
+from store.files import whole
 from store.pool import Pool
 from store.records import BadRow
 from trainers.progress import Display
@@ -74,8 +74,7 @@ def fault(raw: Row) -> str | None:
 def rank(scorer: Scorer, path: Path, out: Path, scores: "Scores", display: Display, total: int) -> int:
     """Writes OUT; returns how many candidates were read in part."""
     done = short = 0
-    beside = out.with_name(f".{out.name}.part")
-    with beside.open("wb") as file:
+    with whole(out) as file:
         for rows in windows(path):
             places = [(n, k) for n, row in enumerate(rows) for k in range(len(row["candidates"]))]
             answers = [scorer.readable((rows[n]["prompt"], rows[n]["candidates"][k])) for n, k in places]
@@ -89,9 +88,6 @@ def rank(scorer: Scorer, path: Path, out: Path, scores: "Scores", display: Displ
                 display.scored(done := done + len(batch), total)
             for row, own in zip(rows, rewards, strict=True):
                 file.write(orjson.dumps(ranked(row, own)) + b"\n")
-        file.flush()
-        os.fsync(file.fileno())
-    beside.replace(out)
     return short
 
 

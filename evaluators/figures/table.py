@@ -3,16 +3,14 @@
 One value for all three, so that none can say something else than the others.
 """
 
-import csv
-import io
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from engine.terminal import dollars, duration, percent, plain
+from evaluators.csv_files import csv_text
 
 Cell: TypeAlias = Any  # str, int, float or None
-FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what spreadsheets take for the beginning of a formula
 KINDS = {
     "text": lambda value: plain(str(value)),
     "count": lambda value: f"{value:,.0f}",
@@ -52,11 +50,7 @@ class Table:
 
     @property
     def csv(self) -> str:
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(self.columns)
-        writer.writerows([_safe(value) for value in row] for row in self.rows)
-        return text.getvalue()
+        return csv_text(self.columns, self.rows)
 
 
 def table(name: str, columns: Sequence[str], rows: Iterable[Sequence[Cell]]) -> Table:
@@ -70,11 +64,3 @@ def _shown(value: Cell, kind: str) -> str:
     if value is None or value != value:
         return "–"
     return KINDS[kind](value) if isinstance(value, int | float) or kind == "text" else plain(str(value))
-
-
-def _safe(value: Cell) -> Cell:
-    """A teacher's words must not become a formula in somebody's spreadsheet."""
-    if isinstance(value, str):
-        value = value.encode("utf-8", "replace").decode()
-        return f"'{value}" if value.startswith(FORMULA) else value
-    return value

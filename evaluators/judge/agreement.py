@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from evaluators.judge.bootstrap import Floats
+from evaluators.intervals import Floats
 from evaluators.judge.tables import Table
 
 Unit = tuple[str, str, str]  # a, b, question

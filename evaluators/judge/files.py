@@ -1,13 +1,12 @@
 """The figures as CSV, and every question with what was said of it as JSONL. The same bytes each time."""
 
-import csv
-import io
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import orjson
 
+from evaluators.csv_files import write_csv
 from evaluators.judge.judgements import Judgement, grouped
 from store.export import write_lines
 
@@ -15,40 +14,26 @@ FIGURES = (
     "questions", "replies", "unparsed", "sum_a", "sum_b", "relative", "low", "high", "wins", "ties", "losses",
     "win_rate", "win_rate_low", "win_rate_high",
 )  # fmt: skip
-FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what a table program would take a name for
 
 
 def write_figures(path: Path, pairs: Iterable[Mapping[str, Any]]) -> None:
     """A line for each pair, and for each of its categories. Raises StorageError."""
     controlled = ("length_controlled", "length_controlled_low", "length_controlled_high")
-    lines: list[list[Any]] = [["a", "b", "judge", "category", *FIGURES, *controlled]]
+    lines: list[list[Any]] = []
     for pair in pairs:
         found = pair["length_controlled"] or {}
-        names = [_cell(pair[name]) for name in ("a", "b", "judge")]
+        names = [pair[name] for name in ("a", "b", "judge")]
         own = [found.get(name) for name in ("win_rate", "low", "high")]
         lines.append([*names, "", *(pair[name] for name in FIGURES), *own])
         for part in pair["by_category"]:
-            lines.append([*names, _cell(part["category"]), *(part[name] for name in FIGURES), "", "", ""])
-    write_lines(path, map(_csv_line, lines))
+            lines.append([*names, part["category"], *(part[name] for name in FIGURES), "", "", ""])
+    write_csv(path, ["a", "b", "judge", "category", *FIGURES, *controlled], lines)
 
 
 def write_groups(path: Path, groups: Iterable[Mapping[str, Any]]) -> None:
     """A line for each rank group and baseline. Raises StorageError."""
-    lines: list[list[Any]] = [["rank", "name", *FIGURES]]
-    lines += [
-        [group.get("rank"), _cell(group["name"]), *(group.get(name) for name in FIGURES)] for group in groups
-    ]
-    write_lines(path, map(_csv_line, lines))
-
-
-def _cell(text: str) -> str:
-    return f"'{text}" if text.startswith(FORMULA) else text
-
-
-def _csv_line(cells: Sequence[Any]) -> bytes:
-    line = io.StringIO()
-    csv.writer(line, lineterminator="").writerow(cells)
-    return line.getvalue().encode()
+    lines = [[group.get(name) for name in ("rank", "name", *FIGURES)] for group in groups]
+    write_csv(path, ["rank", "name", *FIGURES], lines)
 
 
 def write_rows(path: Path, judgements: Sequence[Judgement]) -> None:

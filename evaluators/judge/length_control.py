@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from evaluators.judge.bootstrap import Floats
+from evaluators.intervals import Floats
 from evaluators.judge.tables import Table
 
 LEAST = 20  # questions, below which three coefficients mean nothing

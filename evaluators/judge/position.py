@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from evaluators.judge.bootstrap import mean_interval
+from evaluators.intervals import mean_interval
 from evaluators.judge.tables import Floats, Table
 from evaluators.judge.totals import scores, wins
 

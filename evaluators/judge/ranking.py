@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from evaluators.judge.bootstrap import Floats, middle, resampled
+from evaluators.intervals import Floats, middle, resampled
 from evaluators.judge.figures import figures
 from evaluators.judge.report import judgements_of, tables_of, told_of
 from evaluators.judge.reviews import Source

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+from evaluators.intervals import RESAMPLES, SEED
 from evaluators.judge.agreement import agreement
-from evaluators.judge.bootstrap import RESAMPLES, SEED
 from evaluators.judge.figures import pair_figures
 from evaluators.judge.judgements import Judgement, grouped, told_apart
 from evaluators.judge.length_control import difficulties

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from evaluators.judge.bootstrap import Floats, mean_interval, ratio_interval
+from evaluators.intervals import Floats, mean_interval, ratio_interval
 
 SUMS = ("sum_a", "sum_b", "relative", "low", "high")
 

@@ -31,7 +31,7 @@ from evaluators.report.sections import (
     words,
 )
 from store.errors import RunFolderError, UsageError
-from store.export import replacing
+from store.files import replacing
 from store.folder import ledger_path
 from store.read import connect_reader
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from evaluators.intervals import RESAMPLES, Floats, bootstrap
+from evaluators.intervals import RESAMPLES, Floats, column_means
 from evaluators.rouge.joining import Joined, Joining, References
 from evaluators.rouge.scoring import METRICS
 from evaluators.rouge.tokens import Asked, Tokens
@@ -113,7 +113,7 @@ def measured(rows: Sequence[Scored]) -> dict[str, Any]:
             **{side: dict.fromkeys(METRICS) for side in ("low", "high")},
         }
     values = _table([row.scores for row in rows])
-    low, high = bootstrap(values)
+    low, high = column_means(values)
     lowest = sorted(rows, key=lambda row: (row.scores[-1], row.place, row.nth))[:LOWEST]
     return {
         "n": len(rows),
@@ -143,7 +143,7 @@ def _difference(gaps: Sequence[tuple[float, ...]]) -> dict[str, Any]:
     if not gaps:
         return {"n": 0, **{metric: dict.fromkeys(("difference", "low", "high")) for metric in METRICS}}
     values = _table(gaps)
-    columns = zip(METRICS, values.mean(axis=0), *bootstrap(values), strict=True)
+    columns = zip(METRICS, values.mean(axis=0), *column_means(values), strict=True)
     found = {
         m: {"difference": float(d), "low": float(low), "high": float(high)} for m, d, low, high in columns
     }

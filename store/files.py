@@ -1,0 +1,35 @@
+"""Files that are written whole: beside their name first, so that nobody ever reads half of one."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO
+
+from store.errors import StorageError
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[IO[bytes]]:
+    """A file that takes its name when all of it is on disk; on any error the old one stays."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with beside.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(path)
+    finally:
+        with suppress(OSError):
+            beside.unlink()
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[IO[bytes]]:
+    """A file that was asked for by its name. Raises StorageError where it cannot be written."""
+    try:
+        with whole(path) as file:
+            yield file
+    except OSError as error:
+        raise StorageError(f"cannot write {path}: {error.strerror or error}") from error
