@@ -12,7 +12,8 @@ from typing import Annotated, Any
 
 import typer
 
-from engine.cli_ask import ASKING, JsonOption
+from engine.cli_ask import ASKING
+from engine.flags import JsonOption
 from evaluators.cli import annotate
 from evaluators.cli import app as evaluate_app
 from evaluators.report.cli import report

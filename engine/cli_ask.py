@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from engine.flags import lend, with_engine_options
+from engine.flags import JsonOption, lend, with_engine_options
 from engine.options import settings_from
 
 PoolArgument = Annotated[
@@ -27,7 +27,6 @@ ToOption = Annotated[
 ]
 AnswersOption = Annotated[str, typer.Option("--answers", metavar="A", help="a model's answers")]
 AgainstOption = Annotated[str, typer.Option("--against", metavar="B", help="the opponent's answers")]
-JsonOption = Annotated[bool, typer.Option("--json", help="one JSON object on standard output")]
 YesOption = Annotated[bool, typer.Option("--yes", help="do not ask whether the cost is fine")]
 QuietOption = Annotated[bool, typer.Option("--quiet", help="no progress, no summary when all is done")]
 

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
+JsonOption = Annotated[bool, typer.Option("--json", help="one JSON object on standard output")]
 PANEL_WHO, PANEL_HOW, PANEL_LIMITS, PANEL_MONEY = "Teacher", "What is asked", "Limits", "Money"
 PANEL_WATCH, PANEL_BATCH = "Watching", "Batch API"
 

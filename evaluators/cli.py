@@ -9,8 +9,10 @@ from typing import Annotated
 
 import typer
 
+from engine.flags import JsonOption
 from evaluators import data_cli
-from trainers.cli import JsonOption, QuietOption, RewardOption, quieten
+from evaluators.data_cli import CsvOption
+from trainers.cli import QuietOption, RewardOption, quieten
 
 ReviewsOption = Annotated[
     list[Path] | None,
@@ -49,7 +51,6 @@ WordOption = Annotated[
 RowsOption = Annotated[
     Path | None, typer.Option("--rows", metavar="FILE", help="each reply behind the figures, as JSONL")
 ]
-CsvOption = Annotated[Path | None, typer.Option("--csv", metavar="FILE", help="the figures as a table")]
 
 app = typer.Typer(name="evaluate", help="Measure models, answers and judges.", no_args_is_help=True)
 for command in data_cli.COMMANDS:
@@ -133,9 +134,7 @@ def ranking(
 def human(
     run: Annotated[Path, typer.Option("--run", metavar="DIR", help="the folder that `annotate` made")],
     json: JsonOption = False,
-    csv: Annotated[
-        Path | None, typer.Option("--csv", metavar="FILE", help="the shares as a table, in CSV")
-    ] = None,
+    csv: CsvOption = None,
     votes: Annotated[
         Path | None, typer.Option("--votes", metavar="FILE", help="every vote that counts, in CSV")
     ] = None,

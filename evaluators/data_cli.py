@@ -8,12 +8,13 @@ from typing import Annotated, Any
 
 import typer
 
+from engine.flags import JsonOption
+
 FilesArgument = Annotated[
     list[Path],
     typer.Argument(metavar="FILE...", help="data sets: JSONL, JSON list, CSV, Parquet, gzipped too"),
 ]
 MoreArgument = Annotated[list[Path] | None, typer.Argument(metavar="[FILE]...", help="more of the same")]
-JsonOption = Annotated[bool, typer.Option("--json", help="one JSON object on standard output")]
 CsvOption = Annotated[Path | None, typer.Option("--csv", metavar="FILE", help="the table as CSV as well")]
 OutOption = Annotated[
     Path | None, typer.Option("--out", metavar="FILE", help="the rows behind the numbers as JSONL as well")

@@ -16,7 +16,6 @@ RecipeOption = Annotated[
 ]
 ResumeOption = Annotated[bool, typer.Option("--resume", help="go on from the last whole checkpoint")]
 QuietOption = Annotated[bool, typer.Option("--quiet", help="say nothing when all is well")]
-JsonOption = Annotated[bool, typer.Option("--json", help="one JSON object on standard output")]
 RewardOption = Annotated[Path, typer.Option("--reward", metavar="DIR", help="a folder of `train reward`")]
 # Where its defaults or units are others than a student's; what they are taken from: RewardRecipe.
 REWARD_HELP = {
