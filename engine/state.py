@@ -76,6 +76,11 @@ class RunState:
         self.unread_completion += response.usage.completion_tokens
 
     @property
+    def was_read(self) -> bool:
+        """Whether this teacher gave answers in earlier runs: one that cannot be read is then a row's fault."""
+        return bool(self.known or self.stored)
+
+    @property
     def finished(self) -> int:
         return self.done + self.failed.total()
 

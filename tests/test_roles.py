@@ -158,6 +158,22 @@ async def test_a_judge_whom_nobody_can_read_ends_the_run_after_ten_rows_and_they
     assert len(set(judge.keys)) == len(judge.keys)  # no ask is answered by an earlier bad reply
 
 
+async def test_many_hard_rows_of_a_judge_that_was_read_before_fail_one_by_one(
+    run: Path, tmp_path: Path
+) -> None:
+    questions = [f"What is {n} and {n}?" for n in range(15)]
+    files = answers_to(questions, tmp_path)
+    judge = Judge()
+    judge.says = lambda text: None if questions[0] in text else "Both."
+    async with scripted(judge.answer) as url:
+        assert (await ask("score", run, url, *files, "--attempts-parse", 0, "--concurrency", 1)).code == 1
+        await distill("retry", run, "--cause", "unparsed")
+        assert (await ask("score", run, url, *files, "--attempts-parse", 0)).code == 1
+    found = stage_told(run, "score")
+    assert (found["done"], found["failed"]) == (1, {"unparsed": 14})
+    assert len(judge.asked) == 15 + 14
+
+
 async def test_what_was_in_flight_at_a_kill_is_asked_under_the_same_number(
     run: Path, files: list[Path]
 ) -> None:

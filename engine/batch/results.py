@@ -172,7 +172,7 @@ class Collector:
         number = self.ledger.error(
             reading.row.stage, entry.attempt, entry.request, "unparsed", 200, words, 0, ended=False
         )
-        if not self._proven:
+        if not (self._proven or self.state.was_read):
             self._unread[entry.request] = Failed("unparsed", 200, words, number, refused=False)
         self._again(reading, entry, "unparsed", number, most=self.attempts_parse + 1)
 
