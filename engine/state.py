@@ -77,7 +77,7 @@ class RunState:
 
     @property
     def was_read(self) -> bool:
-        """Whether this teacher gave answers in earlier runs: one that cannot be read is then a row's fault."""
+        """Whether this teacher was read in earlier runs: what cannot be read is then the row's fault."""
         return bool(self.known or self.stored)
 
     @property

@@ -77,8 +77,12 @@ def test_its_folder_ranks_and_is_measured(ground: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("out", "flags"),
-    [("small", ("--micro-batch", 1)), ("zero2", ("--zero", 2, "--nproc", 2))],
-    ids=["in smaller pieces", "ZeRO-2, two processes"],
+    [
+        ("small", ("--micro-batch", 1)),
+        ("zero2", ("--zero", 2, "--nproc", 2)),
+        ("zero3", ("--zero", 3, "--nproc", 2)),
+    ],
+    ids=["in smaller pieces", "ZeRO-2, two processes", "ZeRO-3, two processes"],
 )
 def test_pieces_and_processes_change_no_loss(ground: Path, out: str, flags: tuple[object, ...]) -> None:
     tiny.train(*given(ground, out), *USUAL, *flags, kind="reward")

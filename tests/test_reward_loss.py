@@ -98,7 +98,7 @@ def test_the_reward_is_read_at_the_end_though_padding_is_the_end_of_sequence(fol
     from transformers import AutoModelForSequenceClassification
 
     model = loaded(folder, pad=EOS)
-    rows = answers(3, 11, 6)
+    rows = answers(3, 6, 11)  # the shortest first, as a batch has them
     batch = collated([{"answers": rows, "pairs": torch.tensor([[0, 1]]), "share": 1}], pad=EOS)
     with torch.no_grad():
         alone = torch.cat([model(row[None], torch.ones_like(row)[None]).logits for row in rows])

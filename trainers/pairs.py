@@ -35,10 +35,13 @@ def part_of(parts: Parts, index: int) -> dict[str, Any]:
 
 
 def collated(found: Sequence[dict[str, Any]], pad: int) -> Batch:
-    """input_ids, attention_mask: (answers, longest), filled on the right. pairs: (P, 2) rows of these.
-    shares: (P,) pairs that each pair's prompt has; whole numbers, which no one casts to bf16."""
-    answers = [answer for part in found for answer in part["answers"]]
+    """input_ids, attention_mask: (answers, longest), filled on the right, the shortest first. pairs: (P, 2)
+    rows of these. shares: (P,) pairs that each pair's prompt has; whole, for no one casts those to bf16."""
+    unsorted = [answer for part in found for answer in part["answers"]]
+    answers = sorted(unsorted, key=len)
+    places = torch.tensor([len(answer) for answer in unsorted]).argsort(stable=True).argsort()
     firsts = np.cumsum([0, *(len(part["answers"]) for part in found)])
+    pairs = [part["pairs"] + int(first) for part, first in zip(found, firsts, strict=False)]
 
     def fill(tensors: list[torch.Tensor], value: int) -> torch.Tensor:
         return torch.nn.utils.rnn.pad_sequence(tensors, batch_first=True, padding_value=value)
@@ -46,7 +49,7 @@ def collated(found: Sequence[dict[str, Any]], pad: int) -> Batch:
     return {
         "input_ids": fill(answers, pad),
         "attention_mask": fill([torch.ones_like(answer) for answer in answers], 0),
-        "pairs": torch.cat([part["pairs"] + int(first) for part, first in zip(found, firsts, strict=False)]),
+        "pairs": places[torch.cat(pairs)],
         "shares": torch.cat([torch.full((len(part["pairs"]),), part["share"]) for part in found]),
     }
 
@@ -56,10 +59,17 @@ def prompts_in(batch: Batch) -> float:
     return float((1.0 / batch["shares"].double()).sum())
 
 
+def rewards(model: Any, batch: Batch) -> torch.Tensor:
+    """(answers,) float32. The shorter half apart from the longer: else two fifths of a batch were padding.
+    Always two forwards, so that processes keep step under ZeRO-3."""
+    halves = zip(batch["input_ids"].chunk(2), batch["attention_mask"].chunk(2), strict=True)
+    cut = [(ids[:, :width], mask[:, :width]) for ids, mask in halves for width in (int(mask.sum(1).max()),)]
+    return torch.cat([model(input_ids=i, attention_mask=m).logits.float().squeeze(-1) for i, m in cut])
+
+
 def differences(model: Any, batch: Batch) -> torch.Tensor:
     """(P,) r_better − r_worse of each pair."""
-    logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
-    better, worse = logits.float().squeeze(-1)[batch["pairs"]].unbind(1)
+    better, worse = rewards(model, batch)[batch["pairs"]].unbind(1)
     return better - worse
 
 
