@@ -5,12 +5,14 @@ from __future__ import annotations
 import errno
 import json
 import re
+import shutil
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import tiny
 
 from store.errors import UsageError
 from trainers import checkpoints
@@ -224,6 +226,15 @@ def test_a_resume_as_something_else_names_what_differs(tmp_path: Path) -> None:
     folder.same({"epochs": 3.0, "data": "a" * 64, "processes": 2})
     with pytest.raises(NotTheSame, match=r"\(data: aaaaaaaaaaaa… -> bbbbbbbbbbbb…; processes: 2 -> 4\)"):
         folder.same({"epochs": 3.0, "data": "b" * 64, "processes": 4})
+
+
+def test_a_model_is_the_same_wherever_its_folder_lies(tmp_path: Path) -> None:
+    from trainers.models import fingerprint
+
+    one = fingerprint(str(tiny.student(tmp_path / "one")))
+    shutil.copytree(tmp_path / "one", tmp_path / "two")
+    assert fingerprint(str(tmp_path / "two")) == one
+    assert fingerprint(str(tiny.student(tmp_path / "other", "opt"))) != one
 
 
 def test_measurements_after_the_checkpoint_are_forgotten_and_a_torn_line_too(tmp_path: Path) -> None:

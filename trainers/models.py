@@ -79,9 +79,10 @@ def causal_model(model: str, dtype: torch.dtype) -> Any:
 
 
 def fingerprint(model: str) -> str:
-    """Of a folder: its configuration, and size, beginning and end of each file of weights, for the whole
-    of a large model takes minutes. Of a hub name: its configuration."""
-    found = hashlib.sha256(json.dumps(config_of(model).to_dict(), sort_keys=True, default=str).encode())
+    """Of a folder, wherever it lies: its configuration, and size, beginning and end of each file of weights,
+    for the whole of a large model takes minutes. Of a hub name: that, and its configuration."""
+    told = config_of(model).to_dict() | {"_name_or_path": "" if Path(model).is_dir() else model}
+    found = hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode())
     for file in sorted(Path(model).glob("*.safetensors")) + sorted(Path(model).glob("*.bin")):
         size = file.stat().st_size
         with file.open("rb") as weights:
