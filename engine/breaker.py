@@ -36,6 +36,11 @@ class Effort:
         """Attempts that count for certain."""
         return self.attempts - self.unconfirmed
 
+    def confirm(self, is_outage: bool) -> None:
+        """One attempt, at one server, was no outage: something has succeeded there since."""
+        self.suspect = True
+        self.unconfirmed -= is_outage
+
 
 class Breaker:
     """Closed: all pass. Open: `admit` lets one probe through when its time has come."""
@@ -111,14 +116,14 @@ class Breaker:
             if is_outage and at > sent_at:
                 self._doubtful.append((effort, at))
             else:
-                effort.suspect, effort.unconfirmed = True, 0
+                effort.confirm(is_outage)
         self._streak.clear()
         still: list[tuple[Effort, float]] = []
         for effort, at in self._doubtful:
             if at > sent_at:
                 still.append((effort, at))
             else:
-                effort.suspect, effort.unconfirmed = True, 0
+                effort.confirm(True)
         self._doubtful = still
         if self.opened_at is not None and sent_at >= self.opened_at:
             self._close()
@@ -159,10 +164,10 @@ class Breaker:
             self._probe_ended()
 
     def _open(self) -> None:
-        failed = [effort for effort, _, _ in self._streak] + [effort for effort, _ in self._doubtful]
-        for effort in failed:
+        entries = [(effort, is_outage) for effort, is_outage, _ in self._streak]
+        for effort, is_outage in [*entries, *((effort, True) for effort, _ in self._doubtful)]:
             effort.attempts -= 1
-            effort.unconfirmed = 0
+            effort.unconfirmed -= is_outage
         self._streak.clear()
         self._doubtful.clear()
         self.opened_at = self._clock()

@@ -61,6 +61,20 @@ async def test_a_row_gets_back_all_that_it_spent_on_the_outage() -> None:
     assert [effort.attempts for effort in efforts] == [0] * (THRESHOLD - 1)
 
 
+async def test_an_outage_of_two_servers_costs_a_row_that_tried_both_no_attempt() -> None:
+    """What it spent at the first is still in doubt when the second's breaker opens."""
+    first, second = Breaker(GIVE_UP), Breaker(GIVE_UP, outstanding=2)
+    effort = fail(second, fail(first))
+    fail(second)
+    assert second.is_open
+    assert not first.is_open
+    assert (effort.attempts, effort.spent) == (1, 0)
+    second.succeeded()
+    assert effort.spent == 0
+    first.succeeded()
+    assert effort.spent == 1
+
+
 async def test_where_few_rows_can_fail_at_once_fewer_open_it() -> None:
     breaker = Breaker(GIVE_UP, outstanding=4)
     for _ in range(4):
