@@ -184,6 +184,13 @@ async def test_a_plan_asks_nothing_writes_nothing_and_shows_what_remains(
                 "stage.a": generate("pool.jsonl", limit=10, max_tokens=300),
                 "stage.b": after("a", samples=2),
                 "stage.s": score("a", "b", attempts_parse=0),
+                "stage.t": {
+                    "task": "translate",
+                    "teacher": "t",
+                    "from": "a",
+                    "to": "Chinese",
+                    "field": "output",
+                },
             }
             return write_recipe(tmp_path, tables, **more)
 
@@ -193,8 +200,8 @@ async def test_a_plan_asks_nothing_writes_nothing_and_shows_what_remains(
         assert told.code == 0, told.err
         assert (p.counts.requests, files_of(run)) == (0, {})
         plan = orjson.loads(told.out)
-        assert {n: s["requests"] for n, s in plan["stages"].items()} == {"a": 10, "b": 20, "s": 10}
-        assert plan["total"]["requests"] == 40
+        assert {n: s["requests"] for n, s in plan["stages"].items()} == {"a": 10, "b": 20, "s": 10, "t": 10}
+        assert plan["total"]["requests"] == 50
         cost = sum(s["cost_usd"]["expected"] for s in plan["stages"].values())
         assert plan["total"]["cost_usd"]["expected"] == pytest.approx(cost)
         shown = await distill(*words[:-1], env=env)
@@ -202,11 +209,11 @@ async def test_a_plan_asks_nothing_writes_nothing_and_shows_what_remains(
         assert (await run_recipe(recipe(budget=1), run, "--only", "a")).code == 0
         before = files_of(run)
         plan = stages_of((await distill(*words)).out)
-        assert {n: s["requests"] for n, s in plan.items()} == {"a": 0, "b": 20, "s": 10}
+        assert {n: s["requests"] for n, s in plan.items()} == {"a": 0, "b": 20, "s": 10, "t": 10}
         assert before.items() <= files_of(run).items()
         assert (await run_recipe(recipe(budget=1), run, "--only", "b")).code == 0
         assert {n: s["requests"] for n, s in stages_of((await distill(*words)).out).items()} == {
-            "a": 0, "b": 0, "s": 10,
+            "a": 0, "b": 0, "s": 10, "t": 10,
         }  # fmt: skip
 
 

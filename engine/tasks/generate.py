@@ -1,5 +1,6 @@
 """Answer an instruction: Alpaca's two templates, as the paper's Algorithm 1 quotes them."""
 
+import hashlib
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -53,8 +54,14 @@ def task(prompt: str | None, system: str | None) -> Task:
         decode=decode_instruction,
         record=lambda item, text: replace(item, output=text),
         prior=PRIOR,
-        imagined=lambda item: replace(item, output=IMAGINED),
+        imagined=imagined,
     )
+
+
+def imagined(item: Instruction) -> Instruction:
+    """With an answer of the usual length, which no other row has: equal texts would be asked about once."""
+    own = hashlib.blake2b(f"{item.instruction}\0{item.input}".encode(), digest_size=4).hexdigest()
+    return replace(item, output=f"{own}{IMAGINED}")
 
 
 def builder(prompt: str | None, system: str | None) -> Callable[[Instruction], list[Message]]:
