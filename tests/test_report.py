@@ -25,7 +25,7 @@ from engine.status import status_of
 from evaluators.report.build import build, run_report, tables
 from evaluators.report.document import Drawing, Listing, Report, Samples, Section, Words
 from evaluators.report.page import html
-from store.errors import RunFolderError, StorageError, UsageError
+from store.errors import RunFolderError, UsageError
 
 
 class Seen(HTMLParser):
@@ -330,7 +330,7 @@ async def test_a_page_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
     (tmp_path / "taken").write_text("a file")
     with pytest.raises(UsageError, match="is a folder"):
         run_report(tmp_path / "run", tmp_path)
-    with pytest.raises(StorageError):
+    with pytest.raises(UsageError, match="cannot write"):
         run_report(tmp_path / "run", tmp_path / "taken" / "r.html")
     assert set(os.listdir(tmp_path)) == {"run", "taken"}
 
