@@ -20,7 +20,7 @@ def csv_text(heads: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 
 
 def write_csv(path: Path, heads: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Raises StorageError."""
+    """Raises UsageError, StorageError."""
     with replacing(path) as file:
         file.write(csv_text(heads, rows).encode())
 

@@ -68,8 +68,8 @@ class DataSet:
                 self.rows += 1
                 yield row
         if not self.rows:
-            why = f"; {self.complaints[0]}" if self.complaints else ""
-            raise PoolError(f"no usable row in {self.pool.source}{why}")
+            why = self.complaints[0] if self.complaints else "it is empty"
+            raise PoolError(f"no usable row in {self.pool.source}: {why}")
 
     def _complain(self, line: int, reason: str) -> None:
         self.bad += 1

@@ -1,7 +1,7 @@
 """Results on the terminal, as one JSON object, or as CSV: the same sheets for every command of ours.
 
-A sheet is a table of plain values. On a terminal names and texts from files are made safe; numbers are
-shortened. CSV has every digit.
+A sheet is a table of plain values. On a terminal names and texts from files are made safe, numbers are
+shortened, and a table that is too wide is shown in parts. CSV has every digit.
 """
 
 import sys
@@ -16,7 +16,8 @@ import orjson
 from engine.terminal import plain, tell
 from evaluators.csv_files import write_csv
 
-WIDEST = 60
+WIDEST, NARROW = 60, 24  # of a column of words: cut beyond; never narrower, where it has as much
+GAP = 2  # between columns
 
 
 @dataclass(frozen=True)
@@ -54,23 +55,63 @@ def publish(report: Mapping[str, Any], sheets: Sequence[Sheet], json: bool, out:
 
 def print_sheets(sheets: Sequence[Sheet]) -> None:
     from rich.console import Console
-    from rich.table import Table
     from rich.text import Text
 
     console = Console(highlight=False)
     for number, sheet in enumerate(sheets):
         if number:
             console.print()
-        table = Table(title=Text(plain(sheet.title)), title_justify="left", title_style="bold", box=None)
-        table.header_style, table.pad_edge = "dim", False
-        for place, column in enumerate(sheet.columns):
-            words = all(isinstance(row[place], str) for row in sheet.rows)
-            table.add_column(Text(plain(column, WIDEST)), justify="left" if words else "right")
-        for row in sheet.rows:
-            table.add_row(*(Text(shown(value)) for value in row))
-        console.print(table)
+        console.print(Text(plain(sheet.title)), style="bold")
+        for part, columns in enumerate(_parts(sheet, console.width)):
+            if part:
+                console.print()
+            _print_columns(console, sheet, columns)
         for note in sheet.notes:
             console.print(Text(plain(note)), style="dim")
+
+
+def _print_columns(console: Any, sheet: Sheet, columns: Sequence[int]) -> None:
+    """Words may go over several lines, numbers never do."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, header_style="dim", pad_edge=False)
+    for place in columns:
+        words = _is_words(sheet, place)
+        justify: Any = "left" if words else "right"
+        table.add_column(Text(plain(sheet.columns[place], WIDEST)), justify=justify, no_wrap=not words)
+    for row in sheet.rows:
+        table.add_row(*(Text(shown(row[place])) for place in columns))
+    console.print(table)
+
+
+def _parts(sheet: Sheet, width: int) -> list[list[int]]:
+    """The columns that are shown beside each other, so that numbers stay whole: what does not fit goes
+    below, behind the words with which the rows begin."""
+    widths = [_width(sheet, place) + GAP for place in range(len(sheet.columns))]
+    first = next((p for p in range(len(widths)) if not _is_words(sheet, p)), len(widths))
+    keys, rest = list(range(first)), range(first, len(widths))
+    room = max(width + GAP - sum(widths[:first]), max((widths[p] for p in rest), default=0))
+    parts: list[list[int]] = [[]]
+    for place in rest:
+        if sum(widths[p] for p in parts[-1]) + widths[place] > room:
+            parts.append([])
+        parts[-1].append(place)
+    return [keys + part for part in parts]
+
+
+def _width(sheet: Sheet, place: int) -> int:
+    """What a column takes: of words that can go over several lines, the least that is pleasant."""
+    from rich.cells import cell_len
+
+    widest = max(cell_len(shown(row[place])) for row in (sheet.columns, *sheet.rows))
+    return min(widest, NARROW) if _is_words(sheet, place) else widest
+
+
+def _is_words(sheet: Sheet, place: int) -> bool:
+    """A share in per cent is a number."""
+    cells = [row[place] for row in sheet.rows]
+    return all(isinstance(cell, str) and not cell.endswith("%") for cell in cells)
 
 
 def shown(value: Value) -> str:
@@ -89,14 +130,14 @@ def shown(value: Value) -> str:
                 else f"{value:.4f}"
             )
         case Span():
-            rest = f" ({value.low:.3f} to {value.high:.3f})" if None not in (value.low, value.high) else ""
+            rest = f" [{value.low:.3f}, {value.high:.3f}]" if None not in (value.low, value.high) else ""
             return "-" if value.value is None else f"{value.value:.3f}{rest}"
         case str():
             return plain(value, WIDEST)
 
 
 def write_sheet(path: Path, sheet: Sheet) -> None:
-    """As CSV. Raises StorageError."""
+    """As CSV. Raises UsageError, StorageError."""
     write_csv(path, _heads(sheet), (list(chain.from_iterable(map(_cells, row))) for row in sheet.rows))
 
 

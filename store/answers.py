@@ -241,7 +241,10 @@ def _report_strays(db: sqlite3.Connection, pools: Sequence[Pool]) -> None:
 def model_names(files: Sequence[Path | str], names: Sequence[str] | None) -> list[str]:
     """What the models are called: the names given, else the files' stems. Raises UsageError."""
     if names and len(names) != len(files):
-        raise UsageError(f"{len(names)} names for {len(files)} files of answers; give one for each, in order")
+        raise UsageError(
+            f"{len(names)} names for {len(files)} files; give --name once for each, in order "
+            f"({', '.join(map(str, files))})"
+        )
     found = list(names) if names else [_stem(Path(file).name) for file in files]
     for name in found:
         if found.count(name) > 1:

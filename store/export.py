@@ -72,7 +72,7 @@ def stored(
 
 
 def write(path: Path, format: str, rows: Iterator[Answer], samples: int, system: str | None) -> int:
-    """Writes all rows; returns how many. Raises StorageError with the old file untouched."""
+    """Writes all rows; returns how many. Raises UsageError, StorageError with the old file untouched."""
     if format == "parquet":
         with replacing(path) as file:
             return _write_parquet(file, rows, samples)

@@ -6,7 +6,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
-from store.errors import StorageError
+from store.errors import StorageError, UsageError
+
+# A place where no file can be, whatever the disk.
+NO_PLACE = (IsADirectoryError, NotADirectoryError, FileExistsError, PermissionError)
 
 
 @contextmanager
@@ -27,9 +30,12 @@ def whole(path: Path) -> Iterator[IO[bytes]]:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """A file that was asked for by its name. Raises StorageError where it cannot be written."""
+    """A file that was asked for by its name. Raises UsageError where there can be none, StorageError
+    where the disk fails."""
     try:
         with whole(path) as file:
             yield file
+    except NO_PLACE as error:
+        raise UsageError(f"cannot write {path}: {error.strerror or error}; name another file") from error
     except OSError as error:
         raise StorageError(f"cannot write {path}: {error.strerror or error}") from error

@@ -221,6 +221,10 @@ async def test_a_script_that_got_into_the_page_would_not_run(tmp_path: Path, bro
 async def test_a_narrow_screen_shows_all_without_scrolling_sideways(tmp_path: Path, browser: Any) -> None:
     async with page(tmp_path / "run", count=1, answers={0: "word " * 2000}) as site:
         ann = await tab(browser, site, "Ann", NARROW, has_touch=True)
+        await ann.evaluate(
+            """() => { document.querySelector('.where strong').textContent = 'Pair 1000';
+                       document.querySelector('.tally span').textContent = '999 done'; }"""
+        )
         assert await ann.evaluate("document.documentElement.scrollWidth <= innerWidth")
         left = await ann.locator("#left").bounding_box()
         right = await ann.locator("#right").bounding_box()

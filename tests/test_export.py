@@ -236,7 +236,7 @@ def test_a_place_that_cannot_be_written_is_told(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "inside").touch()
     for path in (tmp_path / "file" / "sft.jsonl", tmp_path / "folder"):
-        with pytest.raises(StorageError, match=f"cannot write {path}"):
+        with pytest.raises(UsageError, match=f"cannot write {path}"):
             write(path, "alpaca", iter(ROWS), 1, None)
     assert sorted(os.listdir(tmp_path)) == ["file", "folder"]
 

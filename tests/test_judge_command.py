@@ -261,6 +261,18 @@ def test_a_ranking_is_told_with_its_baselines(
     ]
 
 
+@pytest.mark.parametrize("score", ["1" + "0" * 400, "1e308", "NaN", "-2"])
+def test_a_score_on_no_scale_is_a_bad_row(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], score: str
+) -> None:
+    path = reviews(tmp_path, "x_vs_y", ["8 9"])
+    with path.open("a") as file:
+        file.write(f'{{"question_id": 2, "text": "no", "score": [{score}, 7]}}\n')
+    found = told(capsys, Asked(reviews=[path]))
+    assert (found["pairs"][0]["sum_a"], found["sources"][0]["bad_rows"]) == (8.0, 1)
+    assert "line 2: score is no two numbers from 0 to 1,000,000" in found["sources"][0]["bad_shown"][0]
+
+
 def test_an_empty_file_of_reviews_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "x_vs_y.jsonl"
     path.write_bytes(b"")

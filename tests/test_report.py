@@ -23,9 +23,9 @@ pytest.importorskip("matplotlib", reason="the layer `evaluate` is not installed"
 
 from engine.status import status_of
 from evaluators.report.build import build, run_report, tables
-from evaluators.report.document import Drawing, Listing, Report, Samples, Section, Words
+from evaluators.report.document import Drawing, Heading, Listing, Report, Samples, Section, Words
 from evaluators.report.page import html
-from store.errors import RunFolderError, StorageError, UsageError
+from store.errors import RunFolderError, UsageError
 
 
 class Seen(HTMLParser):
@@ -330,7 +330,7 @@ async def test_a_page_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
     (tmp_path / "taken").write_text("a file")
     with pytest.raises(UsageError, match="is a folder"):
         run_report(tmp_path / "run", tmp_path)
-    with pytest.raises(StorageError):
+    with pytest.raises(UsageError, match="cannot write"):
         run_report(tmp_path / "run", tmp_path / "taken" / "r.html")
     assert set(os.listdir(tmp_path)) == {"run", "taken"}
 
@@ -357,6 +357,16 @@ async def test_an_evaluation_that_cannot_be_read_is_named_and_the_rest_is_told(t
     assert "KeyError" in left_out["evaluation half"]
     assert "cannot be read" in left_out["evaluations/torn.json"]
     assert "evaluation good" not in left_out
+
+
+async def test_what_the_run_itself_holds_is_told_before_other_evaluations(tmp_path: Path) -> None:
+    await fill(tmp_path)
+    write(tmp_path / "evaluations" / "another.json", judged("elsewhere", "ChatGPT"))
+    judging = section(build(tmp_path), "judge")
+    names = [b.text for b in judging.blocks if isinstance(b, Heading)]
+    assert names[0].startswith("this run's judgements")
+    assert names[1] == "another"
+    assert "elsewhere" not in judging.headlines[0].label
 
 
 async def test_prompts_are_told_as_they_were_sent(tmp_path: Path) -> None:

@@ -15,10 +15,12 @@ from cli import distill, write_pool
 from rouge_score.rouge_scorer import RougeScorer
 
 from evaluators.rouge.command import Told, measure, run_rouge
+from evaluators.rouge.joining import Joining, joined, read_references
 from evaluators.rouge.report import bucket_of
 from evaluators.rouge.scoring import METRICS, Pair, score, scoring
 from evaluators.rouge.tokens import scorer, tokens_for
 from store.errors import PoolError, UsageError
+from store.pool import Pool
 
 Rows = list[dict[str, Any]]
 
@@ -129,6 +131,21 @@ def test_rows_without_a_partner_are_counted_and_named(tmp_path: Path) -> None:
     assert told["examples"] == [{"id": "q", "line": 2}]
     with pytest.raises(PoolError, match="none of its 1 predictions"):
         measured(tmp_path, [{"id": "q", "prediction": "x"}], references)
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [(b"", "it is empty"), (b"\xff\xfe", "line 1: not UTF-8"), (b'{"a": 1}\n', "line 1: none of the fields")],
+)
+def test_files_in_which_nothing_can_be_used_are_told_with_the_reason(
+    tmp_path: Path, content: bytes, why: str
+) -> None:
+    (tmp_path / "bad.jsonl").write_bytes(content)
+    with pytest.raises(PoolError, match=f"no reference in .*: {why}"):
+        read_references(Pool(tmp_path / "bad.jsonl"))
+    good = read_references(Pool(write_pool(tmp_path / "good.jsonl", [{"target": "x"}])))
+    with pytest.raises(PoolError, match=f"no prediction: {why}"):
+        list(joined(Pool(tmp_path / "bad.jsonl"), good, Joining()))
 
 
 def test_chinese_is_compared_by_characters_and_said(tmp_path: Path) -> None:

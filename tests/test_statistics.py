@@ -167,6 +167,45 @@ def test_the_language_of_a_text(text: str, language: str) -> None:
     assert language_of(text) == language
 
 
+def test_a_table_on_a_narrow_terminal_shows_every_number_whole(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    columns = ["model", "n", *(f"share {n}" for n in range(12)), "note"]
+    rows = [
+        [f"model {name} " * 4, 51_234, *(Span(n / 13, 0.1, 0.9) for n in range(12)), "9.5%"] for name in "ab"
+    ]
+    monkeypatch.setenv("COLUMNS", "80")
+    print_sheets([Sheet("t", columns, rows)])
+    shown = capsys.readouterr().out
+    assert all(shown.count(f"{n / 13:.3f} [0.100, 0.900]") == 2 for n in range(12))
+    assert (shown.count("51,234"), shown.count("9.5%")) == (2, 2)
+    assert "model b" in shown.split("share 11")[1]  # each part begins with the words that name its rows
+    assert max(map(len, shown.splitlines())) <= 80
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [(b"", "it is empty"), (b"\xff\xfe", "line 1: not UTF-8"), (b'{"a": 1}\n', "expected")],
+)
+def test_a_file_in_which_nothing_can_be_used_is_told_with_the_reason(
+    tmp_path: Path, content: bytes, why: str
+) -> None:
+    path = tmp_path / "s.jsonl"
+    path.write_bytes(content)
+    with pytest.raises(PoolError, match=f"no scores in .*{why}"):
+        scores.measure([path])
+    with pytest.raises(UsageError, match=f"no usable row in .*{why}"):
+        shares.measure(path)
+    with pytest.raises(PoolError, match=f"no usable row in .*{why}"):
+        lengths.measure(data_sets([path]), "output", None)
+
+
+def test_a_score_beyond_all_numbers_is_none(tmp_path: Path) -> None:
+    (tmp_path / "s.jsonl").write_text(f'{{"model": "a", "scores": [7, 1{"0" * 400}, -1e400, NaN]}}\n')
+    told = scores.measure([tmp_path / "s.jsonl"]).as_json()["data"]["a"]
+    assert (told["n"], told["mean"], told["unscored"]) == (1, 7.0, 3)
+
+
 def test_tables_are_safe_and_csv_has_every_digit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sheet = Sheet(
         "t\x1b[2J",

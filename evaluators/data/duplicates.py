@@ -205,17 +205,23 @@ def _digest(parts: Sequence[str]) -> bytes:
     return hashlib.blake2b("\0".join(parts).encode(errors="replace"), digest_size=16).digest()
 
 
+def _line(row: dict[str, Any], many: bool) -> str:
+    """A line, and where there are many files, whose."""
+    return f"{row['file']} {row['line']}" if many else str(row["line"])
+
+
 def sheets(report: dict[str, Any]) -> list[Sheet]:
     columns = ["level", "clusters", "rows in them", "beyond the first", "share", "across files"]
     rows: list[list[Value]] = [
         [level, own["clusters"], own["rows"], own["extra"], own["share"], own["across"]]
         for level, own in ((level, report[level]) for level in LEVELS)
     ]
+    many = len(report["files"]) > 1
     examples: list[list[Value]] = [
         [
             level,
             cluster["size"],
-            ", ".join(str(row["line"]) for row in cluster["rows"]),
+            ", ".join(_line(row, many) for row in cluster["rows"]),
             cluster["rows"][0]["text"],
         ]
         for level in LEVELS

@@ -20,6 +20,7 @@ from store.pool import Pool
 from store.records import BadRow
 
 LOW, HIGH = 1, 10
+MOST = 1e9  # beyond it, and where it is no number, nothing was scored
 EXAMPLES = 3
 
 
@@ -33,7 +34,7 @@ class Scores:
     examples: dict[float, list[dict[str, Any]]] = field(default_factory=dict)
 
     def add(self, score: object, where: dict[str, Any]) -> None:
-        if isinstance(score, bool) or not isinstance(score, (int, float)) or not math.isfinite(score):
+        if isinstance(score, bool) or not isinstance(score, (int, float)) or not -MOST <= score <= MOST:
             self.unscored += 1
             return
         kept = self.counts if LOW <= score <= HIGH else self.outside
@@ -84,16 +85,18 @@ def measure(files: Sequence[Path]) -> ScoreReport:
     models: dict[str, Scores] = {}
     bad = 0
     for file in files:
-        found = False
+        found, why = False, ""
         for line, raw in Pool(file).objects():
             given = list(_scored(raw, file, line)) if not isinstance(raw, BadRow) else []
+            why = why or (f"line {line}: {raw.reason}" if isinstance(raw, BadRow) else "other fields")
             found = found or bool(given)
             bad += not given
             for model, score, where in given:
                 models.setdefault(model, Scores()).add(score, where)
         if not found:
             raise PoolError(
-                f"no scores in {file}: expected `answers` with model and score, or model and scores"
+                f"no scores in {file}: {why or 'it is empty'}; expected `answers` with model and score, or "
+                "model and scores"
             )
     return ScoreReport(models, bad)
 

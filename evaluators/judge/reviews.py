@@ -5,7 +5,6 @@ something else than its text (published ones were corrected by hand); whose word
 choice, and that they differ is told.
 """
 
-import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ Word = Literal["file", "text"]
 Scores = tuple[float, float]
 _KIND = re.compile(r"-(?:generic|general|coding|math)\Z")  # which prompt a FastChat reviewer was given
 UNREAD = [-1, -1]  # FastChat's score of a reply that it could not read
+MOST = 1_000_000  # beyond it no judge's scale goes, and sums would lose their digits
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +123,7 @@ def _fault(row: dict[str, Any]) -> str | None:
     if not isinstance(text, str | None):
         return f"text is no text: {text!r:.60}"
     if given not in (None, UNREAD) and not _is_pair(given):
-        return f"score is no two numbers from 0 up: {given!r:.60}"
+        return f"score is no two numbers from 0 to {MOST:,}: {given!r:.60}"
     if models is not None and not _is_pair_of_names(models):
         return f"models are no two names: {models!r:.60}"
     return None
@@ -167,7 +167,7 @@ def _is_pair(given: object) -> bool:
 
 
 def _is_score(value: object) -> bool:
-    return type(value) in (int, float) and 0 <= value < math.inf  # type: ignore[operator]
+    return type(value) in (int, float) and 0 <= value <= MOST  # type: ignore[operator]
 
 
 def _judge(row: dict[str, Any]) -> str:

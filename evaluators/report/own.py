@@ -21,12 +21,14 @@ VOTES = "votes.db"
 
 
 def evaluate(found: Found) -> None:
-    """Adds to the evaluations what the folder itself can tell."""
+    """Puts what the folder itself can tell before the evaluations that lie in files."""
+    own: list[Evaluation] = []
     for one in (_judged, _voted, _verbs):
         try:
-            found.evaluations.extend(one(found))
+            own.extend(one(found))
         except (DistillError, *NOT_THERE) as error:
             found.unread.append((one.__name__.lstrip("_"), f"could not be told: {error}"))
+    found.evaluations[:0] = own
 
 
 def _judged(found: Found) -> Iterator[Evaluation]:

@@ -52,6 +52,7 @@ class References:
     by_prompt: dict[bytes, Reference] = field(default_factory=dict)
     by_place: list[Reference] = field(default_factory=list)  # of each row of the file, bad ones left out
     bad: int = 0
+    first_bad: str = ""
     empty: int = 0
 
     @property
@@ -66,6 +67,7 @@ class Joining:
 
     by: Counter[str] = field(default_factory=Counter)
     bad: int = 0
+    first_bad: str = ""
     unmatched: int = 0
     examples: list[dict[str, Any]] = field(default_factory=list)
     found: set[int] = field(default_factory=set)  # places of references with a prediction
@@ -78,11 +80,17 @@ def read_references(pool: Pool) -> References:
         texts = _expected(raw) if not isinstance(raw, BadRow) else None
         if isinstance(raw, BadRow) or texts is None:
             read.bad += 1
+            read.first_bad = read.first_bad or _why(raw, line)
             continue
         _take(read, line, raw, texts)
     if not read.rows:
-        raise PoolError(f"no reference in {pool.source}: expected rows with {', '.join(EXPECTED)}")
+        why = read.first_bad or "it is empty"
+        raise PoolError(f"no reference in {pool.source}: {why}; expected rows with {', '.join(EXPECTED)}")
     return read
+
+
+def _why(raw: dict[str, Any] | BadRow, line: int) -> str:
+    return f"line {line}: {raw.reason if isinstance(raw, BadRow) else 'none of the fields is there'}"
 
 
 def _take(read: References, line: int, raw: dict[str, Any], texts: list[str]) -> None:
@@ -116,6 +124,7 @@ def joined(pool: Pool, references: References, told: Joining) -> Iterator[Joined
         text = _predicted(raw) if not isinstance(raw, BadRow) else None
         if isinstance(raw, BadRow) or text is None:
             told.bad += 1
+            told.first_bad = told.first_bad or _why(raw, line)
             continue
         place += 1
         reference, how = _partner(raw, place, references)
@@ -146,7 +155,7 @@ def _nothing(pool: Pool, references: References, told: Joining) -> PoolError:
     if told.unmatched:
         why = f"none of its {told.unmatched:,} predictions is found there by id or by instruction and input"
     else:
-        why = f"no prediction: expected rows with {', '.join(PREDICTED)}"
+        why = f"no prediction: {told.first_bad or 'it is empty'}; expected rows with {', '.join(PREDICTED)}"
     return PoolError(f"{pool.source} against {references.source}: {why}")
 
 
