@@ -174,6 +174,29 @@ def test_a_damaged_folder_is_refused_and_draws_no_reward_at_random(
     assert not (tmp_path / "out").exists()
 
 
+def test_the_candidates_are_not_written_over(folder: Path, candidates: Path) -> None:
+    before = candidates.read_bytes()
+    with pytest.raises(UsageError, match="is the file of candidates, which would be lost"):
+        run_rank(folder, candidates, candidates, quiet=True)
+    assert candidates.read_bytes() == before
+
+
+def test_rank_groups_that_cannot_be_made_are_refused_before_any_score(
+    folder: Path, candidates: Path, tmp_path: Path
+) -> None:
+    def refused(words: str, groups: Path) -> None:
+        with pytest.raises(UsageError, match=words):
+            run_rank(folder, candidates, tmp_path / "out", True, groups)
+        assert not (tmp_path / "out").exists()
+
+    refused("--split .* is a file", candidates)
+    first = candidates.read_bytes().splitlines(keepends=True)[0]
+    candidates.write_bytes(first + first)
+    refused("line 2: the id 0 is an earlier row's too", tmp_path / "groups")
+    candidates.write_bytes(b'{"prompt": "p", "candidates": ["a"]}\n')
+    refused("line 1: --split needs an id", tmp_path / "groups")
+
+
 def test_equals_keep_their_order() -> None:
     assert ranked({"id": 1}, [0.5, 2.0, 0.5, 2.0])["order"] == [1, 3, 0, 2]
     assert fault({"prompt": "p", "candidates": ["a", 1]}) == "candidates is not a list of texts"
