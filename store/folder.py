@@ -24,27 +24,27 @@ def ledger_path(run: Path) -> Path:
 
 
 @contextlib.contextmanager
-def held(run: Path, lock: str = LOCK) -> Iterator[Path]:
+def held(run: Path, lock: str = LOCK, flag: str = "--run") -> Iterator[Path]:
     """The folder, made if need be, held by an advisory lock until the context ends.
 
     The lock goes with the process: a kill leaves nothing to clean up. `lock`: its file, where only a
-    part of the folder is held.
+    part of the folder is held. `flag`: what names the folder on the command line.
     """
     try:
         run.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(run / lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     except OSError as error:
         raise RunFolderError(
-            f"cannot write run folder {run}: {error.strerror}; name another with --run"
+            f"cannot write {flag[2:]} folder {run}: {error.strerror}; name another with {flag}"
         ) from error
     try:
-        _lock(descriptor, run, lock)
+        _lock(descriptor, run, lock, flag)
         yield run
     finally:
         os.close(descriptor)
 
 
-def _lock(descriptor: int, run: Path, lock: str) -> None:
+def _lock(descriptor: int, run: Path, lock: str, flag: str) -> None:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
@@ -52,8 +52,8 @@ def _lock(descriptor: int, run: Path, lock: str) -> None:
             raise RunFolderError(f"cannot lock {run / lock}: {error.strerror}") from error
         holder = os.pread(descriptor, 32, 0).decode(errors="replace").strip() or "unknown"
         raise RunFolderError(
-            f"run folder {run} is in use by process {holder}; "
-            "wait for it, stop it, or name another folder with --run"
+            f"{flag[2:]} folder {run} is in use by process {holder}; "
+            f"wait for it, stop it, or name another folder with {flag}"
         ) from error
     with contextlib.suppress(OSError):  # the pid is a courtesy; a full disk must not stop us here
         os.ftruncate(descriptor, 0)

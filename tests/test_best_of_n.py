@@ -19,7 +19,6 @@ from student import served
 from engine.exports import run_export
 from engine.judging.comparisons import comparison_line, comparisons
 from store.answers import Answers
-from store.errors import PoolError
 from store.records import Contest
 from trainers.rank import run_rank, split
 
@@ -79,9 +78,3 @@ def test_a_row_with_fewer_candidates_is_missing_from_the_last_groups(tmp_path: P
     split(ranked, tmp_path)
     assert lines(tmp_path / "rank1.jsonl") == [{"id": 1, "text": "b"}, {"id": 2, "text": "c"}]
     assert lines(tmp_path / "rank2.jsonl") == [{"id": 1, "text": "a"}]
-
-
-def test_groups_need_ids(tmp_path: Path) -> None:
-    ranked = tiny.write(tmp_path / "ranked.jsonl", [{"candidates": ["a"], "order": [0]}])
-    with pytest.raises(PoolError, match="--split needs an id in every row"):
-        split(ranked, tmp_path / "groups")

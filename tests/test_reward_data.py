@@ -19,9 +19,10 @@ import tiny
 from engine.judging.comparisons import comparison_line, comparisons, ranking_line
 from store.errors import PoolError, UsageError
 from store.records import Contest
+from trainers.arrays import load, save
 from trainers.comparisons import Read, as_pairs, parts, read_groups
 from trainers.recipe import RewardRecipe
-from trainers.reward_data import encoded, load, prepared, save, template_for
+from trainers.reward_data import Parts, encoded, prepared, template_for
 
 pytestmark = pytest.mark.filterwarnings("default")
 
@@ -77,7 +78,7 @@ def test_a_row_that_compares_nothing_says_why(raw: dict[str, Any], reason: str) 
 
 def test_a_file_without_a_comparison_is_refused(tmp_path: Path) -> None:
     answers = [{"text": "a", "score": 5}, {"text": "b", "score": 5}]
-    with pytest.raises(PoolError, match="all are ties"):
+    with pytest.raises(PoolError, match="all are ties, equal answers or have one answer only"):
         read_groups(tiny.write(tmp_path / "rows.jsonl", [{"prompt": "p", "answers": answers}]))
 
 
@@ -154,7 +155,7 @@ def test_a_prompt_is_held_out_with_all_its_pairs_or_not_at_all(tmp_path: Path, t
     shares = [1 / share for part, share in enumerate(found.shares) for _ in found.pairs_of(part)]
     assert sum(shares) == pytest.approx(20)  # each prompt weighs 1
     save(found, tmp_path / "parts")
-    assert load(tmp_path / "parts").digest == found.digest
+    assert load(Parts, tmp_path / "parts").digest == found.digest
     assert found.lengths[0] == sum(len(answer) for answer in found.answers(0))
     again, _, _ = prepared(recipe(path, held_out=0.3, answers=3, seed=1), tokenizer)
     assert not np.array_equal(again.held_out, found.held_out)

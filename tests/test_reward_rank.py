@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,7 @@ pytest.importorskip("torch", reason="the trainers' packages are not installed (r
 pytest.importorskip("transformers")
 
 import tiny
+from safetensors.torch import load_file, save_file
 
 from store.errors import PoolError, UsageError
 from trainers import rank as ranking
@@ -127,6 +131,70 @@ def test_a_bad_row_is_left_out_and_said(
     assert run_rank(folder, candidates, tmp_path / "out", quiet=False) == 0
     assert len((tmp_path / "out").read_bytes().splitlines()) == 1
     assert "3 rows are unusable and left out: line 1" in capsys.readouterr().err
+
+
+def few_fields(folder: Path) -> None:
+    (folder / "config.json").write_text('{"model_type": "llama"}')
+
+
+def headless(folder: Path) -> None:
+    weights = load_file(folder / "model.safetensors")
+    del weights["score.weight"]
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+
+
+def torn(folder: Path) -> None:
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-9])
+
+
+def broken(folder: Path) -> None:
+    weights = load_file(folder / "model.safetensors")
+    save_file({n: w * math.nan for n, w in weights.items()}, folder / "model.safetensors", {"format": "pt"})
+
+
+DAMAGE: list[tuple[Callable[[Path], Any], str]] = [
+    (few_fields, "config.json is of another model than the weights"),
+    (headless, "1 weights are missing, such as score.weight"),
+    (torn, "model.safetensors is torn"),
+    (broken, "its rewards are no numbers"),
+    (lambda f: (f / "model.safetensors").unlink(), "there are no weights"),
+    (lambda f: (f / "tokenizer.json").write_text("{"), "its tokenizer cannot be read"),
+    (lambda f: (f / "reward.json").write_text('{"template": "no", "max_length": 9}'), "no reward.json that"),
+]
+
+
+@pytest.mark.parametrize(("damage", "words"), DAMAGE, ids=[words for _, words in DAMAGE])
+def test_a_damaged_folder_is_refused_and_draws_no_reward_at_random(
+    folder: Path, candidates: Path, tmp_path: Path, damage: Callable[[Path], Any], words: str
+) -> None:
+    damage(copy := shutil.copytree(folder, tmp_path / "copy"))
+    with pytest.raises(UsageError, match=words):
+        run_rank(copy, candidates, tmp_path / "out", quiet=True)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_candidates_are_not_written_over(folder: Path, candidates: Path) -> None:
+    before = candidates.read_bytes()
+    with pytest.raises(UsageError, match="is the file of candidates, which would be lost"):
+        run_rank(folder, candidates, candidates, quiet=True)
+    assert candidates.read_bytes() == before
+
+
+def test_rank_groups_that_cannot_be_made_are_refused_before_any_score(
+    folder: Path, candidates: Path, tmp_path: Path
+) -> None:
+    def refused(words: str, groups: Path) -> None:
+        with pytest.raises(UsageError, match=words):
+            run_rank(folder, candidates, tmp_path / "out", True, groups)
+        assert not (tmp_path / "out").exists()
+
+    refused("--split .* is a file", candidates)
+    first = candidates.read_bytes().splitlines(keepends=True)[0]
+    candidates.write_bytes(first + first)
+    refused("line 2: the id 0 is an earlier row's too", tmp_path / "groups")
+    candidates.write_bytes(b'{"prompt": "p", "candidates": ["a"]}\n')
+    refused("line 1: --split needs an id", tmp_path / "groups")
 
 
 def test_equals_keep_their_order() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -69,6 +70,15 @@ def test_the_student_learns_and_the_result_loads_in_plain_transformers(ground: P
     assert "| epochs | 1.0000 |" in card
     assert not (out / "training" / "checkpoints").exists()
     assert (out / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_model_whose_config_is_of_another_is_refused_before_memory_is_taken(ground: Path) -> None:
+    folder = shutil.copytree(ground / "student", ground / "other")
+    (folder / "config.json").write_text('{"model_type": "llama"}')  # what it lacks makes it one of 7B
+    for kind in ("sft", "reward"):
+        data = ground / "rows.jsonl" if kind == "sft" else tiny.write(ground / "r.jsonl", tiny.rankings(9))
+        said = tiny.train(data, folder, ground / "refused", code=2, kind=kind)
+        assert "config.json is of another model than the weights" in said
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import re
 import shutil
 import sys
@@ -71,6 +72,8 @@ def test_micro_batch_and_accumulation_follow_from_batch_and_processes() -> None:
         ({"nproc": 3}, "batch 128 cannot be shared by 3 processes: 129 could"),
         ({"micro_batch": 3}, "micro_batch 3 does not divide the 128 rows"),
         ({"epochs": 0}, "--epochs 0: input should be greater than 0"),
+        ({"epochs": 1e300}, "--epochs 1e+300: input should be less than or equal to 10000"),
+        ({"lr": math.inf}, "--lr inf: input should be a finite number"),
         ({"zero": 4}, "--zero 4: "),
         ({"offload": True}, "offload needs zero 2 or 3"),
         ({"deepspeed": "f", "zero": 2}, "a DeepSpeed file itself says what zero and offload would"),

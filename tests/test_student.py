@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import shutil
 import subprocess
@@ -174,6 +175,16 @@ def incomplete(folder: Path) -> None:
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
 
 
+def few_fields(folder: Path) -> None:
+    """What it lacks is filled in: a model of 7B parameters."""
+    (folder / "config.json").write_text('{"model_type": "llama", "architectures": ["LlamaForCausalLM"]}')
+
+
+def deeper(folder: Path) -> None:
+    told = json.loads((folder / "config.json").read_bytes())
+    (folder / "config.json").write_text(json.dumps({**told, "num_hidden_layers": 4}))
+
+
 def opened(folder: Path) -> None:
     check(folder)
     load(folder, "pupil")
@@ -185,8 +196,10 @@ DAMAGE: list[tuple[Callable[[Path], Any], str]] = [
     (lambda f: (f / "config.json").write_text("{"), "cannot be read"),
     (lambda f: (f / "model.safetensors").unlink(), "there are no weights"),
     (lambda f: (f / "tokenizer.json").write_text("{"), "its tokenizer cannot be read"),
-    (torn, "its weights cannot be read"),
+    (torn, r"model.safetensors is torn: 141,800 bytes of 142,800"),
     (incomplete, "1 weights are missing, such as model.layers.1.mlp.up_proj.weight"),
+    (few_fields, r"config.json is of another model than the weights: .* is \(32000, 4096\) by it"),
+    (deeper, "18 weights are missing, .* describes 53,728 parameters, and there are 35,168"),
 ]
 
 

@@ -75,7 +75,9 @@ def read_groups(path: Path, limit: int | None = None) -> tuple[list[Group], Read
         for pair in pairs:
             groups.setdefault(prompt, Group(prompt)).add(*pair)
     if not groups:
-        told = "; ".join(read.bad_shown) or ("all are ties" if read.rows else "it is empty")
+        told = "; ".join(read.bad_shown) or (
+            "all are ties, equal answers or have one answer only" if read.rows else "it is empty"
+        )
         raise PoolError(f"no comparison in {path}: {told}")
     return list(groups.values()), read
 

@@ -101,7 +101,7 @@ class Folder:
 def held_by(folder: Folder, node: int) -> Iterator[None]:
     """No other command trains there meanwhile. What the disk refuses is said in a sentence."""
     try:
-        with held(folder.place(node)):
+        with held(folder.place(node), flag="--out"):
             yield
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""

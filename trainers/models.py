@@ -12,6 +12,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from store.errors import UsageError
+from store.weights import check_weights
 from trainers.smollm2 import SMOLLM2, smollm2_folder
 
 # Architectures in which positions that begin anew separate packed rows exactly under sdpa. OPT makes its
@@ -39,21 +40,47 @@ def config_of(model: str) -> Any:
     """The model's configuration. Raises UsageError where it cannot be had."""
     try:
         return AutoConfig.from_pretrained(model)
-    except (OSError, ValueError, KeyError) as error:
-        why = str(error).strip().splitlines()[0]
+    except Exception as error:  # whatever a library says of a file that is not as it should be
         other = "" if Path(model).is_dir() else f" A folder, or {SMOLLM2}, needs no network."
-        raise UsageError(f"--model {model} cannot be read: {why}{other}") from error
+        raise UsageError(f"the model {model} cannot be read: {_first_line(error)}{other}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def tokenizer_of(model: str) -> Any:
     try:
         tokenizer = AutoTokenizer.from_pretrained(model)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        why = str(error).strip().splitlines()[0]
-        raise UsageError(f"--model {model}: its tokenizer cannot be read: {why}") from error
+    except Exception as error:
+        raise UsageError(f"{model}: its tokenizer cannot be read: {_first_line(error)}") from error
     if tokenizer.eos_token_id is None:
-        raise UsageError(f"--model {model}: its tokenizer has no end-of-sequence, which a student must learn")
+        raise UsageError(f"{model}: its tokenizer has no end-of-sequence, which a student must learn")
     return tokenizer
+
+
+def check_whole(model: str, skeleton: Any, new: str = "") -> None:
+    """Raises UsageError where a folder lacks weights that the skeleton has, but for those whose names begin
+    with `new`. Of a hub's model, and of one in fewer bits, nothing is known."""
+    if not Path(model).is_dir() or getattr(skeleton.config, "quantization_config", None):
+        return
+    named = skeleton.named_parameters()
+    check_weights(Path(model), {n: tuple(p.shape) for n, p in named if not (new and n.startswith(new))})
+
+
+def whole(kind: Any, model: str, dtype: torch.dtype, new: str = "", **more: Any) -> Any:
+    """A model of this kind with its weights. Raises UsageError where some are missing, for they would be
+    drawn at random; those whose names begin with `new` may be."""
+    try:
+        found, told = kind.from_pretrained(
+            model, dtype=dtype, attn_implementation="sdpa", output_loading_info=True, **more
+        )
+    except OSError as error:
+        raise UsageError(f"{model}: its weights cannot be read: {_first_line(error)}") from error
+    missing = sorted(name for name in told["missing_keys"] if not (new and name.startswith(new)))
+    if missing:
+        raise UsageError(f"{model}: {len(missing)} weights are missing, such as {missing[0]}")
+    return found
 
 
 def skeleton(config: Any) -> Any:
@@ -61,12 +88,9 @@ def skeleton(config: Any) -> Any:
     try:
         with torch.device("meta"):
             return AutoModelForCausalLM.from_config(config)
-    except ValueError as error:
-        raise UsageError(f"a model of type {config.model_type} does not write text: {error}") from error
-
-
-def parameters_of(config: Any) -> int:
-    return sum(p.numel() for p in skeleton(config).parameters())
+    except Exception as error:
+        words = f"a model of type {config.model_type} does not write text, or not with this config.json"
+        raise UsageError(f"{words}: {_first_line(error)}") from error
 
 
 def packs_exactly(config: Any) -> bool:
@@ -75,7 +99,7 @@ def packs_exactly(config: Any) -> bool:
 
 def causal_model(model: str, dtype: torch.dtype) -> Any:
     """The weights, in `dtype`. Under ZeRO-3 they are shared out while they are read."""
-    return AutoModelForCausalLM.from_pretrained(model, dtype=dtype, attn_implementation="sdpa")
+    return whole(AutoModelForCausalLM, model, dtype)
 
 
 def fingerprint(model: str) -> str:

@@ -30,7 +30,11 @@ def run_rank(reward: Path, candidates: Path, out: Path, quiet: bool, groups: Pat
     """Returns the exit code. Raises UsageError, PoolError."""
     if out.is_dir():
         raise UsageError(f"--out {out} is a folder; name a file")
-    total, bad = survey(candidates)
+    if out.exists() and candidates.exists() and out.samefile(candidates):
+        raise UsageError(f"--out {out} is the file of candidates, which would be lost; name another")
+    if groups is not None and groups.exists() and not groups.is_dir():
+        raise UsageError(f"--split {groups} is a file; name a folder")
+    total, bad = survey(candidates, with_ids=groups is not None)
     with Display(quiet) as display:
         if bad:
             display.say(f"{len(bad):,} rows are unusable and left out: {'; '.join(bad[:BAD_SHOWN])}")
@@ -48,18 +52,30 @@ def run_rank(reward: Path, candidates: Path, out: Path, quiet: bool, groups: Pat
     return 0
 
 
-def survey(path: Path) -> tuple[int, list[str]]:
-    """How many candidates there are, and what is wrong with which rows."""
+def survey(path: Path, with_ids: bool = False) -> tuple[int, list[str]]:
+    """How many candidates there are, and what is wrong with which rows. Raises PoolError where no row can
+    be used, or where usable rows lack an id of their own `with_ids`, by which their groups are joined."""
     total, bad, usable = 0, [], False
+    seen: set[Any] = set()
     for line, raw in Pool(path).objects():
         found = raw.reason if isinstance(raw, BadRow) else fault(raw)
         if found is None and isinstance(raw, dict):
             total, usable = total + len(raw["candidates"]), True
+            if with_ids:
+                _own_id(raw.get("id"), seen, f"{path}, line {line}")
         else:
             bad.append(f"line {line}: {found}")
     if not usable:
         raise PoolError(f"nothing to rank in {path}: {'; '.join(bad[:BAD_SHOWN]) or 'it is empty'}")
     return total, bad
+
+
+def _own_id(given: object, seen: set[Any], where: str) -> None:
+    if not isinstance(given, str | int) or isinstance(given, bool):
+        raise PoolError(f"{where}: --split needs an id (a text or a whole number) in every row of candidates")
+    if given in seen:
+        raise PoolError(f"{where}: the id {given!r} is an earlier row's too; --split needs one for each row")
+    seen.add(given)
 
 
 def fault(raw: Row) -> str | None:
@@ -110,8 +126,7 @@ def split(ranked: Path, folder: Path) -> str:
     files: list[IO[bytes]] = []
     with contextlib.ExitStack() as stack:
         for _, row in Pool(ranked).objects():
-            if isinstance(row, BadRow) or "id" not in row:
-                raise PoolError(f"--split needs an id in every row of candidates; a row of {ranked} has none")
+            assert not isinstance(row, BadRow)  # we wrote it
             for place, candidate in enumerate(row["order"]):
                 if place == len(files):
                     files.append(stack.enter_context((folder / f"rank{place + 1}.jsonl").open("wb")))

@@ -24,14 +24,14 @@ from pydantic import (
 from store.errors import UsageError
 
 MOST_ROWS_AT_ONCE = 4  # in a micro batch, unless said: more is no faster on CPU, and costs memory
-ANY_PORT = 0
+MOST_EPOCHS = 10_000
 FILES = ("data", "out", "deepspeed")
 
 
 class Training(BaseModel):
     """What all trainings have in common. Fields that change nothing of what is learnt: see FREE."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
     loss_name: ClassVar[str] = "loss a learnt token (nats)"
 
     data: Path
@@ -41,7 +41,7 @@ class Training(BaseModel):
     held_out: Annotated[float, Field(ge=0, lt=1)] = 0.02
     seed: NonNegativeInt = 42
 
-    epochs: PositiveFloat = 3.0
+    epochs: Annotated[float, Field(gt=0, le=MOST_EPOCHS)] = 3.0
     batch: PositiveInt = 128
     micro_batch: PositiveInt | None = None
     lr: PositiveFloat = 2e-5
@@ -161,7 +161,7 @@ class RewardRecipe(Training):
     loss_name: ClassVar[str] = "loss a prompt (nats)"
 
     held_out: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    epochs: PositiveFloat = 2.0
+    epochs: Annotated[float, Field(gt=0, le=MOST_EPOCHS)] = 2.0
     batch: PositiveInt = 16
     lr: PositiveFloat = 5e-5
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.1

@@ -9,16 +9,18 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import MethodType
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from transformers import AutoModelForSequenceClassification
 from transformers.modeling_outputs import SequenceClassifierOutputWithPast
 
 from store.errors import UsageError
+from trainers.models import whole
 from trainers.sft_data import Template
 
 ABOUT = "reward.json"
+HEAD = "score."
 FAMILIES = {"llama", "opt", "mistral", "qwen2", "qwen3", "smollm3", "phi3"}  # with `model` and `score`
 
 
@@ -43,11 +45,9 @@ def skeleton(config: Any) -> Any:
         return AutoModelForSequenceClassification.from_config(config)
 
 
-def reward_model(model: str, dtype: torch.dtype, pad: int) -> Any:
-    """The weights in `dtype`, with a new head where the folder has none."""
-    found = AutoModelForSequenceClassification.from_pretrained(
-        model, num_labels=1, pad_token_id=pad, dtype=dtype, attn_implementation="sdpa"
-    )
+def reward_model(model: str, dtype: torch.dtype, pad: int, new: str = HEAD) -> Any:
+    """The weights in `dtype`, with a new head where the folder has none (`new` empty: it must have one)."""
+    found = whole(AutoModelForSequenceClassification, model, dtype, new, num_labels=1, pad_token_id=pad)
     return read_by_mask(found)
 
 
@@ -99,6 +99,8 @@ def read_about(folder: Path) -> About:
         raise UsageError(f"--reward {folder}: no config.json there; expected a folder of `train reward`")
     try:
         found = json.loads((folder / ABOUT).read_bytes())
+        if found["template"] not in get_args(Template) or found["max_length"] < 1:
+            raise ValueError(f"template {found['template']}, max_length {found['max_length']}")
         return About(found["template"], int(found["max_length"]))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UsageError(

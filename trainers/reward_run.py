@@ -13,13 +13,13 @@ from trainers.comparisons import Group
 from trainers.ending import file_table, finish, losses, recipe_table
 from trainers.folder import Folder, held_by, read_metrics, write
 from trainers.machine import this_machine
-from trainers.models import config_of, resolve, tokenizer_of
+from trainers.models import check_whole, config_of, resolve, tokenizer_of
 from trainers.precision import with_precision
 from trainers.preferences import share, words
 from trainers.progress import Display
 from trainers.recipe import RewardRecipe
 from trainers.reward_data import Counts, Parts, prepared, template_for
-from trainers.reward_model import check_family, skeleton
+from trainers.reward_model import HEAD, check_family, skeleton
 from trainers.reward_report import measured_on
 from trainers.scoring import Scorer
 
@@ -41,11 +41,13 @@ def run_reward(recipe: RewardRecipe, resume: bool, quiet: bool, env: Mapping[str
     recipe = with_precision(recipe, machine, display)
     check_family(config)
     check_length(recipe, config)
+    shapes = skeleton(config)
+    check_whole(model, shapes, HEAD)
     with held_by(folder, recipe.node_rank):
         parts, counts, held_groups = read(recipe, model, folder, display)
         recipe = with_what_fits(recipe, parts)
         counted = f"prompts of up to {recipe.answers} answers"
-        parameters = check_size(recipe, config, skeleton(config), 1, machine, display, counted)
+        parameters = check_size(recipe, config, shapes, 1, machine, display, counted)
         tell_time(recipe, machine, parameters, parts.lengths[parts.trained].sum(), display)
         identity = identity_of(recipe, parts.digest, model)
         carry_out(recipe, MODULE, identity, folder, resume, quiet, env, machine, {"model": model})

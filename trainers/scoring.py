@@ -11,10 +11,11 @@ from typing import Any, Literal
 
 import torch
 
-from trainers.models import fingerprint, tokenizer_of
+from store.errors import UsageError
+from trainers.models import check_whole, config_of, fingerprint, tokenizer_of
 from trainers.precision import CPUINFO, cpu_has_bf16
 from trainers.reward_data import encoded
-from trainers.reward_model import ABOUT, About, padding_of, read_about, reward_model
+from trainers.reward_model import ABOUT, About, padding_of, read_about, reward_model, skeleton
 
 TOKENS_AT_ONCE = 4096  # padded, in a batch
 ROWS_AT_ONCE = 64
@@ -42,7 +43,9 @@ class Scorer:
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._pad = padding_of(self._tokenizer)
         dtype = torch.bfloat16 if self.precision == "bf16" else torch.float32
-        self._model: Any = reward_model(str(folder), dtype, self._pad).eval().to(self._device)
+        check_whole(str(folder), skeleton(config_of(str(folder))))
+        model = reward_model(str(folder), dtype, self._pad, new="")
+        self._model: Any = model.eval().to(self._device)
 
     def __repr__(self) -> str:
         return f"Scorer({str(self.folder)!r}, {self.precision} on {self._device})"
@@ -64,6 +67,10 @@ class Scorer:
         mask = torch.nn.utils.rnn.pad_sequence([torch.ones_like(r) for r in rows], batch_first=True)
         with torch.inference_mode():
             logits = self._model(ids.to(self._device), mask.to(self._device)).logits
+        if not logits.isfinite().all():
+            raise UsageError(
+                f"--reward {self.folder}: its rewards are no numbers (NaN): its weights are broken"
+            )
         return [round(value, DIGITS) for value in logits.squeeze(-1).tolist()]
 
 

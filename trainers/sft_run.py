@@ -14,7 +14,7 @@ from trainers.card import Table
 from trainers.ending import file_table, finish, losses, recipe_table
 from trainers.folder import Folder, held_by, read_metrics
 from trainers.machine import this_machine
-from trainers.models import config_of, packs_exactly, resolve, skeleton, tokenizer_of
+from trainers.models import check_whole, config_of, packs_exactly, resolve, skeleton, tokenizer_of
 from trainers.precision import with_precision
 from trainers.progress import Display
 from trainers.recipe import SftRecipe
@@ -36,6 +36,7 @@ def run_sft(recipe: SftRecipe, resume: bool, quiet: bool, env: Mapping[str, str]
     recipe = with_precision(recipe, machine, display)
     check_length(recipe, config)
     packs, shapes = packed(recipe, config), skeleton(config)
+    check_whole(model, shapes)
     parameters = check_size(recipe, config, shapes, config.vocab_size, machine, display, "rows")
     with held_by(folder, recipe.node_rank):
         rows, counts = read(recipe, model, folder, display)

@@ -19,11 +19,13 @@ from trainers.reports import report
 _PR_SET_PDEATHSIG = 1
 
 
-def die_with_parent(parent: int) -> None:
-    """An orphan would go on writing into a folder that another run may have taken over. parent: its
-    process id where it is known, else 0."""
+def die_with_parent(command: int, alone: bool) -> None:
+    """An orphan would go on writing into a folder that another run may have taken over. command: the
+    process id of the command on this machine, which is the parent of a process that is alone; between it
+    and several stands torchrun, which dies with it."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent if parent else os.getppid() == 1:
+    gone = os.getppid() != command if alone else not Path(f"/proc/{command}").exists()
+    if gone or os.getppid() == 1:
         os._exit(1)
 
 
@@ -55,7 +57,7 @@ def run_job(file: str, work: Callable[[dict[str, Any]], None]) -> None:
     """Does the job of a file. Ends the process: 0 done or stopped as asked, 1 on an error, which is
     reported."""
     job = json.loads(Path(file).read_bytes())
-    die_with_parent(job["parent"] if job["alone"] else 0)
+    die_with_parent(job["parent"], job["alone"])
     try:
         work(job)
     except Exception as error:

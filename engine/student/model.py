@@ -13,6 +13,7 @@ from transformers.cache_utils import DynamicLayer
 
 from engine.student.folder import EXPECTED
 from store.errors import UsageError
+from store.weights import check_weights
 
 UNKNOWN_CONTEXT = 4096
 MOST_CONTEXT = 10**6  # a tokenizer that knows no limit says 10**30
@@ -46,8 +47,9 @@ class Student:
 def load(folder: Path, name: str) -> Student:
     """Raises UsageError where the folder cannot be used."""
     _quieten(logging)
-    config = _read(folder, AutoConfig).get_text_config()
-    tokenizer = _read(folder, AutoTokenizer)
+    whole = _read(folder, AutoConfig)
+    config, tokenizer = whole.get_text_config(), _read(folder, AutoTokenizer)
+    _check_whole(folder, whole)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = fastest(device)
     model = _weights(folder, dtype).eval().to(device)
@@ -71,6 +73,20 @@ def _read(folder: Path, kind: Any) -> Any:
     except Exception as error:  # whatever a library says of a file that is not as it should be
         what = "tokenizer" if kind is AutoTokenizer else "config.json"
         raise UsageError(f"{folder}: its {what} cannot be read: {_first_line(error)}; {EXPECTED}") from error
+
+
+def _check_whole(folder: Path, config: Any) -> None:
+    """Before memory is taken: a config.json that lacks fields describes another model, often a large one."""
+    if getattr(config, "quantization_config", None):  # the files have other shapes than the model
+        return
+    kind: Any = AutoModelForCausalLM
+    try:
+        with torch.device("meta"):
+            shapes = {name: tuple(p.shape) for name, p in kind.from_config(config).named_parameters()}
+    except Exception as error:
+        words = f"{folder}: no model can be made of its config.json: {_first_line(error)}"
+        raise UsageError(f"{words}; {EXPECTED}") from error
+    check_weights(folder, shapes)
 
 
 def _weights(folder: Path, dtype: torch.dtype) -> Any:
