@@ -58,7 +58,7 @@ def _words(found: Figures) -> list[str]:
         f"({found['complete']:,} with all {found['votes_wanted']}), {len(found['annotators'])} annotators; "
         f"{found['changed']:,} changed, {found['skipped']:,} skipped",
         "",
-        f"{'':10}{'win':>20}{'tie':>20}{'loss':>20}   agreement",
+        f"{'':10}{'win':>23}{'tie':>23}{'loss':>23}   agreement",
     ]
     lines += [_line(name, found["criteria"][name]) for name in CRITERIA]
     seconds, left = found["seconds"], found["left"]
@@ -75,7 +75,7 @@ def _words(found: Figures) -> list[str]:
 def _line(name: str, row: Figures) -> str:
     agreement = row["agreement"]
     alpha = "-" if agreement["alpha"] is None else f"{agreement['alpha']:.2f}"
-    cells = "".join(f"{_share(row[outcome]):>20}" for outcome in OUTCOMES)
+    cells = "".join(f"{_share(row[outcome]):>23}" for outcome in OUTCOMES)
     return f"{name:10}{cells}   alpha {alpha}, {percent(agreement['share'])} equal"
 
 

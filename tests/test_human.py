@@ -130,6 +130,7 @@ def test_tables_hold_the_same_figures_and_no_formulas(
     said = capsys.readouterr().out
     assert "6 votes on 3 of 3 pairs" in said
     assert "50.0%" in said
+    assert " 100.0% (100.0-100.0%) " in said  # honest: all are ties; columns stand apart
     with table.open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 9

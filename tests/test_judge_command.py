@@ -56,6 +56,8 @@ async def test_bad_input_ends_with_words_and_2(tmp_path: Path) -> None:
 
 def test_what_cannot_be_asked_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = reviews(tmp_path, "x_vs_y", ["8 9"])
+    with pytest.raises(UsageError, match="name the rank groups: --reviews FILE for each, or --run RUN"):
+        run_ranking(Asked(), False, None, None)
     with pytest.raises(UsageError, match="name what was judged"):
         told(capsys, Asked())
     with pytest.raises(UsageError, match="--scores both: unknown; there are file, text"):

@@ -14,7 +14,7 @@ from typing import Any
 
 import orjson
 
-from evaluators.rows import DataSet, Field, Row, data_sets, field_of
+from evaluators.rows import DataSet, Field, Row, at_least_one, data_sets, field_of
 from evaluators.sheets import Sheet, Value, publish
 from store.errors import UsageError
 from store.export import write_lines
@@ -104,13 +104,13 @@ def run_verbs(
     out: Path | None,
 ) -> int:
     """Raises UsageError, PoolError."""
-    sets, chosen = data_sets(files, names), field_of(field)
+    sets, chosen, beside = data_sets(files, names), field_of(field), at_least_one("--processes", processes)
     parser = load_parser()
     found: dict[str, Verbs] = {one.name: Verbs() for one in sets}
 
     def lines() -> Iterator[dict[str, Any]]:
         for one in sets:
-            for row, pair in parsed(parser, one, chosen, found[one.name], processes or 1):
+            for row, pair in parsed(parser, one, chosen, found[one.name], beside or 1):
                 found[one.name].add(pair, row)
                 yield {"data": one.name, **row.where, "verb": pair[0], "noun": pair[1]}
 

@@ -69,6 +69,8 @@ def run_ranking(asked: Asked, json: bool, csv: Path | None, rows: Path | None) -
     """Raises UsageError, PoolError, RunFolderError, StorageError."""
     from evaluators.judge.ranking import ranking_report
 
+    if not (asked.reviews or asked.runs):
+        raise UsageError("name the rank groups: --reviews FILE for each, or --run RUN")
     sources = read_sources(asked)
     baselines = read_sources(Asked(reviews=asked.baselines, b=asked.b, scores=asked.scores), some=False)
     report = ranking_report(sources, baselines, asked.scores)

@@ -11,6 +11,7 @@ from evaluators.rouge.joining import Joined, Joining, joined, read_references
 from evaluators.rouge.report import ALL, BUCKETS, RougeReport, Scored, scored
 from evaluators.rouge.scoring import METRICS, Pair, ScoreAll, scoring
 from evaluators.rouge.tokens import Asked, asked_of, tokens_for
+from evaluators.rows import at_least_one
 from evaluators.sheets import Sheet, Span, Value, publish
 from store.answers import model_names
 from store.errors import UsageError
@@ -47,8 +48,7 @@ def measure(predictions: Sequence[Path], references: Path, told: Told) -> RougeR
     names, asked = model_names(predictions, told.names), asked_of(told.tokenizer)
     if told.against is not None and told.against not in names:
         raise UsageError(f"--against {told.against}: no such model; there are {', '.join(names)}")
-    if told.processes is not None and told.processes < 1:
-        raise UsageError(f"--processes wants a number of at least 1, not {told.processes}")
+    at_least_one("--processes", told.processes)
     expected = read_references(Pool(references))
     joinings = {name: Joining() for name in names}
     with scoring(told.processes) as score_all:
