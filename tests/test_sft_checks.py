@@ -240,6 +240,15 @@ def test_a_model_is_the_same_wherever_its_folder_lies(tmp_path: Path) -> None:
     assert fingerprint(str(tiny.student(tmp_path / "other", "opt"))) != one
 
 
+def test_a_resume_of_what_nobody_can_read_is_refused_in_words(tmp_path: Path) -> None:
+    folder = Folder(tmp_path)
+    folder.work.mkdir()
+    for torn in ("{torn", "[1]", "\xff"):
+        (folder.work / "run.json").write_text(torn, encoding="latin-1")
+        with pytest.raises(UsageError, match=r"run\.json cannot be read"):
+            folder.same({"lr": 1})
+
+
 def test_measurements_after_the_checkpoint_are_forgotten_and_a_torn_line_too(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step":1}\n{"step":2}\n{"step":3}\n{"st')
