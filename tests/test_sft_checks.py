@@ -198,6 +198,9 @@ def test_why_a_training_process_ended_is_said(tmp_path: Path, monkeypatch: pytes
     assert "training failed: ValueError: odd; " in ends(told % "ValueError: odd", tmp_path)
     assert "more memory than there is" in ends(told % "you tried to allocate memory", tmp_path)
     assert "was killed (SIGKILL)" in ends("import os; os.kill(os.getpid(), 9)", tmp_path)
+    one_of_two = "import sys; print('Signal 9 (SIGKILL)', file=sys.stderr); "  # as torchrun logs it
+    assert "was killed (SIGKILL)" in ends(one_of_two + told % "RuntimeError: Connection closed", tmp_path)
+    assert "training failed: ValueError: odd; " in ends(told % "ValueError: odd", tmp_path)  # the log goes on
     monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=3 << 20))
     said = ends(told % "RuntimeError: PytorchStreamWriter failed writing file data/0", tmp_path)
     assert said.startswith("training ended with the disk full (3 MiB left): make room, then --resume")
