@@ -198,6 +198,9 @@ def test_why_a_training_process_ended_is_said(tmp_path: Path, monkeypatch: pytes
     assert "training failed: ValueError: odd; " in ends(told % "ValueError: odd", tmp_path)
     assert "more memory than there is" in ends(told % "you tried to allocate memory", tmp_path)
     assert "was killed (SIGKILL)" in ends("import os; os.kill(os.getpid(), 9)", tmp_path)
+    one_of_two = "import sys; print('Signal 9 (SIGKILL)', file=sys.stderr); "  # as torchrun logs it
+    assert "was killed (SIGKILL)" in ends(one_of_two + told % "RuntimeError: Connection closed", tmp_path)
+    assert "training failed: ValueError: odd; " in ends(told % "ValueError: odd", tmp_path)  # the log goes on
     monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=3 << 20))
     said = ends(told % "RuntimeError: PytorchStreamWriter failed writing file data/0", tmp_path)
     assert said.startswith("training ended with the disk full (3 MiB left): make room, then --resume")
@@ -238,6 +241,15 @@ def test_a_model_is_the_same_wherever_its_folder_lies(tmp_path: Path) -> None:
     shutil.copytree(tmp_path / "one", tmp_path / "two")
     assert fingerprint(str(tmp_path / "two")) == one
     assert fingerprint(str(tiny.student(tmp_path / "other", "opt"))) != one
+
+
+def test_a_resume_of_what_nobody_can_read_is_refused_in_words(tmp_path: Path) -> None:
+    folder = Folder(tmp_path)
+    folder.work.mkdir()
+    for torn in ("{torn", "[1]", "\xff"):
+        (folder.work / "run.json").write_text(torn, encoding="latin-1")
+        with pytest.raises(UsageError, match=r"run\.json cannot be read"):
+            folder.same({"lr": 1})
 
 
 def test_measurements_after_the_checkpoint_are_forgotten_and_a_torn_line_too(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -203,10 +204,9 @@ async def test_a_schema_that_is_none_is_refused(place: Place) -> None:
         async with session() as client:
             body = place.body(response_format=wanted)
             async with client.post(f"{place.url}/chat/completions", json=body) as response:
-                assert (response.status, (await response.json())["error"]["param"]) == (
-                    400,
-                    "response_format",
-                )
+                error = (await response.json())["error"]
+                assert (response.status, error["param"]) == (400, "response_format")
+                assert re.match(r"the schema cannot be followed: [A-Z]", error["message"])
 
 
 async def test_an_answer_without_bound_ends_with_the_context(place: Place) -> None:

@@ -73,8 +73,14 @@ class Folder:
         write(self.work / RUN, identity)
 
     def same(self, identity: Identity) -> None:
-        """Raises NotTheSame naming each value that differs from the run's."""
-        before = json.loads((self.work / RUN).read_bytes())
+        """Raises NotTheSame naming each value that differs from the run's; UsageError where that is not
+        to be read."""
+        told = self.work / RUN
+        try:
+            before = dict(json.loads(told.read_bytes()))
+        except (OSError, ValueError, TypeError) as error:
+            words = "begin anew with another --out, for what it was begun with is not known"
+            raise UsageError(f"{told} cannot be read ({error}): {words}") from error
         now = json.loads(json.dumps(identity, default=str))
         found = _differences(before, now)
         if found:

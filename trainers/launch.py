@@ -60,6 +60,7 @@ class Processes:
 
     def __init__(self, words: list[str], env: Mapping[str, str], log: Path) -> None:
         self._log = log.open("ab")
+        self._began = self._log.tell()  # behind what earlier runs wrote
         self._failed: str | None = None
         self._process = subprocess.Popen(
             words, env=dict(env), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=self._log,
@@ -89,12 +90,12 @@ class Processes:
         free = shutil.disk_usage(self._log.name).free
         if free < FULL:  # which libraries tell in words of their own
             return f"training ended with the disk full ({free >> 20} MiB left): make room, then --resume"
+        log = Path(self._log.name).read_bytes()[self._began :][-20_000:]
+        if code == -signal.SIGKILL or b"Signal 9 (SIGKILL)" in log:  # the others tell of a lost connection
+            return f"a training process was killed (SIGKILL): if nobody did that, {memory}"
         if self._failed is not None:
             short = "allocate memory" in self._failed or "OutOfMemory" in self._failed
             return f"training failed: {memory if short else self._failed}"
-        log = Path(self._log.name).read_text(errors="replace")[-20_000:]
-        if code == -signal.SIGKILL or "Signal 9 (SIGKILL)" in log:
-            return f"a training process was killed (SIGKILL): if nobody did that, {memory}"
         return f"training ended with status {code}"
 
     def kill(self) -> None:

@@ -1,5 +1,6 @@
 """JSON by a schema: what may come next, by xgrammar (Dong et al., arXiv 2411.15100)."""
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ from engine.student.model import Student
 
 ANY_OBJECT: Mapping[str, Any] = {"type": "object"}
 PARAM = "response_format"
+PLACE_IN_XGRAMMAR = re.compile(r"^\[[\d:]+\] \S+:\d+: ")  # [hour] file:line:
 
 
 class Grammars:
@@ -32,6 +34,7 @@ class Grammars:
             return compiler.compile_json_schema(orjson.dumps(schema).decode(), any_whitespace=False)
         except (RuntimeError, ValueError, TypeError) as error:
             words = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
+            words = PLACE_IN_XGRAMMAR.sub("", words)
             raise Refused(400, f"the schema cannot be followed: {words}", PARAM, "invalid_value") from error
 
     def _ready(self) -> Any:
