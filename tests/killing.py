@@ -17,9 +17,10 @@ from cli import ROOT
 TRIES = 3
 
 
-def kill_at_step(command: list[str], out: Path, step: int) -> None:
-    """kill -9 of the command as soon as this step is measured; those that train end with it."""
-    _killed(command, out, step, lambda command, workers: os.kill(command, signal.SIGKILL))
+def kill_at_step(command: list[str], out: Path, step: int, deaf: bool = False) -> None:
+    """kill -9 of the command as soon as this step is measured; those that train end with it. deaf: it hears
+    nothing more of them after the first step, as if it were slow."""
+    _killed(command, out, step, lambda command, workers: os.kill(command, signal.SIGKILL), deaf)
 
 
 def kill_a_worker_at_step(command: list[str], out: Path, step: int) -> tuple[int, str]:
@@ -28,11 +29,14 @@ def kill_a_worker_at_step(command: list[str], out: Path, step: int) -> tuple[int
 
 
 def _killed(
-    command: list[str], out: Path, step: int, kill: Callable[[int, list[int]], None]
+    command: list[str], out: Path, step: int, kill: Callable[[int, list[int]], None], deaf: bool = False
 ) -> tuple[int, str]:
     """A training so small may end before a busy machine has killed it: then once more."""
     for _ in range(TRIES):
-        process = at_step(command, out, step)
+        process = at_step(command, out, 1 if deaf else step)
+        if deaf:
+            process.send_signal(signal.SIGSTOP)
+            until_step(process, out, step)
         workers = children_of(process.pid)
         with contextlib.suppress(ProcessLookupError, IndexError):
             kill(process.pid, workers)
@@ -47,13 +51,17 @@ def _killed(
 def at_step(command: list[str], out: Path, step: int) -> subprocess.Popen[str]:
     """The command, started and waited for until this step is measured."""
     process = subprocess.Popen(command, cwd=ROOT, env=tiny.env(), stderr=subprocess.PIPE, text=True)
+    until_step(process, out, step)
+    return process
+
+
+def until_step(process: subprocess.Popen[str], out: Path, step: int) -> None:
     deadline = time.monotonic() + tiny.SECONDS
     metrics = out / "metrics.jsonl"
     while not (metrics.exists() and ("step", step) in tiny.measured(out)):
         assert not process.poll(), tiny.log(out)
         assert time.monotonic() < deadline
         time.sleep(0.002)
-    return process
 
 
 def until_gone(pids: list[int]) -> None:

@@ -91,7 +91,7 @@ def test_pieces_and_processes_change_no_loss(ground: Path, out: str, flags: tupl
 
 def test_a_killed_training_goes_on_as_if_nothing_had_been(ground: Path) -> None:
     words = (*given(ground, "killed"), *USUAL)
-    kill_at_step(tiny.words(*words, kind="reward"), ground / "killed", 5)
+    kill_at_step(tiny.words(*words, kind="reward"), ground / "killed", 5, deaf=True)
     leave_traces_of_a_kill(ground / "killed" / "training")
     said = tiny.train(*words, "--resume", kind="reward")
     assert "checkpoint-5 is passed over: it was not finished" in said

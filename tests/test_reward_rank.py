@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from store.errors import PoolError, UsageError
 from trainers import rank as ranking
 from trainers import scoring
-from trainers.rank import fault, ranked, run_rank
+from trainers.rank import fault, ranked, run_rank, split
 from trainers.reward_report import run_evaluation
 from trainers.scoring import Readable, Scorer, planned, precision_here
 
@@ -195,6 +195,17 @@ def test_rank_groups_that_cannot_be_made_are_refused_before_any_score(
     refused("line 2: the id 0 is an earlier row's too", tmp_path / "groups")
     candidates.write_bytes(b'{"prompt": "p", "candidates": ["a"]}\n')
     refused("line 1: --split needs an id", tmp_path / "groups")
+
+
+def test_no_group_of_an_earlier_ranking_is_left(tmp_path: Path) -> None:
+    row = {"id": 1, "prompt": "p", "candidates": ["a", "b"], "scores": [0.0, 1.0], "order": [1, 0]}
+    ranked = tiny.write(tmp_path / "ranked.jsonl", [row])
+    for name in ("rank3.jsonl", "rank10.jsonl", "ranks.jsonl"):
+        (tmp_path / name).touch()
+    split(ranked, tmp_path)
+    assert {file.name for file in tmp_path.glob("rank*")} == {
+        "rank1.jsonl", "rank2.jsonl", "ranked.jsonl", "ranks.jsonl",
+    }  # fmt: skip
 
 
 def test_equals_keep_their_order() -> None:

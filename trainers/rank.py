@@ -133,6 +133,10 @@ def split(ranked: Path, folder: Path) -> str:
                 files[place].write(
                     orjson.dumps({"id": row["id"], "text": row["candidates"][candidate]}) + b"\n"
                 )
+    for stale in folder.glob("rank*.jsonl"):  # of an earlier ranking of more candidates
+        number = stale.stem.removeprefix("rank")
+        if number.isdecimal() and int(number) > len(files):
+            stale.unlink()
     return ", ".join(file.name for file in files) or "no candidates"
 
 

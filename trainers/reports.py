@@ -6,6 +6,7 @@ it is told apart.
 
 import os
 import sys
+from pathlib import Path
 from typing import Any
 
 import orjson
@@ -16,8 +17,21 @@ SEPARATOR = b"\x1e"
 def report(kind: str, **values: Any) -> None:
     """To be called by one process of a machine only."""
     sys.stdout.flush()
-    record = orjson.dumps({"kind": kind, **values}, option=orjson.OPT_SERIALIZE_NUMPY)
-    os.write(sys.stdout.fileno(), b"\n" + SEPARATOR + record + b"\n")
+    os.write(sys.stdout.fileno(), b"\n" + SEPARATOR + _record(kind, values) + b"\n")
+
+
+def _record(kind: str, values: dict[str, Any]) -> bytes:
+    return orjson.dumps({"kind": kind, **values}, option=orjson.OPT_SERIALIZE_NUMPY)
+
+
+def measured(metrics: Path, kind: str, **values: Any) -> None:
+    """A measurement: on disk first, by the process that seals checkpoints, so that none is sealed whose
+    measurements a killed command never read; then told."""
+    with metrics.open("ab") as file:
+        file.write(_record(kind, values) + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
+    report(kind, **values)
 
 
 def parsed(line: bytes) -> dict[str, Any] | None:

@@ -41,11 +41,10 @@ def train(job: dict[str, Any]) -> None:
     def batch_of(group: Sequence[int]) -> Batch:
         return collate([part_of(parts, i) for i in group])
 
-    telling = Telling(parts.lengths[trained][planned].sum(1), len(trained), recipe.batch, folder.stop)
+    telling = Telling(parts.lengths[trained][planned].sum(1), len(trained), recipe.batch, folder)
     loop = Loop(
         planned, loss_sum, in_groups(parts.held_out, parts.lengths, recipe.rows_at_once, batch_of),
-        lambda _: [],
-        count=prompts_in, measure=measured,
+        lambda _: [], folder.metrics, count=prompts_in, measure=measured,
         model=model, args=args, train_dataset=PartRows(parts, trained), data_collator=collate,
         callbacks=[telling],
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""One training from the command's side: start its processes, write down what they report, end it well.
+"""One training from the command's side: start its processes, show what they report, end it well.
 
 Shared by what is trained. A first Ctrl-C asks for a checkpoint and a stop, a second ends all at once.
 """
@@ -10,8 +10,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-import orjson
-
 from trainers import launch
 from trainers.curves import draw
 from trainers.errors import Stopped
@@ -20,7 +18,7 @@ from trainers.progress import Display
 from trainers.recipe import Training
 
 PLOTTED = {"loss", "held_out_loss", "held_out_accuracy", "lr", "grad_norm"}
-KEPT = ("step", "held_out")  # kinds of records that are measurements
+MEASURED = ("step", "held_out")
 
 
 def run(
@@ -37,13 +35,13 @@ def run(
     try:
         with _stoppable(folder, processes, display), display:
             for record in processes.records():
-                if record["kind"] in KEPT and first:
-                    _keep(record, folder, recipe)
+                if record["kind"] in MEASURED and first:
                     board(record)
                 if record["kind"] == "step":
                     display.step(record)
                 elif record["kind"] == "held_out":
                     display.held_out(record)
+                    _draw(record["step"], folder, recipe)
                 elif record["kind"] == "stopping":
                     stopped = record["step"]
     finally:
@@ -71,10 +69,8 @@ def _stoppable(folder: Folder, processes: launch.Processes, display: Display) ->
             signal.signal(number, handler)
 
 
-def _keep(record: dict[str, Any], folder: Folder, recipe: Training) -> None:
-    with folder.metrics.open("ab") as file:
-        file.write(orjson.dumps(record) + b"\n")
-    if record["kind"] == "held_out" and record["step"]:
+def _draw(step: int, folder: Folder, recipe: Training) -> None:
+    if step and recipe.node_rank == 0:
         draw(read_metrics(folder.metrics), folder.curves, title_of(recipe), recipe.loss_name)
 
 

@@ -46,10 +46,10 @@ def train(job: dict[str, Any]) -> None:
         found: Batch = collate([example(*rows.row(i)) for i in group])
         return found
 
-    telling = Telling(rows.lengths[trained][planned].sum(1), len(trained), recipe.batch, folder.stop)
+    telling = Telling(rows.lengths[trained][planned].sum(1), len(trained), recipe.batch, folder)
     loop = Loop(
         planned, loss_sum, in_groups(rows.held_out, rows.lengths, recipe.rows_at_once, batch_of),
-        partial(sampled, rows=rows, tokenizer=tokenizer, count=recipe.samples),
+        partial(sampled, rows=rows, tokenizer=tokenizer, count=recipe.samples), folder.metrics,
         model=model, args=args, train_dataset=Examples(rows, trained), data_collator=collate,
         callbacks=[telling],
     )  # fmt: skip

@@ -21,7 +21,7 @@ from trainers.batches import Batch, Planned, learnt_in
 from trainers.errors import TrainingFailed
 from trainers.folder import Folder
 from trainers.recipe import Training
-from trainers.reports import report
+from trainers.reports import measured, report
 from trainers.worker import agreed, join_processes, on_cpu
 from trainers.zero import deepspeed_config
 
@@ -88,6 +88,7 @@ class Loop(Trainer):
 
     order: (steps, batch) places in `train_dataset`. held_out: its batches, the same in each process.
     judged: called after each evaluation by all processes (samples); what it returns is reported.
+    metrics: the file that measurements go to.
     count: how much of a batch the loss is a sum over. measure: of a held-out batch, each figure by name
     as a sum and what it is to be divided by; the loss alone, unless given.
     """
@@ -98,12 +99,13 @@ class Loop(Trainer):
         loss_sum: LossSum,
         held_out: list[Callable[[], Batch]],
         judged: Callable[["Loop"], list[dict[str, Any]]],
+        metrics: Path,
         count: Count = learnt_in,
         measure: Measure | None = None,
         **given: Any,
     ) -> None:
         self._order, self._loss_sum, self._held_out, self._judged = order, loss_sum, held_out, judged
-        self._count, self._measure = count, measure or self._loss_alone
+        self._metrics, self._count, self._measure = metrics, count, measure or self._loss_alone
         super().__init__(**given, eval_dataset=given["train_dataset"])  # evaluate() below has its own
         self.model_accepts_loss_kwargs = True  # the loss is normalised below, not by the Trainer
 
@@ -132,11 +134,11 @@ class Loop(Trainer):
                 mine = self._held_out[min(place, len(self._held_out) - 1)]()
                 mine = {name: tensor.to(self.args.device) for name, tensor in mine.items()}
                 with torch.no_grad(), self.autocast():
-                    measured = self._measure(model, mine)
+                    found = self._measure(model, mine)
                 if not names:
-                    names, total = list(measured), torch.zeros(len(measured), 2, dtype=torch.float64)
+                    names, total = list(found), torch.zeros(len(found), 2, dtype=torch.float64)
                 if place < len(self._held_out):  # else only to keep step with the others
-                    total += torch.tensor(list(measured.values()), dtype=torch.float64)
+                    total += torch.tensor(list(found.values()), dtype=torch.float64)
         if ranks > 1 and names:
             total = self.accelerator.reduce(total.to(self.args.device)).cpu()
         samples = self._judged(self)
@@ -145,7 +147,7 @@ class Loop(Trainer):
             return {}
         held = dict(zip(names, (total[:, 0] / total[:, 1]).tolist(), strict=True))
         if self.is_world_process_zero():
-            report("held_out", step=self.state.global_step, **held, samples=samples)
+            measured(self._metrics, "held_out", step=self.state.global_step, **held, samples=samples)
         return {"eval_loss": held["held_out_loss"]}
 
     def _loss_alone(self, model: Any, batch: Batch) -> dict[str, tuple[float, float]]:
@@ -170,9 +172,9 @@ class Loop(Trainer):
 class Telling(TrainerCallback):
     """Reports each step, makes checkpoints whole, and stops when the command asks."""
 
-    def __init__(self, tokens: npt.NDArray[np.int64], rows: int, batch: int, stop: Path) -> None:
+    def __init__(self, tokens: npt.NDArray[np.int64], rows: int, batch: int, folder: Folder) -> None:
         """tokens: of each step. rows: of one pass over the data."""
-        self._tokens, self._rows, self._batch, self._stop = tokens, rows, batch, stop
+        self._tokens, self._rows, self._batch, self._folder = tokens, rows, batch, folder
         self._began = time.perf_counter()
         self.stopped = False
 
@@ -181,7 +183,7 @@ class Telling(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._seconds = time.perf_counter() - self._began
-        asked = torch.tensor(int(self._stop.exists()), device=args.device)
+        asked = torch.tensor(int(self._folder.stop.exists()), device=args.device)
         if args.world_size > 1:
             dist.all_reduce(asked, op=dist.ReduceOp.MAX)  # all stop at the same step, or none
         if asked.item() and state.global_step < state.max_steps:
@@ -200,7 +202,8 @@ class Telling(TrainerCallback):
             )
         if not state.is_world_process_zero:
             return
-        report(
+        measured(
+            self._folder.metrics,
             "step",
             step=step,
             steps=state.max_steps,
