@@ -14,7 +14,7 @@ MODEL = "smollm2"
 FEW = ["--model", MODEL, "--epochs", "1", "--batch", "8", "--max-length", "128"]
 FEW += ["--eval-every", "9", "--save-every", "9"]
 STUDENT_ROWS, REWARD_PROMPTS = 18, 24
-QUESTIONS, SAMPLES, MAX_TOKENS = 6, 4, 40
+QUESTIONS, SAMPLES, MAX_TOKENS = 5, 4, 32
 
 
 def train_and_rank(console: Console, pool: Path, data: Path, run: Path) -> None:
@@ -34,7 +34,7 @@ def train_and_rank(console: Console, pool: Path, data: Path, run: Path) -> None:
     candidates, ranked = run / "candidates.jsonl", run / "ranked.jsonl"
     with served(str(student), run / "student.log") as (url, model):
         asked = ["--limit", str(QUESTIONS), "--samples", str(SAMPLES), "--max-tokens", str(MAX_TOKENS)]
-        asked += ["--attempts", "2"]  # it may have nothing to say, again and again
+        asked += ["--attempts", "1", "--concurrency", "16"]  # it may have nothing to say, again and again
         where = ["--run", str(run), "--stage", "student", "--model", model, "--base-url", url, "--quiet"]
         distill("generate", str(pool), *where, *asked, some_may_fail=True)
     distill("export", str(run), "--stage", "student", "--format", "candidates", "--out", str(candidates))

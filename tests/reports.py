@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import sqlite3
 from pathlib import Path
 from typing import Any
 
@@ -199,9 +201,16 @@ def statistics(word: str = "") -> dict[str, dict[str, Any]]:
     }  # fmt: skip
 
 
+def slowed(run: Path) -> None:
+    """As if each run had taken a while."""
+    with contextlib.closing(sqlite3.connect(run / "ledger.db")) as db, db:
+        db.execute("UPDATE runs SET ended = started + 20")
+
+
 async def whole_run(run: Path, word: str = "") -> Path:
     """Everything that a report can tell, in one folder."""
     await fill(run, word)
+    slowed(run)
     training(run / "student", word)
     training(run / "reward", word, reward=True)
     for name, data in {

@@ -25,6 +25,7 @@ from engine.status import status_of
 from evaluators.report.build import build, run_report, tables
 from evaluators.report.document import Drawing, Heading, Listing, Report, Samples, Section, Words
 from evaluators.report.page import html
+from evaluators.report.sections.judge_aside import aside
 from store.errors import RunFolderError, UsageError
 
 
@@ -117,6 +118,15 @@ def test_limits_over_time_add_up_to_what_was_sent(whole: Report) -> None:
     assert sum(table.numbers("429s")) == 1
 
 
+async def test_a_burst_is_told_in_a_line(tmp_path: Path) -> None:
+    await fill(tmp_path / "run")
+    report = build(tmp_path / "run")
+    assert "limits-1" not in numbers(report)
+    (words,) = section(report, "limits").blocks
+    assert isinstance(words, Words)
+    assert re.search(r"Too short for a figure: .* \(14 requests in \d\.\d s\)", words.text)
+
+
 def test_failures_are_told_with_the_servers_words(whole: Report) -> None:
     assert ("bad_request", 1) in numbers(whole)["asks-by-cause"].rows
     assert ("generate", "bad_request", "400", 1, 1, 1) in numbers(whole)["errors"].rows
@@ -169,6 +179,24 @@ def test_a_weak_result_says_so(whole: Report, tmp_path: Path) -> None:
 def test_the_sums_stand_on_the_bars(whole: Report) -> None:
     drawn = [b.figure for b in section(whole, "judge").blocks if isinstance(b, Drawing)]
     assert any("609 : 666 = 91%</text>" in f.wide and "609 : 666 = 91%</text>" in f.narrow for f in drawn)
+
+
+def test_categories_of_several_models_stand_side_by_side_and_intervals_behind() -> None:
+    def pair(model: str, *relative: float) -> dict[str, Any]:
+        parts = [
+            {"category": name, "questions": 10, "relative": value, "low": value - 0.1, "high": value + 0.1}
+            for name, value in zip(("math", "writing"), relative, strict=False)
+        ]
+        return {"a": model, "b": "vicuna", "judge": "gpt-4", "by_category": parts}
+
+    pairs = [pair("bard", 0.9, 1.1), pair("gpt35", 1.2)]
+    first, second = (b for b in aside({"pairs": pairs}, 1) if isinstance(b, Listing))
+    assert first.table.columns == ("category", "bard", "gpt35")
+    assert first.table.rows == (("math", 0.9, 1.2), ("writing", 1.1, None))
+    assert "against vicuna" in first.caption
+    assert (len(second.table.rows), bool(second.folded)) == (3, True)
+    (alone,) = (b for b in aside({"pairs": pairs[:1]}, 1) if isinstance(b, Listing))
+    assert (len(alone.table.rows), alone.folded) == (2, "")
 
 
 def test_a_csv_holds_what_is_drawn(whole: Report) -> None:

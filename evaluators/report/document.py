@@ -36,10 +36,11 @@ class Facts:
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """A table in full view. caption: what it shows."""
+    """A table. caption: what it shows. folded: what it is called where it is folded away."""
 
     table: Table
     caption: str
+    folded: str = ""
     kind: ClassVar[str] = "listing"
 
 

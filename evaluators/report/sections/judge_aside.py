@@ -18,8 +18,8 @@ def name_of(pair: Json) -> str:
 def aside(data: Json, number: int) -> Iterator[Block]:
     """Tables of what there is, of one evaluation."""
     pairs: list[Json] = data["pairs"]
+    yield from _by_category(pairs, f"judge-{number}")
     for name, heads, rows, words in (
-        ("categories", ("pair", "category", *SPREAD), _categories(pairs), CATEGORIES),
         ("position", POSITION_HEADS, _position(pairs), POSITION),
         ("balanced", ("pair", *SPREAD), _balanced(pairs), "Balanced over both orders."),
         ("length-controlled", CONTROLLED_HEADS, _controlled(pairs), CONTROLLED),
@@ -30,6 +30,27 @@ def aside(data: Json, number: int) -> Iterator[Block]:
 
 
 CATEGORIES = "By category. Few questions in each, so that most differences are chance."
+SIDE_BY_SIDE = 6  # pairs, in columns
+
+
+def _by_category(pairs: Sequence[Json], name: str) -> Iterator[Block]:
+    """Pairs side by side, where there are several; then each with its interval."""
+    rows = _categories(pairs)
+    if not rows:
+        return
+    whole = table(f"{name}-categories", ("pair", "category", *SPREAD), rows)
+    told = [p for p in pairs if p.get("by_category")]
+    if not 1 < len(told) <= SIDE_BY_SIDE:
+        yield Listing(whole, CATEGORIES, "By category" if len(told) > 1 else "")
+        return
+    alike = len({(p["b"], p.get("judge")) for p in told}) == 1
+    heads = [f"{p['a'] if alike else name_of(p)}:share" for p in told]
+    found = [{c["category"]: c.get("relative") for c in p["by_category"]} for p in told]
+    names = dict.fromkeys(category for one in found for category in one)
+    beside = [(category, *(one.get(category) for one in found)) for category in names]
+    against = f" Relative scores against {told[0]['b']}." if alike else " Relative scores."
+    yield Listing(table(f"{name}-side-by-side", ("category", *heads), beside), CATEGORIES + against)
+    yield Listing(whole, CATEGORIES, "Each with its interval")
 
 
 def _categories(pairs: Sequence[Json]) -> Rows:

@@ -14,9 +14,10 @@ from evaluators.report.document import Block, Drawing, Facts, Heading, Section, 
 from evaluators.report.found import Found, Stage
 from evaluators.report.queries import CAME, REFUSED, SENT, SPANS
 
-BINS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 1800, 3600, 7200, 21600, 86400)  # seconds
+BINS = (0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 1800, 3600, 7200, 21600, 86400)  # seconds
 MOST_BINS = 150
 LEAST_SENT = 10  # requests, below which a teacher has no figure
+LEAST_SECONDS = 5.0  # of asking; a burst has no use of a limit over time
 SHOWN = 8  # teachers
 Runs = list[tuple[Stage, Any]]
 Counts = dict[int, dict[int, float]]  # run -> step of time -> how much
@@ -35,26 +36,31 @@ def section(found: Found) -> Section | str:
     teachers = _teachers(found, spans)
     steps: dict[float, Binned] = {}
     told: list[tuple[float, list[Block]]] = []
+    bursts: list[str] = []
     for key, runs in teachers.items():
-        size = _step([spans[run["id"]] for _, run in runs])
+        seconds = _seconds([spans[run["id"]] for _, run in runs])
+        size = next((size for size in BINS if seconds / size <= MOST_BINS), BINS[-1])
         if size not in steps:
             steps[size] = Binned(*(_binned(found, sql, size) for sql in (SENT, CAME, REFUSED)))
         sent = sum(sum(steps[size].sent[run["id"]].values()) for _, run in runs)
-        if sent >= LEAST_SENT:
+        if sent >= LEAST_SENT and seconds < LEAST_SECONDS:
+            bursts.append(f"{key[0]} ({sent:,.0f} requests in {seconds:.1f} s)")
+        elif sent >= LEAST_SENT:
             numbers = _over_time(f"limits-{len(told) + 1}", runs, spans, size, steps[size])
             told.append((sent, _teacher(key, runs, numbers, size)))
     told.sort(key=lambda each: -each[0])
-    if not told:
+    if not (told or bursts):
         return f"no teacher was asked {LEAST_SENT} times online"
     blocks = [block for _, some in told[:SHOWN] for block in some]
+    if bursts:
+        blocks.append(Words("Too short for a figure: " + ", ".join(bursts) + "."))
     about = "What was sent and when, from the ledger's attempts."
     return Section("limits", "How the limits were used", about, blocks)
 
 
-def _step(spans: list[tuple[float, float]]) -> float:
-    """Seconds of a step of time, such that a figure has not too many."""
-    total = sum(end - begin for begin, end in _joined(spans))
-    return next((size for size in BINS if total / size <= MOST_BINS), BINS[-1])
+def _seconds(spans: list[tuple[float, float]]) -> float:
+    """In which somebody asked."""
+    return sum(end - begin for begin, end in _joined(spans))
 
 
 def _spans(found: Found) -> dict[int, tuple[float, float]]:
@@ -172,7 +178,7 @@ def _held(numbers: Table, size: float) -> list[Block]:
         held = bool(limited) or (held and not requests)
         silent += not requests
         after += not requests and held
-    if not silent:
+    if silent * size < 1:
         return []
     whole = f"{silent * size:,.0f} s of {len(sent) * size:,.0f} s"
     words = f"Nothing was sent in {whole}, {after * size:,.0f} s of them right after a 429. "
