@@ -85,11 +85,10 @@ def data_sets(files: list[Path], names: list[str] | None = None) -> list[DataSet
     return [DataSet(name, Pool(file)) for name, file in zip(called, files, strict=True)]
 
 
-def at_least_one(flag: str, given: int | None) -> int | None:
-    """Raises UsageError."""
+def at_least_one(flag: str, given: int | None) -> None:
+    """Raises UsageError for a number below; None is a default."""
     if given is not None and given < 1:
         raise UsageError(f"{flag} wants a number of at least 1, not {given}")
-    return given
 
 
 def field_of(given: str) -> Field:

@@ -35,3 +35,8 @@ class StorageError(DistillError):
 
 class DiskFull(StorageError):
     """The disk is full."""
+
+
+def first_line(error: Exception) -> str:
+    """What a library's error says, as a sentence of ours can quote it."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from store.errors import UsageError
+from store.errors import UsageError, first_line
 from store.weights import check_weights
 from trainers.smollm2 import SMOLLM2, smollm2_folder
 
@@ -42,18 +42,14 @@ def config_of(model: str) -> Any:
         return AutoConfig.from_pretrained(model)
     except Exception as error:  # whatever a library says of a file that is not as it should be
         other = "" if Path(model).is_dir() else f" A folder, or {SMOLLM2}, needs no network."
-        raise UsageError(f"the model {model} cannot be read: {_first_line(error)}{other}") from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UsageError(f"the model {model} cannot be read: {first_line(error)}{other}") from error
 
 
 def tokenizer_of(model: str) -> Any:
     try:
         tokenizer = AutoTokenizer.from_pretrained(model)
     except Exception as error:
-        raise UsageError(f"{model}: its tokenizer cannot be read: {_first_line(error)}") from error
+        raise UsageError(f"{model}: its tokenizer cannot be read: {first_line(error)}") from error
     if tokenizer.eos_token_id is None:
         raise UsageError(f"{model}: its tokenizer has no end-of-sequence, which a student must learn")
     return tokenizer
@@ -76,7 +72,7 @@ def whole(kind: Any, model: str, dtype: torch.dtype, new: str = "", **more: Any)
             model, dtype=dtype, attn_implementation="sdpa", output_loading_info=True, **more
         )
     except OSError as error:
-        raise UsageError(f"{model}: its weights cannot be read: {_first_line(error)}") from error
+        raise UsageError(f"{model}: its weights cannot be read: {first_line(error)}") from error
     missing = sorted(name for name in told["missing_keys"] if not (new and name.startswith(new)))
     if missing:
         raise UsageError(f"{model}: {len(missing)} weights are missing, such as {missing[0]}")
@@ -90,7 +86,7 @@ def skeleton(config: Any) -> Any:
             return AutoModelForCausalLM.from_config(config)
     except Exception as error:
         words = f"a model of type {config.model_type} does not write text, or not with this config.json"
-        raise UsageError(f"{words}: {_first_line(error)}") from error
+        raise UsageError(f"{words}: {first_line(error)}") from error
 
 
 def packs_exactly(config: Any) -> bool:

@@ -1,6 +1,7 @@
 """One training from the command's side: start its processes, show what they report, end it well.
 
-Shared by what is trained. A first Ctrl-C asks for a checkpoint and a stop, a second ends all at once.
+Shared by what is trained. Of several machines the first alone hears of measurements. A first Ctrl-C asks
+for a checkpoint and a stop, a second ends all at once.
 """
 
 import shutil
@@ -18,7 +19,6 @@ from trainers.progress import Display
 from trainers.recipe import Training
 
 PLOTTED = {"loss", "held_out_loss", "held_out_accuracy", "lr", "grad_norm"}
-MEASURED = ("step", "held_out")
 
 
 def run(
@@ -29,17 +29,16 @@ def run(
     shutil.rmtree(folder.result, ignore_errors=True)  # of a training that was killed while it wrote it
     words = launch.command(recipe, module, folder.job(recipe.node_rank))
     processes = launch.Processes(words, launch.environment(recipe, env, on_cpu), folder.log(recipe.node_rank))
-    first = recipe.node_rank == 0
     stopped, board = 0, _board(recipe, folder)
     display = Display(quiet)
     try:
         with _stoppable(folder, processes, display), display:
             for record in processes.records():
-                if record["kind"] in MEASURED and first:
-                    board(record)
                 if record["kind"] == "step":
+                    board(record)
                     display.step(record)
                 elif record["kind"] == "held_out":
+                    board(record)
                     display.held_out(record)
                     _draw(record["step"], folder, recipe)
                 elif record["kind"] == "stopping":
@@ -70,7 +69,7 @@ def _stoppable(folder: Folder, processes: launch.Processes, display: Display) ->
 
 
 def _draw(step: int, folder: Folder, recipe: Training) -> None:
-    if step and recipe.node_rank == 0:
+    if step:
         draw(read_metrics(folder.metrics), folder.curves, title_of(recipe), recipe.loss_name)
 
 

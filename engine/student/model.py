@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Dynami
 from transformers.cache_utils import DynamicLayer
 
 from engine.student.folder import EXPECTED
-from store.errors import UsageError
+from store.errors import UsageError, first_line
 from store.weights import check_weights
 
 UNKNOWN_CONTEXT = 4096
@@ -72,7 +72,7 @@ def _read(folder: Path, kind: Any) -> Any:
         return kind.from_pretrained(str(folder), local_files_only=True)
     except Exception as error:  # whatever a library says of a file that is not as it should be
         what = "tokenizer" if kind is AutoTokenizer else "config.json"
-        raise UsageError(f"{folder}: its {what} cannot be read: {_first_line(error)}; {EXPECTED}") from error
+        raise UsageError(f"{folder}: its {what} cannot be read: {first_line(error)}; {EXPECTED}") from error
 
 
 def _check_whole(folder: Path, config: Any) -> None:
@@ -84,7 +84,7 @@ def _check_whole(folder: Path, config: Any) -> None:
         with torch.device("meta"):
             shapes = {name: tuple(p.shape) for name, p in kind.from_config(config).named_parameters()}
     except Exception as error:
-        words = f"{folder}: no model can be made of its config.json: {_first_line(error)}"
+        words = f"{folder}: no model can be made of its config.json: {first_line(error)}"
         raise UsageError(f"{words}; {EXPECTED}") from error
     check_weights(folder, shapes)
 
@@ -97,7 +97,7 @@ def _weights(folder: Path, dtype: torch.dtype) -> Any:
             output_loading_info=True,
         )  # fmt: skip
     except Exception as error:  # torn files, shapes that do not fit, types that write no text
-        raise UsageError(f"{folder}: its weights cannot be read: {_first_line(error)}; {EXPECTED}") from error
+        raise UsageError(f"{folder}: its weights cannot be read: {first_line(error)}; {EXPECTED}") from error
     missing = sorted(told["missing_keys"])
     if missing:  # they would be drawn at random
         raise UsageError(
@@ -105,10 +105,6 @@ def _weights(folder: Path, dtype: torch.dtype) -> Any:
             f"model; {EXPECTED}"
         )
     return model
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def fastest(device: torch.device, cpuinfo: Path = Path("/proc/cpuinfo")) -> torch.dtype:

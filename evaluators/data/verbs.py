@@ -104,13 +104,14 @@ def run_verbs(
     out: Path | None,
 ) -> int:
     """Raises UsageError, PoolError."""
-    sets, chosen, beside = data_sets(files, names), field_of(field), at_least_one("--processes", processes)
+    at_least_one("--processes", processes)
+    sets, chosen = data_sets(files, names), field_of(field)
     parser = load_parser()
     found: dict[str, Verbs] = {one.name: Verbs() for one in sets}
 
     def lines() -> Iterator[dict[str, Any]]:
         for one in sets:
-            for row, pair in parsed(parser, one, chosen, found[one.name], beside or 1):
+            for row, pair in parsed(parser, one, chosen, found[one.name], processes or 1):
                 found[one.name].add(pair, row)
                 yield {"data": one.name, **row.where, "verb": pair[0], "noun": pair[1]}
 
