@@ -81,7 +81,8 @@ async def recipe(folder: Path, url: str) -> None:
         "teacher.t": {"model": MODEL, "base_url": url, **PRICE},
         "stage.english": {"task": "generate", "teacher": "t", "pool": "pool.jsonl", "prompt": "bare.txt"},
         "stage.judged": {
-            "task": "judge", "teacher": "t", "answers": "english", "against": "other.jsonl", "both_orders": True,
+            "task": "judge", "teacher": "t", "answers": "english", "against": "other.jsonl",
+            "both_orders": True,
         },
     }  # fmt: skip
     path = write_recipe(folder, tables)
