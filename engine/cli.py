@@ -14,6 +14,8 @@ import typer
 
 from engine.cli_ask import ASKING
 from engine.flags import JsonOption
+from engine.terminal import outlive_the_terminal, plain, stop_on_signals, tell
+from engine.unexpected import Unexpected
 from evaluators.cli import annotate
 from evaluators.cli import app as evaluate_app
 from evaluators.report.cli import report
@@ -171,18 +173,33 @@ def demo(
     raise typer.Exit(run_demo(out))
 
 
-def main() -> None:
-    """Errors of ours become a sentence and their exit code; a broken pipe is the reader's choice."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # before a run handles both itself
+def _run_app() -> None:
     try:
         app(prog_name="distill")
-    except DistillError as error:
-        from engine.terminal import plain
+    except SystemExit:
+        sys.stdout.flush()  # here, where a broken pipe is still heard of
+        raise
 
-        print(f"distill: {plain(str(error), 1000)}", file=sys.stderr)
+
+def main() -> None:
+    """Errors of ours become a sentence and their exit code, all others exit code 4 and a file with the
+    traceback; a broken pipe is the reader's choice."""
+    stop_on_signals()
+    outlive_the_terminal()
+    unexpected = Unexpected(sys.argv[1:], os.environ)
+    unexpected.watch()
+    try:
+        _run_app()
+    except DistillError as error:
+        tell(f"distill: {plain(str(error), 1000)}\n")
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # what ends already need not be interrupted
         sys.exit(130)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except SystemExit:
+        raise
+    except BaseException as error:
+        sys.exit(unexpected.say(error))

@@ -26,7 +26,7 @@ ELSEWHERE = ("too_large", "not_found")  # other endpoints may have larger limits
 
 
 class Interrupted(RunStopped):
-    """SIGINT or SIGTERM."""
+    """SIGINT, SIGTERM or SIGHUP."""
 
     exit_code = 130
 

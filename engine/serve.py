@@ -12,6 +12,7 @@ import sys
 import threading
 from pathlib import Path
 
+from engine.terminal import stop_signals
 from store.errors import UsageError
 
 SMOLLM2 = "smollm2"
@@ -39,7 +40,7 @@ def model_file(model: str) -> Path:
 
 
 def run_server(model: str, port: int, parallel: int) -> None:
-    """Serves until SIGINT or SIGTERM; prints the address on stdout when it is ready."""
+    """Serves until it is told to stop; prints the address on stdout when it is ready."""
     if model != SMOLLM2 and Path(model).is_dir():
         _run_student(Path(model), port, parallel)
         return
@@ -53,7 +54,7 @@ def run_server(model: str, port: int, parallel: int) -> None:
         flush=True,
     )
     done = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in stop_signals():
         signal.signal(number, lambda *_: done.set())
     done.wait()
     sys.stdout.flush()
