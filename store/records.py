@@ -87,12 +87,14 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Tokens as billed. cached_tokens are part of prompt, reasoning_tokens of completion."""
+    """Tokens as billed. cached_tokens and cache_write_tokens (read from and written to a cache) are
+    part of prompt, reasoning_tokens of completion."""
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cached_tokens: int = 0
     reasoning_tokens: int = 0
+    cache_write_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
