@@ -9,6 +9,7 @@ from collections import deque
 from math import inf
 
 from engine.errors import BudgetReached
+from engine.terminal import exact_dollars
 
 
 class Budget:
@@ -71,8 +72,8 @@ class Budget:
 
     def _words(self, worst: int) -> str:
         assert self.cap is not None
-        risk = f" and ${self.lost / 1e6:.4f} at risk in unanswered requests" if self.lost else ""
+        risk = f" and {exact_dollars(self.lost)} at risk in unanswered requests" if self.lost else ""
         return (
-            f"the budget of ${self.cap / 1e6:.2f} is reached: ${self.spent / 1e6:.4f} spent{risk}, "
-            f"and the next request could cost ${worst / 1e6:.4f}; go on with a larger {self._knob}"
+            f"the budget of {exact_dollars(self.cap)} is reached: {exact_dollars(self.spent)} spent{risk}, "
+            f"and the next request could cost {exact_dollars(worst)}; continue with a larger {self._knob}"
         )

@@ -206,5 +206,7 @@ def _near(name: str) -> list[str]:
     vendors = {vendor for vendor, _ in VENDORS}
     plain = [m.id for p in providers if p.id in vendors for m in p.models]
     routed = [f"{p.id}/{m.id}" for p in providers for m in p.models]
-    near = difflib.get_close_matches(name.rpartition("/")[2], dict.fromkeys(plain), 3)
+    bare = _bare(name)
+    begun = sorted({each for each in plain if bare.startswith(f"{each}-")}, key=len, reverse=True)
+    near = begun[:1] or difflib.get_close_matches(bare, dict.fromkeys(plain), 3)
     return near or difflib.get_close_matches(name, routed, 3) or [r for r in routed if name in r][:3]

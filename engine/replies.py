@@ -24,7 +24,7 @@ from engine.errors import (
     RowRefused,
     ServerFault,
 )
-from engine.prices import Price
+from engine.prices import Price, Prices
 from engine.tasks.task import Check, Verdict
 from store.records import Cause, Outcome, Response, Usage
 
@@ -245,7 +245,7 @@ def judged(reply: Reply, check: Check | None, row: Callable[[], Any]) -> Verdict
     return reply.outcome if check is None or reply.outcome != "stop" else check(row(), reply.text)
 
 
-def malformed(raw: bytes, price: Price) -> tuple[Response, bool]:
+def malformed(raw: bytes, price: Price | Prices) -> tuple[Response, bool]:
     """How a 200 that is no reply of the API is stored, and whether it told its usage: what it cost is
     unknown otherwise."""
     usage = usage_in(raw)

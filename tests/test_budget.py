@@ -31,7 +31,7 @@ async def test_a_request_that_fits_exactly_is_let_through() -> None:
 
 async def test_when_nothing_under_way_can_make_room_the_run_ends() -> None:
     budget = Budget(cap=100, spent=50, at_risk=0)
-    with pytest.raises(BudgetReached, match=r"\$0\.00 is reached: \$0\.0001 spent.*larger --budget"):
+    with pytest.raises(BudgetReached, match=r"\$0\.0001 is reached: \$0\.00005 spent.*larger --budget"):
         await budget.reserve(51)
     assert budget.in_flight == 0
 

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from engine.prices import FREE, Price, given_price, is_loopback, known_price
+from engine.price_list import known_price
+from engine.prices import FREE, Price, given_price, is_loopback
 from store.records import Usage
 
 LOCAL = "http://127.0.0.1:8080/v1"

@@ -7,6 +7,8 @@ first answer may be the run's fault (a parameter, the model): they wait for the 
 
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from decimal import Decimal
+from typing import Any
 
 import orjson
 
@@ -40,13 +42,29 @@ LOST = "the batch has ended and its files have no line for this request"
 
 
 def price_json(price: Price) -> str:
-    return orjson.dumps([str(price.prompt), str(price.completion), str(price.cached)]).decode()
+    return orjson.dumps(_parts(price)).decode()
 
 
 def price_from(text: str) -> Price:
-    from decimal import Decimal
+    return _price(orjson.loads(text))
 
-    return Price(*(Decimal(part) for part in orjson.loads(text)))
+
+def _parts(price: Price) -> list[Any]:
+    """Three amounts, as ledgers have always held them; more only where the price has more to it."""
+    amounts = [str(price.prompt), str(price.completion), str(price.cached)]
+    if price.cache_write is None and not price.request and not price.steps:
+        return amounts
+    write = None if price.cache_write is None else str(price.cache_write)
+    return [*amounts, write, str(price.request), [[above, _parts(step)] for above, step in price.steps]]
+
+
+def _price(parts: list[Any]) -> Price:
+    prompt, completion, cached = (Decimal(part) for part in parts[:3])
+    if len(parts) == 3:
+        return Price(prompt, completion, cached)
+    write, request, steps = parts[3:]
+    longer = tuple((above, _price(step)) for above, step in steps)
+    return Price(prompt, completion, cached, write and Decimal(write), Decimal(request), longer)
 
 
 @dataclass(slots=True)
