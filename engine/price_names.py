@@ -204,9 +204,10 @@ def _near(name: str) -> list[str]:
     from genai_prices.data import providers
 
     vendors = {vendor for vendor, _ in VENDORS}
-    plain = [m.id for p in providers if p.id in vendors for m in p.models]
-    routed = [f"{p.id}/{m.id}" for p in providers for m in p.models]
+    models = [(p.id, m.id) for p in providers for m in p.models if m.is_match(m.id)]
+    plain = [model for seller, model in models if seller in vendors]
+    routed = [f"{seller}/{model}" for seller, model in models]
     bare = _bare(name)
-    begun = sorted({each for each in plain if bare.startswith(f"{each}-")}, key=len, reverse=True)
-    near = begun[:1] or difflib.get_close_matches(bare, dict.fromkeys(plain), 3)
-    return near or difflib.get_close_matches(name, routed, 3) or [r for r in routed if name in r][:3]
+    begun = sorted({each for each in plain if bare.startswith(f"{each}-")}, key=len, reverse=True)[:1]
+    near = list(dict.fromkeys([*begun, *difflib.get_close_matches(bare, dict.fromkeys(plain), 3)]))
+    return near[:3] or difflib.get_close_matches(name, routed, 3) or [r for r in routed if name in r][:3]

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Mapping
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from engine.job import Result, StageJob
 from engine.prices import LOCAL, Price
 from engine.settings import Settings
 from engine.step_records import StepResult
-from engine.terminal import dollars, duration, percent, plain, tell
+from engine.terminal import dollars, duration, exact_dollars, percent, plain, tell
 
 TAKEN_AS_FREE = "taken as free: a local server"
 
@@ -38,13 +39,15 @@ def _price(price: Price, source: str) -> str:
     """What a million tokens cost, and where that is from."""
     if price.free:
         return TAKEN_AS_FREE if source == LOCAL else f"zero  ({source})"
-    words = f"{dollars(price.prompt)} in, {dollars(price.completion)} out a million tokens"
+    words = f"{_rate(price.prompt)} in, {_rate(price.completion)} out a million tokens"
     words += f", {dollars(price.request / 10**6)} a request" if price.request else ""
-    steps = ", ".join(
-        f"{dollars(step.prompt)} and {dollars(step.completion)} for prompts over {above:,} tokens"
-        for above, step in price.steps
-    )
-    return f"{words}{', ' if steps else ''}{steps}  ({source})"
+    for above, step in price.steps:
+        words += f", {_rate(step.prompt)} and {_rate(step.completion)} for prompts over {above:,} tokens"
+    return f"{words}  ({source})"
+
+
+def _rate(amount: Decimal) -> str:
+    return exact_dollars(round(amount * 10**6))
 
 
 def _money(cost: Range | None) -> str:
