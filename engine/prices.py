@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 from store.records import Usage
 
 LOCAL, GIVEN, LISTED, UNKNOWN = "free: local server", "given", "listed", "unknown"
-MOST_TOLD = 100  # times what was reserved: a server that says it charged more is not believed
+MOST_TOLD = 100  # times the most that the list allows: a server that says it charged more is not believed
 MOST_TOLD_FREE = 10_000_000  # micro-dollars; the same where we know no price
 LEAST_COMPARED = 20  # micro-dollars; below this, rounding hides how a told cost compares with ours
 TICKS = Decimal(10) ** 10  # of xAI's `cost_in_usd_ticks` to a dollar
@@ -139,22 +139,31 @@ class Prices:
     def worst(self, prompt_tokens: int, max_tokens: int) -> int:
         """The most that a request can cost: in any tier that it may be put into, as far as the replies
         have shown, at the dearest time of the coming day."""
-        self._keep_time()
-        worst = max(price.worst(prompt_tokens, max_tokens) for price in self._day)
-        return max(math.ceil(worst * self._factor), self._least)
+        return max(math.ceil(self._listed_worst(prompt_tokens, max_tokens) * self._factor), self._least)
 
-    def bill(self, usage: Usage, tier: str | None, told: int | None, reserved: int) -> Bill:
-        """What to book for a reply. told: what the server says it cost; reserved: what was set aside
-        for it. Told is believed unless it is absurd, or zero for a reply that the list has a price for."""
+    def _listed_worst(self, prompt_tokens: int, max_tokens: int) -> int:
+        self._keep_time()
+        return max(price.worst(prompt_tokens, max_tokens) for price in self._day)
+
+    def bill(
+        self, usage: Usage, tier: str | None, told: int | None, prompt_tokens: int, max_tokens: int
+    ) -> Bill:
+        """What to book for a reply to a request for which `worst(prompt_tokens, max_tokens)` was set aside.
+        told: what the server says it cost, which is believed unless it is absurd, or zero for a reply
+        that has a price. A reply that costs more than we thought possible raises what is set aside for
+        the next one, whatever the reason."""
         own = self.cost(usage, tier)
         if (kind := self._kind(tier)) not in self._named:
             self._named.add(kind)
             self._slot = -1
-        if told is None or told > (reserved * MOST_TOLD or MOST_TOLD_FREE) or (own and not told):
-            return Bill(own, own)
-        if own >= LEAST_COMPARED:
-            self._factor = max(self._factor, Decimal(told) / own)
-        self._least = self._least if own else max(self._least, told)
+        most = self._listed_worst(prompt_tokens, max_tokens)
+        if told is None or told > (most * MOST_TOLD or MOST_TOLD_FREE) or (own and not told):
+            told = own
+        if told and not most:
+            self._least = max(self._least, told)
+        over = max(told / Decimal(most or 1), told / Decimal(own) if own >= LEAST_COMPARED else Decimal(0))
+        if most:
+            self._factor = min(max(self._factor, over), Decimal(MOST_TOLD))
         return Bill(told, own)
 
     def _kind(self, tier: str | None) -> str:

@@ -243,7 +243,7 @@ def test_prices_of_any_tier_hold_what_is_set_aside() -> None:
             if it is None:
                 continue
             for tier in (None, "default", asked):
-                it.bill(Usage(), tier, None, 1)
+                it.bill(Usage(), tier, None, 0, 0)
                 for length in LENGTHS:
                     for read, written in ((0, 0), (length, 0), (0, length), (length // 2, length // 2)):
                         cost = it.cost(Usage(length, 700, read, 0, written), tier)

@@ -188,7 +188,7 @@ def test_a_reply_costs_the_price_of_the_tier_that_it_names(
     asked: str, named: str | None, billed: int
 ) -> None:
     assert tiered(asked).cost(ONE, named) == billed
-    assert tiered(asked).bill(ONE, named, None, 10**6).cost == billed
+    assert tiered(asked).bill(ONE, named, None, 1000, 100).cost == billed
 
 
 def test_the_price_that_is_estimated_with_is_that_of_the_tier_that_is_asked_for() -> None:
@@ -199,7 +199,7 @@ def test_the_price_that_is_estimated_with_is_that_of_the_tier_that_is_asked_for(
 def test_a_tier_that_replies_name_is_set_aside_for_from_then_on() -> None:
     it = tiered()
     assert it.worst(1000, 100) == 3000
-    it.bill(ONE, "priority", None, 3000)
+    it.bill(ONE, "priority", None, 1000, 100)
     assert it.worst(1000, 100) == 6000
 
 
@@ -220,30 +220,42 @@ def test_a_price_that_depends_on_the_hour_is_billed_as_of_now_and_set_aside_at_i
 
 
 def test_what_a_server_says_that_it_charged_is_believed_and_ours_is_kept() -> None:
-    bill = tiered().bill(ONE, None, 2500, 3000)
+    bill = tiered().bill(ONE, None, 2500, 1000, 100)
     assert (bill.cost, bill.own) == (2500, 3000)
 
 
 @pytest.mark.parametrize("told", [None, 0, 10**9])
 def test_a_cost_that_cannot_be_is_not_believed(told: int | None) -> None:
-    assert tiered().bill(ONE, None, told, 3000).cost == 3000
+    assert tiered().bill(ONE, None, told, 1000, 100).cost == 3000
 
 
 def test_a_cost_of_nothing_is_believed_where_the_list_says_so_too() -> None:
-    assert Prices.of_one(FREE).bill(ONE, None, 0, 0).cost == 0
+    assert Prices.of_one(FREE).bill(ONE, None, 0, 1000, 100).cost == 0
 
 
 def test_a_server_that_charges_more_than_the_list_is_set_aside_for_from_then_on() -> None:
     it = tiered()
-    assert it.bill(ONE, None, 4500, 3000).cost == 4500
+    short = Usage(1000, 10)
+    assert it.bill(short, None, 3150, 1000, 100).cost == 3150  # the list: 2100
     assert it.worst(1000, 100) == 4500
-    it.bill(ONE, None, 1000, 4500)
+    it.bill(ONE, None, 1000, 1000, 100)
     assert it.worst(1000, 100) == 4500
+
+
+@pytest.mark.parametrize("replies", [1, 20])
+def test_a_prompt_that_is_billed_longer_than_it_was_counted_is_set_aside_for_from_then_on(
+    replies: int,
+) -> None:
+    """A server's own words before ours; however many replies were under way by then."""
+    it = tiered()
+    for _ in range(replies):
+        it.bill(Usage(2000, 100), None, None, 1000, 100)
+    assert 5000 <= it.worst(1000, 100) <= 5001
 
 
 def test_a_local_server_that_tells_a_cost_is_a_gateway_and_its_cost_counts() -> None:
     it = Prices.of_one(FREE)
-    assert it.bill(ONE, None, 700, 0).cost == 700
+    assert it.bill(ONE, None, 700, 1000, 100).cost == 700
     assert it.worst(1000, 100) == 700
 
 
@@ -259,7 +271,7 @@ def test_once_the_tiers_are_known_no_reply_costs_more_than_was_set_aside(
 ) -> None:
     it = tiered(asked)
     for tier in named:
-        it.bill(Usage(), tier, None, 1)
+        it.bill(Usage(), tier, None, 0, 0)
     usage = Usage(data.draw(st.integers(0, longest)), data.draw(st.integers(0, most)))
     for tier in {None, "default", asked, *named}:
         assert it.worst(longest, most) >= it.cost(usage, tier)
