@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from urllib.parse import urlsplit
 
-from engine.booking import Booking
+from engine.booking import Asked, Booking
 from engine.breaker import Effort
 from engine.budget import Budget
 from engine.charging import Size
@@ -44,9 +44,8 @@ from engine.replies import (
 from engine.state import RunState
 from engine.tasks.task import Check
 from engine.tokens import Tokenizer
-from engine.usage import Claim
 from store.ledger import Ledger
-from store.records import UNUSABLE, Cause, Outcome, Request, Response, Usage
+from store.records import UNUSABLE, Cause, Outcome, Request, Usage
 
 FIRST_BACKOFF, LONGEST_BACKOFF = 0.25, 60.0
 NO_HEADERS: Mapping[str, str] = {}
@@ -109,6 +108,7 @@ class _Sent:
     has been stored for it, which has ended it."""
 
     request: Request
+    asked: Asked
     attempt: int
     ticket: Ticket
     worst: int
@@ -125,12 +125,13 @@ class Asker:
         endpoint: Endpoint,
         budget: Budget,
         tokenizer: Tokenizer,
-        max_tokens: int,
         state: RunState,
         is_stopped: Callable[[], bool],
     ) -> None:
         self.terms, self.ledger, self.endpoint = terms, ledger, endpoint
-        self.client, self.booking = endpoint.client, Booking(endpoint.price, tokenizer, max_tokens)
+        self.client, host = endpoint.client, urlsplit(endpoint.url).hostname or ""
+        # Azure, 'Plan to manage costs': a 400 of the content filter is billed for its prompt.
+        self.booking = Booking(endpoint.price, tokenizer, bills_refusals=host.endswith(".azure.com"))
         self.limiter, self.breaker = endpoint.limiter, endpoint.breaker
         self.budget, self.tokenizer, self.state = budget, tokenizer, state
         self._is_stopped = is_stopped
@@ -142,7 +143,11 @@ class Asker:
         probe = admitted.probe
         sent = await self._reserve(request, effort, admitted)
         in_flight()
-        await self.ledger.committed()
+        try:
+            await self.ledger.committed()
+        except BaseException:
+            self._withdraw(sent)
+            raise
         if self._is_stopped():
             self._withdraw(sent)
             return Again(0.0)
@@ -172,23 +177,28 @@ class Asker:
         finally:
             self.state.in_flight -= 1
 
+    def _asked(self, request: Request) -> Asked:
+        """What its reply is measured by. No byte-level tokenizer makes more tokens than bytes, which is the
+        bound where the model's own tokenizer is not known, and where a schema is billed beside the text."""
+        size, prompt = len(request.body), request.prompt_tokens
+        exact = self.tokenizer.exact and b'"response_format"' not in request.body
+        return Asked(prompt, prompt if exact else size, size, request.max_tokens)
+
     async def _reserve(self, request: Request, effort: Effort, admitted: Admitted) -> _Sent:
-        prompt = request.prompt_tokens
-        if not self.tokenizer.exact:  # no byte-level tokenizer makes more tokens than bytes
-            prompt = len(request.body)
-        worst = self.booking.worst(prompt, request.max_tokens)
+        asked = self._asked(request)
+        worst = self.booking.worst(asked)
         await self.budget.reserve(worst)
         try:
             ticket = admitted.take_ticket()
             if ticket is None:
                 ticket = await self.limiter.reserve(size_of(request), first=effort.asks > 0)
-        except asyncio.CancelledError:
+        except BaseException:
             self.budget.settle(worst, 0)
             raise
         attempt = self.ledger.journal(
             self.terms.run, self.terms.stage, request.id, worst, self.endpoint.number
         )
-        return _Sent(request, attempt, ticket, worst)
+        return _Sent(request, asked, attempt, ticket, worst)
 
     def _withdraw(self, sent: _Sent) -> None:
         self.ledger.withdraw(self.terms.stage, sent.attempt, sent.worst)
@@ -198,10 +208,7 @@ class Asker:
     async def _received(self, sent: _Sent, effort: Effort, answer: Answer) -> Verdict:
         reply = self._read(sent, answer)
         outcome = judged(reply, self.terms.check, lambda: sent.request.item)
-        response = self.booking.book(
-            reply, outcome, answer.raw, answer.latency, sent.request.prompt_tokens, len(sent.request.body),
-            sent.worst,
-        )  # fmt: skip
+        response = self.booking.book(reply, outcome, answer.raw, answer.latency, sent.asked, answer.headers)
         usage, cost = response.usage, response.cost_micro
         final = outcome not in (*UNUSABLE, "unparsed")
         number = self.ledger.put(self.terms.stage, sent.attempt, sent.request.id, response, sent.worst, final)
@@ -249,15 +256,11 @@ class Asker:
     def _keep(self, sent: _Sent, error: AskError | RunStopped) -> None:
         """Stores the body of a 200 that holds an error. Without usage it cost nothing."""
         assert error.raw is not None
-        response = self._malformed(sent, error.raw, error.claim)
+        response = self.booking.book_unread(error.raw, error.claim, sent.asked)
         self.ledger.put(self.terms.stage, sent.attempt, sent.request.id, response, sent.worst, final=False)
         self.state.count_malformed(response)
         self.budget.settle(sent.worst, response.cost_micro)
         sent.worst, sent.stored = 0, True
-
-    def _malformed(self, sent: _Sent, raw: bytes, claim: Claim) -> Response:
-        request = sent.request
-        return self.booking.book_unread(raw, claim, request.prompt_tokens, len(request.body), sent.worst)
 
     def _unusable(self, sent: _Sent, effort: Effort, reply: Reply, usage: Usage, number: int) -> Verdict:
         """Stored and billed, and no answer in it. Another is bought, a few times; a call of a tool is not
@@ -295,7 +298,7 @@ class Asker:
         """Stored, counted as billed (at its worst where it shows no usage), and asked again. A page for
         browsers in the place of a first answer means that the address is wrong."""
         claim = claim_in(error.raw)
-        response = self._malformed(sent, error.raw, claim)
+        response = self.booking.book_unread(error.raw, claim, sent.asked)
         lost = sent.worst if claim.is_empty and error.maybe_billed else 0
         self.ledger.put(
             self.terms.stage, sent.attempt, sent.request.id, response, sent.worst - lost, final=False

@@ -23,7 +23,7 @@ from engine.feed import Feed, FeedThread
 from engine.intake import Intake
 from engine.job import Job, Result, StageJob
 from engine.limits import Limiter
-from engine.prices import FREE
+from engine.prices import FREE, UNKNOWN, Prices
 from engine.runner import OUTSTANDING, Runner
 from engine.settings import MOST_CONCURRENT, Server, Settings
 from engine.state import RunState
@@ -71,7 +71,8 @@ async def teacher_of(
         endpoint = Endpoint(
             ledger.endpoint(server.base_url),
             server.base_url,
-            settings.price_of(server) or FREE,  # an unknown price, once agreed to, is booked as zero
+            # an unknown price, once agreed to, is booked as zero
+            settings.prices_of(server) or Prices.of_one(FREE, UNKNOWN),
             await stack.enter_async_context(client),
             limiter,
             Breaker(settings.give_up, OUTSTANDING * most),
@@ -133,7 +134,6 @@ def _online(job: StageJob, run: int, intake: Intake, teacher: Teacher, budget: B
             endpoint,
             budget,
             job.plan.tokenizer,
-            job.plan.max_tokens,
             intake.state,
             lambda: runner.is_stopped,
         )

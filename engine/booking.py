@@ -1,36 +1,49 @@
 """How a reply is booked: the tokens and the cost that are believed, and what is stored of it.
 
-What online and batch replies have in common. Pure but for the dearest price that it has seen.
+What online and batch replies have in common. Pure but for the longest reply that it has seen, and for what
+`Prices` learns.
 """
 
-import math
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 from engine.bodies import storable
-from engine.prices import Price
-from engine.replies import Reply
+from engine.prices import Prices, told_cost
+from engine.replies import FILTERED_REPLY, Reply
 from engine.tasks.task import Verdict
 from engine.tokens import Tokenizer
-from engine.usage import NO_CLAIM, Claim, believed
+from engine.usage import Claim, believed
 from store.records import Response, Usage
 
-DEAREST = 20  # times our own price that a provider's is believed
-MOST_UNLISTED = 100_000_000  # micro-dollars that a reply may cost whose model has no price here
+NO_HEADERS: Mapping[str, str] = {}
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a reply is measured by: the request's prompt tokens by our count, the most that they can be, its
+    size in bytes and the bound on its reply (0 for none)."""
+
+    prompt_tokens: int
+    most_prompt: int
+    size: int
+    max_tokens: int
 
 
 class Booking:
-    """One server's. It remembers the longest reply and the dearest, so that the most that the next one can
-    cost follows a server which does not keep to the bound, or to the list."""
+    """One server's. It remembers the longest reply, so that the most that the next one can cost follows a
+    server which does not keep to the bound that was sent."""
 
-    def __init__(self, price: Price, tokenizer: Tokenizer, max_tokens: int) -> None:
-        """`max_tokens`: the most that a reply should be billed for, 0 for no bound."""
-        self.price, self._tokenizer, self._max_tokens = price, tokenizer, max_tokens
+    def __init__(self, prices: Prices, tokenizer: Tokenizer, bills_refusals: bool = False) -> None:
+        """`bills_refusals`: the server bills prompts that its content filter refuses."""
+        self._prices, self._tokenizer, self._bills_refusals = prices, tokenizer, bills_refusals
         self._most_output = 0
-        self._dearer = 1.0
 
-    def worst(self, prompt_tokens: int, max_tokens: int) -> int:
+    def worst(self, asked: Asked) -> int:
         """The most that a request can cost, in micro-dollars."""
-        most = max(max_tokens, self._most_output)
-        return math.ceil(self._dearer * self.price.worst(prompt_tokens, most))
+        return self._prices.worst(asked.most_prompt, self._most_tokens(asked))
+
+    def _most_tokens(self, asked: Asked) -> int:
+        return max(asked.max_tokens, self._most_output)
 
     def book(
         self,
@@ -38,45 +51,41 @@ class Booking:
         outcome: Verdict,
         raw: bytes,
         latency: float,
-        prompt_tokens: int,
-        size: int,
-        worst: int,
+        asked: Asked,
+        headers: Mapping[str, str] = NO_HEADERS,
     ) -> Response:
-        """What is stored of a reply. `prompt_tokens`: our count; `size`: bytes of the request; `worst`: what
-        was reserved for it."""
-        usage, estimated = self._usage(reply, prompt_tokens, size)
+        """What is stored of a reply."""
+        usage, estimated = self._usage(reply, asked)
+        cost, own = self._cost(reply.claim, usage, reply.tier, asked, headers)
         self._most_output = max(self._most_output, usage.completion_tokens)
-        cost, listed = self._cost(reply.claim, usage, worst)
         text, reasoning = (None, None) if reply.plain else (storable(reply.text), storable(reply.reasoning))
         return Response(
             outcome, reply.finish_reason, usage, raw, cost, latency, reply.model, text, reasoning or None,
-            reply.tier, listed, estimated,
+            reply.tier, own, estimated,
         )  # fmt: skip
 
-    def book_unread(self, raw: bytes, claim: Claim, prompt_tokens: int, size: int, worst: int) -> Response:
+    def book_unread(self, raw: bytes, claim: Claim, asked: Asked) -> Response:
         """What is stored of a 2xx that is not a reply: it costs what it says that it costs."""
         if claim.is_empty:
             return Response("malformed", "", Usage(), raw, 0, 0.0)
-        usage, _ = believed(claim, prompt_tokens, size, self._max_tokens, lambda: 0)
-        cost, listed = self._cost(claim, usage, worst)
-        return Response("malformed", "", usage, raw, cost, 0.0, listed_micro=listed)
+        usage, _ = believed(claim, asked.prompt_tokens, asked.size, asked.max_tokens, lambda: 0)
+        cost, own = self._cost(claim, usage, None, asked, NO_HEADERS)
+        return Response("malformed", "", usage, raw, cost, 0.0, listed_micro=own)
 
-    def _usage(self, reply: Reply, prompt_tokens: int, size: int) -> tuple[Usage, bool]:
+    def _usage(self, reply: Reply, asked: Asked) -> tuple[Usage, bool]:
         """What the reply is booked with, and whether a part of that is our own count."""
-        if reply.claim == NO_CLAIM and reply.outcome == "content_filter" and not reply.text:
-            return Usage(), False  # refused before anything was written
+        if reply.claim.is_empty and reply.outcome == "content_filter" and not reply.text:
+            billed = self._bills_refusals and reply == FILTERED_REPLY
+            return Usage(asked.prompt_tokens if billed else 0), billed
         return believed(
-            reply.claim, prompt_tokens, size, self._max_tokens,
+            reply.claim, asked.prompt_tokens, asked.size, asked.max_tokens,
             lambda: self._tokenizer.count(reply.text) + self._tokenizer.count(reply.reasoning),
         )  # fmt: skip
 
-    def _cost(self, claim: Claim, usage: Usage, worst: int) -> tuple[int, int | None]:
-        """(cost, listed) in micro-dollars. What the provider says that it charged is believed, unless it
-        is far from any price; then `listed` is the cost by our own price."""
-        listed = self.price.cost(usage)
-        told = claim.cost_micro
-        if told is None or told > (DEAREST * worst or MOST_UNLISTED):
-            return listed, None
-        if listed:
-            self._dearer = min(DEAREST, max(self._dearer, told / listed))
-        return told, listed
+    def _cost(
+        self, claim: Claim, usage: Usage, tier: str | None, asked: Asked, headers: Mapping[str, str]
+    ) -> tuple[int, int | None]:
+        """(cost, own) in micro-dollars; own: by our own price, where the provider told another."""
+        told = claim.cost_micro if claim.cost_micro is not None else told_cost({}, headers)
+        bill = self._prices.bill(usage, tier, told, asked.most_prompt, self._most_tokens(asked))
+        return bill.cost, None if bill.cost == bill.own else bill.own

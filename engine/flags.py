@@ -207,6 +207,15 @@ def engine_options(
         float | None,
         _option("--price-out", text="USD a million completion tokens", panel=PANEL_MONEY, metavar="USD"),
     ] = None,
+    price_as: Annotated[
+        str | None,
+        _option(
+            "--price-as",
+            text="the listed model whose price it has, for a deployment's own name",
+            panel=PANEL_MONEY,
+            metavar="MODEL",
+        ),
+    ] = None,
     metrics_port: Annotated[
         int | None,
         _option(

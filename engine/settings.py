@@ -10,12 +10,14 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, S
 
 from engine.batch.packing import MOST_REQUESTS
 from engine.models import SAMPLING, Kind, Model, Thinking, accepted, check_effort, find_model, thinking_at
-from engine.prices import Price, given_price, is_loopback, known_price
+from engine.price_list import known_prices
+from engine.prices import LOCAL, UNKNOWN, Price, Prices, given_price, is_loopback
 from store.errors import UsageError
 
 OPENAI_URL = "https://api.openai.com/v1"
 TIMEOUT, FLEX_TIMEOUT = 300.0, 900.0  # seconds for one reply; flex processing may take its time
 MOST_CONCURRENT = 1024
+Dollars = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class Address(BaseModel):
@@ -38,8 +40,9 @@ class Quota(BaseModel):
     rpd: PositiveFloat | None = None
     tpd: PositiveFloat | None = None
     concurrency: PositiveInt | None = None
-    price_in: Annotated[float, Field(ge=0)] | None = None
-    price_out: Annotated[float, Field(ge=0)] | None = None
+    price_in: Dollars | None = None
+    price_out: Dollars | None = None
+    price_as: Annotated[str, Field(min_length=1)] | None = None
 
 
 class Server(Quota, Address):
@@ -81,7 +84,7 @@ class Settings(Server):
     timeout: PositiveFloat | None = None
     give_up: Annotated[float, Field(ge=0)] = 1800.0
     give_up_share: Annotated[float, Field(gt=0, le=1)] = 0.5
-    budget: Annotated[float, Field(ge=0)] | None = None
+    budget: Dollars | None = None
     limit: PositiveInt | None = None
     batch: bool = False
     batch_requests: Annotated[int, Field(gt=0, le=MOST_REQUESTS)] = MOST_REQUESTS
@@ -135,8 +138,8 @@ class Settings(Server):
     def sent_max_tokens(self) -> int:
         """The bound on the reply that is sent; 0 for none."""
         params = self.params()
-        bound = params.get("max_completion_tokens", params.get("max_tokens"))
-        return bound if isinstance(bound, int) and bound > 0 else 0
+        bounds = (params.get("max_completion_tokens"), params.get("max_tokens"))
+        return max((bound for bound in bounds if isinstance(bound, int) and bound > 0), default=0)
 
     def most_output(self) -> int:
         """The most tokens that a reply is billed for: its bound, and thinking that stands beside it."""
@@ -162,8 +165,30 @@ class Settings(Server):
         return max(known, key=lambda p: (p.completion, p.prompt)) if len(known) == len(prices) else None
 
     def price_of(self, server: Server, batch: bool = False) -> Price | None:
-        given = given_price(server.price_in, server.price_out)
-        return given or known_price(self.model, server.base_url, batch)
+        prices = self.prices_of(server, batch)
+        return None if prices is None else prices.asked
+
+    def prices_of(self, server: Server, batch: bool = False) -> Prices | None:
+        """What replies of a server cost, in whatever tier; None where nobody knows the price. Raises
+        UsageError for a `price_as` that is not on the list."""
+        if given := given_price(server.price_in, server.price_out):
+            if server.price_as is not None:
+                raise UsageError(
+                    "--price-as gives the price of a model: leave out --price-in and --price-out"
+                )
+            return Prices.of_one(given)
+        tier = self.params().get("service_tier")
+        asked = tier if isinstance(tier, str) else None
+        return known_prices(self.model, server.base_url, batch, asked, server.price_as)
+
+    def price_source(self) -> str:
+        """Where the price is from, for people; of several servers, all that are different."""
+        found = [prices.source if (prices := self.prices_of(s)) else UNKNOWN for s in self.servers()]
+        return ", ".join(dict.fromkeys(found))
+
+    @property
+    def is_taken_as_free(self) -> bool:
+        return LOCAL in self.price_source()
 
     def together(self, name: str) -> float | None:
         """A limit (`rpm`, `tpm`, …) of all servers together; None where one of them has none."""
@@ -178,6 +203,15 @@ class Settings(Server):
         )
         return {**shown, "params": self.params()}
 
+    def no_price(self) -> str:
+        """What to do where nobody knows the price."""
+        tier = self.params().get("service_tier")
+        what = f" in tier '{tier}'" if isinstance(tier, str) else ""
+        return (
+            f"no price is known for model '{self.model}'{what}: give --price-in and --price-out "
+            "(USD a million tokens), or name a listed model with --price-as"
+        )
+
     def check(self, price: Price | None, needs_keys: bool = True) -> None:
         """Raises UsageError for what only shows when settings meet."""
         check_effort(self.model, self.traits, self.reasoning_effort)
@@ -185,10 +219,7 @@ class Settings(Server):
             if name in self.param:
                 raise UsageError(f"--param {name} cannot be set: the engine sets it itself")
         if self.budget is not None and price is None:
-            raise UsageError(
-                f"--budget needs a price, and none is known for model '{self.model}': "
-                "give --price-in and --price-out (USD a million tokens)"
-            )
+            raise UsageError(f"--budget needs a price, and {self.no_price()}")
         if self.budget is not None and price and not price.free and not self.sent_max_tokens():
             raise UsageError("--budget needs a bound on replies: leave max_tokens in, or set it")
         if self.batch and self.others:

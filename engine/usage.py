@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from engine.prices import told_cost
 from store.records import Usage
 
 MOST_TOKENS = 10**9  # a count beyond this is not a count
@@ -72,7 +73,7 @@ def read_claim(given: object) -> Claim:
         completion += reasoning  # thinking that stands beside the answer
     most = MOST_TOKENS if prompt is None else prompt
     cached = min(cached, most)
-    return Claim(prompt, completion, cached, min(written, most - cached), reasoning, _cost(given))
+    return Claim(prompt, completion, cached, min(written, most - cached), reasoning, told_cost(given))
 
 
 def _first(given: Mapping[str, Any], paths: tuple[str, ...]) -> int | None:
@@ -93,14 +94,6 @@ def _count(value: object) -> int | None:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         return None
     return math.ceil(value) if 0 <= value < MOST_TOKENS else None
-
-
-def _cost(given: Mapping[str, Any]) -> int | None:
-    """`usage.cost`, as OpenRouter sends it: US dollars."""
-    cost = given.get("cost")
-    if isinstance(cost, bool) or not isinstance(cost, int | float) or not math.isfinite(cost) or cost < 0:
-        return None
-    return round(cost * 1e6)
 
 
 def believed(

@@ -7,6 +7,8 @@ first answer may be the run's fault (a parameter, the model): they wait for the 
 
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from decimal import Decimal
+from typing import Any
 
 import orjson
 
@@ -15,7 +17,7 @@ from engine.batch.api import BatchApi, Remote
 from engine.batch.lines import Line, NotRun, read_line
 from engine.batch.parcels import Again
 from engine.batch.patience import patiently
-from engine.booking import Booking
+from engine.booking import Asked, Booking
 from engine.budget import Budget
 from engine.canary import against_the_run
 from engine.errors import (
@@ -26,7 +28,7 @@ from engine.errors import (
     RunStopped,
 )
 from engine.intake import Intake
-from engine.prices import Price
+from engine.prices import Price, Prices
 from engine.replies import Reply, claim_in, judged, unread_words
 from engine.tokens import Tokenizer
 from store import batches
@@ -40,13 +42,29 @@ LOST = "the batch has ended and its files have no line for this request"
 
 
 def price_json(price: Price) -> str:
-    return orjson.dumps([str(price.prompt), str(price.completion), str(price.cached)]).decode()
+    return orjson.dumps(_parts(price)).decode()
 
 
 def price_from(text: str) -> Price:
-    from decimal import Decimal
+    return _price(orjson.loads(text))
 
-    return Price(*(Decimal(part) for part in orjson.loads(text)))
+
+def _parts(price: Price) -> list[Any]:
+    """Three amounts, as ledgers have always held them; more only where the price has more to it."""
+    amounts = [str(price.prompt), str(price.completion), str(price.cached)]
+    if price.cache_write is None and not price.request and not price.steps:
+        return amounts
+    write = None if price.cache_write is None else str(price.cache_write)
+    return [*amounts, write, str(price.request), [[above, _parts(step)] for above, step in price.steps]]
+
+
+def _price(parts: list[Any]) -> Price:
+    prompt, completion, cached = (Decimal(part) for part in parts[:3])
+    if len(parts) == 3:
+        return Price(prompt, completion, cached)
+    write, request, steps = parts[3:]
+    longer = tuple((above, _price(step)) for above, step in steps)
+    return Price(prompt, completion, cached, write and Decimal(write), Decimal(request), longer)
 
 
 @dataclass(slots=True)
@@ -96,7 +114,7 @@ class Collector:
     async def collect(self, row: BatchRow, remote: Remote, waiting: list[Enqueued], own: bool) -> Collected:
         """Raises ProviderDown, BatchRefused, StorageError; what was read by then is stored."""
         by_key = {e.key: e for e in waiting}
-        booking = Booking(price_from(row.price), self.tokenizer, self.intake.plan.max_tokens)
+        booking = Booking(Prices.of_one(price_from(row.price)), self.tokenizer)
         reading = _Reading(row, booking, own, not remote.done, by_key)
         if self.intake.plan.task.check:
             self.items.load(row)
@@ -157,8 +175,7 @@ class Collector:
     def _answered(self, reading: _Reading, entry: Enqueued, line: Line, reply: Reply) -> None:
         task = self.intake.plan.task
         outcome = judged(reply, task.check, lambda: task.decode(self.items.find(reading.row, entry.request)))
-        size = MOST_BYTES_A_TOKEN * entry.prompt_tokens
-        response = reading.booking.book(reply, outcome, line.raw, 0.0, entry.prompt_tokens, size, entry.worst)
+        response = reading.booking.book(reply, outcome, line.raw, 0.0, self._asked(entry))
         stage, final = reading.row.stage, outcome not in (*UNUSABLE, "unparsed")
         number = self.ledger.put(stage, entry.attempt, entry.request, response, entry.worst, final)
         self._settle(reading, entry, response.cost_micro)
@@ -170,6 +187,12 @@ class Collector:
             self._unparsed(reading, entry, reply)
         else:
             self._unusable(reading, entry, reply, number)
+
+    def _asked(self, entry: Enqueued) -> Asked:
+        """What its reply is measured by; its body is at the provider, not here."""
+        size = MOST_BYTES_A_TOKEN * entry.prompt_tokens
+        most = entry.prompt_tokens if self.tokenizer.exact else size
+        return Asked(entry.prompt_tokens, most, size, self.intake.plan.max_tokens)
 
     def _unusable(self, reading: _Reading, entry: Enqueued, reply: Reply, response: int) -> None:
         """Stored and billed, and no answer in it: another is bought in a next batch, a few times."""
@@ -206,8 +229,8 @@ class Collector:
     def _malformed(self, reading: _Reading, entry: Enqueued, error: BadReply) -> None:
         """Stored, counted as billed (at its worst where it shows no usage), and asked again."""
         row = reading.row
-        claim, size = claim_in(error.raw), MOST_BYTES_A_TOKEN * entry.prompt_tokens
-        response = reading.booking.book_unread(error.raw, claim, entry.prompt_tokens, size, entry.worst)
+        claim = claim_in(error.raw)
+        response = reading.booking.book_unread(error.raw, claim, self._asked(entry))
         released = 0 if claim.is_empty and error.maybe_billed else entry.worst
         self.ledger.put(row.stage, entry.attempt, entry.request, response, released, final=False)
         number = self.ledger.error(
