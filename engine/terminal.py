@@ -9,6 +9,7 @@ import os
 import re
 import signal
 import sys
+from decimal import Decimal
 from types import FrameType
 from typing import Any
 
@@ -79,10 +80,20 @@ def plain_lines(text: str) -> str:
     return _CONTROL.sub("�", text.replace("\r\n", "\n"))
 
 
-def dollars(amount: float | None) -> str:
+def dollars(amount: float | Decimal | None) -> str:
+    """Two digits after the point of a dollar and more, four of less, six of very little."""
     if amount is None:
         return "unknown"
-    return f"${amount:,.2f}" if amount >= 1 or amount == 0 else f"${amount:.4f}"
+    if amount >= 1 or amount == 0:
+        return f"${amount:,.2f}"
+    return f"${amount:.4f}" if amount >= 0.001 else f"${amount:.6f}"
+
+
+def exact_dollars(micro: int) -> str:
+    """All digits that an amount has, two at the least."""
+    units, fraction = divmod(abs(micro), 1_000_000)
+    digits = f"{fraction:06}".rstrip("0").ljust(2, "0")
+    return f"{'-' if micro < 0 else ''}${units:,}.{digits}"
 
 
 def duration(seconds: float) -> str:
