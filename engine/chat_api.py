@@ -14,11 +14,7 @@ from aiohttp.typedefs import Handler
 
 from engine.bodies import loads
 from engine.keys import Message
-<<<<<<< HEAD
-from engine.replies import loads
 from engine.terminal import stop_signals
-=======
->>>>>>> main
 from store.errors import UsageError
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
