@@ -80,6 +80,31 @@ def retry(
 
 
 @app.command()
+def settle(
+    run: RunArgument,
+    lost: Annotated[bool, typer.Option("--lost", help="they were not billed: nothing is at risk")] = False,
+    billed: Annotated[
+        bool, typer.Option("--billed", help="they were billed: book the most that they can cost")
+    ] = False,
+    usd: Annotated[
+        float | None, typer.Option("--usd", metavar="X", help="they were billed, X dollars together")
+    ] = None,
+    stage: Annotated[str | None, typer.Option("--stage", metavar="S", help="only this stage")] = None,
+    id: Annotated[
+        list[str] | None, typer.Option("--id", metavar="ID", help="only this row; repeat it for more")
+    ] = None,
+    attempt: Annotated[
+        list[int] | None, typer.Option("--attempt", metavar="N", help="only this attempt; repeat it for more")
+    ] = None,
+    json: JsonOption = False,
+) -> None:
+    """List requests that may have been billed without an answer, or say what became of them."""
+    from engine.settling import run_settle
+
+    run_settle(run, lost, billed, usd, stage, id or (), attempt or (), json)
+
+
+@app.command()
 def export(
     run: RunArgument,
     format: Annotated[

@@ -282,7 +282,9 @@ def print_status(status: Mapping[str, Any]) -> None:
         )
     if status["at_risk_usd"]:
         worst = dollars(status["at_risk_usd"])
-        console.print(f"at most {worst} may have been billed for requests without an answer")
+        console.print(
+            f"at most {worst} may have been billed for requests without an answer (distill settle lists them)"
+        )
     for name, changes in status["changed"].items():
         console.print(
             Text(f"{plain(name, 40)}: keys differ from the run before: {plain('; '.join(changes), 400)}")

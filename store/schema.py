@@ -158,6 +158,12 @@ ALTER TABLE errors ADD COLUMN at_risk_micro INTEGER;
 CREATE TABLE settlements (  -- attempts in doubt that a person has settled
   attempt INTEGER PRIMARY KEY REFERENCES attempts(id),
   billed_micro INTEGER NOT NULL, at REAL NOT NULL);
+DROP VIEW unanswered;
+CREATE VIEW unanswered AS
+  SELECT t.id AS attempt, t.request, t.run, t.sent_at, t.worst_micro / 1e6 AS worst_usd
+  FROM attempts t
+  WHERE t.id NOT IN (SELECT attempt FROM responses) AND t.id NOT IN (SELECT attempt FROM errors)
+    AND t.id NOT IN (SELECT attempt FROM settlements);
 DROP VIEW answers;
 CREATE VIEW answers AS
   SELECT s.name AS stage, a.position, a.sample, json_extract(w.item, '$.id') AS id,
