@@ -80,6 +80,20 @@ def retry(
 
 
 @app.command()
+def check(
+    run: RunArgument,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="make damaged answers pending again; nothing is thrown away")
+    ] = False,
+    json: JsonOption = False,
+) -> None:
+    """Check that the ledger is intact, and say what is damaged and what that costs."""
+    from engine.checking.command import run_check
+
+    raise typer.Exit(run_check(run, repair, json))
+
+
+@app.command()
 def settle(
     run: RunArgument,
     lost: Annotated[bool, typer.Option("--lost", help="they were not billed: nothing is at risk")] = False,
