@@ -221,13 +221,27 @@ def test_a_reward_model_is_refused_by_the_command_with_exit_code_2(tmp_path: Pat
     assert ended.stderr.startswith(f"distill: {reward} is a reward model: it scores answers")
 
 
+def test_the_precision_of_a_server_is_checked_and_said(tmp_path: Path, capfd: Any) -> None:
+    folder = tiny.student(tmp_path / "pupil")
+    for words, told in (
+        ((folder, "--precision", "fp8"), "--precision fp8: expected bf16 or fp32"),
+        (("smollm2", "--precision", "bf16"), "--precision is for a transformers folder"),
+        (("--scripted", "--precision", "bf16"), "--precision is for a transformers folder"),
+    ):
+        code, _, said = tiny.distill("serve", *words, "--port", 0)
+        assert code == 2
+        assert told in said
+    assert load(folder, "x", "fp32").repeats == (not torch.cuda.is_available())
+    assert not load(folder, "x", "bf16").repeats
+
+
 def test_opt_writes_the_same_padded_and_alone(tmp_path: Path) -> None:
     """Its positions are learnt, and start at 2."""
     from engine.student.batch import Batch
     from engine.student.row import Row
 
     folder = tiny.student(tmp_path / "opt", "opt")
-    student = load(folder, "opt")
+    student = load(folder, "opt", "fp32")
 
     def row(prompt: list[int]) -> Row:
         writing = Writing(student.decode, ())

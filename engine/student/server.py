@@ -29,6 +29,10 @@ from engine.student.writing import Writing
 from store.errors import UsageError
 
 TOO_LONG = "context_length_exceeded"
+BATCH_MATTERS = (
+    "the answer to a request with a seed can change with the requests that run beside it "
+    "(it does not in fp32 on a CPU)"
+)
 
 
 class Service:
@@ -56,8 +60,8 @@ class Service:
         try:
             self._worker.submit(rows)
             if asked.stream:
-                return await _streamed(request, asked, rows, heard, self.student.name)
-            return json_reply(await _whole(rows, heard, self.student.name))
+                return await _streamed(request, asked, rows, heard, self.student)
+            return json_reply(await _whole(rows, heard, self.student))
         finally:
             for row in rows:  # the client has gone, or all is said
                 row.gone = True
@@ -93,7 +97,7 @@ def _tell(loop: asyncio.AbstractEventLoop, heard: "asyncio.Queue[Row]", row: Row
         loop.call_soon_threadsafe(heard.put_nowait, row)
 
 
-async def _whole(rows: list[Row], heard: "asyncio.Queue[Row]", model: str) -> dict[str, Any]:
+async def _whole(rows: list[Row], heard: "asyncio.Queue[Row]", student: Student) -> dict[str, Any]:
     """The reply, when all rows have ended."""
     for _ in rows:
         _check(await heard.get())
@@ -106,7 +110,7 @@ async def _whole(rows: list[Row], heard: "asyncio.Queue[Row]", model: str) -> di
         }
         for index, row in enumerate(rows)
     ]
-    return {**_head(model, "chat.completion"), "choices": choices, "usage": _usage(rows)}
+    return {**_head(student, "chat.completion"), "choices": choices, "usage": _usage(rows)}
 
 
 def _check(row: Row) -> None:
@@ -115,14 +119,14 @@ def _check(row: Row) -> None:
         raise Refused(500, words, kind="server_error")
 
 
-def _head(model: str, kind: str) -> dict[str, Any]:
+def _head(student: Student, kind: str) -> dict[str, Any]:
     identity = f"chatcmpl-{os.urandom(12).hex()}"
     return {
         "id": identity,
         "object": kind,
         "created": int(time.time()),
-        "model": model,
-        "system_fingerprint": model,
+        "model": student.name,
+        "system_fingerprint": student.fingerprint,
     }
 
 
@@ -133,12 +137,12 @@ def _usage(rows: list[Row]) -> dict[str, int]:
 
 
 async def _streamed(
-    request: web.Request, asked: Asked, rows: list[Row], heard: "asyncio.Queue[Row]", model: str
+    request: web.Request, asked: Asked, rows: list[Row], heard: "asyncio.Queue[Row]", student: Student
 ) -> web.StreamResponse:
     """Server-sent events: pieces of text that no stop string can take back, then the usage if asked for."""
     response = web.StreamResponse(headers={"content-type": "text/event-stream", "cache-control": "no-cache"})
     await response.prepare(request)
-    head, sent = _head(model, "chat.completion.chunk"), [0] * len(rows)
+    head, sent = _head(student, "chat.completion.chunk"), [0] * len(rows)
     open_rows = set(range(len(rows)))
     for index in range(len(rows)):
         await _send(response, _piece(head, index, {"role": "assistant", "content": ""}, None))
@@ -171,13 +175,15 @@ async def _send(response: web.StreamResponse, value: dict[str, Any]) -> None:
     await response.write(b"data: " + orjson.dumps(value) + b"\n\n")
 
 
-def run_student(folder: Path, port: int, parallel: int) -> None:
+def run_student(folder: Path, port: int, parallel: int, precision: str | None = None) -> None:
     """Serves until SIGINT or SIGTERM; prints the address on stdout when it is ready. Raises UsageError."""
     if not (0 <= port <= 65535 and parallel > 0):
         raise UsageError("--port wants 0 to 65535, --parallel at least 1")
     check(folder)
-    student = load(folder, name_of(folder))
+    student = load(folder, name_of(folder), precision)
     print(f"{student!r}, {parallel} answers at once", file=sys.stderr, flush=True)
+    if not student.repeats:
+        print(BATCH_MATTERS, file=sys.stderr, flush=True)
     asyncio.run(_serve(student, port, parallel))
 
 
