@@ -28,7 +28,8 @@ from engine.student.sampling import next_tokens, nucleus
 from engine.student.template import alpaca, prompt_tokens
 from engine.student.writing import Writing
 from store.errors import UsageError
-from trainers.sft_data import prompt_ids
+from store.special_tokens import TextTokens
+from trainers.encoding import prompt_ids
 from trainers.templates import ALPACA_CHAT_TEMPLATE, alpaca_chat_template, alpaca_prompt
 
 pytestmark = pytest.mark.filterwarnings("default")
@@ -62,11 +63,11 @@ def with_beginning() -> Any:
 def test_a_student_is_asked_with_the_tokens_that_it_was_taught(make: Callable[[], Any]) -> None:
     """By the template of its folder, and by ours where the folder has none."""
     tokenizer = make()
-    taught = prompt_ids(alpaca_prompt("Say sea."), tokenizer)
+    taught = prompt_ids(alpaca_prompt("Say sea."), TextTokens(tokenizer))
     tokenizer.chat_template = alpaca_chat_template(tokenizer)
-    assert prompt_tokens(chat(CHATS[0]), tokenizer) == taught
+    assert prompt_tokens(chat(CHATS[0]), TextTokens(tokenizer)) == taught
     tokenizer.chat_template = None
-    assert prompt_tokens(chat(CHATS[0]), tokenizer) == taught
+    assert prompt_tokens(chat(CHATS[0]), TextTokens(tokenizer)) == taught
 
 
 @pytest.mark.parametrize("turns", CHATS, ids=["plain", "in the form already", "several turns"])

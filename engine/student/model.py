@@ -13,6 +13,7 @@ from transformers.cache_utils import DynamicLayer
 
 from engine.student.folder import EXPECTED
 from store.errors import UsageError, first_line
+from store.special_tokens import TextTokens
 from store.weights import check_weights
 
 PRECISIONS = {"bf16": torch.bfloat16, "fp32": torch.float32}
@@ -23,22 +24,23 @@ CPU_HAS_BF16 = {"amx_bf16", "avx512_bf16"}
 
 @dataclass(frozen=True)
 class Student:
-    """ends: tokens that end an answer. vocabulary: tokens that may be written; the model may have more
-    places. context: tokens of prompt and answer together."""
+    """ends: tokens that end an answer. unseen: tokens that are no part of its text. vocabulary: tokens that
+    may be written; the model may have more places. context: tokens of prompt and answer together."""
 
     name: str
     model: Any
-    tokenizer: Any
+    texts: TextTokens
     device: torch.device
     dtype: torch.dtype
     context: int
     ends: frozenset[int]
+    unseen: frozenset[int]
     vocabulary: int
 
     def decode(self, tokens: Sequence[int]) -> str:
-        return str(
-            self.tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        )
+        """Without special tokens, but for those that mark thinking."""
+        shown = [token for token in tokens if token not in self.unseen]
+        return str(self.texts.tokenizer.decode(shown, clean_up_tokenization_spaces=False))
 
     @property
     def precision(self) -> str:
@@ -74,8 +76,10 @@ def load(folder: Path, name: str, precision: str | None = None) -> Student:
     model = _weights(folder, dtype).eval().to(device)
     _check_cache(folder, model)
     tokenizer("")  # forgets truncation and padding here, before there are threads
+    texts = TextTokens(tokenizer)
     return Student(
-        name, model, tokenizer, device, dtype, _context(config, tokenizer), _ends(folder, model, tokenizer),
+        name, model, texts, device, dtype, _context(config, tokenizer), _ends(folder, model, tokenizer),
+        texts.unseen,
         min(config.vocab_size, max(tokenizer.get_vocab().values()) + 1),
     )  # fmt: skip
 

@@ -24,6 +24,7 @@ from engine.student.grammar import Grammars, matcher
 from engine.student.model import Student, load
 from engine.student.row import Row
 from engine.student.template import prompt_tokens
+from engine.student.thinking import Parts
 from engine.student.worker import Worker
 from engine.student.writing import Writing
 from store.errors import UsageError
@@ -44,14 +45,15 @@ class Service:
         self._worker = Worker(student, most_rows)
 
     def health(self) -> dict[str, Any]:
-        return {"model": self.student.name, **self._worker.counts()}
+        marked = self.student.texts.seen.total()
+        return {"model": self.student.name, **self._worker.counts(), "control_tokens_read_as_text": marked}
 
     def close(self) -> None:
         self._worker.close()
 
     async def chat(self, request: web.Request) -> web.StreamResponse:
         asked = understand(await request.read(), self.student.name)
-        prompt = prompt_tokens(asked.messages, self.student.tokenizer)
+        prompt = self._prompt(asked)
         most = self._most(asked, len(prompt))
         grammar = await asyncio.to_thread(self._grammars.compiled, asked.response_format)
         heard: asyncio.Queue[Row] = asyncio.Queue()
@@ -66,6 +68,15 @@ class Service:
             for row in rows:  # the client has gone, or all is said
                 row.gone = True
 
+    def _prompt(self, asked: Asked) -> list[int]:
+        seen = self.student.texts.seen
+        known = set(seen)
+        prompt = prompt_tokens(asked.messages, self.student.texts)
+        for control in seen.keys() - known:
+            words = f"a request has the control token {control} in its text, which is read as plain text"
+            print(f"{words} (told once; /health counts them)", file=sys.stderr, flush=True)
+        return prompt
+
     def _most(self, asked: Asked, prompt: int) -> int:
         if prompt == 0:
             raise Refused(400, "the messages come to no token at all", "messages", "invalid_value")
@@ -78,10 +89,11 @@ class Service:
     def _rows(
         self, asked: Asked, prompt: list[int], most: int, grammar: Any, tell: Callable[[Row], None]
     ) -> list[Row]:
+        marks = None if grammar else self.student.texts.marks  # JSON by a schema has no room for thinking
         return [
             Row(
                 prompt, most, asked.temperature, asked.top_p, _draws(asked.seed, choice),
-                Writing(self.student.decode, asked.stop), matcher(grammar), tell, asked.stream,
+                Writing(self.student.decode, asked.stop), matcher(grammar), tell, asked.stream, marks,
             )
             for choice in range(asked.choices)
         ]  # fmt: skip
@@ -102,15 +114,17 @@ async def _whole(rows: list[Row], heard: "asyncio.Queue[Row]", student: Student)
     for _ in rows:
         _check(await heard.get())
     choices = [
-        {
-            "index": index,
-            "message": {"role": "assistant", "content": row.writing.text, "refusal": None},
-            "logprobs": None,
-            "finish_reason": row.finish,
-        }
+        {"index": index, "message": _message(row), "logprobs": None, "finish_reason": row.finish}
         for index, row in enumerate(rows)
     ]
     return {**_head(student, "chat.completion"), "choices": choices, "usage": _usage(rows)}
+
+
+def _message(row: Row) -> dict[str, str | None]:
+    """Thinking goes apart from the answer, in the field that most servers use for it."""
+    said = row.said()
+    message = {"role": "assistant", "content": said.answer, "refusal": None}
+    return message | ({"reasoning_content": said.thought} if said.thought else {})
 
 
 def _check(row: Row) -> None:
@@ -130,10 +144,13 @@ def _head(student: Student, kind: str) -> dict[str, Any]:
     }
 
 
-def _usage(rows: list[Row]) -> dict[str, int]:
-    """The prompt counts once, whatever the number of choices; an answer counts the token that ended it."""
+def _usage(rows: list[Row]) -> dict[str, Any]:
+    """The prompt counts once, whatever the number of choices; an answer counts the token that ended it, and
+    its thinking."""
     prompt, written = len(rows[0].prompt), sum(row.written for row in rows)
-    return {"prompt_tokens": prompt, "completion_tokens": written, "total_tokens": prompt + written}
+    thought = {"reasoning_tokens": sum(row.thought for row in rows)}
+    usage = {"prompt_tokens": prompt, "completion_tokens": written, "total_tokens": prompt + written}
+    return {**usage, "completion_tokens_details": thought}
 
 
 async def _streamed(
@@ -142,7 +159,7 @@ async def _streamed(
     """Server-sent events: pieces of text that no stop string can take back, then the usage if asked for."""
     response = web.StreamResponse(headers={"content-type": "text/event-stream", "cache-control": "no-cache"})
     await response.prepare(request)
-    head, sent = _head(student, "chat.completion.chunk"), [0] * len(rows)
+    head, sent = _head(student, "chat.completion.chunk"), [Parts("", "", False)] * len(rows)
     open_rows = set(range(len(rows)))
     for index in range(len(rows)):
         await _send(response, _piece(head, index, {"role": "assistant", "content": ""}, None))
@@ -154,17 +171,26 @@ async def _streamed(
         if row.finish == "error":
             await _send(response, Refused(500, "the model could not go on", kind="server_error").body)
             return response
-        finish = row.finish
-        text = row.writing.text[sent[index] : None if finish else row.writing.settled()]
-        sent[index] += len(text)
-        if text or finish:
-            await _send(response, _piece(head, index, {"content": text} if text else {}, finish))
+        finish, said = row.finish, row.said()
+        delta = _news(sent[index], said)
+        sent[index] = said
+        if delta or finish:
+            await _send(response, _piece(head, index, delta, finish))
         if finish:
             open_rows.discard(index)
     if asked.usage_streamed:
         await _send(response, {**head, "choices": [], "usage": _usage(rows)})
     await response.write(b"data: [DONE]\n\n")
     return response
+
+
+def _news(before: Parts, now: Parts) -> dict[str, str]:
+    """What came since: thinking and answer only grow."""
+    news = {
+        "reasoning_content": now.thought[len(before.thought) :],
+        "content": now.answer[len(before.answer) :],
+    }
+    return {name: text for name, text in news.items() if text}
 
 
 def _piece(head: dict[str, Any], index: int, delta: dict[str, str], finish: str | None) -> dict[str, Any]:
