@@ -133,11 +133,13 @@ async def _read_bounded(response: aiohttp.ClientResponse) -> bytes:
         while chunk := await response.content.readany():
             chunks.append(chunk)
             size += len(chunk)
-            if size > MAX_REPLY_BYTES:
+            if size > (MAX_REPLY_BYTES if 200 <= response.status < 300 else KEPT_BYTES):
                 response.close()
+                if not 200 <= response.status < 300:  # a refusal's words stand at its beginning
+                    return b"".join(chunks)[:KEPT_BYTES]
                 raise BadReply(f"a reply of over {MAX_REPLY_BYTES >> 20} MiB", b"".join(chunks)[:KEPT_BYTES])
     except aiohttp.ClientPayloadError as error:
-        if response.status == 200 and chunks:
+        if 200 <= response.status < 300 and chunks:
             raise BadReply("the reply was cut off", b"".join(chunks)) from error
         raise
     return chunks[0] if len(chunks) == 1 else b"".join(chunks)

@@ -47,6 +47,7 @@ def run_estimate(
         result = run_pilot(online, pool, run, pilot, yes, quiet, confirm)
         if result.stopped:
             raise result.stopped
+    settings.price()  # raises UsageError before the pool is counted
     told = estimate_pool(settings, pool, run)
     if as_json:
         sys.stdout.write(orjson.dumps(told.as_json()).decode() + "\n")

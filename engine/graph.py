@@ -14,7 +14,7 @@ from engine.job import StageJob
 from engine.options import default_url, server_values, text_of_file
 from engine.prices import is_loopback
 from engine.recipe_checks import POOLED
-from engine.recipe_tables import EndpointTable, Recipe, TeacherTable
+from engine.recipe_tables import EndpointTable, Recipe, TeacherTable, Thought
 from engine.roles import DEFAULTS, plan_of, role
 from engine.rows import Numbered, Rows
 from engine.settings import Quota, Server, Settings
@@ -28,7 +28,7 @@ from store.records import BadRow, Item
 
 SHARED = (
     "to", "field", "language", "structured", "seed", "sample", "limit", "samples", "top_p", "param",
-    "omit", "system", "batch", "attempts", "attempts_parse", "both_orders", "names",
+    "omit", "system", "batch", "attempts", "attempts_parse", "attempts_empty", "both_orders", "names",
 )  # fmt: skip
 Served = Mapping[str, tuple[str, str]]  # teacher -> (address, model) of what the recipe serves itself
 
@@ -144,6 +144,8 @@ def _settings(recipe: Recipe, name: str, served: Served) -> Settings:
     teacher = recipe.teacher[stage.teacher]
     url, model = served.get(stage.teacher, (teacher.base_url, teacher.model))
     given = {key: getattr(stage, key) for key in SHARED}
+    for key in Thought.model_fields:
+        given[key] = getattr(teacher, key) if getattr(stage, key) is None else getattr(stage, key)
     for key, usual in DEFAULTS[stage.task].items():
         given[key] = usual if getattr(stage, key) is None else getattr(stage, key)
     if stage.task == "compare":
@@ -164,6 +166,7 @@ def _settings(recipe: Recipe, name: str, served: Served) -> Settings:
         prompt=prompt,
         timeout=teacher.timeout,
         give_up=teacher.give_up,
+        give_up_share=teacher.give_up_share,
         budget=recipe.budget,
     )
 

@@ -13,20 +13,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import orjson
-
 from engine.exports import clean
 from engine.language import language_of
-from engine.replies import text_of
+from engine.replies import answer_of
 from evaluators.intervals import wilson
 from evaluators.rows import data_sets, row_of
 from evaluators.sheets import Sheet, Span, Value, publish
 from store.errors import UsageError
 from store.export import stored
 from store.read import connect_reader, stage_of, stage_status, stages
-from store.reasoning import apart, reasoning_in
 from store.records import OUTCOMES, BadRow
-from store.texts import content_of
 
 PHRASES = (
     "i'm sorry, but", "i am sorry, but", "i apologize, but", "sorry, but", "i'm sorry, i can",
@@ -43,7 +39,7 @@ UNKNOWN = "unknown"
 EXAMPLES = 3
 NAMED: Mapping[str, str] = {
     "truncated": "length", "content_filter": "content_filter", "refusal": "refusal",
-    "untranslated": "untranslated",
+    "untranslated": "untranslated", "tool_calls": "tool_calls", "other": "other",
 }  # fmt: skip
 COUNTED = ("empty", "reasoning", "refused_in_words")
 _APOSTROPHE = re.compile("[’‘`]")
@@ -133,20 +129,12 @@ def of_run(run: Path, stage: str | None = None) -> dict[str, Tally]:
             tally = Tally(outcomes=Counter(), failed=stage_status(reader, number)["failed"])
             for row in stored(reader, number, OUTCOMES):
                 where = {"id": str(row.item.get("id", row.position)), "line": None, "position": row.position}
-                tally.add(clean(text_of(row.raw)), thinking_of(row.raw), where, row.outcome)
+                text, thinking = answer_of(row.raw)
+                tally.add(clean(text), thinking, where, row.outcome)
             found[name] = tally
         return found
     finally:
         reader.close()
-
-
-def thinking_of(raw: bytes) -> str:
-    """The thinking that a stored reply holds beside its answer."""
-    try:
-        message = orjson.loads(raw)["choices"][0]["message"]
-        return reasoning_in(message) or apart(content_of(message) or "")[0]
-    except (ValueError, LookupError, TypeError, AttributeError):
-        return ""
 
 
 def of_file(file: Path) -> dict[str, Tally]:
