@@ -93,8 +93,10 @@ TALK = "\n\nHuman: a\n\nAssistant: b\n\nHuman: c\n\nAssistant: "
             "a message of chosen or rejected",
         ),
         ({"prompt": QUESTION, "chosen": ["good"], "rejected": BAD}, NO_TEXT),
-        ({"prompt": "Q?", "chosen": {"content": "good"}, "rejected": "bad"}, SHAPES),
-        ({"prompt": "Q?", "chosen": True, "rejected": "bad"}, SHAPES),
+        ({"prompt": "Q?", "chosen": {"a": "good"}, "rejected": "bad"}, "chosen is not text: {'a': 'good'}"),
+        ({"prompt": "Q?", "chosen": True, "rejected": "bad"}, "chosen is not text: True"),
+        ({"user_input": "Q?", "completion_a": "a", "completion_b": None}, "completion_b is not text: None"),
+        ({"chosen": 1, "rejected": 2}, SHAPES),
         ({"prompt": " ", "chosen": "good", "rejected": "bad"}, "no prompt"),
         (
             {"question": "Q?", "response_0": "a"},

@@ -18,7 +18,7 @@ import numpy as np
 import tiny
 import torch
 
-from store.errors import PoolError
+from store.errors import PoolError, UsageError
 from store.records import Instruction
 from store.special_tokens import TextTokens
 from trainers.batches import IGNORED, example, loss_sum, order, packed, padded, steps_of
@@ -174,6 +174,17 @@ def test_a_file_is_read_with_all_that_is_wrong_in_it_counted(tmp_path: Path, tok
     assert again.digest == rows.digest != other.digest
     with pytest.raises(PoolError, match="10 are over --max-length 20"):
         tokenized(recipe(path, max_length=20), tokenizer)
+
+
+def test_chats_need_a_chat_template(tmp_path: Path) -> None:
+    bare = tiny.tokenizer()
+    bare.chat_template = None
+    talk = [{"role": "user", "content": "a?"}, {"role": "assistant", "content": "b"}]
+    path = tiny.write(tmp_path / "rows.jsonl", [{"messages": talk}] * 2)
+    with pytest.raises(UsageError, match="line 1: this model's tokenizer has no chat template"):
+        tokenized(recipe(path), bare)
+    _, counts = tokenized(recipe(path, template="alpaca"), bare)
+    assert counts.used == 2
 
 
 @pytest.mark.parametrize(

@@ -130,9 +130,12 @@ def as_pairs(raw: dict[str, Any], read: Read) -> tuple[str, list[Told]] | str:
 def _of_three(raw: dict[str, Any], *names: str) -> Three | str:
     """Prompt and answers that are texts, in fields of these names."""
     prompt, better, worse = (text_of(raw.get(name)) for name in names)
-    if prompt is None or better is None or worse is None:
+    if not raw.keys() >= set(names):
         held = ", ".join(map(str, raw)) or "nothing"
         return f"{NO_SHAPE}; it has {held:.80}"
+    if prompt is None or better is None or worse is None:
+        wrong = next(name for name in names if text_of(raw[name]) is None)
+        return f"{wrong} is not text: {raw[wrong]!r:.60}"
     return prompt, better, worse
 
 

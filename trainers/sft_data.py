@@ -93,6 +93,9 @@ def _encoded(pool: Pool, recipe: SftRecipe, texts: TextTokens, counts: Counts) -
             counts.refuse(line, lesson)
             continue
         template = recipe.template or ("alpaca" if isinstance(lesson.row, Instruction) else "chat")
+        if template == "chat" and not texts.tokenizer.chat_template:
+            words = "this model's tokenizer has no chat template, which chats need"
+            raise UsageError(f"{recipe.data}, line {line}: {words}; --template alpaca takes single questions")
         encoded = _one(lesson, template, recipe, texts, counts)
         if isinstance(encoded, str):
             counts.refuse(line, encoded)
