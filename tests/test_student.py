@@ -266,6 +266,7 @@ LAYERS = {
     "serve smollm2": "base teacher teacher-nodeps",
     "serve pupil": "base train train-nodeps teacher-nodeps",
     "serve --port 0 pupil": "base train train-nodeps teacher-nodeps",
+    "serve --precision fp32 pupil": "base train train-nodeps teacher-nodeps",
     "serve --scripted": "base",
     "run folder.toml --run pupil": "base train train-nodeps teacher-nodeps teacher teacher-nodeps",
     "run small.toml --run pupil": "base teacher teacher-nodeps",
