@@ -59,14 +59,17 @@ class Client:
         timeout: float,
         proxy: str | None = None,
     ) -> None:
-        self._url = URL(base_url.rstrip("/") + "/chat/completions")
+        base = URL(base_url)
+        self._url = base.with_path(base.path.rstrip("/") + "/chat/completions", keep_query=True)
         self._proxy = proxy
         self._headers = {"Content-Type": "application/json", "User-Agent": USER_AGENT}
         self._secret = api_key.encode() if api_key else None
         if api_key:
             self._headers["Authorization"] = f"Bearer {api_key}"
         self._connections = connections
-        self._timeout = aiohttp.ClientTimeout(total=timeout, sock_connect=CONNECT_SECONDS, sock_read=timeout)
+        # Below the whole, so that a connection (or a TLS handshake) that never comes about is told as that.
+        self._connect = min(CONNECT_SECONDS, 0.8 * timeout)
+        self._timeout = aiohttp.ClientTimeout(total=timeout, sock_connect=self._connect, sock_read=timeout)
 
     async def __aenter__(self) -> Self:
         connector = aiohttp.TCPConnector(
@@ -111,7 +114,7 @@ class Client:
     def _mapped(self, error: Exception) -> TimedOut | ConnectionLost:
         """A foreign error as one of ours; time-outs are OSErrors too, so they come first."""
         if isinstance(error, aiohttp.ConnectionTimeoutError):
-            return ConnectionLost(f"no connection in {CONNECT_SECONDS:g} s", maybe_billed=False)
+            return ConnectionLost(f"no connection in {self._connect:g} s", maybe_billed=False)
         if isinstance(error, TimeoutError):
             return TimedOut(f"no reply in {self._timeout.total:g} s")
         words = self._redacted((str(error) or type(error).__name__).encode(errors="replace")).decode()

@@ -19,12 +19,12 @@ from engine.roles import DEFAULTS, plan_of, role
 from engine.rows import Numbered, Rows
 from engine.settings import Quota, Server, Settings
 from engine.sources import Members, contests_of, pool_of
-from engine.stage_rows import StageRows, Upstream
+from engine.stage_rows import USABLE, StageRows, Upstream
 from engine.tasks.task import Task
 from engine.tokens import tokenizer_for
 from engine.toml_lines import Path_
 from store.errors import UsageError
-from store.records import BadRow, Item
+from store.records import BadRow, Item, Outcome
 
 SHARED = (
     "to", "field", "language", "structured", "seed", "sample", "limit", "samples", "top_p", "param",
@@ -86,7 +86,7 @@ class Graph:
         if not self.recipe.upstream(name):
             return Numbered(self._files(name))
         make, each = self._make(name)
-        above = [self._upstream(one) for one in self.recipe.upstream(name)]
+        above = [self._upstream(one, name) for one in self.recipe.upstream(name)]
         return StageRows(above, make, each, self.settings[name].limit)
 
     def _files(self, name: str) -> Surveyed:
@@ -107,9 +107,13 @@ class Graph:
         found = Members(self.settings[name], members, stages)
         return found.contests, found.each
 
-    def _upstream(self, name: str) -> Upstream:
+    def _upstream(self, name: str, reader: str) -> Upstream:
+        """What a stage takes from another. Models' answers are compared as they are: an empty one too is
+        an answer, and often the worst."""
         task = role(self.settings[name])
-        return Upstream(name, lambda row, text: task.record(task.decode(row), text))
+        compares = self.recipe.stage[reader].task not in POOLED
+        outcomes: tuple[Outcome, ...] = (*USABLE, "empty") if compares else USABLE
+        return Upstream(name, lambda row, text: task.record(task.decode(row), text), outcomes)
 
 
 class _Imagined:
