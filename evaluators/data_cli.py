@@ -77,7 +77,7 @@ def lengths(
     csv: CsvOption = None,
     json: JsonOption = False,
 ) -> None:
-    """How long the answers are: quantiles and histograms on common bins."""
+    """How long the answers are, and the thinking before them: quantiles and histograms on common bins."""
     from evaluators.data.lengths import run_lengths
 
     raise typer.Exit(run_lengths(files, name, field, tokens, json, csv))
@@ -155,7 +155,7 @@ def shares(
     csv: CsvOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Which share is cut short, filtered, refused, empty; in which languages."""
+    """Which share is cut short, filtered, refused, empty, thought over; in which languages."""
     from evaluators.data.shares import run_shares
 
     raise typer.Exit(run_shares(source, stage, json, csv))

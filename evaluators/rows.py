@@ -12,7 +12,9 @@ from typing import Any, Literal
 from store.answers import model_names
 from store.errors import PoolError, UsageError
 from store.pool import Pool
+from store.reasoning import apart, reasoning_in
 from store.records import BadRow
+from store.texts import content_of, text_of
 
 SHOWN = 3
 Field = Literal["instruction", "input", "output", "prompt", "all"]
@@ -22,13 +24,15 @@ ANSWERS = ("prediction", "output", "completion", "response")  # the first that i
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A row of a file. id: its own, else its place among the usable rows, from 0."""
+    """A row of a file. id: its own, else its place among the usable rows, from 0. reasoning: the thinking
+    before the output, which is no part of it."""
 
     id: str
     line: int
     instruction: str
     input: str
     output: str
+    reasoning: str = ""
 
     def text(self, field: Field) -> str:
         """`prompt` is instruction and input; `all` the answer as well."""
@@ -103,12 +107,17 @@ def row_of(raw: dict[str, Any], line: int, position: int) -> Row | str:
     """A row of any known shape, or what is wrong with it."""
     identity = raw.get("id") if raw.get("id") is not None else raw.get("question_id", position)
     if isinstance(raw.get("messages"), list):
-        instruction, given, output = _chat(raw["messages"])
+        instruction, given, output, thinking = _chat(raw["messages"])
     else:
+        for name in ANSWERS:  # an answer of another type must not pass for an empty one
+            if raw.get(name) is not None and text_of(raw[name]) is None:
+                return f"{name} is not text: {raw[name]!r:.60}"
         instruction, given, output = _flat(raw)
+        thinking = reasoning_in(raw)
     if not instruction.strip() and not output.strip() and not _has_answer(raw):
         return "no text: expected instruction and output, id and text, or messages"
-    return Row(str(identity), line, instruction, given, output)
+    inline, answer = apart(output)
+    return Row(str(identity), line, instruction, given, answer, thinking or inline)
 
 
 def _flat(raw: dict[str, Any]) -> tuple[str, str, str]:
@@ -128,17 +137,17 @@ def _flat(raw: dict[str, Any]) -> tuple[str, str, str]:
 
 def _has_answer(raw: dict[str, Any]) -> bool:
     """Whether there is an answer, if an empty one."""
-    return any(isinstance(raw.get(name), str) for name in (*ANSWERS, "text"))
+    return any(text_of(raw.get(name)) is not None for name in (*ANSWERS, "text"))
 
 
-def _chat(messages: list[Any]) -> tuple[str, str, str]:
-    """All that was said to the model before its last answer, and that answer."""
-    turns = [m for m in messages if isinstance(m, dict) and isinstance(m.get("content"), str)]
-    said = [m["content"] for m in turns if m.get("role") == "user"]
-    answers = [m["content"] for m in turns if m.get("role") == "assistant"]
-    return "\n".join(said), "", answers[-1] if answers else ""
+def _chat(messages: list[Any]) -> tuple[str, str, str, str]:
+    """All that was said to the model before its last answer, nothing, that answer, and its thinking."""
+    turns = [(m.get("role"), content_of(m) or "", m) for m in messages if isinstance(m, dict)]
+    said = [content for role, content, _ in turns if role == "user" and content]
+    answers = [(content, reasoning_in(m)) for role, content, m in turns if role == "assistant"]
+    answer, thinking = answers[-1] if answers else ("", "")
+    return "\n".join(said), "", answer, thinking
 
 
 def _text(row: dict[str, Any], name: str) -> str:
-    value = row.get(name)
-    return value if isinstance(value, str) else ""
+    return text_of(row.get(name)) or ""
