@@ -1,8 +1,8 @@
 """What the columns of a row are called, and what may stand in them.
 
-The rule for values: text is taken as it is; a number, true or false as JSON writes it (`0` is the text "0");
-null, NaN and a missing column are the empty text; a list or an object is no text, so its row is bad. Column
-names count in any case (`Instruction`).
+An instruction must be text. Elsewhere a number, true or false is the text that JSON writes (`0` is "0");
+null, NaN and a missing column are the empty text; a list or an object where a text is needed makes a bad
+row. Column names count in any case (`Instruction`).
 """
 
 import json

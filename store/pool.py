@@ -134,11 +134,10 @@ def as_instruction(row: dict[str, Any], position: int) -> Instruction | str:
     found, source = row.get("instruction"), row
     if found is None and "question_id" in row:
         found = row.get("text")
-    instruction = as_text(found)
-    if instruction is None:
-        return no_text("instruction", found)
-    if not instruction.strip():
+    if found is None or (isinstance(found, str) and not found.strip()):
         return missing(row, "instruction")
+    if not isinstance(found, str):
+        return no_text("instruction", found)
     if "input" not in row and "instances" in row:
         source = _first_instance(row["instances"])
     given = as_text(source.get("input"))
@@ -150,7 +149,7 @@ def as_instruction(row: dict[str, Any], position: int) -> Instruction | str:
     category = row.get("category")
     return Instruction(
         str(identity),
-        instruction,
+        found,
         given,
         as_text(source.get("output")) or "",
         category if isinstance(category, str) else "",

@@ -139,7 +139,7 @@ def _as_text(stream: Stream) -> Stream:
         stream.read(len(BYTE_ORDER_MARK))
         return stream
     for mark, codec, name in _MARKS:
-        if stream.starts_with(mark):
+        if stream.starts_with(mark) and len(stream.look(len(mark) + 1)) > len(mark):
             stream.read(len(mark))
             return Stream(_converted(stream, codec), stream.source, name)
     if codec := _unmarked_utf_16(stream):

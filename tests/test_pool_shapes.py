@@ -201,8 +201,8 @@ def test_a_torn_line_does_not_take_the_next_ones_with_it(tmp_path: Path) -> None
     ],
 )
 def test_numbers_and_truths_are_the_text_that_json_writes(tmp_path: Path, value: str, text: str) -> None:
-    line = f'{{"instruction":{value},"input":{value},"output":{value}}}\n'
-    assert pool_of(tmp_path, line.encode()) == [Instruction("0", text, text, text)]
+    line = f'{{"instruction":"a","input":{value},"output":{value}}}\n'
+    assert pool_of(tmp_path, line.encode()) == [Instruction("0", "a", text, text)]
 
 
 @pytest.mark.parametrize("value", ["null", "NaN", '""'])
@@ -210,13 +210,17 @@ def test_nothing_is_the_empty_text(tmp_path: Path, value: str) -> None:
     assert good(pool_of(tmp_path, f'{{"instruction":"a","input":{value}}}'.encode())) == [
         Instruction("0", "a")
     ]
-    assert complaint(tmp_path, f'{{"instruction":{value}}}'.encode()) == "no instruction: it is empty"
 
 
 @pytest.mark.parametrize("value", ["[]", "{}", '["a"]', '{"a":1}', "Infinity"])
-def test_lists_and_objects_are_bad_rows(tmp_path: Path, value: str) -> None:
+def test_an_input_that_is_a_list_or_an_object_is_a_bad_row(tmp_path: Path, value: str) -> None:
     assert "input is not text" in complaint(tmp_path, f'{{"instruction":"a","input":{value}}}\n'.encode())
-    assert "instruction is not text" in complaint(tmp_path, f'{{"instruction":{value}}}\n'.encode())
+
+
+@pytest.mark.parametrize("value", ["[]", "{}", "0", "12", "false", "NaN"])
+def test_an_instruction_that_is_no_text_is_a_bad_row(tmp_path: Path, value: str) -> None:
+    reason = complaint(tmp_path, f'{{"instruction":{value},"input":"b"}}\n'.encode())
+    assert "instruction is not text" in reason
 
 
 def test_missing_numbers_of_a_parquet_file_are_empty(tmp_path: Path) -> None:
