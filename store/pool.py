@@ -35,7 +35,8 @@ class Pool:
     def __init__(self, source: str | Path) -> None:
         self.source = str(source)
         self.is_stream = self.source == "-"
-        self.line = 0  # of the row that was handed over last
+        self.line = 0  # of the row that was handed over last, and the row as it stands in the file
+        self.raw: dict[str, Any] = {}
         self._size = 0
         self._file: IO[bytes] | None = None
         if not self.is_stream:
@@ -66,7 +67,7 @@ class Pool:
         """Usable and bad rows in the order of the file. Raises PoolError if it cannot be read."""
         usable = 0
         for line, raw in self.objects():
-            self.line = line
+            self.line, self.raw = line, {} if isinstance(raw, BadRow) else raw
             row = raw.reason if isinstance(raw, BadRow) else as_instruction(raw, usable)
             if isinstance(row, Instruction):
                 usable += 1
