@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from store.answers import model_names
+from store.columns import as_text, columns_of, no_text
 from store.errors import PoolError, UsageError
 from store.pool import Pool
 from store.reasoning import apart, reasoning_in
@@ -109,22 +110,31 @@ def row_of(raw: dict[str, Any], line: int, position: int) -> Row | str:
     if isinstance(raw.get("messages"), list):
         instruction, given, output, thinking = _chat(raw["messages"])
     else:
-        for name in ANSWERS:  # an answer of another type must not pass for an empty one
-            if raw.get(name) is not None and text_of(raw[name]) is None:
-                return f"{name} is not text: {raw[name]!r:.60}"
-        instruction, given, output = _flat(raw)
+        source = _source(raw)
+        for name in ("instruction", "input"):
+            if as_text((raw if name == "instruction" else source).get(name)) is None:
+                return no_text(name, (raw if name == "instruction" else source)[name])
+        instruction, given, output = _flat(raw, source)
+        # an answer of another type must not pass for an empty one
+        if not output and (wrong := next((a for a in ANSWERS if as_text(source.get(a)) is None), None)):
+            return no_text(wrong, source[wrong])
         thinking = reasoning_in(raw)
     if not instruction.strip() and not output.strip() and not _has_answer(raw):
-        return "no text: expected instruction and output, id and text, or messages"
+        expected = "expected instruction and output, id and text, or messages"
+        return f"no text: {expected}; {columns_of(raw)}"
     inline, answer = apart(output)
     return Row(str(identity), line, instruction, given, answer, thinking or inline)
 
 
-def _flat(raw: dict[str, Any]) -> tuple[str, str, str]:
-    source = raw
+def _source(raw: dict[str, Any]) -> dict[str, Any]:
+    """Where input and output are: Self-Instruct's tasks have theirs in an instance."""
     instances = raw.get("instances")
     if "input" not in raw and isinstance(instances, list) and instances and isinstance(instances[0], dict):
-        source = instances[0]
+        return instances[0]
+    return raw
+
+
+def _flat(raw: dict[str, Any], source: dict[str, Any]) -> tuple[str, str, str]:
     instruction, output = (
         _text(raw, "instruction"),
         next(filter(None, (_text(source, a) for a in ANSWERS)), ""),
@@ -150,4 +160,4 @@ def _chat(messages: list[Any]) -> tuple[str, str, str, str]:
 
 
 def _text(row: dict[str, Any], name: str) -> str:
-    return text_of(row.get(name)) or ""
+    return as_text(row.get(name)) or ""
