@@ -208,7 +208,7 @@ def _set_replies_aside(connection: sqlite3.Connection, log: Log, done: Counter[s
     for response, why, outcome, kind in rows.fetchall():
         log({"what": "reply", "response": response, "why": why, "outcome": outcome})
         connection.execute("UPDATE responses SET outcome = 'malformed' WHERE id = ?", (response,))
-        if kind is None:
+        if kind == "null":
             connection.execute("INSERT INTO bodies (response, raw, checksum) VALUES (?, x'', 0)", (response,))
         else:
             _seal_body(connection, response)
