@@ -147,7 +147,7 @@ def export(
     """Write the answers as a data set: a line for each row with an answer, in pool order."""
     from engine.exports import run_export
 
-    run_export(run, format, out, stage, outcome, min_margin)
+    raise typer.Exit(run_export(run, format, out, stage, outcome, min_margin))
 
 
 @app.command()

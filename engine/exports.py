@@ -25,6 +25,8 @@ from engine.replies import text_of
 from engine.roles import role, settings_of_stage
 from engine.settings import Settings
 from engine.tasks.task import Task
+from engine.terminal import plain, tell
+from store.damages import Damages, words_of
 from store.errors import UsageError
 from store.export import Answer, Stored, question, stored, write, write_lines
 from store.files import is_stdout
@@ -42,29 +44,34 @@ SHAPES: Mapping[str, Sequence[str]] = {
 Read = tuple[Stored, Any, Any]  # what is stored, the row, what its reply amounts to
 
 
-def run_export(run: Path, format: str, out: Path, stage: str | None, outcome: str, min_margin: float) -> None:
-    """Writes the data set and says what it left out. Raises UsageError."""
-    count, unread = export_stage(run, format, out, stage, outcome, min_margin)
+def run_export(run: Path, format: str, out: Path, stage: str | None, outcome: str, min_margin: float) -> int:
+    """Writes the data set and says what it left out. Returns the exit code: 1 where answers were left out
+    because they are damaged. Raises UsageError."""
+    count, unread, damages = export_stage(run, format, out, stage, outcome, min_margin)
     left_out = f"; {unread:,} replies could not be read and are left out" if unread else ""
     where = "standard output" if is_stdout(out) else out
     print(f"{count:,} rows written to {where}{left_out}", file=sys.stderr)
+    if words := words_of([damages], run):
+        tell(f"distill: {plain(words, 1000)}\n")
+    return 1 if damages.count else 0
 
 
 def export_stage(
     run: Path, format: str, out: Path, stage: str | None, outcome: str, min_margin: float
-) -> tuple[int, int]:
-    """Writes the data set: how many rows, and how many replies could not be read. Raises UsageError."""
+) -> tuple[int, int, Damages]:
+    """Writes the data set: how many rows, how many replies could not be read, and what is damaged. Raises
+    UsageError."""
     outcomes = check_outcomes(outcome)
     check_format(format)
     number, name = stage_of(run, stage)
-    reader = connect_reader(run)
+    reader, damages = connect_reader(run), Damages(name)
     try:
         settings = settings_of_stage(reader, number)
         _check(format, settings.task, name)
-        rows = stored(reader, number, outcomes, unparsed=format == "reviews")
+        rows = stored(reader, number, outcomes, unparsed=format == "reviews", damages=damages)
         unread: list[int] = []
-        found = _read(rows, role(settings), unread, keep=format == "reviews")
-        return _write(out, format, found, settings, min_margin), len(unread)
+        found = _read(rows, role(settings), unread, format == "reviews", damages)
+        return _write(out, format, found, settings, min_margin), len(unread), damages
     finally:
         reader.close()
 
@@ -90,11 +97,17 @@ def _check(format: str, task: str, stage: str) -> None:
         raise UsageError(f"--format {format}: stage '{stage}' ({task}) is exported as {shapes}")
 
 
-def _read(rows: Iterator[Stored], task: Task, unread: list[int], keep: bool) -> Iterator[Read]:
+def _read(
+    rows: Iterator[Stored], task: Task, unread: list[int], keep: bool, damages: Damages
+) -> Iterator[Read]:
     """What the replies amount to; those that cannot be read are counted, and kept only if wanted."""
     for row in rows:
-        item = task.decode(row.item)
-        record = task.record(item, clean(text_of(row.raw)))
+        try:
+            item, text = task.decode(row.item), clean(text_of(row.raw))
+        except Exception as error:  # of an older version's body without a checksum, or of a damaged row
+            damages.add(row.position, f"it cannot be read ({type(error).__name__})", row.item.get("id"))
+            continue
+        record = task.record(item, text)
         if record is None and not keep:
             unread.append(row.position)
             continue

@@ -40,15 +40,10 @@ def model_file(model: str) -> Path:
     return path
 
 
-<<<<<<< HEAD
-def run_server(model: str, port: int, parallel: int) -> None:
-    """Serves until it is told to stop; prints the address on stdout when it is ready."""
-=======
 def run_server(model: str, port: int, parallel: int, precision: str | None = None) -> None:
-    """Serves until SIGINT or SIGTERM; prints the address on stdout when it is ready."""
+    """Serves until it is told to stop; prints the address on stdout when it is ready."""
     if precision not in (None, *PRECISIONS):
         raise UsageError(f"--precision {precision}: expected {' or '.join(PRECISIONS)}")
->>>>>>> main
     if model != SMOLLM2 and Path(model).is_dir():
         _run_student(Path(model), port, parallel, precision)
         return

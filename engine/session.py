@@ -27,7 +27,7 @@ from engine.job import Job, Result, StageJob
 from engine.runner import Interrupted, Runner
 from engine.settings import MOST_CONCURRENT, Settings
 from engine.terminal import stop_signals
-from store.errors import DiskFull, PoolError
+from store.errors import DamagedLedger, DiskFull, PoolError
 from store.folder import LEDGER, make_reserve
 from store.ledger import Ledger
 from store.read import account, connect_reader
@@ -159,7 +159,7 @@ async def _watched(running: Sequence[Stage], ledger: Ledger, quiet: bool) -> Non
 async def _run_stage(stage: Stage) -> None:
     try:
         await stage.runner.run()
-    except (RunStopped, DiskFull, PoolError) as reason:
+    except (RunStopped, DiskFull, PoolError, DamagedLedger) as reason:
         stage.stopped = reason
     state = stage.view.state
     if (

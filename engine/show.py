@@ -307,6 +307,10 @@ def print_status(status: Mapping[str, Any]) -> None:
         console.print(
             Text(f"{plain(name, 40)}: keys differ from the run before: {plain('; '.join(changes), 400)}")
         )
+    for name, s in status["stages"].items():
+        if s["damaged"]:
+            words = f"{s['damaged']:,} answers are damaged (distill check tells more)"
+            console.print(Text(f"{plain(name, 40)}: {words}"))
     if any(s["bad_rows"] for s in status["stages"].values()):
         bad = sum(s["bad_rows"] for s in status["stages"].values())
         console.print(f"{bad:,} pool rows could not be used")

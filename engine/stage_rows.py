@@ -11,13 +11,15 @@ being waited for.
 
 import sqlite3
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
 
 from engine.replies import text_of
 from engine.rows import Gone, Placed, Progress, Reach
+from engine.terminal import plain, tell
+from store.damages import is_intact
 from store.read import is_complete
 from store.records import BadRow, Item, Outcome
 from store.schema import STAGE_SHIFT
@@ -27,7 +29,8 @@ CLOSE = 4  # so near to each other they are looked at together again
 USABLE: tuple[Outcome, ...] = ("stop", "length")
 
 _LOOK = """
-SELECT a.position, w.item, r.answer IS NULL AND r.failure IS NULL, p.outcome, b.raw
+SELECT a.position, CAST(w.item AS BLOB), r.answer IS NULL AND r.failure IS NULL, p.outcome,
+  CAST(b.raw AS BLOB), b.checksum
 FROM samples a JOIN rows w ON w.id = ? + a.position JOIN requests r ON r.id = a.request
 LEFT JOIN responses p ON p.id = r.answer LEFT JOIN bodies b ON b.response = p.id
 WHERE a.stage = ? AND a.sample = 0 AND a.position >= ? AND a.position < ? ORDER BY a.position
@@ -60,26 +63,53 @@ class _Above:
     upstream: Upstream
     is_whole: bool  # where it has no row, none will come
     reach: Reach | None = None
+    damages: set[int] = field(default_factory=set)  # positions of answers that are damaged
 
     def look(self, reader: sqlite3.Connection, start: int, stop: int) -> dict[int, _Found]:
         """What it has at positions [start, stop). Rows that it has not put in their places yet may
         lie there as an earlier run left them."""
         found = {}
         rows = reader.execute(_LOOK, (self.number << STAGE_SHIFT, self.number, start, stop))
-        for position, item, is_waiting, outcome, raw in rows:
-            record = None
-            if outcome in self.upstream.outcomes:
-                text = text_of(raw.encode() if isinstance(raw, str) else raw)
-                record = self.upstream.read(orjson.loads(item), text)
-            found[position] = _Found(bool(is_waiting), record)
+        for position, item, is_waiting, outcome, raw, checksum in rows:
+            found[position] = _Found(bool(is_waiting), None)
+            if outcome in self.upstream.outcomes and raw is not None:
+                found[position] = self._read(position, item, raw, checksum)
         if self.reach:
             waited = self.reach.pending
             several = waited if stop - start > len(waited) else waited.intersection(range(start, stop))
             found |= {position: _WAITING for position in several if start <= position < stop}
         return found
 
+    def _read(self, position: int, item: bytes, raw: bytes, checksum: int | None) -> _Found:
+        """A damaged answer is waited for as if it were pending, which `check --repair` makes it."""
+        try:
+            if is_intact(raw, checksum):
+                return _Found(False, self.upstream.read(orjson.loads(item), text_of(raw)))
+        except Exception:  # of an older version's body, which has no checksum, or of a damaged row
+            if checksum is not None and _is_row(item):
+                raise
+        self.damages.add(position)
+        return _WAITING
+
 
 _WAITING, _NOTHING = _Found(True, None), _Found(False, None)
+
+
+def _is_row(item: bytes) -> bool:
+    try:
+        return isinstance(orjson.loads(item), dict)
+    except ValueError:
+        return False
+
+
+def _damaged(one: _Above) -> str:
+    first = ", ".join(map(str, sorted(one.damages)[:5]))
+    count = len(one.damages)
+    answers = "1 answer is" if count == 1 else f"{count:,} answers are"
+    return (
+        f"stage '{one.upstream.stage}': {answers} damaged (row {first}{', …' if count > 5 else ''}); rows "
+        "made of damaged answers wait until `distill check RUN --repair` makes these pending again"
+    )
 
 
 class StageRows:
@@ -121,6 +151,16 @@ class StageRows:
             _Above(numbers[u.stage], u, u.stage in self._followed or is_complete(reader, numbers[u.stage]))
             for u in self._stages
         ]
+        try:
+            yield from self._looked_through(reader, above)
+        finally:
+            for one in above:
+                if one.damages:
+                    tell(f"distill: {plain(_damaged(one), 600)}\n")
+
+    def _looked_through(
+        self, reader: sqlite3.Connection, above: Sequence["_Above"]
+    ) -> Iterator[Placed | Gone | None]:
         end = self._end(reader, above)
         if self._limit is not None:
             end = min(end, -(-self._limit // self._each))

@@ -25,7 +25,8 @@ from engine.recipe_tables import OfStage, OfStep, Recipe, Value
 from engine.step_commands import WRITTEN, Flag, is_file
 from engine.step_records import STEPS, StepResult, is_whole, record_of, write_record
 from engine.steps import EVALUATIONS, MADE, Step, folder_of, left_by
-from engine.terminal import tell
+from engine.terminal import plain, tell
+from store.damages import words_of
 from store.errors import DistillError
 
 BEGUN = Path("training") / "run.json"  # where a training was begun, which can be resumed
@@ -100,7 +101,9 @@ def _exported(recipe: Recipe, folder: Path, run: Path, given: OfStage) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     out = folder / f"{given.stage}.jsonl"
     format = given.format or SHAPES[recipe.stage[given.stage].task][0]
-    export_stage(run, format, out, given.stage, given.outcome, given.min_margin)
+    _, _, damages = export_stage(run, format, out, given.stage, given.outcome, given.min_margin)
+    if words := words_of([damages], run):
+        tell(f"distill: {plain(words, 1000)}\n")
     return out
 
 

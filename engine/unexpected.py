@@ -17,8 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from engine.terminal import plain, tell
+from store.errors import DamagedLedger
 
 EXIT_CODE = 4
+LOOK_SECONDS = 5.0  # for damage of the ledger that may be behind an error
 LEDGER = "ledger.db"
 FOLDERS = ("--run", "--out")
 SHORTEST_SECRET = 8  # characters; of a value that only looks like one, twice that
@@ -55,6 +57,9 @@ class Unexpected:
         """Writes its traceback down and says so. Returns the exit code."""
         words = self._redacted(plain(f"{type(error).__name__}: {error}", 300))
         folder = folder_of(self._arguments)
+        if folder and (damage := _damage_of(folder, error)):
+            tell(f"distill: {plain(str(damage), 1000)}\n")
+            return damage.exit_code
         ledger = folder / LEDGER if folder else None
         saved = f"everything paid for is saved in {ledger}; " if ledger and ledger.is_file() else ""
         where = self._written(error, folder)
@@ -89,6 +94,25 @@ class Unexpected:
         for secret in self._secrets:
             text = text.replace(secret, "[secret]")
         return SHAPES.sub("[secret]", text)
+
+
+def _damage_of(folder: Path, error: BaseException) -> DamagedLedger | None:
+    """Whether it comes of a damaged ledger: SQLite says so, or no record of it can be believed."""
+    import sqlite3
+
+    from engine.checking.sound import faults_of
+    from store.damages import is_damage
+
+    ledger = folder / LEDGER
+    if not ledger.is_file():
+        return None
+    if isinstance(error, sqlite3.Error) and is_damage(error):
+        return DamagedLedger(ledger, error)
+    try:
+        faults = faults_of(folder, LOOK_SECONDS)
+    except Exception:  # this is said of another error, which is not to be hidden by one of ours
+        return None
+    return DamagedLedger(ledger, faults[0]) if faults else None
 
 
 def folder_of(arguments: Sequence[str]) -> Path | None:

@@ -18,6 +18,7 @@ from datasette.utils.asgi import NotFound, Response
 from engine.bodies import loads
 from engine.browse.cells import row_link
 from engine.browse.queries import QUESTIONS
+from store.damages import is_intact
 from store.read import stage_status, stages
 
 COUNT_MS = 2500  # for what the front page counts: a million rows take about one second
@@ -38,7 +39,8 @@ FROM stages s JOIN rows w ON w.id = (s.id << 40) + :position WHERE s.name = :sta
 SAMPLES = """
 SELECT a.sample, a.request, r.answer, r.prompt_tokens AS counted, e.cause, e.status, e.message, e.at,
   p.outcome, p.model, p.finish_reason, p.prompt_tokens, p.completion_tokens, p.cached_tokens,
-  p.reasoning_tokens, p.cost_micro / 1e6 AS cost_usd, p.latency, p.received_at, b.raw
+  p.reasoning_tokens, p.cost_micro / 1e6 AS cost_usd, p.latency, p.received_at,
+  CAST(b.raw AS BLOB) AS raw, b.checksum
 FROM samples a JOIN requests r ON r.id = a.request LEFT JOIN responses p ON p.id = r.answer
   LEFT JOIN bodies b ON b.response = p.id LEFT JOIN errors e ON e.id = r.failure
 WHERE a.stage = :number AND a.position = :position ORDER BY a.sample"""
@@ -103,7 +105,7 @@ async def row(request: Any, datasette: Any) -> Any:
     samples = [await _sample(database, dict(s)) for s in (await database.execute(SAMPLES, place)).rows]
     context = {
         "stage": item["stage"], "task": item["task"], "position": place["position"],
-        "item": orjson.loads(item["item"]), "samples": samples, "database": LEDGER,
+        "item": _item(item["item"]), "samples": samples, "database": LEDGER,
         "before": row_link(item["stage"], place["position"] - 1) if place["position"] else None,
         "after": row_link(item["stage"], place["position"] + 1) if item["has_next"] else None,
     }  # fmt: skip
@@ -119,7 +121,10 @@ def _place(args: Any) -> dict[str, Any]:
 
 async def _sample(database: Any, sample: dict[str, Any]) -> dict[str, Any]:
     """A sample with its words, and every ask behind it (None where looking takes too long)."""
-    sample["words"] = _words(sample["raw"])
+    raw = sample["raw"]
+    sample["damaged"] = raw is not None and not is_intact(raw, sample["checksum"])
+    sample["words"] = _words(raw)
+    sample["raw"] = None if raw is None else raw.decode(errors="backslashreplace")
     try:
         found = await database.execute(HISTORY, {"request": sample["request"]}, custom_time_limit=HISTORY_MS)
         sample["history"] = [dict(ask) for ask in found.rows]
@@ -128,13 +133,22 @@ async def _sample(database: Any, sample: dict[str, Any]) -> dict[str, Any]:
     return sample
 
 
-def _words(raw: str | bytes | None) -> str | None:
-    """What the teacher said in a stored body; a refusal is said in a field of its own."""
-    body = loads(raw.encode() if isinstance(raw, str) else raw) if raw else None
+def _item(text: str) -> dict[str, Any]:
+    """A row's JSON; what is left of it where it is damaged."""
     try:
+        found = orjson.loads(text)
+    except ValueError:
+        return {"damaged row": text}
+    return found if isinstance(found, dict) else {"damaged row": text}
+
+
+def _words(raw: bytes | None) -> str | None:
+    """What the teacher said in a stored body; a refusal is said in a field of its own."""
+    try:
+        body = loads(raw) if raw else None
         message = body["choices"][0]["message"]  # type: ignore[index]
         said = message.get("content") or message.get("refusal")
-    except (TypeError, LookupError, AttributeError):
+    except (TypeError, LookupError, AttributeError, ValueError):
         return None
     return said if isinstance(said, str) else None
 

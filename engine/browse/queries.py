@@ -11,7 +11,7 @@ from typing import Any
 
 SHOWN = 100
 POSITION_SHIFT = "(a.stage << 40) + a.position"  # rows.id, see store/schema.py
-INSTRUCTION = "json_extract(w.item, '$.instruction') AS instruction"
+INSTRUCTION = "CASE WHEN json_valid(w.item) THEN json_extract(w.item, '$.instruction') END AS instruction"
 OUTPUT = """CASE WHEN typeof(b.raw) = 'text' AND json_valid(b.raw)
     THEN json_extract(b.raw, '$.choices[0].message.content') END AS output"""
 
@@ -129,7 +129,7 @@ WITH judged AS MATERIALIZED (
   FROM stages s CROSS JOIN samples a ON a.stage = s.id JOIN rows w ON w.id = (a.stage << 40) + a.position
     JOIN requests r ON r.id = a.request JOIN responses p ON p.id = r.answer
     JOIN bodies b ON b.response = p.id
-  WHERE s.task = 'judge' AND a.sample = 0 AND json_valid(b.raw)),
+  WHERE s.task = 'judge' AND a.sample = 0 AND json_valid(b.raw) AND json_valid(w.item)),
 scored AS MATERIALIZED (
   SELECT *, score_of(item, reply, 0) AS a, score_of(item, reply, 1) AS b FROM judged)
 SELECT x.stage, x.position, y.stage AS other_stage, y.position AS other_position,

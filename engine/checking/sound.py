@@ -4,7 +4,9 @@ Where it cannot, the file is salvaged page by page before anything else is looke
 """
 
 import contextlib
+import math
 import sqlite3
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from store.salvage import Column, shapes_of
 from store.schema import VERSION, migrate
 
 MOST_TOLD = 20
+STEPS = 100_000  # of SQLite's machine, between two looks at the clock
 MAGIC = b"SQLite format 3\0"
 FIXED = {  # bytes of the header that are the same in every ledger: first, last + 1, what they are
     (18, 19): (b"\1", b"\2"), (19, 20): (b"\1", b"\2"),
@@ -25,16 +28,20 @@ _TYPES = {
 }  # fmt: skip
 
 
-def faults_of(run: Path) -> list[str]:
+def faults_of(run: Path, seconds: float | None = None) -> list[str]:
     """What makes the file unreadable in part or whole; empty for one that SQLite can work with. Reads all
-    of it."""
+    of it, unless `seconds` are not enough for that: then what was found until then."""
     path = run / LEDGER
     if found := _header(path):
         return found
+    end = time.monotonic() + seconds if seconds is not None else math.inf
     try:
         with contextlib.closing(_opened(path)) as connection:
+            connection.set_progress_handler(lambda: time.monotonic() > end, STEPS)
             return _schema(connection) or _integrity(connection) or list(_types(connection))
     except sqlite3.Error as error:
+        if getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_INTERRUPT:
+            return []
         return [f"SQLite cannot read it: {error}"]
 
 
