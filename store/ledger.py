@@ -47,6 +47,8 @@ def connect_writer(run: Path) -> sqlite3.Connection:
                 raise DamagedLedger(run / LEDGER, f"its version is told as {version}")
             raise RunFolderError(version_words(run / LEDGER, version))
         migrate(connection)
+    except UnicodeDecodeError as error:  # in the words of SQLite, which quotes the schema
+        raise DamagedLedger(run / LEDGER, "its schema cannot be read") from error
     except sqlite3.Error as error:
         if is_damage(error):
             raise DamagedLedger(run / LEDGER, error) from error

@@ -29,6 +29,8 @@ def connect_reader(run: Path) -> sqlite3.Connection:
         if wal.exists() and wal.stat().st_size:
             raise RunFolderError(f"cannot read {path}: {error}") from error
         return _checked(run, path, "immutable=1")  # a disk that is read-only: nobody can be writing
+    except UnicodeDecodeError as error:  # in the words of SQLite, which quotes the schema
+        raise DamagedLedger(path, "its schema cannot be read") from error
     except sqlite3.DatabaseError as error:
         raise DamagedLedger(path, error) from error
 

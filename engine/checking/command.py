@@ -31,6 +31,7 @@ from store.salvage import salvage
 
 SALVAGED = ".ledger.db.salvaged"
 DAMAGED = 1
+PASSES = 4  # what is made up from what others name is looked at again
 
 
 def run_check(run: Path, repair: bool, as_json: bool) -> int:
@@ -121,7 +122,7 @@ def _bring_up_to_date_held(run: Path) -> None:
 
 
 def _mended(path: Path, run: Path, faults: list[str], log: Path) -> tuple[Told, dict[str, int]]:
-    """Looks and repairs in one transaction."""
+    """Looks and repairs in one transaction: what was found at first, and what was done."""
     connection = sqlite3.connect(path, isolation_level=None, timeout=60)
     connection.text_factory = lambda text: text.decode(errors="replace")
     done: Counter[str] = Counter()
@@ -130,13 +131,17 @@ def _mended(path: Path, run: Path, faults: list[str], log: Path) -> tuple[Told, 
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute("BEGIN IMMEDIATE")
         found = find(connection)
-        result = told(connection, str(run / LEDGER), faults, found)
-        if not result.is_intact:
-            with _logging(log) as write:
-                done = mend(connection, found, write)
+        first = result = told(connection, str(run / LEDGER), faults, found)
+        with _logging(log) as write:
+            for _ in range(PASSES):
+                if result.is_intact or not (result.counts.total() or result.loose):
+                    break
+                done += mend(connection, found, write)
+                found = find(connection)
+                result = told(connection, str(run / LEDGER), [], found)
         connection.execute("COMMIT")
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-    return result, {what: count for what, count in done.items() if count}
+    return first, {what: count for what, count in done.items() if count}
 
 
 @contextlib.contextmanager

@@ -23,7 +23,8 @@ from store.schema import STAGE_SHIFT
 
 PAGE = 1000
 NEAR = 64  # bits of 256: keys of two rows differ in about 128, a damaged key from itself in a few
-STRAY = 1000  # a request's number this far beyond twice their count is not a number
+STRAY = 1000  # numbers of requests beyond twice their count and this are damaged
+SLACK = 16  # so many numbers at the end may be of lost requests that nothing names
 MOST_FIGURE = 10**12
 STORED = (*OUTCOMES, "malformed", "unparsed")
 
@@ -65,10 +66,6 @@ SELECT s.request, s.sample FROM samples s WHERE s.request BETWEEN 1 AND :most
   AND NOT EXISTS (SELECT 1 FROM requests r WHERE r.id = s.request)
 UNION ALL SELECT p.request, NULL FROM responses p WHERE p.request BETWEEN 1 AND :most
   AND NOT EXISTS (SELECT 1 FROM requests r WHERE r.id = p.request)
-"""
-_GAPS = """
-SELECT id + 1, following FROM (SELECT id, lead(id) OVER (ORDER BY id) AS following FROM (
-  SELECT 0 AS id UNION ALL SELECT id FROM requests WHERE id <= :most)) WHERE following > id + 1
 """
 _PLACES = (
     "INSERT OR IGNORE INTO bad_rows SELECT s.stage, s.position, 'its text is missing' FROM samples s "
@@ -112,20 +109,18 @@ class Found:
 
 
 def find(connection: sqlite3.Connection) -> Found:
-    """Looks at all of a ledger and leaves its notes in the connection's temporary tables."""
+    """Looks at all of a ledger and leaves its notes in the connection's temporary tables, in the place of
+    earlier ones."""
     for sql in NOTES.split(";\n"):  # not as a script, which would end the transaction
+        if sql.startswith("CREATE TEMP TABLE "):
+            connection.execute(f"DROP TABLE IF EXISTS temp.{sql.split()[3]}")
         connection.execute(sql)
     found = Found()
-    (count,) = connection.execute("SELECT count(*) FROM requests").fetchone()
-    found.most_request = most = 2 * count + STRAY
     _note_replies(connection, found)
     connection.execute(_FIGURES)
     for sql in _ANSWERS:
         connection.execute(sql)
-    connection.execute(_LOST, {"most": most})
-    for first, following in connection.execute(_GAPS, {"most": most}).fetchall():
-        gap = [(number,) for number in range(first, following)]
-        connection.executemany("INSERT OR IGNORE INTO lost_requests (request) VALUES (?)", gap)
+    found.most_request = most = _note_lost(connection)
     for sql in _PLACES:
         connection.execute(sql, {"most": most} if ":most" in sql else {})
     for stage, name in connection.execute("SELECT id, name FROM stages ORDER BY id").fetchall():
@@ -135,6 +130,21 @@ def find(connection: sqlite3.Connection) -> Found:
             connection.execute("INSERT OR IGNORE INTO orphans VALUES (?, ?)", (response, request))
     connection.execute(_MENDS)
     return found
+
+
+def _note_lost(connection: sqlite3.Connection) -> int:
+    """Requests that rows or replies name and that are missing. Returns the highest number that a request
+    can have: what is said to be beyond is damaged."""
+    (count,) = connection.execute("SELECT count(*) FROM requests").fetchone()
+    most = 2 * count + STRAY
+    connection.execute(_LOST, {"most": most})
+    (top,) = connection.execute("SELECT ifnull(max(id), 0) FROM requests WHERE id <= ?", (most,)).fetchone()
+    (beyond,) = connection.execute(
+        "SELECT count(*) FROM temp.lost_requests WHERE request > ?", (top,)
+    ).fetchone()
+    most = top + (beyond + SLACK if beyond else 0)
+    connection.execute("DELETE FROM temp.lost_requests WHERE request > ?", (most,))
+    return int(most)
 
 
 def why_damaged(outcome: str, raw: bytes | None, kind: str, checksum: int | None) -> str | None:
@@ -149,7 +159,7 @@ def why_damaged(outcome: str, raw: bytes | None, kind: str, checksum: int | None
     try:
         if kind == "text":
             raw.decode()
-        if outcome in OUTCOMES:
+        if outcome != "malformed":
             answer_of(raw)
     except Exception as error:  # whatever a reader makes of bytes that are no reply any more
         return "it is not UTF-8" if isinstance(error, UnicodeDecodeError) else "it cannot be read"

@@ -15,7 +15,9 @@ import orjson
 
 from engine.checking.accounts import loose_ends, wrong_accounts
 from engine.checking.find import Found
-from engine.replies import claim_in, read_reply
+from engine.checking.settings import mend_settings
+from engine.replies import FILTERED_REPLY, Reply, claim_in, read_reply
+from store.errors import DistillError
 from store.schema import STAGE_SHIFT
 
 Log = Callable[[Mapping[str, Any]], None]
@@ -37,7 +39,16 @@ _RUN = """
 INSERT INTO runs (id, stage, started, pid, settings)
 SELECT ?,
   ifnull((SELECT stage FROM runs WHERE id < ? ORDER BY id DESC LIMIT 1), (SELECT min(id) FROM stages)),
-  (SELECT min(sent_at) FROM attempts WHERE run = ?), 0, '{}' WHERE EXISTS (SELECT 1 FROM stages)
+  (SELECT min(sent_at) FROM attempts WHERE run = ?), 0, '' WHERE EXISTS (SELECT 1 FROM stages)
+"""
+# A request that nothing names is never asked; its number is taken, because numbers must have no gaps.
+_GAPS = """
+WITH RECURSIVE ends AS MATERIALIZED (
+  SELECT id + 1 AS first, following FROM (SELECT id, lead(id) OVER (ORDER BY id) AS following
+    FROM (SELECT 0 AS id UNION ALL SELECT id FROM requests)) WHERE following > id + 1),
+gaps(id, following) AS (
+  SELECT first, following FROM ends UNION ALL SELECT id + 1, following FROM gaps WHERE id + 1 < following)
+INSERT INTO requests (id, key, sample, prompt_tokens) SELECT id, randomblob(32), 0, 0 FROM gaps
 """
 _SPARE = """
 CREATE TEMP TABLE spare AS SELECT t.request, max(t.id) AS attempt FROM attempts t
@@ -61,7 +72,7 @@ def mend(connection: sqlite3.Connection, found: Found, log: Log) -> Counter[str]
     _set_replies_aside(connection, log, done)
     _link_answers(connection, log, done)
     _clear_rows(connection, log, done)
-    _mend_settings(connection, log, done)
+    mend_settings(connection, log, done)
     _drop_loose_ends(connection, log, done)
     for stage, right in list(wrong_accounts(connection)):
         before = connection.execute("SELECT * FROM spending WHERE stage = ?", (stage,)).fetchone()
@@ -129,6 +140,7 @@ def _restore_requests(connection: sqlite3.Connection, found: Found, log: Log, do
         "ifnull((SELECT p.prompt_tokens FROM temp.mends m JOIN responses p ON p.id = m.response "
         "WHERE m.request = l.request), 0) FROM temp.lost_requests l"
     ).rowcount
+    connection.execute(_GAPS)
     for request, was, right in connection.execute(
         "SELECT r.id, r.key, k.key FROM temp.bad_keys k JOIN requests r ON r.id = k.request"
     ).fetchall():
@@ -139,13 +151,14 @@ def _restore_requests(connection: sqlite3.Connection, found: Found, log: Log, do
 
 def _rebuild_replies(connection: sqlite3.Connection, done: Counter[str]) -> None:
     """Bodies that are intact and whose other half is lost: it is read from them again."""
+    connection.execute("DROP TABLE IF EXISTS temp.spare")
     connection.execute(_SPARE)
     rows = connection.execute(
         "SELECT o.response, o.request, s.attempt, CAST(b.raw AS BLOB) FROM temp.orphans o "
         "JOIN bodies b ON b.response = o.response LEFT JOIN temp.spare s ON s.request = o.request"
     ).fetchall()
     for response, request, attempt, raw in rows:
-        reply, claim = read_reply(raw), claim_in(raw)
+        reply, claim = _reply_in(raw), claim_in(raw)
         tokens = (claim.prompt or 0, claim.completion or 0, claim.cached, claim.reasoning)
         if attempt is None:
             attempt = connection.execute(
@@ -159,6 +172,14 @@ def _rebuild_replies(connection: sqlite3.Connection, done: Counter[str]) -> None
         )
         connection.execute("INSERT OR IGNORE INTO figureless VALUES (?)", (response,))
         done["replies made up from their bodies"] += 1
+
+
+def _reply_in(raw: bytes) -> Reply:
+    """An answer's body holds a reply, or the refusal of a content filter."""
+    try:
+        return read_reply(raw)
+    except DistillError:
+        return FILTERED_REPLY
 
 
 def _set_figures(connection: sqlite3.Connection, log: Log, done: Counter[str]) -> None:
@@ -265,24 +286,6 @@ def _clear_rows(connection: sqlite3.Connection, log: Log, done: Counter[str]) ->
         connection.execute("DELETE FROM rows WHERE id = ?", (place,))
         connection.execute("DELETE FROM samples WHERE stage = ? AND position = ?", (stage, position))
         done["rows taken out until the next run puts them back"] += 1
-
-
-def _mend_settings(connection: sqlite3.Connection, log: Log, done: Counter[str]) -> None:
-    for run, *texts in connection.execute("SELECT id, settings, estimate, utilisation FROM runs").fetchall():
-        for name, text in zip(("settings", "estimate", "utilisation"), texts, strict=True):
-            if text is None or is_json(text):
-                continue
-            log({"what": name, "run": run, "was": text})
-            nothing = "{}" if name == "settings" else None
-            connection.execute(f"UPDATE runs SET {name} = ? WHERE id = ?", (nothing, run))
-            done["unreadable settings of runs emptied"] += 1
-
-
-def is_json(text: str) -> bool:
-    try:
-        return isinstance(orjson.loads(text), dict)
-    except ValueError:
-        return False
 
 
 def _drop_loose_ends(connection: sqlite3.Connection, log: Log, done: Counter[str]) -> None:

@@ -39,6 +39,8 @@ def faults_of(run: Path, seconds: float | None = None) -> list[str]:
         with contextlib.closing(_opened(path)) as connection:
             connection.set_progress_handler(lambda: time.monotonic() > end, STEPS)
             return _schema(connection) or _integrity(connection) or list(_types(connection))
+    except UnicodeDecodeError:  # SQLite quotes the schema
+        return ["its schema is damaged"]
     except sqlite3.Error as error:
         if getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_INTERRUPT:
             return []

@@ -8,7 +8,7 @@ from typing import Any
 
 from engine.checking.accounts import loose_ends, wrong_accounts
 from engine.checking.find import Found
-from engine.checking.mend import is_json
+from engine.checking.settings import is_json
 from engine.terminal import exact_dollars, plain
 from store.schema import STAGE_SHIFT
 
@@ -141,6 +141,12 @@ def _id_in(item: bytes | None) -> str | None:
 def _loose(connection: sqlite3.Connection) -> Iterator[str]:
     for table, column, named, count in loose_ends(connection):
         yield f"{count:,} records of {table} name a record of {named} that is missing ({column})"
+    (gaps,) = connection.execute(
+        "SELECT ifnull(max(id), 0) - count(*) - (SELECT count(*) FROM temp.lost_requests WHERE request < "
+        "(SELECT max(id) FROM requests)) FROM requests"
+    ).fetchone()
+    if gaps:
+        yield f"{gaps:,} numbers of requests are missing, which nothing names"
     texts = connection.execute("SELECT settings, estimate, utilisation FROM runs").fetchall()
     bad = sum(not all(text is None or is_json(text) for text in run) for run in texts)
     if bad:
