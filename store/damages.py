@@ -45,3 +45,11 @@ def is_intact(raw: bytes, checksum: int | None) -> bool:
 def is_damage(error: sqlite3.Error) -> bool:
     """Whether SQLite says that the file itself is damaged (SQLITE_CORRUPT, SQLITE_NOTADB)."""
     return getattr(error, "sqlite_errorcode", 0) & 0xFF in (11, 26)
+
+
+def is_foreign(error: sqlite3.Error) -> bool:
+    """Whether the file does not begin as one of SQLite's: it never was a ledger, or its header is damaged."""
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF == 26
+
+
+WAS_ONE = ". If it was one before, `distill check` on its folder says what can be saved"

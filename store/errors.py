@@ -33,8 +33,8 @@ class DamagedLedger(RunFolderError):
 
     def __init__(self, ledger: object, why: object) -> None:
         super().__init__(
-            f"{ledger} is damaged ({why}): `distill check` on its folder says what is lost, and saves the "
-            "rest with --repair"
+            f"cannot read {ledger}: it is damaged ({why}). `distill check` on its folder says what is lost, "
+            "and saves the rest with --repair"
         )
 
 

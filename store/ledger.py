@@ -19,7 +19,7 @@ from pathlib import Path
 from queue import SimpleQueue
 
 from store.batch import Batch
-from store.damages import is_damage
+from store.damages import WAS_ONE, is_damage, is_foreign
 from store.errors import DamagedLedger, DiskFull, RunFolderError, StorageError
 from store.folder import LEDGER, give_up_reserve
 from store.records import Cause, Request, Response
@@ -50,9 +50,10 @@ def connect_writer(run: Path) -> sqlite3.Connection:
     except UnicodeDecodeError as error:  # in the words of SQLite, which quotes the schema
         raise DamagedLedger(run / LEDGER, "its schema cannot be read") from error
     except sqlite3.Error as error:
-        if is_damage(error):
+        if is_damage(error) and not is_foreign(error):
             raise DamagedLedger(run / LEDGER, error) from error
-        raise RunFolderError(f"cannot open {run / LEDGER}: {error}") from error
+        more = WAS_ONE if is_foreign(error) else ""
+        raise RunFolderError(f"cannot open {run / LEDGER}: {error}{more}") from error
     return connection
 
 

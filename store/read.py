@@ -6,6 +6,7 @@ from typing import Any
 
 import orjson
 
+from store.damages import WAS_ONE, is_foreign
 from store.errors import DamagedLedger, RunFolderError, UsageError
 from store.folder import LEDGER, held, ledger_path
 from store.index import ANSWERED, DUE, FAILED, KeyIndex
@@ -32,6 +33,8 @@ def connect_reader(run: Path) -> sqlite3.Connection:
     except UnicodeDecodeError as error:  # in the words of SQLite, which quotes the schema
         raise DamagedLedger(path, "its schema cannot be read") from error
     except sqlite3.DatabaseError as error:
+        if is_foreign(error):
+            raise RunFolderError(f"{path} is no ledger: {error}{WAS_ONE}") from error
         raise DamagedLedger(path, error) from error
 
 
