@@ -96,7 +96,8 @@ async def begin(
 ) -> Stage:
     """Opens the stage and its run in the ledger, and puts its parts together."""
     settings, state = job.settings, RunState()
-    shown = {**settings.public(), "pool": job.rows.source}
+    kept = [earlier.fingerprint for earlier in job.plan.reused]
+    shown = {**settings.public(), "pool": job.rows.source, "plan": job.plan.fingerprint, "reused": kept}
     number, run = ledger.begin(settings.stage, settings.task, settings.samples, shown)
     _note_estimate(job, ledger, state, number, run)
     if job.cap is not None:

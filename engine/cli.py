@@ -102,11 +102,15 @@ def export(
     min_margin: Annotated[
         float, typer.Option("--min-margin", metavar="M", help="of comparisons: least difference of scores")
     ] = 0.0,
+    all_settings: Annotated[
+        bool,
+        typer.Option("--all-settings", help="answers under all settings, not only those of the last run"),
+    ] = False,
 ) -> None:
     """Write the answers as a data set: a line for each row with an answer, in pool order."""
     from engine.exports import run_export
 
-    run_export(run, format, out, stage, outcome, min_margin)
+    run_export(run, format, out, stage, outcome, min_margin, all_settings)
 
 
 @app.command()

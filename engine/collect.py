@@ -6,9 +6,10 @@ from dataclasses import replace
 from pathlib import Path
 from random import Random
 
+from engine.earlier import settled, standing
 from engine.estimate import Estimate, Limits, Range, Survey, Surveyed, estimate, extrapolated, survey
-from engine.feed import Plan
 from engine.job import Job, Result, StageJob
+from engine.plan import Plan
 from engine.prices import FREE
 from engine.roles import plan_of
 from engine.rows import Numbered
@@ -60,10 +61,11 @@ def estimate_pool(
     seconds: float | None = None,
     index: KeyIndex | None = None,
     stored: int = 0,
+    plan: Plan | None = None,
 ) -> Estimate:
     """Surveys a pool and estimates what remains of it; `seconds` bounds the survey. stored: answers
     to rows that are only imagined here."""
-    plan = plan_of(settings, tokenizer_for(settings.model))
+    plan = plan or plan_of(settings, tokenizer_for(settings.model))
     index = (index or known_keys(run)).copy()
     found = survey(pool, plan, index, seconds)
     if stored:
@@ -111,6 +113,7 @@ def run_pilot(
     """Really asks `count` rows drawn at random; their answers stay in the run."""
     settings.check(settings.price())
     plan = plan_of(settings, tokenizer_for(settings.model))
+    plan = settled(standing(run, settings, plan), settings, confirm, quiet)
     found = survey(pool, plan, KeyIndex())
     count = min(count, found.rows)
     chosen = frozenset(Random(PILOT_SEED).sample(range(found.rows), count))
@@ -132,10 +135,11 @@ def collect(settings: Settings, pool: Surveyed, run: Path, yes: bool, quiet: boo
     plan = plan_of(settings, tokenizer_for(settings.model))
     with held(run):
         connect_writer(run).close()
+        plan = settled(standing(run, settings, plan), settings, confirm, quiet)
         index = known_keys(run)
         expected = None
         if not (pool.is_stream or (quiet and yes)):  # nobody would see it
-            expected = estimate_pool(settings, pool, run, SURVEY_SECONDS, index)
+            expected = estimate_pool(settings, pool, run, SURVEY_SECONDS, index, plan=plan)
             if not quiet:
                 print_estimate(expected, settings, batch=settings.batch)
         ask_leave(settings, expected, yes, confirm)

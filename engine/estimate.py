@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from statistics import NormalDist
 from typing import Protocol
 
-from engine.feed import Plan
+from engine.plan import Plan
 from engine.prices import Price
 from engine.rows import Source
 from engine.tasks.task import Prior
@@ -118,6 +118,7 @@ def survey(pool: Surveyed, plan: Plan, index: KeyIndex, seconds: float | None = 
             continue
         found.rows += 1
         messages, _, keys = plan.seal(row)
+        keys, _ = plan.kept(row, keys, index.has_answer)
         tokens = 0
         for key in keys:
             state = next((index.state(i) for i in index.candidates(key)), None)

@@ -6,13 +6,14 @@ bodies here and now: a better reader than the one of the run costs nothing.
 
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import orjson
 
+from engine.earlier import Other, counting
 from engine.judging.comparisons import (
     agreed,
     comparison_line,
@@ -22,7 +23,7 @@ from engine.judging.comparisons import (
     verdict,
 )
 from engine.replies import text_of
-from engine.roles import role, settings_of_stage
+from engine.roles import role
 from engine.settings import Settings
 from engine.tasks.task import Task
 from store.errors import UsageError
@@ -41,28 +42,65 @@ SHAPES: Mapping[str, Sequence[str]] = {
 Read = tuple[Stored, Any, Any]  # what is stored, the row, what its reply amounts to
 
 
-def run_export(run: Path, format: str, out: Path, stage: str | None, outcome: str, min_margin: float) -> None:
+@dataclass(frozen=True, slots=True)
+class Exported:
+    """What became of a stage's rows. unread: replies that could not be read; others: rows that have an
+    answer under other settings than those of the data set, which are left out or `mixed` in."""
+
+    rows: int
+    unread: int
+    others: tuple[Other, ...] = ()
+    mixed: bool = False
+
+    @property
+    def words(self) -> str:
+        """What was left out, or mixed."""
+        said = f"; {self.unread:,} replies could not be read and are left out" if self.unread else ""
+        for other in self.others:
+            rows = "1 row has" if other.rows == 1 else f"{other.rows:,} rows have"
+            fate = "mixed in" if self.mixed else "left out (--all-settings takes them too)"
+            said += f"; {rows} an answer under other settings ({other.why}): {fate}"
+        return said
+
+
+def run_export(
+    run: Path,
+    format: str,
+    out: Path,
+    stage: str | None,
+    outcome: str,
+    min_margin: float,
+    all_settings: bool = False,
+) -> None:
     """Writes the data set and says what it left out. Raises UsageError."""
-    count, unread = export_stage(run, format, out, stage, outcome, min_margin)
-    left_out = f"; {unread:,} replies could not be read and are left out" if unread else ""
-    print(f"{count:,} rows written to {out}{left_out}", file=sys.stderr)
+    found = export_stage(run, format, out, stage, outcome, min_margin, all_settings)
+    print(f"{found.rows:,} rows written to {out}{found.words}", file=sys.stderr)
 
 
 def export_stage(
-    run: Path, format: str, out: Path, stage: str | None, outcome: str, min_margin: float
-) -> tuple[int, int]:
-    """Writes the data set: how many rows, and how many replies could not be read. Raises UsageError."""
+    run: Path,
+    format: str,
+    out: Path,
+    stage: str | None,
+    outcome: str,
+    min_margin: float,
+    all_settings: bool = False,
+) -> Exported:
+    """Writes the data set: of one setting, that of the newest run, or of all. Raises UsageError."""
     outcomes = check_outcomes(outcome)
     check_format(format)
     number, name = stage_of(run, stage)
     reader = connect_reader(run)
     try:
-        settings = settings_of_stage(reader, number)
+        counted = counting(reader, number)
+        settings = counted.settings
         _check(format, settings.task, name)
-        rows = stored(reader, number, outcomes, unparsed=format == "reviews")
+        plans = None if all_settings else counted.plans
+        rows = stored(reader, number, outcomes, unparsed=format == "reviews", plans=plans)
         unread: list[int] = []
         found = _read(rows, role(settings), unread, keep=format == "reviews")
-        return _write(out, format, found, settings, min_margin), len(unread)
+        count = _write(out, format, found, settings, min_margin)
+        return Exported(count, len(unread), counted.others, all_settings)
     finally:
         reader.close()
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.estimate import Estimate
-from engine.feed import Plan
+from engine.plan import Plan
 from engine.rows import Rows
 from engine.settings import Settings
 from engine.state import RunState

@@ -70,6 +70,8 @@ class Settings(Server):
     seed: int = 0
     both_orders: bool = False
     names: tuple[str, ...] = ()
+    reuse: bool = False  # answers under other settings count
+    replace: bool = False  # rows with an answer under other settings are asked again
     attempts: PositiveInt = 8
     attempts_parse: Annotated[int, Field(ge=0)] = 2
     timeout: PositiveFloat = 300.0
@@ -137,6 +139,8 @@ class Settings(Server):
 
     def check(self, price: Price | None, needs_keys: bool = True) -> None:
         """Raises UsageError for what only shows when settings meet."""
+        if self.reuse and self.replace:
+            raise UsageError("--reuse keeps answers, --replace asks them again: give one of them")
         for name in ("model", "messages", "n", "stream"):
             if name in self.param:
                 raise UsageError(f"--param {name} cannot be set: the engine sets it itself")

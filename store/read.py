@@ -1,6 +1,7 @@
 """Reads a ledger: index, pages of rows, counts for `status`. Read-only, short transactions."""
 
 import sqlite3
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from store.ledger import connect_writer
 from store.schema import STAGE_SHIFT, VERSION, version_words
 
 PAGE_OF_KEYS = 4096
-Page = tuple[dict[int, bytes], list[dict[int, int]]]  # items, requests of each sample; by position
+# By position: the row's item with the settings that it belongs to; the request of each sample.
+Page = tuple[dict[int, tuple[bytes, int]], list[dict[int, int]]]
 
 
 def connect_reader(run: Path) -> sqlite3.Connection:
@@ -82,16 +84,17 @@ def times_asked(reader: sqlite3.Connection, request: int) -> int:
 
 
 def placed_page(
-    reader: sqlite3.Connection, stage: int, plan: int, samples: int, start: int, stop: int
+    reader: sqlite3.Connection, stage: int, plans: Sequence[int], samples: int, start: int, stop: int
 ) -> Page:
-    """What a stage holds at positions [start, stop) under a plan: the items' JSON by position, and
-    the request of each sample by position, where there is one for every sample."""
+    """What a stage holds at positions [start, stop) under any of these plans: the items' JSON with
+    their plan, and the request of each sample."""
     base = stage << STAGE_SHIFT
     items = reader.execute(
-        "SELECT id - ?, CAST(item AS BLOB) FROM rows WHERE id >= ? AND id < ? AND plan = ?",
-        (base, base + start, base + stop, plan),
+        "SELECT id - ?, CAST(item AS BLOB), plan FROM rows WHERE id >= ? AND id < ? "
+        f"AND plan IN ({', '.join('?' * len(plans))})",
+        (base, base + start, base + stop, *plans),
     )
-    page: Page = (dict(items.fetchall()), [])
+    page: Page = ({position: (item, plan) for position, item, plan in items}, [])
     for sample in range(samples):
         requests = reader.execute(
             "SELECT position, request FROM samples "

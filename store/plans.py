@@ -1,0 +1,62 @@
+"""Counts the rows of a stage by the settings that they belong to (`rows.plan`). Read-only.
+
+Knows plans by their fingerprints alone; what these stand for, the runs of the stage tell.
+"""
+
+import sqlite3
+from collections.abc import Collection, Iterator
+from typing import Any
+
+import orjson
+
+from store.schema import STAGE_SHIFT
+
+_ANSWERED = """
+SELECT w.plan, count(*) FROM rows w WHERE w.id >= ? AND w.id < ? AND w.plan IN ({plans}) AND EXISTS (
+  SELECT 1 FROM samples a JOIN requests r ON r.id = a.request
+  WHERE a.stage = ? AND a.position = w.id - ? AND r.answer IS NOT NULL)
+GROUP BY w.plan
+"""
+_EXAMPLE = """
+SELECT w.item, a.sample, r.key FROM rows w
+JOIN samples a ON a.stage = ? AND a.position = w.id - ? JOIN requests r ON r.id = a.request
+WHERE w.id >= ? AND w.id < ? AND w.plan = ? AND r.answer IS NOT NULL LIMIT 1
+"""
+
+
+def rows_by_plan(reader: sqlite3.Connection, stage: int) -> dict[int, int]:
+    """How many rows a stage has under each plan."""
+    sql = "SELECT plan, count(*) FROM rows WHERE id >= ? AND id < ? GROUP BY plan"
+    return dict(reader.execute(sql, _bounds(stage)).fetchall())
+
+
+def answered_by_plan(reader: sqlite3.Connection, stage: int, plans: Collection[int]) -> dict[int, int]:
+    """Of these plans, how many rows have an answer to at least one sample."""
+    if not plans:
+        return {}
+    sql = _ANSWERED.format(plans=", ".join("?" * len(plans)))
+    values = (*_bounds(stage), *plans, stage, stage << STAGE_SHIFT)
+    return dict(reader.execute(sql, values).fetchall())
+
+
+def answered_row(reader: sqlite3.Connection, stage: int, plan: int) -> tuple[Any, int, bytes] | None:
+    """A row that has an answer under a plan: its item, the sample's number and the request's key."""
+    base = stage << STAGE_SHIFT
+    row = reader.execute(_EXAMPLE, (stage, base, *_bounds(stage), plan)).fetchone()
+    return None if row is None else (orjson.loads(row[0]), row[1], row[2])
+
+
+def settings_of_runs(reader: sqlite3.Connection, stage: int) -> Iterator[dict[str, Any]]:
+    """The settings of a stage's runs, the newest first."""
+    sql = "SELECT settings FROM runs WHERE stage = ? ORDER BY id DESC"
+    for (settings,) in reader.execute(sql, (stage,)):
+        yield orjson.loads(settings)
+
+
+def stage_number(reader: sqlite3.Connection, name: str) -> int | None:
+    row = reader.execute("SELECT id FROM stages WHERE name = ?", (name,)).fetchone()
+    return None if row is None else int(row[0])
+
+
+def _bounds(stage: int) -> tuple[int, int]:
+    return stage << STAGE_SHIFT, (stage + 1) << STAGE_SHIFT
