@@ -9,7 +9,11 @@ from store.errors import UsageError
 
 # What decides a request's key beside the row; nothing else in the settings can change one.
 KEYED = ("model", "system", "prompt", "params", "task", "to", "field", "language", "structured")
-USUAL = {"field": "instruction", "language": "English", "structured": False}  # where nothing is said
+USUAL = {  # where nothing is said
+    "prompt": "the task's own", "field": "instruction", "language": "English", "structured": False,
+}  # fmt: skip
+JUDGING = ("score", "judge", "compare")
+ONLY_FOR = {"to": ("translate",), "field": ("translate",), "language": JUDGING}
 SHOWN = 60  # characters of a value
 
 
@@ -20,13 +24,16 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
         if name == "params":
             a, b = old.get(name) or {}, new.get(name) or {}
             changes += [_change(k, a.get(k), b.get(k)) for k in sorted({*a, *b}) if a.get(k) != b.get(k)]
-        elif (before := _value(old, name)) != (now := _value(new, name)):
+        elif (before := value_of(old, name)) != (now := value_of(new, name)):
             changes.append(_change(name, before, now))
     return changes
 
 
-def _value(settings: Mapping[str, Any], name: str) -> object:
+def value_of(settings: Mapping[str, Any], name: str) -> object:
+    """What a setting comes to, whether it was said or not; None where it does not matter."""
     value = settings.get(name)
+    if settings.get("task") not in ONLY_FOR.get(name, (settings.get("task"),)):
+        return None
     if value is None:
         return USUAL.get(name)
     if name == "to":

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from engine.differences import differences
+from engine.differences import differences, value_of
 from engine.plan import Earlier, Plan
 from engine.roles import recorded_fingerprint, recorded_plan, recorded_settings
 from engine.settings import Settings
@@ -22,22 +22,30 @@ from engine.terminal import plain, tell
 from engine.tokens import tokenizer_for
 from store.errors import UsageError
 from store.folder import LEDGER
-from store.plans import answered_by_plan, answered_row, rows_by_plan, settings_of_runs, stage_number
-from store.read import connect_reader
+from store.index import KeyIndex
+from store.plans import (
+    answered_by_plan,
+    answered_row,
+    items_of,
+    rows_by_plan,
+    settings_of_runs,
+    stage_number,
+)
+from store.read import connect_reader, load_index
 
 IMPORTED = "imported"
-NOT_KEPT = ("task", "field", "seed")  # answers to something else, or shown in another order
 Recorded = Mapping[str, Any]  # the settings of a run, as the ledger remembers them
 
 
 @dataclass(frozen=True, slots=True)
 class Other:
     """Rows that have an answer under other settings. `changes`: what differs in the run's; empty where
-    the ledger does not tell."""
+    the ledger does not tell. can_be_kept: they answer the same question."""
 
     plan: int
     rows: int
     changes: tuple[str, ...]
+    can_be_kept: bool = True
 
     @property
     def why(self) -> str:
@@ -118,7 +126,9 @@ def _standing(reader: sqlite3.Connection, number: int, settings: Settings, plan:
     strange = [one for one in rows if one != plan.fingerprint and one not in kept]
     counts = answered_by_plan(reader, number, strange)
     strange = [one for one in counts if not _asks_the_same(reader, number, one, plan)]
-    others = [Other(one, counts[one], _changes(recorded.get(one), settings.public())) for one in strange]
+    if strange and plan.fingerprint in recorded and settings.limit is None:
+        strange = [] if _has_answers_to_all(reader, number, strange, plan) else strange
+    others = [_other(one, counts[one], recorded.get(one), settings.public()) for one in strange]
     others += _in_another_order(reader, number, settings, plan)
     if settings.reuse:
         _check_kept(settings, others)
@@ -129,10 +139,12 @@ def _standing(reader: sqlite3.Connection, number: int, settings: Settings, plan:
 @dataclass(frozen=True, slots=True)
 class Counting:
     """The settings that a stage's data set is made of: of the newest run that has rows there. `plans`:
-    theirs, with those whose answers it keeps; `others`: rows with an answer under others."""
+    theirs, with those whose answers it keeps; `rows` have an answer under these, `others` under others
+    (counted where there are several)."""
 
     settings: Settings
     plans: tuple[int, ...]
+    rows: int = 0
     others: tuple[Other, ...] = ()
 
 
@@ -151,12 +163,13 @@ def counting(reader: sqlite3.Connection, stage: int) -> Counting:
     if chosen not in rows:
         chosen = max(rows, key=rows.__getitem__)
     kept = [chosen, *ran.get("reused", ())]
-    counts = answered_by_plan(reader, stage, [one for one in rows if one not in kept])
+    counts = answered_by_plan(reader, stage, [*rows])
     plan = recorded_plan(ran, tokenizer_for(settings.model))
-    kept += [one for one in counts if plan and _asks_the_same(reader, stage, one, plan)]
+    strange = [one for one in counts if one not in kept]
+    kept += [one for one in strange if plan and _asks_the_same(reader, stage, one, plan)]
     recorded = _by_plan(reader, stage)
-    others = [Other(n, counts[n], _changes(recorded.get(n), ran)) for n in counts if n not in kept]
-    return Counting(settings, tuple(kept), tuple(others))
+    others = [_other(one, counts[one], recorded.get(one), ran) for one in strange if one not in kept]
+    return Counting(settings, tuple(kept), sum(counts[n] for n in counts if n in kept), tuple(others))
 
 
 def _by_plan(reader: sqlite3.Connection, stage: int) -> dict[int, Recorded]:
@@ -195,10 +208,28 @@ def _asks_the_same(reader: sqlite3.Connection, stage: int, other: int, plan: Pla
     return keys[sample] == key
 
 
-def _changes(recorded: Recorded | None, now: Recorded) -> tuple[str, ...]:
+def _has_answers_to_all(reader: sqlite3.Connection, stage: int, plans: Sequence[int], plan: Plan) -> bool:
+    """Whether the rows under these plans have answers to the run's settings as well: who goes back to
+    settings that are answered already asks nothing and mixes nothing."""
+    index = KeyIndex()
+    load_index(reader, index)
+    for item in items_of(reader, stage, plans):
+        try:
+            keys = plan.seal(plan.task.decode(item))[2]
+        except (KeyError, TypeError):  # a row of another task
+            return False
+        if not all(map(index.has_answer, keys)):
+            return False
+    return True
+
+
+def _other(plan: int, rows: int, recorded: Recorded | None, now: Recorded) -> Other:
+    """Rows under a plan, with the settings of its run beside those of another."""
     if recorded is None:
-        return ()
-    return tuple(differences(recorded, now)) or ("prompts of another version of distill",)
+        return Other(plan, rows, ())
+    changes = differences(recorded, now) or ["prompts of another version of distill"]
+    asks_the_same = all(value_of(recorded, name) == value_of(now, name) for name in ("task", "field"))
+    return Other(plan, rows, tuple(changes), asks_the_same)
 
 
 def _in_another_order(
@@ -210,14 +241,12 @@ def _in_another_order(
     if settings.task != "score" or newest.get("task") != "score" or before in (None, settings.seed):
         return ()
     count = answered_by_plan(reader, stage, [plan.fingerprint]).get(plan.fingerprint, 0)
-    return [Other(plan.fingerprint, count, (f"seed: {before} -> {settings.seed}",))] if count else ()
+    change = f"seed: {before} -> {settings.seed}"
+    return [Other(plan.fingerprint, count, (change,), can_be_kept=False)] if count else ()
 
 
 def _check_kept(settings: Settings, others: Sequence[Other]) -> None:
     for other in others:
-        for change in other.changes:
-            if change.partition(":")[0] in NOT_KEPT:
-                raise UsageError(
-                    f"--reuse: stage '{plain(settings.stage, 40)}' has answers to another question "
-                    f"({plain(change, 100)}): take the setting back, or use --replace or another --stage"
-                )
+        if not other.can_be_kept:
+            words = f"stage '{plain(settings.stage, 40)}' has answers to another question ({other.why})"
+            raise UsageError(f"--reuse: {words}: take the setting back, or use --replace or another --stage")

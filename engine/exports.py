@@ -44,23 +44,25 @@ Read = tuple[Stored, Any, Any]  # what is stored, the row, what its reply amount
 
 @dataclass(frozen=True, slots=True)
 class Exported:
-    """What became of a stage's rows. unread: replies that could not be read; others: rows that have an
-    answer under other settings than those of the data set, which are left out or `mixed` in."""
+    """What became of a stage's rows: how many lines were written and how many replies could not be read.
+    others: rows with an answer under other settings than the last run's, which are left out or, `mixed`
+    in with so many of the last run's, part of the data set."""
 
     rows: int
     unread: int
     others: tuple[Other, ...] = ()
-    mixed: bool = False
+    mixed: int | None = None
 
     @property
     def words(self) -> str:
         """What was left out, or mixed."""
         said = f"; {self.unread:,} replies could not be read and are left out" if self.unread else ""
-        for other in self.others:
-            rows = "1 row has" if other.rows == 1 else f"{other.rows:,} rows have"
-            fate = "mixed in" if self.mixed else "left out (--all-settings takes them too)"
-            said += f"; {rows} an answer under other settings ({other.why}): {fate}"
-        return said
+        if not self.others:
+            return said
+        whose = ", ".join(f"{other.rows:,} ({other.why})" for other in self.others)
+        if self.mixed is None:
+            return f"{said}; rows with an answer under other settings are left out (--all-settings): {whose}"
+        return f"{said}; settings are mixed: rows of the last run's: {self.mixed:,}, of others: {whose}"
 
 
 def run_export(
@@ -100,7 +102,7 @@ def export_stage(
         unread: list[int] = []
         found = _read(rows, role(settings), unread, keep=format == "reviews")
         count = _write(out, format, found, settings, min_margin)
-        return Exported(count, len(unread), counted.others, all_settings)
+        return Exported(count, len(unread), counted.others, counted.rows if all_settings else None)
     finally:
         reader.close()
 

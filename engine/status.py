@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.differences import differences
+from engine.earlier import counting
 from engine.step_records import steps_told
 from store.batches import enqueued_count, open_batches_told
 from store.read import connect_reader, endpoint_accounts, last_runs, stage_status, stages
@@ -14,12 +15,15 @@ def status_of(run: Path) -> dict[str, Any]:
     reader = connect_reader(run)
     try:
         reader.execute("BEGIN")
-        found: dict[str, Any] = {"stages": {}, "changed": {}, "endpoints": endpoint_accounts(reader)}
+        found: dict[str, Any] = {"stages": {}, "changed": {}, "other_settings": {}}
+        found["endpoints"] = endpoint_accounts(reader)
         newest: dict[str, Any] | None = None
         found["batches"] = open_batches_told(reader)
         for number, name in stages(reader):
             found["stages"][name] = stage_status(reader, number)
             found["stages"][name]["unanswered"] -= enqueued_count(reader, number)
+            if others := counting(reader, number).others:
+                found["other_settings"][name] = sum(other.rows for other in others)
             runs = last_runs(reader, number, 2)
             if runs and (newest is None or runs[0]["id"] > newest["id"]):
                 newest = runs[0]

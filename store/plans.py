@@ -11,12 +11,13 @@ import orjson
 
 from store.schema import STAGE_SHIFT
 
-_ANSWERED = """
-SELECT w.plan, count(*) FROM rows w WHERE w.id >= ? AND w.id < ? AND w.plan IN ({plans}) AND EXISTS (
+_OF_PLANS = """
+FROM rows w WHERE w.id >= ? AND w.id < ? AND w.plan IN ({plans}) AND EXISTS (
   SELECT 1 FROM samples a JOIN requests r ON r.id = a.request
   WHERE a.stage = ? AND a.position = w.id - ? AND r.answer IS NOT NULL)
-GROUP BY w.plan
 """
+_ANSWERED = f"SELECT w.plan, count(*) {_OF_PLANS} GROUP BY w.plan"
+_ANSWERED_ITEMS = f"SELECT w.item {_OF_PLANS}"
 _EXAMPLE = """
 SELECT w.item, a.sample, r.key FROM rows w
 JOIN samples a ON a.stage = ? AND a.position = w.id - ? JOIN requests r ON r.id = a.request
@@ -44,6 +45,13 @@ def answered_row(reader: sqlite3.Connection, stage: int, plan: int) -> tuple[Any
     base = stage << STAGE_SHIFT
     row = reader.execute(_EXAMPLE, (stage, base, *_bounds(stage), plan)).fetchone()
     return None if row is None else (orjson.loads(row[0]), row[1], row[2])
+
+
+def items_of(reader: sqlite3.Connection, stage: int, plans: Collection[int]) -> Iterator[Any]:
+    """The rows of a stage under these plans that have an answer."""
+    sql = _ANSWERED_ITEMS.format(plans=", ".join("?" * len(plans)))
+    for (item,) in reader.execute(sql, (*_bounds(stage), *plans, stage, stage << STAGE_SHIFT)):
+        yield orjson.loads(item)
 
 
 def settings_of_runs(reader: sqlite3.Connection, stage: int) -> Iterator[dict[str, Any]]:
