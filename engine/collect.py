@@ -7,7 +7,7 @@ from pathlib import Path
 from random import Random
 
 from engine.earlier import settled, standing
-from engine.estimate import Estimate, Limits, Range, Survey, Surveyed, estimate, extrapolated, survey
+from engine.estimate import Estimate, Limits, Range, Survey, Surveyed, estimate, survey
 from engine.job import Job, Result, StageJob
 from engine.plan import Plan
 from engine.prices import FREE
@@ -44,7 +44,7 @@ def known_keys(run: Path | None) -> KeyIndex:
     return index
 
 
-def _observed(run: Path | None, settings: Settings) -> list[int]:
+def observed(run: Path | None, settings: Settings) -> list[int]:
     if run is None or not (run / LEDGER).exists():
         return []
     reader = connect_reader(run)
@@ -60,27 +60,13 @@ def estimate_pool(
     run: Path | None,
     seconds: float | None = None,
     index: KeyIndex | None = None,
-    stored: int = 0,
     plan: Plan | None = None,
 ) -> Estimate:
-    """Surveys a pool and estimates what remains of it; `seconds` bounds the survey. stored: answers
-    to rows that are only imagined here."""
+    """Surveys a pool and estimates what remains of it; `seconds` bounds the survey."""
     plan = plan or plan_of(settings, tokenizer_for(settings.model))
     index = (index or known_keys(run)).copy()
     found = survey(pool, plan, index, seconds)
-    if stored:
-        found = _without(found, stored)
-    return told(settings, plan, found, _observed(run, settings))
-
-
-def _without(found: Survey, stored: int) -> Survey:
-    """What is left of imagined rows (whose keys nobody knows) when so many are answered already."""
-    found = extrapolated(found)
-    share = max(0, found.requests - stored) / found.requests if found.requests else 0.0
-    return Survey(
-        found.rows, found.bad_rows, round(found.requests * share), round(found.prompt_tokens * share),
-        found.requests - round(found.requests * share), round(found.imagined_tokens * share),
-    )  # fmt: skip
+    return told(settings, plan, found, observed(run, settings))
 
 
 def told(settings: Settings, plan: Plan, found: Survey, observed: Sequence[int] = ()) -> Estimate:
@@ -168,7 +154,7 @@ def ask_leave_for(stages: Sequence[tuple[Settings, Estimate | None]], yes: bool,
     if yes or all(settings.budget is not None for settings, _ in paid):
         return
     unknown = next((settings for settings, _ in paid if settings.price() is None), None)
-    costs = [(told.batch_cost_usd if s.batch else told.cost_usd) if told else None for s, told in paid]
+    costs = [told.cost_as_asked(s.batch) if told else None for s, told in paid]
     cost = sum_of([c for c in costs if c is not None]) if all(costs) else None
     if not (sys.stdin.isatty() and all(told for _, told in paid)):
         if unknown is not None:

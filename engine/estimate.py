@@ -91,6 +91,10 @@ class Estimate:
     def as_json(self) -> dict[str, object]:
         return asdict(self)
 
+    def cost_as_asked(self, batch: bool) -> Range | None:
+        """The price of the way in which it is asked."""
+        return self.batch_cost_usd if batch else self.cost_usd
+
 
 class Surveyed(Source, Protocol):
     """Rows that can be read more than once; `fraction` says how far the current pass is, 0-1."""

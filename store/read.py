@@ -8,7 +8,7 @@ from typing import Any
 import orjson
 
 from store.errors import RunFolderError, UsageError
-from store.folder import LEDGER, held, ledger_path
+from store.folder import held, ledger_path
 from store.index import ANSWERED, DUE, FAILED, KeyIndex
 from store.ledger import connect_writer
 from store.schema import STAGE_SHIFT, VERSION, version_words
@@ -174,21 +174,6 @@ def endpoint_accounts(reader: sqlite3.Connection) -> dict[str, dict[str, Any]]:
     return {url: {"answered": n, "cost_usd": cost / 1e6} for url, n, cost in rows}
 
 
-def answered(run: Path, name: str) -> int:
-    """Samples of a stage that have an answer; 0 where the folder or the stage is new."""
-    if not (run / LEDGER).exists():
-        return 0
-    reader = connect_reader(run)
-    try:
-        sql = (
-            "SELECT count(*) FROM stages s JOIN samples a ON a.stage = s.id "
-            "JOIN requests r ON r.id = a.request WHERE s.name = ? AND r.answer IS NOT NULL"
-        )
-        return int(reader.execute(sql, (name,)).fetchone()[0])
-    finally:
-        reader.close()
-
-
 def stages(reader: sqlite3.Connection) -> list[tuple[int, str]]:
     return [(int(i), str(n)) for i, n in reader.execute("SELECT id, name FROM stages ORDER BY id")]
 
@@ -249,20 +234,6 @@ def completions(reader: sqlite3.Connection, model: str, task: str, count: int = 
 def has_row(reader: sqlite3.Connection, stage: int, position: int) -> bool:
     sql = "SELECT 1 FROM rows WHERE id = ?"
     return reader.execute(sql, ((stage << STAGE_SHIFT) + position,)).fetchone() is not None
-
-
-def is_complete(reader: sqlite3.Connection, stage: int) -> bool:
-    """Whether the stage's last run came to the end of its rows, some of which may have failed."""
-    sql = "SELECT exit_code FROM runs WHERE stage = ? ORDER BY id DESC LIMIT 1"
-    row = reader.execute(sql, (stage,)).fetchone()
-    return row is not None and row[0] in (0, 1)
-
-
-def has_other_plan(reader: sqlite3.Connection, stage: int, plan: int) -> bool:
-    """Whether a row of the stage was put in its place under another plan."""
-    sql = "SELECT 1 FROM rows WHERE id >= ? AND id < ? AND plan <> ? LIMIT 1"
-    values = (stage << STAGE_SHIFT, (stage + 1) << STAGE_SHIFT, plan)
-    return reader.execute(sql, values).fetchone() is not None
 
 
 def has_rows(run: Path, stage: int) -> bool:

@@ -82,6 +82,7 @@ def task(prompt: str | None, system: str | None, to: Language, field: Field = "i
         check=lambda item, text: read(item, text).outcome,
         schema=lambda item: response_format("translation", schema(item, field)["properties"]),
         imagine=lambda item: imagine(item, field),
+        imagined=lambda item, mark: replace(item, **{field: f"{mark} {getattr(item, field)}"}),
     )
 
 
