@@ -17,7 +17,8 @@
         ├── ProviderDown         the breaker gave up
         ├── AllRefused           the canaries were all refused with the same words
         ├── AllUnread            the canaries were all answered in a form that the task cannot read
-        └── BatchRefused         the provider does not take a batch, or does not know it any more
+        ├── BatchRefused         the provider does not take a batch, or does not know it any more
+        └── Incomplete           what a step takes its rows from is not complete
 
 Choose by type, never by message.
 """
@@ -123,3 +124,6 @@ class AllUnread(RunStopped): ...
 
 
 class BatchRefused(RunStopped): ...
+
+
+class Incomplete(RunStopped): ...
