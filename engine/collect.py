@@ -15,8 +15,8 @@ from engine.roles import plan_of
 from engine.rows import Numbered
 from engine.session import run_job
 from engine.settings import MOST_CONCURRENT, Settings
-from engine.show import print_estimate, print_result
-from engine.terminal import dollars
+from engine.show import TAKEN_AS_FREE, print_estimate, print_result
+from engine.terminal import dollars, tell
 from engine.tokens import tokenizer_for
 from store.errors import UsageError
 from store.folder import LEDGER, held
@@ -65,8 +65,14 @@ def estimate_pool(
     """Surveys a pool and estimates what remains of it; `seconds` bounds the survey."""
     plan = plan or plan_of(settings, tokenizer_for(settings.model))
     index = (index or known_keys(run)).copy()
-    found = survey(pool, plan, index, seconds)
+    found = survey(pool, plan, index, seconds, price_steps(settings))
     return told(settings, plan, found, observed(run, settings))
+
+
+def price_steps(settings: Settings) -> tuple[int, ...]:
+    """Lengths of prompts from which any of the servers charges another price."""
+    prices = [settings.price_of(server, batch) for server in settings.servers() for batch in (False, True)]
+    return tuple(sorted({start for price in prices if price for start, _ in price.steps}))
 
 
 def told(settings: Settings, plan: Plan, found: Survey, observed: Sequence[int] = ()) -> Estimate:
@@ -83,6 +89,7 @@ def told(settings: Settings, plan: Plan, found: Survey, observed: Sequence[int] 
         settings.sent_max_tokens(),
         plan.tokenizer.exact,
         observed,
+        settings.price_source(),
     )
 
 
@@ -100,13 +107,12 @@ def run_pilot(
     settings.check(settings.price())
     plan = plan_of(settings, tokenizer_for(settings.model))
     plan = settled(standing(run, settings, plan), settings, confirm, quiet)
-    found = survey(pool, plan, KeyIndex())
+    found = survey(pool, plan, KeyIndex(), starts=price_steps(settings))
     count = min(count, found.rows)
     chosen = frozenset(Random(PILOT_SEED).sample(range(found.rows), count))
-    part = Survey(
-        count, 0, count * settings.samples, found.prompt_tokens * count // found.rows,
-        imagined_tokens=found.imagined_tokens * count // found.rows,
-    )  # fmt: skip
+    part = replace(
+        found.part(count / found.rows), rows=count, bad_rows=0, requests=count * settings.samples, known=0
+    )
     ask_leave(settings, told(settings, plan, part), yes, confirm)
     with held(run):
         connect_writer(run).close()
@@ -128,6 +134,8 @@ def collect(settings: Settings, pool: Surveyed, run: Path, yes: bool, quiet: boo
             expected = estimate_pool(settings, pool, run, SURVEY_SECONDS, index, plan=plan)
             if not quiet:
                 print_estimate(expected, settings, batch=settings.batch)
+        elif not quiet and settings.is_taken_as_free:
+            tell(f"{TAKEN_AS_FREE}\n")
         ask_leave(settings, expected, yes, confirm)
         job = StageJob(settings, plan, Numbered(pool), expected)
         (result,) = run_job(Job([job], run, index, settings.budget, quiet, settings.metrics_port))
@@ -137,10 +145,7 @@ def collect(settings: Settings, pool: Surveyed, run: Path, yes: bool, quiet: boo
 
 
 def _unknown_price(settings: Settings) -> str:
-    return (
-        f"no price is known for model '{settings.model}': give --price-in and --price-out "
-        "(USD a million tokens), or --yes to go on without"
-    )
+    return f"{settings.no_price()}; or pass --yes to continue without a price"
 
 
 def ask_leave(settings: Settings, told: Estimate | None, yes: bool, confirm: Confirm) -> None:

@@ -16,21 +16,22 @@ from engine.job import StageJob
 from engine.options import default_url, server_values, text_of_file
 from engine.prices import is_loopback
 from engine.recipe_checks import POOLED, RANKED
-from engine.recipe_tables import EndpointTable, Member, OfStep, Recipe, TeacherTable
+from engine.recipe_tables import EndpointTable, Member, OfStep, Recipe, TeacherTable, Thought
 from engine.roles import DEFAULTS, plan_of, role
 from engine.rows import Numbered, Rows
 from engine.settings import Quota, Server, Settings
 from engine.sources import Members, contests_of, pool_of
-from engine.stage_rows import StageRows, Upstream
+from engine.stage_rows import USABLE, StageRows, Upstream
 from engine.steps import placed
 from engine.tokens import tokenizer_for
 from engine.toml_lines import Path_
 from store.errors import UsageError
-from store.records import Item
+from store.records import Item, Outcome
 
 SHARED = (
     "to", "field", "language", "structured", "seed", "sample", "limit", "samples", "top_p", "param",
-    "omit", "system", "batch", "attempts", "attempts_parse", "both_orders", "names", "reuse", "replace",
+    "omit", "system", "batch", "attempts", "attempts_parse", "attempts_empty", "both_orders", "names",
+    "reuse", "replace",
 )  # fmt: skip
 Served = Mapping[str, tuple[str, str]]  # teacher -> (address, model) of what the recipe serves itself
 
@@ -93,20 +94,21 @@ class Graph:
         make, each = self._make(name)
         inputs = zip(self.given.stage[name].inputs, self.recipe.stage[name].inputs, strict=True)
         above = [
-            self._foreseen(str(one), _rank_of(given) - 1)
+            self._foreseen(str(one), name, _rank_of(given) - 1)
             for given, one in inputs
             if str(one) in self.recipe.stage
         ]
         return Expected(above, make, each, self.settings[name].limit)
 
-    def _foreseen(self, name: str, sample: int) -> Foreseen:
-        return Foreseen(self._upstream(name), self.standing(name).plan, self.expected(name), self.run, sample)
+    def _foreseen(self, name: str, reader: str, sample: int) -> Foreseen:
+        upstream, plan = self._upstream(name, reader), self.standing(name).plan
+        return Foreseen(upstream, plan, self.expected(name), self.run, sample)
 
     def _rows(self, name: str) -> Rows:
         if not self.recipe.upstream(name):
             return Numbered(self._files(name))
         make, each = self._make(name)
-        above = [self._upstream(one) for one in self.recipe.upstream(name)]
+        above = [self._upstream(one, name) for one in self.recipe.upstream(name)]
         return StageRows(above, make, each, self.settings[name].limit)
 
     def _files(self, name: str) -> Surveyed:
@@ -127,11 +129,17 @@ class Graph:
         found = Members(self.settings[name], members, stages)
         return found.contests, found.each
 
-    def _upstream(self, name: str) -> Upstream:
+    def _upstream(self, name: str, reader: str) -> Upstream:
+        """What a stage takes from another. Models' answers are compared as they are: an empty one too is
+        an answer, and often the worst."""
         task, is_whole = role(self.settings[name]), name not in self.incomplete
-        return Upstream(
-            name, lambda row, text: task.record(task.decode(row), text), is_whole, self._limit_of(name)
-        )
+        compares = self.recipe.stage[reader].task not in POOLED
+        outcomes: tuple[Outcome, ...] = (*USABLE, "empty") if compares else USABLE
+
+        def read(row: Mapping[str, Any], text: str) -> Any:
+            return task.record(task.decode(row), text)
+
+        return Upstream(name, read, outcomes, is_whole, self._limit_of(name))
 
     def _limit_of(self, name: str) -> int | None:
         """Of its own, or of the stages that its rows are made of."""
@@ -151,6 +159,8 @@ def _settings(recipe: Recipe, name: str, served: Served) -> Settings:
     teacher = recipe.teacher[stage.teacher]
     url, model = served.get(stage.teacher, (teacher.base_url, teacher.model))
     given = {key: getattr(stage, key) for key in SHARED}
+    for key in Thought.model_fields:
+        given[key] = getattr(teacher, key) if getattr(stage, key) is None else getattr(stage, key)
     for key, usual in DEFAULTS[stage.task].items():
         given[key] = usual if getattr(stage, key) is None else getattr(stage, key)
     if stage.task == "compare":
@@ -171,6 +181,7 @@ def _settings(recipe: Recipe, name: str, served: Served) -> Settings:
         prompt=prompt,
         timeout=teacher.timeout,
         give_up=teacher.give_up,
+        give_up_share=teacher.give_up_share,
         budget=recipe.budget,
     )
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import orjson
 
-from engine.collect import observed, sum_of, told
+from engine.collect import observed, price_steps, sum_of, told
 from engine.earlier import settled
 from engine.estimate import Estimate, Survey, survey
 from engine.graph import Graph
@@ -68,7 +68,7 @@ def plan_stages(
 
 def _surveyed(graph: Graph, job: StageJob, index: KeyIndex, seconds: float | None) -> Survey:
     try:
-        return survey(graph.expected(job.settings.stage), job.plan, index, seconds)
+        return survey(graph.expected(job.settings.stage), job.plan, index, seconds, price_steps(job.settings))
     except PoolError:
         if not job.after:
             raise

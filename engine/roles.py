@@ -94,7 +94,7 @@ def _plan_of(settings: Settings, params: Mapping[str, Any], tokenizer: Tokenizer
         Sealer(settings.model, params),
         tokenizer,
         settings.samples,
-        settings.sent_max_tokens(),
+        settings.most_output(),
         settings.limit,
         structured=settings.structured,
     )

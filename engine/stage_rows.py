@@ -18,12 +18,12 @@ import orjson
 
 from engine.replies import text_of
 from engine.rows import Gone, Placed, Progress, Reach
-from store.records import BadRow, Item
+from store.records import BadRow, Item, Outcome
 from store.schema import STAGE_SHIFT
 
 PAGE = 512  # positions looked at together
 CLOSE = 4  # so near to each other they are looked at together again
-USABLE = ("stop", "length")
+USABLE: tuple[Outcome, ...] = ("stop", "length")
 
 _LOOK = """
 SELECT a.position, CAST(w.item AS BLOB), r.answer IS NULL AND r.failure IS NULL, p.outcome, b.raw
@@ -37,11 +37,13 @@ ORDER BY a.position
 @dataclass(frozen=True, slots=True)
 class Upstream:
     """A stage that rows are made of. read: its row (as JSON) and the reply's text to a record, or
-    None where there is none to be had. is_whole: where it has no row, none will come, unless it runs
-    now. limit: how many of its rows belong to it, whatever an earlier run had."""
+    None where there is none to be had. outcomes: of replies that rows are made of. is_whole: where it
+    has no row, none will come, unless it runs now. limit: how many of its rows belong to it, whatever an
+    earlier run had."""
 
     stage: str
     read: Callable[[Mapping[str, Any], str], Any]
+    outcomes: tuple[Outcome, ...] = USABLE
     is_whole: bool = True
     limit: int | None = None
 
@@ -70,7 +72,7 @@ def answers_at(
     values = (number << STAGE_SHIFT, number, sample, start, stop, *(plans or ()))
     for position, item, is_waiting, outcome, raw in reader.execute(sql, values):
         record = None
-        if outcome in USABLE:
+        if outcome in upstream.outcomes:
             text = text_of(raw.encode() if isinstance(raw, str) else raw)
             record = upstream.read(orjson.loads(item), text)
         found[position] = Found(bool(is_waiting), record, item)

@@ -9,12 +9,14 @@ from typing import Any
 
 import orjson
 
+from store.records import UNUSABLE
 from store.schema import STAGE_SHIFT
 
-_OF_PLANS = """
-FROM rows w WHERE w.id >= ? AND w.id < ? AND w.plan IN ({plans}) AND EXISTS (
-  SELECT 1 FROM samples a JOIN requests r ON r.id = a.request
-  WHERE a.stage = ? AND a.position = w.id - ? AND r.answer IS NOT NULL)
+_UNUSABLE = ", ".join(repr(outcome) for outcome in UNUSABLE)
+_OF_PLANS = f"""
+FROM rows w WHERE w.id >= ? AND w.id < ? AND w.plan IN ({{plans}}) AND EXISTS (
+  SELECT 1 FROM samples a JOIN requests r ON r.id = a.request JOIN responses p ON p.id = r.answer
+  WHERE a.stage = ? AND a.position = w.id - ? AND p.outcome NOT IN ({_UNUSABLE}))
 """
 _ANSWERED = f"SELECT w.plan, count(*) {_OF_PLANS} GROUP BY w.plan"
 _ANSWERED_ITEMS = f"SELECT w.item {_OF_PLANS}"
@@ -32,7 +34,7 @@ def rows_by_plan(reader: sqlite3.Connection, stage: int) -> dict[int, int]:
 
 
 def answered_by_plan(reader: sqlite3.Connection, stage: int, plans: Collection[int]) -> dict[int, int]:
-    """Of these plans, how many rows have an answer to at least one sample."""
+    """Of these plans, how many rows have a usable answer to at least one sample."""
     if not plans:
         return {}
     sql = _ANSWERED.format(plans=", ".join("?" * len(plans)))
@@ -48,7 +50,7 @@ def answered_row(reader: sqlite3.Connection, stage: int, plan: int) -> tuple[Any
 
 
 def items_of(reader: sqlite3.Connection, stage: int, plans: Collection[int]) -> Iterator[Any]:
-    """The rows of a stage under these plans that have an answer."""
+    """The rows of a stage under these plans that have a usable answer."""
     sql = _ANSWERED_ITEMS.format(plans=", ".join("?" * len(plans)))
     for (item,) in reader.execute(sql, (*_bounds(stage), *plans, stage, stage << STAGE_SHIFT)):
         yield orjson.loads(item)
