@@ -20,9 +20,10 @@ FROM rows w WHERE w.id >= ? AND w.id < ? AND w.plan IN ({{plans}}) AND EXISTS (
 """
 _ANSWERED = f"SELECT w.plan, count(*) {_OF_PLANS} GROUP BY w.plan"
 _ANSWERED_ITEMS = f"SELECT w.item {_OF_PLANS}"
+# (CROSS JOIN: row by row. The other way round every sample would walk through all rows.)
 _EXAMPLE = """
 SELECT w.item, a.sample, r.key FROM rows w
-JOIN samples a ON a.stage = ? AND a.position = w.id - ? JOIN requests r ON r.id = a.request
+CROSS JOIN samples a ON a.stage = ? AND a.position = w.id - ? JOIN requests r ON r.id = a.request
 WHERE w.id >= ? AND w.id < ? AND w.plan = ? AND r.answer IS NOT NULL LIMIT 1
 """
 

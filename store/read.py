@@ -252,12 +252,13 @@ def has_row(reader: sqlite3.Connection, stage: int, position: int) -> bool:
 
 
 def has_answer(run: Path, stage: int, plan: int) -> bool:
-    """Whether a row that a stage holds under a plan has a usable answer."""
+    """Whether a row that a stage holds under a plan has a usable answer. (CROSS JOIN: row by row. The
+    other way round every sample would walk through all rows.)"""
     reader = connect_reader(run)
     try:
         first = stage << STAGE_SHIFT
         sql = (
-            "SELECT 1 FROM rows w JOIN samples a ON a.stage = ? AND a.position = w.id - ? "
+            "SELECT 1 FROM rows w CROSS JOIN samples a ON a.stage = ? AND a.position = w.id - ? "
             "JOIN requests r ON r.id = a.request JOIN responses p ON p.id = r.answer "
             f"WHERE w.id >= ? AND w.id < ? AND w.plan = ? AND p.outcome NOT IN {_IN_UNUSABLE} LIMIT 1"
         )

@@ -85,17 +85,22 @@ CHANGED: dict[str, tuple[object, ...]] = {
     "max_tokens: 512 -> 600": ("--max-tokens", 600),
     "seed: not sent -> 7": ("--param", "seed=7"),
 }
-FREE = ("--price-in", 0, "--price-out", 0)
 
 
-@pytest.mark.parametrize("change", CHANGED)
-async def test_whatever_is_sent_counts_and_is_named(run: Path, pool: Path, change: str) -> None:
+async def test_whatever_is_sent_counts_and_is_named(run: Path, pool: Path) -> None:
     judge = Judge()
     async with scripted(judge.answer) as url:
         assert (await generate(run, pool, url)).code == 0
-        ended = await generate(run, pool, url, *CHANGED[change])
-        assert (ended.code, len(judge.asked)) == (2, 8)
-        assert f"({change})" in ended.err
+        for change, flags in CHANGED.items():
+            ended = await generate(run, pool, url, *flags)
+            assert (ended.code, len(judge.asked)) == (2, 8)
+            assert f"({change})" in ended.err
+
+
+async def test_an_estimate_says_the_same_and_counts_what_is_kept(run: Path, pool: Path) -> None:
+    judge, change = Judge(), "seed: not sent -> 7"
+    async with scripted(judge.answer) as url:
+        assert (await generate(run, pool, url)).code == 0
         words = asking(pool, run, url, *CHANGED[change], command="estimate")
         told = await distill(*words)
         assert told.code == 0
@@ -211,7 +216,7 @@ async def test_a_ledger_in_which_settings_were_mixed_before_says_so(
 
 async def test_a_row_without_any_answer_is_no_reason_to_ask(run: Path, pool: Path) -> None:
     async with Provider(Config(refuse_params=("temperature",))).running() as p:
-        assert (await generate(run, pool, p.base_url)).code == 1
+        assert (await generate(run, pool, p.base_url)).code == 3
         assert (await generate(run, pool, p.base_url, "--omit", "temperature")).code == 0
 
 
@@ -348,3 +353,18 @@ async def test_a_pilot_is_a_run_as_well(run: Path, pool: Path) -> None:
         ended = await distill(*words)
         assert (ended.code, len(judge.asked)) == (2, 8)
         assert all(choice in ended.err for choice in CHOICES)
+
+
+async def test_replies_without_an_answer_are_no_reason_to_ask(run: Path, pool: Path) -> None:
+    """Who raises the bound after replies that came back empty has nothing to keep."""
+    judge = Judge()
+    judge.says = lambda text: completion("", finish_reason="length")
+    async with scripted(judge.answer) as url:
+        assert (await generate(run, pool, url, "--attempts-empty", 1)).code in (1, 3)
+        asks = len(judge.asked)
+        assert asks > 0
+        judge.says = None
+        ended = await generate(run, pool, url, "--max-tokens", 900)
+        assert ended.code == 0, ended.err
+        assert len(judge.asked) == asks + 8
+        assert len(await export(run)) == 8
