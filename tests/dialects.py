@@ -71,7 +71,8 @@ class Row:
 
     outcome: accepted ones, with | between them; a failure is "!" and its cause, "!" alone any failure.
     asked: how many requests the server sees, or the least and the most. cost: micro-dollars of all replies.
-    retried: causes under which attempts were recorded before the row ended.
+    listed: the same by our own price, where the server told its price. counted: whether the tokens are by our
+    own count. retried: causes under which attempts were recorded before the row ended.
     """
 
     name: str
@@ -81,6 +82,8 @@ class Row:
     output: str | None = None
     reasoning: str | None = None
     cost: int | tuple[int, int] | None = None
+    listed: int | None = None
+    counted: bool | None = None
     retried: str | None = None
     says: str | None = None  # words of the server that the failure keeps
     pad: int = 0  # words of the instruction behind its name

@@ -10,11 +10,17 @@ from dialects import COST, PRICE_IN, PRICE_OUT, Row, Sent, chat, refusal, reply,
 LONG = "word " * 200
 LONG_COST = (150 * PRICE_OUT, 300 * PRICE_OUT)
 SHORT_COST = (1, 2000)  # counted by us, and not nothing
+EITHER = (1, 2001)  # read, or counted by us
 AT_MOST = 512 * PRICE_OUT + 100 * PRICE_IN  # what a request can cost whose answer has 512 tokens
 
 
-def costs(name: str, usage: Any, cost: int | tuple[int, int], text: str = "Fine.") -> Row:
-    return Row(name, (reply(text, usage=usage),), "stop", 1, output=text, cost=cost)
+def costs(
+    name: str, usage: Any, cost: int | tuple[int, int], text: str = "Fine.", listed: int | None = None
+) -> Row:
+    counted = {SHORT_COST: True, LONG_COST: True, COST: False}.get(cost)
+    return Row(
+        name, (reply(text, usage=usage),), "stop", 1, output=text, cost=cost, listed=listed, counted=counted
+    )
 
 
 MONEY = [
@@ -35,8 +41,8 @@ MONEY = [
     costs("usage null", None, SHORT_COST),
     costs("usage with nothing in it", {}, SHORT_COST),
     costs("usage as a string", "10 + 5", SHORT_COST),
-    costs("usage in floats", used(10.0, 5.0), SHORT_COST),
-    costs("usage in strings", used("10", "5"), SHORT_COST),
+    costs("usage in floats", used(10.0, 5.0), EITHER),
+    costs("usage in strings", used("10", "5"), EITHER),
     costs("usage below zero", used(-10, -5), SHORT_COST),
     costs("usage with nulls", used(None, None), SHORT_COST),
     costs("input_tokens and output_tokens (Anthropic)", {"input_tokens": 10, "output_tokens": 5}, COST),
@@ -48,7 +54,7 @@ MONEY = [
     costs("a billion completion tokens", used(10, 10**9), (1, AT_MOST)),
     costs("a billion in total", used(10, 5) | {"total_tokens": 10**9}, (1, AT_MOST)),
     costs("a billion prompt tokens", used(10**9, 5), (1, AT_MOST)),
-    costs("usage.cost (OpenRouter)", used(10, 5, cost=0.00123), 1230),
+    costs("usage.cost (OpenRouter)", used(10, 5, cost=0.00123), 1230, listed=COST),
     costs("usage.cost null", used(10, 5, cost=None), COST),
     costs("usage.cost below zero", used(10, 5, cost=-1), COST),
     costs("usage.cost of $5,000", used(10, 5, cost=5000.0), (1, AT_MOST)),

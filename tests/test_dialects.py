@@ -52,7 +52,8 @@ MODEL = "gpt-4"  # its vocabulary loads fast, and it does not think
 
 ANSWERS = "SELECT * FROM answers ORDER BY position"
 FAILURES = "SELECT * FROM failures"
-COSTS = """SELECT a.position, sum(p.cost_micro) AS cost, count(*) AS replies
+COSTS = """SELECT a.position, sum(p.cost_micro) AS cost, max(p.listed_micro) AS listed,
+    max(p.estimated) AS counted
   FROM samples a JOIN replies p ON p.request = a.request GROUP BY 1"""
 RETRIED = "SELECT DISTINCT a.position, e.cause FROM samples a JOIN errors e ON e.request = a.request"
 
@@ -66,6 +67,8 @@ class Found:
     reasoning: str | None = None
     message: str = ""
     cost: int = 0
+    listed: int | None = None
+    counted: bool = False
     retried: set[str] = field(default_factory=set)
 
 
@@ -90,7 +93,8 @@ class Told:
         for row in table(self.run, FAILURES):
             self.at(row).outcome, self.at(row).message = "!" + row["cause"], row["message"]
         for row in table(self.run, COSTS):
-            self.at(row).cost = row["cost"]
+            found = self.at(row)
+            found.cost, found.listed, found.counted = row["cost"], row["listed"], bool(row["counted"])
         for row in table(self.run, RETRIED):
             self.at(row).retried.add(row["cause"])
 
@@ -159,6 +163,8 @@ def mismatches(row: Row, told: Told) -> list[str]:
         *differ("output", found.output, row.output, row.output in (None, found.output)),
         *differ("thinking", found.reasoning, row.reasoning, is_thought(found.reasoning, row.reasoning)),
         *differ("micro-dollars", found.cost, row.cost, row.cost is None or within(found.cost, row.cost)),
+        *differ("by our price", found.listed, row.listed, row.listed in (None, found.listed)),
+        *differ("our count", found.counted, row.counted, row.counted in (None, found.counted)),
         *differ("tried for", found.retried, row.retried, row.retried is None or row.retried in found.retried),
         *differ("says", found.message, row.says, row.says is None or row.says in found.message),
     ]
