@@ -12,8 +12,10 @@ from typing import Any, Literal
 
 import orjson
 
-from engine.errors import AskError, AuthRefused, BadReply, QuotaExhausted, ServerFault
-from engine.replies import Reply, is_filtered, loads, read_error, read_reply
+from engine.bodies import loads
+from engine.errors import AskError, BadReply, RowRefused, RunStopped, ServerFault
+from engine.refusals import is_filtered, read_error
+from engine.replies import FILTERED_REPLY, Reply, read_reply
 
 ENDPOINT: Literal["/v1/chat/completions"] = "/v1/chat/completions"
 NOT_RUN = ("batch_expired", "batch_cancelled")
@@ -31,7 +33,7 @@ class NotRun:
 
 
 # What a line means for its request: an answer (with the raw body), nothing, or an error.
-Meaning = Reply | NotRun | AskError | AuthRefused | QuotaExhausted
+Meaning = Reply | NotRun | AskError | RunStopped
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,12 +75,14 @@ def read_line(line: bytes) -> Line | None:
 
 def _answered(key: bytes, status: int, raw: bytes) -> Line:
     if is_filtered(status, raw):
-        return Line(key, status, raw, Reply("content_filter", "", "content_filter", None, ""))
-    if status != 200:
+        return Line(key, status, raw, FILTERED_REPLY)
+    if not 200 <= status < 300:
         return Line(key, status, raw, read_error(status, {}, raw))
     try:
         return Line(key, status, raw, read_reply(raw))
-    except BadReply as error:
+    except RowRefused as error:  # an error inside a reply of 200
+        return Line(key, status, raw, FILTERED_REPLY if error.about == "filter" else error)
+    except (AskError, RunStopped) as error:
         return Line(key, status, raw, error)
 
 

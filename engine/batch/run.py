@@ -44,6 +44,7 @@ class Terms:
     price: Price
     attempts: int
     attempts_parse: int
+    attempts_empty: int
     give_up: float
     grace: float
     limits: Limits
@@ -78,6 +79,7 @@ class Batches:
             tokenizer,
             terms.attempts,
             terms.attempts_parse,
+            terms.attempts_empty,
             give_up,
             Items(reader),
         )
