@@ -81,6 +81,17 @@ ENVELOPES = [
         "Hm.",
     ),
     read("a stream with comments", Sent(b": keep-alive\n\n" + events(*STREAMED), type=STREAM), "Answer."),
+    read(
+        "a stream without blanks, and with carriage returns",
+        Sent(events(*STREAMED).replace(b"data: ", b"data:").replace(b"\n", b"\r\n"), type=STREAM),
+        "Answer.",
+    ),
+    Row(
+        "a stream with its usage behind the end",
+        (Sent(events(chunk("Answer."), chunk(None, "stop"), chat(choices=[])), type=STREAM),),
+        output="Answer.",
+        cost=COST,
+    ),
     read("a stream of one completion", Sent(events(ANSWER), type=STREAM), "Answer."),
     read(
         "a stream that is cut by the bound",

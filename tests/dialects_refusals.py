@@ -96,7 +96,8 @@ REFUSALS = [
         "DataInspectionFailed in words only (Qwen)",
         refusal(
             400,
-            "<400> InternalError.Algo.DataInspectionFailed: Input text data may contain bad content.",
+            "<400> InternalError.Algo.DataInspectionFailed: "
+            "Input text data may contain inappropriate content.",
             None,
             "invalid_request_error",
         ),
@@ -141,6 +142,15 @@ REFUSALS = [
             "Provider returned error",
             raw='{"error":{"message":"Content Exists Risk, flagged by moderation"}}',
             provider_name="Any",
+        ),
+    ),
+    filtered(
+        "451 of a provider behind OpenRouter",
+        openrouter(
+            451,
+            "Provider returned error",
+            raw='{"error":{"message":"The content you provided or machine outputted is blocked."}}',
+            provider_name="StepFun",
         ),
     ),
     filtered(

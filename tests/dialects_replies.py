@@ -65,6 +65,18 @@ FILTERED = [
         None,
     ),
     Row(
+        "a choice of a filter and no message (Gemini's layer)",
+        (
+            Sent(
+                chat(
+                    usage=used(10, 0),
+                    choices=[{"index": 0, "finish_reason": "content_filter: PROHIBITED_CONTENT"}],
+                )
+            ),
+        ),
+        "content_filter",
+    ),
+    Row(
         "a blocked prompt without choices (Gemini)",
         (Sent(chat(usage=used(10, 0), choices=[], promptFeedback={"blockReason": "PROHIBITED_CONTENT"})),),
         "content_filter",
@@ -149,6 +161,19 @@ READ = [
         "Answer.",
         "Hm.",
     ),
+    read(
+        "thinking as a string, and text (Anthropic)",
+        reply([{"type": "thinking", "thinking": "Hm.", "signature": "x"}, *PARTS]),
+        "Two parts.",
+        "Hm.",
+    ),
+    read(
+        "a summary of reasoning, and text (Responses)",
+        reply([{"type": "reasoning", "summary": [{"type": "summary_text", "text": "Hm."}]}, *PARTS]),
+        "Two parts.",
+        "Hm.",
+    ),
+    read("one part that is not in a list", reply({"type": "text", "text": "Answer."}), "Answer."),
     read("parts cut", reply([*PARTS], "length"), "Two parts.", outcome="length"),
     read(
         "reasoning_content beside text",

@@ -127,6 +127,11 @@ STOPS = [
         "decommissioned",
     ),
     Stop(
+        "400 Model Not Exist (DeepSeek)",
+        refusal(400, "Model Not Exist", "invalid_request_error", "invalid_request_error"),
+        "Model Not Exist",
+    ),
+    Stop(
         "400 invalid model name (LiteLLM)",
         refusal(400, "/chat/completions: Invalid model name passed in model=teacher", "400"),
         "Invalid model name",
