@@ -93,7 +93,7 @@ class ServerFault(Transient):
 
 class BadReply(Transient):
     """`raw` is what came; it is stored as `malformed` before the row is asked again. `page`: it is a page
-    for browsers, which no model has written and nobody bills."""
+    for browsers or a line of plain words, which no model has written and nobody bills."""
 
     cause: Cause = "malformed"
     raw: bytes

@@ -153,7 +153,8 @@ class Runner:
         return request
 
     def _judge_doubts(self) -> None:
-        if reason := against_the_run([failed for _, failed in self._doubts]):
+        doubts = [failed for _, failed in self._doubts]
+        if reason := against_the_run(doubts, first=not self._refused):
             self.stop(reason)
 
     def _settle_doubts(self) -> None:
