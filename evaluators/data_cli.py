@@ -79,7 +79,7 @@ def lengths(
     csv: CsvOption = None,
     json: JsonOption = False,
 ) -> None:
-    """How long the answers are: quantiles and histograms on common bins."""
+    """How long the answers are, and the thinking before them: quantiles and histograms on common bins."""
     from evaluators.data.lengths import run_lengths
     from evaluators.outputs import outputs
 
@@ -167,7 +167,7 @@ def shares(
     csv: CsvOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Which share is cut short, filtered, refused, empty; in which languages."""
+    """Which share is cut short, filtered, refused, empty, thought over; in which languages."""
     from evaluators.data.shares import run_shares
     from evaluators.outputs import outputs
 

@@ -3,9 +3,9 @@
 Files of millions of rows are joined in a private temporary SQLite database (SQLITE_TMPDIR or
 TMPDIR says where), so that memory stays flat. Answers in Alpaca's shape are joined on
 instruction and input, `{id, text}` and FastChat's `{question_id, text}` on the id. A `prediction`
-(Self-Instruct's files) is the answer, and what stands beside it the reference. Where a prompt
-stands several times in a file, its n-th answer belongs to the n-th answer of the other files.
-Knows nothing of orders, judges or scores.
+(Self-Instruct's files) is the answer, and what stands beside it the reference. An empty answer is an
+answer, and a number is its text. Where a prompt stands several times in a file, its n-th answer belongs
+to the n-th answer of the other files. Knows nothing of orders, judges or scores.
 """
 
 import hashlib

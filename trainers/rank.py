@@ -49,6 +49,8 @@ def run_rank(reward: Path, candidates: Path, out: Path, quiet: bool, groups: Pat
             scores.remove()
         if groups is not None:
             display.say(f"rank groups: {split(out, groups)}")
+        if scorer.marked:
+            display.say(f"{scorer.marked:,} of {total:,} candidates {scorer.read_as_text}")
         if short:
             display.say(f"{short:,} of {total:,} candidates were too long and read in part")
     return 0
