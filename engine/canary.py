@@ -4,8 +4,8 @@ teacher whose replies hold no answer."""
 
 from collections.abc import Collection, Sequence
 
-from engine.asking import Failed, Unusable
 from engine.errors import AllEmpty, AllRefused, AllUnread, RunStopped
+from engine.verdicts import Failed, Unusable
 
 CANARIES = 10
 # Where they stand among the pending rows: the first, and rows further and further away.

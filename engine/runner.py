@@ -10,7 +10,7 @@ from collections import deque
 
 from aiolimiter import AsyncLimiter
 
-from engine.asking import Again, Answered, Asker, Failed, Unusable, Verdict, size_of
+from engine.asking import Asker, size_of
 from engine.breaker import Effort
 from engine.canary import CANARIES, CANARY_PLACES, against_the_run, are_in_a_row, is_doubtful, is_of_the_run
 from engine.ending import asking, landed
@@ -26,6 +26,7 @@ from engine.errors import (
     TooManyUnusable,
 )
 from engine.intake import Intake
+from engine.verdicts import Again, Answered, Failed, Unusable, Verdict
 from store.errors import DistillError, PoolError
 from store.records import Request
 

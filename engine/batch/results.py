@@ -12,7 +12,6 @@ from typing import Any
 
 import orjson
 
-from engine.asking import Failed
 from engine.batch.api import BatchApi, Remote
 from engine.batch.lines import Line, NotRun, read_line
 from engine.batch.parcels import Again
@@ -31,6 +30,7 @@ from engine.intake import Intake
 from engine.prices import Price, Prices
 from engine.replies import Reply, claim_in, judged, unread_words
 from engine.tokens import Tokenizer
+from engine.verdicts import Failed
 from store import batches
 from store.batches import BatchRow, Enqueued, Items
 from store.ledger import Ledger
