@@ -8,7 +8,8 @@
     │   │   ├── TimedOut         no reply in time              (may have been billed)
     │   │   ├── ConnectionLost   refused, reset, torn          (billed only if it was sent)
     │   │   ├── ServerFault      408, 409, 5xx
-    │   │   └── BadReply         a 200 that cannot be read; its raw body is stored
+    │   │   ├── BadReply         a 200 that cannot be read; its raw body is stored
+    │   │   └── BrokenOff        a batch's file that breaks off: it is fetched again
     │   └── RowRefused           the row fails, once: 400, 404, 413, 422, too large for the limit
     └── RunStopped               the whole run ends, resumable (exit 3)
         ├── AuthRefused          401, 403
@@ -17,7 +18,8 @@
         ├── ProviderDown         the breaker gave up
         ├── AllRefused           the canaries were all refused with the same words
         ├── AllUnread            the canaries were all answered in a form that the task cannot read
-        └── BatchRefused         the provider does not take a batch, or does not know it any more
+        ├── BatchRefused         the provider does not take a batch, or does not know it any more
+        └── ResultsUnreadable    a batch has ended and its files do not show all results
 
 Choose by type, never by message.
 """
@@ -90,6 +92,12 @@ class BadReply(Transient):
         self.raw = raw
 
 
+class BrokenOff(Transient):
+    """Its beginning came: an outage of the server is something else."""
+
+    cause: Cause = "connection"
+
+
 class RowRefused(AskError):
     """The server will not take this row, whatever we do."""
 
@@ -123,3 +131,6 @@ class AllUnread(RunStopped): ...
 
 
 class BatchRefused(RunStopped): ...
+
+
+class ResultsUnreadable(RunStopped): ...
