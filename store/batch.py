@@ -1,6 +1,7 @@
 """What one commit of the ledger holds: rows for each table, applied in one transaction."""
 
 import sqlite3
+import zlib
 from asyncio import Future
 from dataclasses import dataclass, field
 
@@ -28,8 +29,8 @@ class Batch:
     requests: list[tuple[int, bytes, int, int]] = field(default_factory=list)
     attempts: list[tuple[int, int, int, float, int, int | None]] = field(default_factory=list)
     responses: list[tuple[object, ...]] = field(default_factory=list)
-    bodies: list[tuple[int, str | bytes]] = field(default_factory=list)
-    errors: list[tuple[int, int, int, str, int | None, str, float]] = field(default_factory=list)
+    bodies: list[tuple[object, ...]] = field(default_factory=list)
+    errors: list[tuple[int, int, int, str, int | None, str, float, int]] = field(default_factory=list)
     answers: list[tuple[int, int]] = field(default_factory=list)
     failures: list[tuple[int, int]] = field(default_factory=list)
     spending: dict[int, Spending] = field(default_factory=dict)
@@ -59,14 +60,27 @@ class Batch:
                 response.cost_micro,
                 response.latency,
                 at,
+                usage.cache_write_tokens,
+                response.service_tier,
+                response.listed_micro,
+                response.estimated,
             )
         )
-        self.bodies.append((number, _as_text(response.raw)))
+        checksum = zlib.crc32(response.raw)
+        self.bodies.append((number, _as_text(response.raw), response.text, response.reasoning, checksum))
 
     def add_error(
-        self, number: int, attempt: int, request: int, cause: str, status: int | None, words: str, at: float
+        self,
+        number: int,
+        attempt: int,
+        request: int,
+        cause: str,
+        status: int | None,
+        words: str,
+        at: float,
+        at_risk: int,
     ) -> None:
-        self.errors.append((number, attempt, request, cause, status, _storable(words), at))
+        self.errors.append((number, attempt, request, cause, status, _storable(words), at, at_risk))
 
     def apply(self, connection: sqlite3.Connection) -> None:
         """Executes everything in one transaction; raises sqlite3.Error with nothing done."""
@@ -120,9 +134,9 @@ _SQL = {
     "samples": "INSERT OR REPLACE INTO samples VALUES (?, ?, ?, ?)",
     "requests": "INSERT INTO requests VALUES (?, ?, ?, ?, NULL, NULL)",
     "attempts": "INSERT INTO attempts VALUES (?, ?, ?, ?, ?, ?)",
-    "responses": "INSERT INTO responses VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-    "bodies": "INSERT INTO bodies VALUES (?, ?)",
-    "errors": "INSERT INTO errors VALUES (?, ?, ?, ?, ?, ?, ?)",
+    "responses": "INSERT INTO responses VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+    "bodies": "INSERT INTO bodies VALUES (?, ?, ?, ?, ?)",
+    "errors": "INSERT INTO errors VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
     "answers": "UPDATE requests SET answer = ?, failure = NULL WHERE id = ?",
     "failures": "UPDATE requests SET failure = ? WHERE id = ?",
 }

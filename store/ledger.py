@@ -189,14 +189,18 @@ class Ledger:
         message: str,
         released_micro: int,
         ended: bool = True,
+        at_risk_micro: int = 0,
     ) -> int:
-        """What went wrong with an attempt; what may have been billed all the same stays at risk.
+        """What went wrong with an attempt; what may have been billed all the same stays at risk
+        (`at_risk_micro`), the rest is released.
 
         `ended` is false where a stored (malformed) reply has ended the attempt already.
         """
         self._last["errors"] += 1
         number = self._last["errors"]
-        self._batch.add_error(number, attempt, request, cause, status, message, time.time())
+        self._batch.add_error(
+            number, attempt, request, cause, status, message, time.time(), at_risk_micro
+        )
         account = self._batch.account(stage)
         account.at_risk -= released_micro
         account.ended += ended

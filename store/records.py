@@ -6,7 +6,9 @@ Frozen dataclasses without behaviour. Money is integer micro-dollars, times are 
 from dataclasses import dataclass
 from typing import Literal, TypeAlias, get_args
 
-Outcome = Literal["stop", "length", "content_filter", "refusal", "untranslated"]
+Outcome = Literal[
+    "stop", "length", "content_filter", "refusal", "untranslated", "empty", "other", "tool_calls"
+]
 OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
 
 Cause = Literal[
@@ -87,18 +89,25 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Tokens as billed. cached_tokens are part of prompt, reasoning_tokens of completion."""
+    """Tokens as billed. cached_tokens and cache_write_tokens are part of prompt, reasoning_tokens of
+    completion."""
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cached_tokens: int = 0
     reasoning_tokens: int = 0
+    cache_write_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """A reply with status 200, as it is stored; `outcome` is `malformed` where it is no reply of the
-    API, `unparsed` where it is one that the task cannot read."""
+    """A reply as it is stored; `outcome` is `malformed` where it is not a reply of the API, `unparsed`
+    where it is one that the task cannot read.
+
+    text, reasoning: the answer and the thinking, where `raw` does not hold them plainly (parts, marks
+    inside the text); None otherwise. listed_micro: the cost by our own price, where `cost_micro` is
+    what the provider told. estimated: we counted the tokens, because the reply does not tell them.
+    """
 
     outcome: Outcome | Literal["malformed", "unparsed"]
     finish_reason: str
@@ -107,6 +116,11 @@ class Response:
     cost_micro: int
     latency: float
     served_model: str = ""
+    text: str | None = None
+    reasoning: str | None = None
+    service_tier: str | None = None
+    listed_micro: int | None = None
+    estimated: bool = False
 
 
 @dataclass(frozen=True, slots=True)

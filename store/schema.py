@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import sqlite_utils
 
-VERSION = 2
+VERSION = 3
 STAGE_SHIFT = 40  # rows.id = stage << 40 | position
 
 TABLES = """
@@ -138,6 +138,45 @@ ALTER TABLE attempts ADD COLUMN endpoint INTEGER REFERENCES endpoints(id);
 """
 
 
+# Version 3: what a reply says beside its text, what it was priced by, and a checksum for each body.
+HONEST = """
+ALTER TABLE responses ADD COLUMN cache_write_tokens INTEGER NOT NULL DEFAULT 0;
+-- as the reply names it
+ALTER TABLE responses ADD COLUMN service_tier TEXT;
+-- by our price, where the provider told its own
+ALTER TABLE responses ADD COLUMN listed_micro INTEGER;
+-- 1: tokens counted by distill
+ALTER TABLE responses ADD COLUMN estimated INTEGER NOT NULL DEFAULT 0;
+-- the answer, where it is not plainly in the raw reply
+ALTER TABLE bodies ADD COLUMN text TEXT;
+-- the thinking, where it is not plainly in the raw reply
+ALTER TABLE bodies ADD COLUMN reasoning TEXT;
+-- CRC-32 of the raw reply's bytes
+ALTER TABLE bodies ADD COLUMN checksum INTEGER;
+-- what may have been billed all the same
+ALTER TABLE errors ADD COLUMN at_risk_micro INTEGER;
+CREATE TABLE settlements (  -- attempts in doubt that a person has settled
+  attempt INTEGER PRIMARY KEY REFERENCES attempts(id),
+  billed_micro INTEGER NOT NULL, at REAL NOT NULL);
+DROP VIEW answers;
+CREATE VIEW answers AS
+  SELECT s.name AS stage, a.position, a.sample, json_extract(w.item, '$.id') AS id,
+    json_extract(w.item, '$.instruction') AS instruction,
+    json_extract(w.item, '$.input') AS input,
+    coalesce(b.text, CASE WHEN typeof(b.raw) = 'text' AND json_valid(b.raw)
+      THEN json_extract(b.raw, '$.choices[0].message.content') END) AS output,
+    coalesce(b.reasoning, CASE WHEN typeof(b.raw) = 'text' AND json_valid(b.raw)
+      THEN coalesce(json_extract(b.raw, '$.choices[0].message.reasoning_content'),
+        json_extract(b.raw, '$.choices[0].message.reasoning')) END) AS reasoning,
+    p.outcome, p.model, p.prompt_tokens, p.completion_tokens, p.reasoning_tokens,
+    p.cost_micro / 1e6 AS cost_usd, p.latency, p.received_at
+  FROM samples a JOIN stages s ON s.id = a.stage
+  JOIN rows w ON w.id = (a.stage << 40) + a.position
+  JOIN requests r ON r.id = a.request JOIN responses p ON p.id = r.answer
+  JOIN bodies b ON b.response = p.id;
+"""
+
+
 def version_words(path: object, version: int) -> str:
     """What to say of a ledger whose version is not ours."""
     if version > VERSION:
@@ -162,6 +201,10 @@ def migrate(connection: sqlite3.Connection) -> None:
     @migrations()
     def m002_batches_and_endpoints(db: sqlite_utils.Database) -> None:
         _execute(db, BATCHES + ENDPOINTS)
+
+    @migrations()
+    def m003_honest_replies(db: sqlite_utils.Database) -> None:
+        _execute(db, HONEST)
 
     migrations.apply(sqlite_utils.Database(connection))
     connection.execute(f"PRAGMA user_version = {VERSION}")

@@ -54,7 +54,7 @@ class Book:
             (request, outcome),
         ).lastrowid
         raw = orjson.dumps({"choices": [{"message": {"role": "assistant", "content": text}}]}).decode()
-        self.db.execute("INSERT INTO bodies VALUES (?, ?)", (response, raw))
+        self.db.execute("INSERT INTO bodies (response, raw) VALUES (?, ?)", (response, raw))
         self.db.execute("UPDATE requests SET answer = ? WHERE id = ?", (response, request))
 
     def fail(self, name: str, position: int) -> None:
