@@ -198,9 +198,7 @@ class Ledger:
         """
         self._last["errors"] += 1
         number = self._last["errors"]
-        self._batch.add_error(
-            number, attempt, request, cause, status, message, time.time(), at_risk_micro
-        )
+        self._batch.add_error(number, attempt, request, cause, status, message, time.time(), at_risk_micro)
         account = self._batch.account(stage)
         account.at_risk -= released_micro
         account.ended += ended

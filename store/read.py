@@ -260,12 +260,3 @@ def has_other_plan(reader: sqlite3.Connection, stage: int, plan: int) -> bool:
     sql = "SELECT 1 FROM rows WHERE id >= ? AND id < ? AND plan <> ? LIMIT 1"
     values = (stage << STAGE_SHIFT, (stage + 1) << STAGE_SHIFT, plan)
     return reader.execute(sql, values).fetchone() is not None
-
-
-def has_rows(run: Path, stage: int) -> bool:
-    """Whether a pool has been read into the stage already."""
-    reader = connect_reader(run)
-    try:
-        return bool(reader.execute("SELECT 1 FROM samples WHERE stage = ? LIMIT 1", (stage,)).fetchone())
-    finally:
-        reader.close()

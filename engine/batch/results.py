@@ -152,7 +152,10 @@ class Collector:
         usage = reply.usage or self._counted(entry, line, reply)
         cost, task = reading.price.cost(usage), self.intake.plan.task
         outcome = judged(reply, task.check, lambda: task.decode(self.items.find(reading.row, entry.request)))
-        response = Response(outcome, reply.finish_reason, usage, line.raw, cost, 0.0, reply.model)
+        response = Response(
+            outcome, reply.finish_reason, usage, line.raw, cost, 0.0, reply.model,
+            estimated=reply.usage is None,
+        )  # fmt: skip
         stage, final = reading.row.stage, outcome != "unparsed"
         self.ledger.put(stage, entry.attempt, entry.request, response, entry.worst, final)
         self._settle(reading, entry, cost)
@@ -182,7 +185,7 @@ class Collector:
     def _record(self, reading: _Reading, entry: Enqueued, error: AskError, lost: int = 0) -> int:
         return self.ledger.error(
             reading.row.stage, entry.attempt, entry.request, error.cause, error.status, str(error),
-            entry.worst - lost,
+            entry.worst - lost, at_risk_micro=lost,
         )  # fmt: skip
 
     def _not_run(self, reading: _Reading, entry: Enqueued, words: str) -> None:
@@ -199,8 +202,9 @@ class Collector:
         released = entry.worst if told else 0
         self.ledger.put(row.stage, entry.attempt, entry.request, response, released, final=False)
         number = self.ledger.error(
-            row.stage, entry.attempt, entry.request, error.cause, error.status, str(error), 0, ended=False
-        )
+            row.stage, entry.attempt, entry.request, error.cause, error.status, str(error), 0, ended=False,
+            at_risk_micro=entry.worst - released,
+        )  # fmt: skip
         self.state.count_malformed(response)
         self._settle(reading, entry, response.cost_micro, entry.worst - released)
         self._again(reading, entry, error.cause, number)
