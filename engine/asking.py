@@ -9,21 +9,43 @@ task cannot read is stored, billed, and asked again as a further sample of the s
 import asyncio
 import random
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from urllib.parse import urlsplit
 
+from engine.booking import Asked, Booking
 from engine.breaker import Effort
 from engine.budget import Budget
 from engine.charging import Size
 from engine.client import Answer
 from engine.endpoints import Admitted, Endpoint
-from engine.errors import AskError, BadReply, RateLimited, RowRefused, ServerFault, Transient
+from engine.errors import (
+    AddressWrong,
+    AskError,
+    AuthRefused,
+    BadReply,
+    RateLimited,
+    RowRefused,
+    RunStopped,
+    ServerFault,
+    Transient,
+)
 from engine.limits import Ticket
-from engine.replies import Reply, is_filtered, judged, malformed, read_error, read_reply, unread_words
+from engine.refusals import is_filtered, read_error
+from engine.replies import (
+    FILTERED_REPLY,
+    Reply,
+    claim_in,
+    is_cut,
+    judged,
+    read_reply,
+    unread_words,
+    unusable_words,
+)
 from engine.state import RunState
 from engine.tasks.task import Check
 from engine.tokens import Tokenizer
 from store.ledger import Ledger
-from store.records import Cause, Request, Response, Usage
+from store.records import UNUSABLE, Cause, Outcome, Request, Usage
 
 FIRST_BACKOFF, LONGEST_BACKOFF = 0.25, 60.0
 NO_HEADERS: Mapping[str, str] = {}
@@ -37,6 +59,7 @@ class Terms:
     stage: int
     attempts: int
     attempts_parse: int = 2
+    attempts_empty: int = 2
     check: Check | None = None
 
 
@@ -54,26 +77,42 @@ class Again:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """The request has failed; `error` is its row in the ledger. `refused`: by the server's word."""
+    """The request has failed; `error` is its row in the ledger. `refused`: by the server's word;
+    `about`: whose fault that is, where the server says so (see errors.RowRefused)."""
 
     cause: Cause
     status: int | None
     words: str
     error: int
     refused: bool
+    about: str = ""
 
 
-Verdict = Answered | Again | Failed
+@dataclass(frozen=True, slots=True)
+class Unusable:
+    """The request was answered with nothing that is an answer, as often as may be paid for. `response`: the
+    last reply's row in the ledger. `thought`: the bound was used up, or filled with thinking."""
+
+    outcome: Outcome
+    words: str
+    response: int
+    thought: bool
+
+
+Verdict = Answered | Again | Failed | Unusable
 
 
 @dataclass(slots=True)
 class _Sent:
-    """An attempt on its way: its number in the ledger and all that is reserved for it."""
+    """An attempt on its way: its number in the ledger and all that is reserved for it. `stored`: a body
+    has been stored for it, which has ended it."""
 
     request: Request
+    asked: Asked
     attempt: int
     ticket: Ticket
     worst: int
+    stored: bool = False
 
 
 class Asker:
@@ -90,7 +129,9 @@ class Asker:
         is_stopped: Callable[[], bool],
     ) -> None:
         self.terms, self.ledger, self.endpoint = terms, ledger, endpoint
-        self.price, self.client = endpoint.price, endpoint.client
+        self.client, host = endpoint.client, urlsplit(endpoint.url).hostname or ""
+        # Azure, 'Plan to manage costs': a 400 of the content filter is billed for its prompt.
+        self.booking = Booking(endpoint.price, tokenizer, bills_refusals=host.endswith(".azure.com"))
         self.limiter, self.breaker = endpoint.limiter, endpoint.breaker
         self.budget, self.tokenizer, self.state = budget, tokenizer, state
         self._is_stopped = is_stopped
@@ -102,7 +143,11 @@ class Asker:
         probe = admitted.probe
         sent = await self._reserve(request, effort, admitted)
         in_flight()
-        await self.ledger.committed()
+        try:
+            await self.ledger.committed()
+        except BaseException:
+            self._withdraw(sent)
+            raise
         if self._is_stopped():
             self._withdraw(sent)
             return Again(0.0)
@@ -122,29 +167,38 @@ class Asker:
         except RowRefused as error:
             self.breaker.succeeded(sent.ticket.at)
             return await self._refused(sent, error, answer)
+        except RunStopped as reason:  # the run ends here; this attempt cost nothing
+            self._record(sent, reason.cause, answer.status, str(reason))
+            self._settle(sent, None, 0)
+            raise
         except asyncio.CancelledError:  # it may have been billed: its cost stays at risk
             self._settle(sent, None, 0, lost=sent.worst)
             raise
         finally:
             self.state.in_flight -= 1
 
+    def _asked(self, request: Request) -> Asked:
+        """What its reply is measured by. No byte-level tokenizer makes more tokens than bytes, which is the
+        bound where the model's own tokenizer is not known, and where a schema is billed beside the text."""
+        size, prompt = len(request.body), request.prompt_tokens
+        exact = self.tokenizer.exact and b'"response_format"' not in request.body
+        return Asked(prompt, prompt if exact else size, size, request.max_tokens)
+
     async def _reserve(self, request: Request, effort: Effort, admitted: Admitted) -> _Sent:
-        prompt = request.prompt_tokens
-        if not self.tokenizer.exact:  # no byte-level tokenizer makes more tokens than bytes
-            prompt = len(request.body)
-        worst = self.price.worst(prompt, request.max_tokens)
+        asked = self._asked(request)
+        worst = self.booking.worst(asked)
         await self.budget.reserve(worst)
         try:
             ticket = admitted.take_ticket()
             if ticket is None:
                 ticket = await self.limiter.reserve(size_of(request), first=effort.asks > 0)
-        except asyncio.CancelledError:
+        except BaseException:
             self.budget.settle(worst, 0)
             raise
         attempt = self.ledger.journal(
             self.terms.run, self.terms.stage, request.id, worst, self.endpoint.number
         )
-        return _Sent(request, attempt, ticket, worst)
+        return _Sent(request, asked, attempt, ticket, worst)
 
     def _withdraw(self, sent: _Sent) -> None:
         self.ledger.withdraw(self.terms.stage, sent.attempt, sent.worst)
@@ -152,39 +206,70 @@ class Asker:
         self.budget.settle(sent.worst, 0)
 
     async def _received(self, sent: _Sent, effort: Effort, answer: Answer) -> Verdict:
-        if answer.status == 200:
-            reply = read_reply(answer.raw)
-            usage = reply.usage or self._counted(sent.request, reply)
-        elif is_filtered(answer.status, answer.raw):
-            reply, usage = Reply("content_filter", "", "content_filter", None, ""), Usage()
-        else:
-            error = read_error(answer.status, answer.headers, answer.raw)
-            if not isinstance(error, AskError):  # the run ends here; this attempt cost nothing
-                self._record(
-                    sent,
-                    "auth" if answer.status != 429 else "rate_limit",
-                    answer.status,
-                    str(error),
-                )
-                self._settle(sent, None, 0)
-            raise error
+        reply = self._read(sent, answer)
         outcome = judged(reply, self.terms.check, lambda: sent.request.item)
-        cost = self.price.cost(usage)
-        response = Response(
-            outcome, reply.finish_reason, usage, answer.raw, cost, answer.latency, reply.model
-        )
-        final = outcome != "unparsed"
-        self.ledger.put(self.terms.stage, sent.attempt, sent.request.id, response, sent.worst, final)
+        response = self.booking.book(reply, outcome, answer.raw, answer.latency, sent.asked, answer.headers)
+        usage, cost = response.usage, response.cost_micro
+        final = outcome not in (*UNUSABLE, "unparsed")
+        number = self.ledger.put(self.terms.stage, sent.attempt, sent.request.id, response, sent.worst, final)
         self._settle(sent, usage, cost, headers=answer.headers)
         self.breaker.succeeded(sent.ticket.at)
         self.endpoint.answered()
         if self.endpoint.adaptive:
             self.endpoint.adaptive.replied(answer.latency)
         await self.ledger.committed()
-        self.state.count(response, sent.request.prompt_tokens)
+        self.state.count(response, sent.request.prompt_tokens, final)
         self.state.latencies.append(answer.latency)
         self.state.spread.add(answer.latency)
-        return Answered() if final else await self._unparsed(sent, effort, reply)
+        if final:
+            return Answered()
+        if outcome == "unparsed":
+            return await self._unparsed(sent, effort, reply)
+        return self._unusable(sent, effort, reply, usage, number)
+
+    def _read(self, sent: _Sent, answer: Answer) -> Reply:
+        """The reply, or the error that stands in its place. A body of 2xx is stored whatever it holds."""
+        if not 200 <= answer.status < 300:
+            if is_filtered(answer.status, answer.raw):
+                return FILTERED_REPLY
+            raise self._refusal(read_error(answer.status, answer.headers, answer.raw))
+        try:
+            return read_reply(answer.raw)
+        except BadReply:
+            raise
+        except (AskError, RunStopped) as error:
+            if isinstance(error, RowRefused) and error.about == "filter":
+                return replace(FILTERED_REPLY, claim=error.claim)
+            self._keep(sent, error)
+            raise self._refusal(error) from None
+
+    def _refusal(self, error: AskError | RunStopped) -> AskError | RunStopped:
+        """A server that has answered nothing yet and forbids all is refusing the run, not the row."""
+        if self.endpoint.proven or not isinstance(error, RowRefused):
+            return error
+        if error.status == 403:
+            return AuthRefused(str(error))
+        if error.status in (404, 405) and not urlsplit(self.endpoint.url).path.rstrip("/").endswith("/v1"):
+            return AddressWrong(f"{error}; an API's address ends in /v1, {self.endpoint.url} does not")
+        return error
+
+    def _keep(self, sent: _Sent, error: AskError | RunStopped) -> None:
+        """Stores the body of a 200 that holds an error. Without usage it cost nothing."""
+        assert error.raw is not None
+        response = self.booking.book_unread(error.raw, error.claim, sent.asked)
+        self.ledger.put(self.terms.stage, sent.attempt, sent.request.id, response, sent.worst, final=False)
+        self.state.count_malformed(response)
+        self.budget.settle(sent.worst, response.cost_micro)
+        sent.worst, sent.stored = 0, True
+
+    def _unusable(self, sent: _Sent, effort: Effort, reply: Reply, usage: Usage, number: int) -> Verdict:
+        """Stored and billed, and no answer in it. Another is bought, a few times; a call of a tool is not
+        asked for again."""
+        effort.unusable += 1
+        if reply.outcome != "tool_calls" and effort.unusable < self.terms.attempts_empty:
+            return Again(0.0)
+        thought = bool(reply.reasoning or usage.reasoning_tokens) or is_cut(reply)
+        return Unusable(reply.outcome, unusable_words(reply, usage), number, thought)
 
     async def _unparsed(self, sent: _Sent, effort: Effort, reply: Reply) -> Verdict:
         """Stored and billed, and no record in it: a further sample is asked, a few times."""
@@ -199,10 +284,6 @@ class Asker:
         await self.ledger.committed()
         return Failed("unparsed", 200, words, number, refused=False)
 
-    def _counted(self, request: Request, reply: Reply) -> Usage:
-        """Our own count, for servers that send no usage."""
-        return Usage(request.prompt_tokens, self.tokenizer.count(reply.text))
-
     def _limited(self, sent: _Sent, error: RateLimited, answer: Answer, probe: bool) -> Verdict:
         self.state.limited += 1
         self._record(sent, error.cause, error.status, str(error))
@@ -214,22 +295,32 @@ class Asker:
         return Again(0.0)  # the limiter makes it wait, ahead of the queue
 
     async def _unreadable(self, sent: _Sent, effort: Effort, error: BadReply, probe: bool) -> Verdict:
-        """Stored, counted as billed (at its worst where it shows no usage), and asked again."""
-        response, told = malformed(error.raw, self.price)
-        released = sent.worst if told else 0
-        self.ledger.put(self.terms.stage, sent.attempt, sent.request.id, response, released, final=False)
+        """Stored, counted as billed (at its worst where it shows no usage), and asked again. A page for
+        browsers in the place of a first answer means that the address is wrong."""
+        claim = claim_in(error.raw)
+        response = self.booking.book_unread(error.raw, claim, sent.asked)
+        lost = sent.worst if claim.is_empty and error.maybe_billed else 0
+        self.ledger.put(
+            self.terms.stage, sent.attempt, sent.request.id, response, sent.worst - lost, final=False
+        )
         self.state.count_malformed(response)
-        usage = response.usage if told else None
-        self._settle(sent, usage, response.cost_micro, lost=sent.worst - released)
+        self._settle(sent, None if claim.is_empty else response.usage, response.cost_micro, lost=lost)
+        sent.worst, sent.stored = 0, True
         await self.ledger.committed()
-        return await self._again(sent, effort, error, probe, ended=False)
+        if error.page and not self.endpoint.proven:
+            words = f"{self.endpoint.url} is not the address of an API: {error}. Such an address ends in /v1"
+            self.ledger.error(
+                self.terms.stage, sent.attempt, sent.request.id, "malformed", 200, words, 0, ended=False
+            )
+            raise AddressWrong(f"{words}; give it with --base-url")
+        return await self._again(sent, effort, error, probe, at_risk=lost)
 
     async def _lost(self, sent: _Sent, effort: Effort, error: Transient, probe: bool) -> Verdict:
         lost = sent.worst if error.maybe_billed else 0
         self._settle(sent, None, 0, lost=lost)
         if self.endpoint.adaptive and error.cause in ("timeout", "server"):
             self.endpoint.adaptive.overloaded()
-        return await self._again(sent, effort, error, probe, ended=True, released=sent.worst - lost)
+        return await self._again(sent, effort, error, probe, released=sent.worst - lost, at_risk=lost)
 
     async def _again(
         self,
@@ -237,13 +328,13 @@ class Asker:
         effort: Effort,
         error: Transient,
         probe: bool,
-        ended: bool,
         released: int = 0,
+        at_risk: int = 0,
     ) -> Verdict:
         effort.attempts += 1
         number = self.ledger.error(
             self.terms.stage, sent.attempt, sent.request.id, error.cause, error.status,
-            str(error), released, ended,
+            str(error), released, not sent.stored, at_risk,
         )  # fmt: skip
         self.state.retry_causes[error.cause] += 1
         down = error.is_outage
@@ -261,12 +352,12 @@ class Asker:
         self.state.refusals[error.cause] += 1
         self.budget.settle(sent.worst, 0)
         await self.ledger.committed()
-        return Failed(error.cause, error.status, str(error), number, refused=True)
+        return Failed(error.cause, error.status, str(error), number, refused=True, about=error.about)
 
     def _record(self, sent: _Sent, cause: Cause, status: int | None, words: str) -> int:
         """Journals an attempt that was certainly not billed."""
         return self.ledger.error(
-            self.terms.stage, sent.attempt, sent.request.id, cause, status, words, sent.worst
+            self.terms.stage, sent.attempt, sent.request.id, cause, status, words, sent.worst, not sent.stored
         )
 
     def _settle(

@@ -23,14 +23,14 @@ from engine.feed import Feed, FeedThread
 from engine.intake import Intake
 from engine.job import Job, Result, StageJob
 from engine.limits import Limiter
-from engine.prices import FREE
+from engine.prices import FREE, UNKNOWN, Prices
 from engine.runner import OUTSTANDING, Runner
 from engine.settings import MOST_CONCURRENT, Server, Settings
 from engine.state import RunState
 from store.batches import has_batches
 from store.errors import DistillError
 from store.ledger import Ledger
-from store.read import day_usage, stage_account
+from store.read import day_usage, has_answer, stage_account
 
 if TYPE_CHECKING:
     from engine.batch.run import Batches
@@ -65,13 +65,14 @@ async def teacher_of(
     for server in settings.servers():
         most = max(1, int(share * concurrency_of(server)))
         key = server.api_key.get_secret_value() if server.api_key else None
-        client = Client(server.base_url, key, most, settings.timeout, server.proxy)
+        client = Client(server.base_url, key, most, settings.reply_seconds, server.proxy)
         limiter = Limiter(server.rpm, server.tpm, server.rpd, server.tpd)
         gate = Gate(most)
         endpoint = Endpoint(
             ledger.endpoint(server.base_url),
             server.base_url,
-            settings.price_of(server) or FREE,  # an unknown price, once agreed to, is booked as zero
+            # an unknown price, once agreed to, is booked as zero
+            settings.prices_of(server) or Prices.of_one(FREE, UNKNOWN),
             await stack.enter_async_context(client),
             limiter,
             Breaker(settings.give_up, OUTSTANDING * most),
@@ -118,9 +119,14 @@ async def begin(
 
 
 def _online(job: StageJob, run: int, intake: Intake, teacher: Teacher, budget: Budget) -> Runner:
-    runner = Runner(intake, teacher, sum(endpoint.most for endpoint in teacher.endpoints))
     settings = job.settings
-    terms = Terms(run, intake.stage, settings.attempts, settings.attempts_parse, job.plan.task.check)
+    most = sum(endpoint.most for endpoint in teacher.endpoints)
+    proven = has_answer(intake.ledger.run, intake.stage, job.plan.fingerprint)
+    runner = Runner(intake, teacher, most, settings.give_up_share, proven)
+    terms = Terms(
+        run, intake.stage, settings.attempts, settings.attempts_parse, settings.attempts_empty,
+        job.plan.task.check,
+    )  # fmt: skip
     for endpoint in teacher.endpoints:
         runner.askers[endpoint] = Asker(
             terms,

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from engine.errors import ProviderDown
+from engine.waits import back_at
 
 THRESHOLD = 10  # failures in a row
 LIMITED_THRESHOLD = 8  # 429 incidents in a row
@@ -29,6 +30,7 @@ class Effort:
     unconfirmed: int = 0  # of the attempts: nothing has succeeded since, so it may be an outage
     suspect: bool = False
     unparsed: int = 0  # replies that the task could not read
+    unusable: int = 0  # replies that hold no answer
     refused_by: tuple[int, ...] = ()  # endpoints that would not take it, while others may
 
     @property
@@ -60,6 +62,7 @@ class Breaker:
         self._probing = False
         self._interval = FIRST_PROBE
         self._next_probe = 0.0
+        self._limited_since: float | None = None  # the first 429 since the last success
         self.opened_at: float | None = None
         self.probes = 0
         self.last_words = ""
@@ -118,6 +121,7 @@ class Breaker:
             else:
                 effort.confirm(is_outage)
         self._streak.clear()
+        self._limited_since = None
         still: list[tuple[Effort, float]] = []
         for effort, at in self._doubtful:
             if at > sent_at:
@@ -151,8 +155,18 @@ class Breaker:
         """A 429: sustained ones are an outage too. Raises ProviderDown when the server wants a
         longer wait than anybody would sit through (a daily limit)."""
         self.last_words = words
+        now = self._clock()
+        self._limited_since = now if self._limited_since is None else self._limited_since
         if wait is not None and wait > self._give_up:
-            raise ProviderDown(f"the server asks to wait {wait:.0f} s, longer than --give-up: {words}")
+            raise ProviderDown(
+                f"the server asks to wait {wait:.0f} s (until {back_at(wait)}), which is longer than "
+                f"--give-up: {words}"
+            )
+        if now - self._limited_since >= self._give_up > 0:
+            raise ProviderDown(
+                f"nothing but rate limits for {now - self._limited_since:.0f} s (--give-up); the server "
+                f"said: {words}"
+            )
         if probe and self.is_open:
             self._put_off()
         elif incidents >= LIMITED_THRESHOLD and not self.is_open:

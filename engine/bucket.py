@@ -12,7 +12,7 @@ speaks the pace is the declared limit, evenly. Time is passed in; nothing here w
 from collections import deque
 from dataclasses import dataclass
 
-from engine.replies import Limits
+from engine.waits import Limits
 
 GAIN = 0.5  # share of the surplus given out each second
 PACE_RANGE = (0.25, 4.0)  # times the refill

@@ -9,6 +9,7 @@ from collections import deque
 from math import inf
 
 from engine.errors import BudgetReached
+from engine.terminal import exact_dollars
 
 
 class Budget:
@@ -36,15 +37,23 @@ class Budget:
         """What an earlier run sent may be answered after all: it was counted as lost."""
         self.lost -= worst
         self.in_flight += worst
+        if self.above:
+            self.above.adopt(worst)
 
     async def reserve(self, worst: int) -> None:
         """Sets the request's worst cost aside. Raises BudgetReached when it can never fit."""
         while not self.has_room(worst):
             if not self.in_flight:
                 raise BudgetReached(self._words(worst))
-            event = asyncio.Event()
-            self._waiters.append((event, worst))
-            await event.wait()
+            waiter = (asyncio.Event(), worst)
+            self._waiters.append(waiter)
+            try:
+                await waiter[0].wait()
+            except asyncio.CancelledError:  # what it waited for is another's
+                if waiter in self._waiters:
+                    self._waiters.remove(waiter)
+                self._wake()
+                raise
         self.in_flight += worst
         if self.above:
             try:
@@ -63,6 +72,9 @@ class Budget:
         self.in_flight -= worst
         self.spent += cost
         self.lost += lost
+        self._wake()
+
+    def _wake(self) -> None:
         room = inf if self.cap is None else self.cap - self.spent - self.lost - self.in_flight
         while self._waiters and (self._waiters[0][1] <= room or not self.in_flight):
             event, wanted = self._waiters.popleft()
@@ -71,8 +83,8 @@ class Budget:
 
     def _words(self, worst: int) -> str:
         assert self.cap is not None
-        risk = f" and ${self.lost / 1e6:.4f} at risk in unanswered requests" if self.lost else ""
+        risk = f" and {exact_dollars(self.lost)} at risk in unanswered requests" if self.lost else ""
         return (
-            f"the budget of ${self.cap / 1e6:.2f} is reached: ${self.spent / 1e6:.4f} spent{risk}, "
-            f"and the next request could cost ${worst / 1e6:.4f}; go on with a larger {self._knob}"
+            f"the budget of {exact_dollars(self.cap)} is reached: {exact_dollars(self.spent)} spent{risk}, "
+            f"and the next request could cost {exact_dollars(worst)}; continue with a larger {self._knob}"
         )

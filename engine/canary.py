@@ -1,32 +1,58 @@
 """Whether what came before a stage's first answer speaks against the run, and not against its rows:
-a refused parameter or a dead model must not burn a pool, nor a judge whom nobody can read."""
+a refused parameter or a dead model must not burn a pool, nor a judge whom nobody can read, nor a
+teacher whose replies hold no answer."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
-from engine.asking import Failed
-from engine.errors import AllRefused, AllUnread, RunStopped
+from engine.asking import Failed, Unusable
+from engine.errors import AllEmpty, AllRefused, AllUnread, RunStopped
 
 CANARIES = 10
+# Where they stand among the pending rows: the first, and rows further and further away.
+CANARY_PLACES = (0, 1, 4, 12, 36, 100, 250, 600, 1200, 2500)
+EMPTY_CANARIES = 3  # empty replies without a thought may be a weak model's answers to hard rows
+OF_THE_RUN = (403, 404, 405)  # refusals of this kind are seldom a row's fault
 
 
-def is_doubtful(failed: Failed) -> bool:
+def is_doubtful(failed: Failed | Unusable) -> bool:
     """Whether the row may have failed by the run's fault."""
-    return failed.refused or failed.cause == "unparsed"
+    if isinstance(failed, Unusable):
+        return failed.outcome in ("empty", "other")
+    return (failed.refused and failed.about != "row") or failed.cause == "unparsed"
 
 
-def against_the_run(failures: Collection[Failed]) -> RunStopped | None:
+def against_the_run(failures: Collection[Failed | Unusable]) -> RunStopped | None:
     """Why nothing more is to be asked, or None. `failures`: doubtful ones of different rows, while no
     row has been answered."""
-    unread = [failed for failed in failures if failed.cause == "unparsed"]
+    empty = [failed for failed in failures if isinstance(failed, Unusable)]
+    if any(one.thought for one in empty) or len(empty) >= EMPTY_CANARIES:
+        return AllEmpty(_words(len(empty), "answered without an answer", empty[-1].words))
+    failed = [one for one in failures if isinstance(one, Failed)]
+    unread = [one for one in failed if one.cause == "unparsed"]
     if len(unread) >= CANARIES:
-        return AllUnread(_words(len(unread), "answered in vain", unread[-1]))
-    gone = [failed for failed in failures if failed.status == 404]
-    alike = len({failed.status for failed in failures}) == 1
-    if gone or (alike and not unread and len(failures) >= CANARIES):
-        return AllRefused(_words(len(failures), "refused", [*failures][-1]))
+        return AllUnread(_words(len(unread), "answered in vain", unread[-1].words))
+    own = [one for one in failed if one.about == "run" or one.status == 404]
+    if own or (not unread and len(failed) >= CANARIES and _are_alike(failed)):
+        return AllRefused(_words(len(failed), "refused", (own or failed)[-1].words))
     return None
 
 
-def _words(count: int, what: str, last: Failed) -> str:
+def is_of_the_run(failed: Failed) -> bool:
+    """Whether a refusal, though others were answered, may be meant for everybody."""
+    return failed.refused and (failed.status in OF_THE_RUN or failed.about == "run")
+
+
+def are_in_a_row(failures: Sequence[Failed]) -> bool:
+    """Whether refusals since the last answer are so many and so alike that rows from elsewhere should be
+    asked before the others."""
+    last = failures[-CANARIES:]
+    return len(last) >= CANARIES and _are_alike(last)
+
+
+def _are_alike(failures: Collection[Failed]) -> bool:
+    return len({failed.status for failed in failures}) == 1
+
+
+def _words(count: int, what: str, words: str) -> str:
     rows = "the first row was" if count == 1 else f"the first {count:,} rows were all"
-    return f"{rows} {what}, so nothing more is asked: {last.words}"
+    return f"{rows} {what}, so nothing more is asked: {words}"

@@ -13,8 +13,8 @@ import orjson
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
+from engine.bodies import loads
 from engine.keys import Message
-from engine.replies import loads
 from store.errors import UsageError
 
 ROLES = ("system", "developer", "user", "assistant", "tool")

@@ -59,14 +59,17 @@ class Client:
         timeout: float,
         proxy: str | None = None,
     ) -> None:
-        self._url = URL(base_url.rstrip("/") + "/chat/completions")
+        base = URL(base_url)
+        self._url = base.with_path(base.path.rstrip("/") + "/chat/completions", keep_query=True)
         self._proxy = proxy
         self._headers = {"Content-Type": "application/json", "User-Agent": USER_AGENT}
         self._secret = api_key.encode() if api_key else None
         if api_key:
             self._headers["Authorization"] = f"Bearer {api_key}"
         self._connections = connections
-        self._timeout = aiohttp.ClientTimeout(total=timeout, sock_connect=CONNECT_SECONDS, sock_read=timeout)
+        # Below the whole, so that a connection (or a TLS handshake) that never comes about is told as that.
+        self._connect = min(CONNECT_SECONDS, 0.8 * timeout)
+        self._timeout = aiohttp.ClientTimeout(total=timeout, sock_connect=self._connect, sock_read=timeout)
 
     async def __aenter__(self) -> Self:
         connector = aiohttp.TCPConnector(
@@ -111,7 +114,7 @@ class Client:
     def _mapped(self, error: Exception) -> TimedOut | ConnectionLost:
         """A foreign error as one of ours; time-outs are OSErrors too, so they come first."""
         if isinstance(error, aiohttp.ConnectionTimeoutError):
-            return ConnectionLost(f"no connection in {CONNECT_SECONDS:g} s", maybe_billed=False)
+            return ConnectionLost(f"no connection in {self._connect:g} s", maybe_billed=False)
         if isinstance(error, TimeoutError):
             return TimedOut(f"no reply in {self._timeout.total:g} s")
         words = self._redacted((str(error) or type(error).__name__).encode(errors="replace")).decode()
@@ -133,11 +136,13 @@ async def _read_bounded(response: aiohttp.ClientResponse) -> bytes:
         while chunk := await response.content.readany():
             chunks.append(chunk)
             size += len(chunk)
-            if size > MAX_REPLY_BYTES:
+            if size > (MAX_REPLY_BYTES if 200 <= response.status < 300 else KEPT_BYTES):
                 response.close()
+                if not 200 <= response.status < 300:  # a refusal's words stand at its beginning
+                    return b"".join(chunks)[:KEPT_BYTES]
                 raise BadReply(f"a reply of over {MAX_REPLY_BYTES >> 20} MiB", b"".join(chunks)[:KEPT_BYTES])
     except aiohttp.ClientPayloadError as error:
-        if response.status == 200 and chunks:
+        if 200 <= response.status < 300 and chunks:
             raise BadReply("the reply was cut off", b"".join(chunks)) from error
         raise
     return chunks[0] if len(chunks) == 1 else b"".join(chunks)

@@ -14,8 +14,8 @@ from engine.roles import plan_of
 from engine.rows import Numbered
 from engine.session import run_job
 from engine.settings import MOST_CONCURRENT, Settings
-from engine.show import print_estimate, print_result
-from engine.terminal import dollars
+from engine.show import TAKEN_AS_FREE, print_estimate, print_result
+from engine.terminal import dollars, tell
 from engine.tokens import tokenizer_for
 from store.errors import UsageError
 from store.folder import LEDGER, held
@@ -63,9 +63,9 @@ def estimate_pool(
 ) -> Estimate:
     """Surveys a pool and estimates what remains of it; `seconds` bounds the survey. stored: answers
     to rows that are only imagined here."""
-    plan = plan_of(settings, tokenizer_for(settings.model))
+    plan, starts = plan_of(settings, tokenizer_for(settings.model)), _starts(settings)
     index = (index or known_keys(run)).copy()
-    found = survey(pool, plan, index, seconds)
+    found = survey(pool, plan, index, seconds, starts)
     if stored:
         found = _without(found, stored)
     return told(settings, plan, found, _observed(run, settings))
@@ -75,10 +75,14 @@ def _without(found: Survey, stored: int) -> Survey:
     """What is left of imagined rows (whose keys nobody knows) when so many are answered already."""
     found = extrapolated(found)
     share = max(0, found.requests - stored) / found.requests if found.requests else 0.0
-    return Survey(
-        found.rows, found.bad_rows, round(found.requests * share), round(found.prompt_tokens * share),
-        found.requests - round(found.requests * share), round(found.imagined_tokens * share),
-    )  # fmt: skip
+    left = found.part(share)
+    return replace(left, rows=found.rows, bad_rows=found.bad_rows, known=found.requests - left.requests)
+
+
+def _starts(settings: Settings) -> tuple[int, ...]:
+    """Lengths of prompts from which any of the servers charges another price."""
+    prices = [settings.price_of(server, batch) for server in settings.servers() for batch in (False, True)]
+    return tuple(sorted({start for price in prices if price for start, _ in price.steps}))
 
 
 def told(settings: Settings, plan: Plan, found: Survey, observed: Sequence[int] = ()) -> Estimate:
@@ -95,6 +99,7 @@ def told(settings: Settings, plan: Plan, found: Survey, observed: Sequence[int] 
         settings.sent_max_tokens(),
         plan.tokenizer.exact,
         observed,
+        settings.price_source(),
     )
 
 
@@ -111,13 +116,12 @@ def run_pilot(
     """Really asks `count` rows drawn at random; their answers stay in the run."""
     settings.check(settings.price())
     plan = plan_of(settings, tokenizer_for(settings.model))
-    found = survey(pool, plan, KeyIndex())
+    found = survey(pool, plan, KeyIndex(), starts=_starts(settings))
     count = min(count, found.rows)
     chosen = frozenset(Random(PILOT_SEED).sample(range(found.rows), count))
-    part = Survey(
-        count, 0, count * settings.samples, found.prompt_tokens * count // found.rows,
-        imagined_tokens=found.imagined_tokens * count // found.rows,
-    )  # fmt: skip
+    part = replace(
+        found.part(count / found.rows), rows=count, bad_rows=0, requests=count * settings.samples, known=0
+    )
     ask_leave(settings, told(settings, plan, part), yes, confirm)
     with held(run):
         connect_writer(run).close()
@@ -138,6 +142,8 @@ def collect(settings: Settings, pool: Surveyed, run: Path, yes: bool, quiet: boo
             expected = estimate_pool(settings, pool, run, SURVEY_SECONDS, index)
             if not quiet:
                 print_estimate(expected, settings, batch=settings.batch)
+        elif not quiet and settings.is_taken_as_free:
+            tell(f"{TAKEN_AS_FREE}\n")
         ask_leave(settings, expected, yes, confirm)
         job = StageJob(settings, plan, Numbered(pool), expected)
         (result,) = run_job(Job([job], run, index, settings.budget, quiet, settings.metrics_port))
@@ -147,10 +153,7 @@ def collect(settings: Settings, pool: Surveyed, run: Path, yes: bool, quiet: boo
 
 
 def _unknown_price(settings: Settings) -> str:
-    return (
-        f"no price is known for model '{settings.model}': give --price-in and --price-out "
-        "(USD a million tokens), or --yes to go on without"
-    )
+    return f"{settings.no_price()}; or pass --yes to continue without a price"
 
 
 def ask_leave(settings: Settings, told: Estimate | None, yes: bool, confirm: Confirm) -> None:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 from store.errors import UsageError
 from store.folder import held, ledger_path
 from store.read import stage_of
-from store.records import CAUSES
+from store.records import CAUSES, UNUSABLE
 
 
 def run_estimate(
@@ -43,6 +43,7 @@ def run_estimate(
         result = run_pilot(online, pool, run, pilot, yes, quiet, confirm)
         if result.stopped:
             raise result.stopped
+    settings.price()  # raises UsageError before the pool is counted
     told = estimate_pool(settings, pool, run)
     if as_json:
         sys.stdout.write(orjson.dumps(told.as_json()).decode() + "\n")
@@ -55,21 +56,29 @@ def run_retry(run: Path, cause: str | None, stage: str | None) -> None:
     """Makes failed requests due again; stored replies that can be read by now are answers, unasked."""
     from store.ledger import connect_writer
 
-    if cause is not None and cause not in CAUSES:
-        raise UsageError(f"--cause {cause}: unknown; there are {', '.join(CAUSES)}")
+    if cause is not None and cause not in (*CAUSES, *UNUSABLE):
+        raise UsageError(f"--cause {cause}: unknown; there are {', '.join((*CAUSES, *UNUSABLE))}")
     ledger_path(run)
     where, values = "answer IS NULL AND failure IS NOT NULL", []
+    unusable = UNUSABLE if cause is None else tuple(name for name in UNUSABLE if name == cause)
     if cause is not None:
         where += " AND failure IN (SELECT id FROM errors WHERE cause = ?)"
         values.append(cast(object, cause))
+    of_stage, stage_values = "", []
     if stage is not None:
-        where += " AND id IN (SELECT request FROM samples WHERE stage = ?)"
-        values.append(stage_of(run, stage)[0])
+        of_stage = " AND id IN (SELECT request FROM samples WHERE stage = ?)"
+        stage_values.append(stage_of(run, stage)[0])
+    where, values = where + of_stage, [*values, *stage_values]
+    # replies that hold no answer stay in the ledger; their requests have none again
+    marks = ", ".join("?" * len(unusable))
+    in_vain = f"answer IN (SELECT id FROM responses WHERE outcome IN ({marks})){of_stage}"
     with held(run):
         connection = connect_writer(run)
         try:
             read = read_again(connection, where, values) if cause in (None, "unparsed") else 0
             count = connection.execute(f"UPDATE requests SET failure = NULL WHERE {where}", values).rowcount
+            sql = f"UPDATE requests SET answer = NULL WHERE {in_vain}"
+            count += connection.execute(sql, [*unusable, *stage_values]).rowcount
         finally:
             connection.close()
     if read:

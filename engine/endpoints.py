@@ -22,7 +22,7 @@ from engine.client import Client
 from engine.concurrency import Adaptive, Gate
 from engine.errors import RunStopped
 from engine.limits import Limiter, Ticket
-from engine.prices import Price
+from engine.prices import Prices
 
 FIRST_REST, LONGEST_REST = 60.0, 900.0
 
@@ -33,7 +33,7 @@ class Endpoint:
 
     number: int
     url: str
-    price: Price
+    price: Prices
     client: Client
     limiter: Limiter
     breaker: Breaker

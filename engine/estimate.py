@@ -6,11 +6,12 @@ their mean and its 95 % interval, or else from the task's prior. Time is the lar
 each limit needs; what binds is named.
 """
 
+import itertools
 import math
 import statistics
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from statistics import NormalDist
 from typing import Protocol
 
@@ -54,10 +55,32 @@ class Survey:
     known: int = 0  # answered or failed in the run already
     imagined_tokens: int = 0  # of typical replies to the requests, where the task can tell
     fraction: float = 1.0
+    longer: dict[int, tuple[int, int]] = field(default_factory=dict)  # than so many tokens: requests, tokens
 
     @property
     def whole(self) -> bool:
         return self.fraction >= 1.0
+
+    def part(self, share: float) -> "Survey":
+        """So much of all of it."""
+        rows, bad, requests, prompt, known, imagined = (
+            round(n * share)
+            for n in (
+                self.rows,
+                self.bad_rows,
+                self.requests,
+                self.prompt_tokens,
+                self.known,
+                self.imagined_tokens,
+            )
+        )
+        longer = {start: (round(n * share), round(t * share)) for start, (n, t) in self.longer.items()}
+        return Survey(rows, bad, requests, prompt, known, imagined, longer=longer)
+
+    def lengths(self, starts: Sequence[int]) -> list[tuple[int, int]]:
+        """(requests, prompt tokens) up to the first of these lengths, then from each to the next."""
+        beyond = [(self.requests, self.prompt_tokens), *(self.longer.get(s, (0, 0)) for s in starts), (0, 0)]
+        return [(n - m, t - u) for (n, t), (m, u) in itertools.pairwise(beyond)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +110,7 @@ class Estimate:
     already_answered: int
     exact_tokens: bool
     completion_from: str
+    price_source: str = ""  # `given`, `listed`, `listed: MODEL`, `free: local server`, `unknown`
 
     def as_json(self) -> dict[str, object]:
         return asdict(self)
@@ -99,8 +123,11 @@ class Surveyed(Source, Protocol):
     def fraction(self) -> float: ...
 
 
-def survey(pool: Surveyed, plan: Plan, index: KeyIndex, seconds: float | None = None) -> Survey:
-    """Counts what is still to be asked; stops after `seconds` and says how far it came.
+def survey(
+    pool: Surveyed, plan: Plan, index: KeyIndex, seconds: float | None = None, starts: Sequence[int] = ()
+) -> Survey:
+    """Counts what is still to be asked; stops after `seconds` and says how far it came. Prompts that are
+    longer than one of `starts` are counted apart too.
 
     Raises PoolError when no row of the pool can be used.
     """
@@ -133,6 +160,10 @@ def survey(pool: Surveyed, plan: Plan, index: KeyIndex, seconds: float | None = 
             tokens = tokens or plan.tokenizer.count_messages(messages)
             found.requests += 1
             found.prompt_tokens += tokens
+            for start in starts:
+                if tokens > start:
+                    requests, prompts = found.longer.get(start, (0, 0))
+                    found.longer[start] = requests + 1, prompts + tokens
             if imagines and plan.task.imagine:
                 found.imagined_tokens += plan.tokenizer.count(plan.task.imagine(row))
         if time.monotonic() > deadline:
@@ -146,22 +177,7 @@ def survey(pool: Surveyed, plan: Plan, index: KeyIndex, seconds: float | None = 
 
 def extrapolated(found: Survey) -> Survey:
     """The whole pool, judged by the part that was read."""
-    f = found.fraction
-    if f >= 1.0:
-        return found
-    return Survey(
-        *(
-            round(n / f)
-            for n in (
-                found.rows,
-                found.bad_rows,
-                found.requests,
-                found.prompt_tokens,
-                found.known,
-                found.imagined_tokens,
-            )
-        )
-    )
+    return found if found.whole else found.part(1 / found.fraction)
 
 
 def prior_completion(prior: Prior, max_tokens: int, imagined: float = 0.0) -> Range:
@@ -193,6 +209,7 @@ def estimate(
     max_tokens: int,
     exact_tokens: bool,
     completions: Sequence[int] = (),
+    price_source: str = "",
 ) -> Estimate:
     """Puts a survey, prices and limits together; `completions` were observed in the run."""
     found = extrapolated(found)
@@ -206,8 +223,8 @@ def estimate(
         requests=n,
         prompt_tokens=found.prompt_tokens,
         completion_tokens=Range(round(tokens.expected), round(tokens.low), round(tokens.high)),
-        cost_usd=_cost(price, found.prompt_tokens, tokens),
-        batch_cost_usd=_cost(batch, found.prompt_tokens, tokens),
+        cost_usd=_cost(price, found, mean),
+        batch_cost_usd=_cost(batch, found, mean),
         seconds=seconds,
         bound_by=bound_by,
         rows=found.rows,
@@ -215,13 +232,19 @@ def estimate(
         already_answered=found.known,
         exact_tokens=exact_tokens,
         completion_from=f"{len(completions)} answers of this run" if seen else "the task's prior",
+        price_source=price_source,
     )
 
 
-def _cost(price: Price | None, prompt_tokens: int, completion: Range) -> Range | None:
+def _cost(price: Price | None, found: Survey, mean: Range) -> Range | None:
+    """In USD; mean: completion tokens of one reply. Each length of prompt has its own price."""
     if price is None:
         return None
-    return completion.times(float(price.completion) / 1e6).plus(prompt_tokens * float(price.prompt) / 1e6)
+    each = [price, *(step for _, step in price.steps)]
+    lengths = found.lengths([start for start, _ in price.steps])
+    a_token = sum(n * float(p.completion) for p, (n, _) in zip(each, lengths, strict=True))
+    fixed = sum(t * float(p.prompt) + n * float(p.request) for p, (n, t) in zip(each, lengths, strict=True))
+    return mean.times(a_token / 1e6).plus(fixed / 1e6)
 
 
 def _seconds(found: Survey, mean: Range, limits: Limits, max_tokens: int) -> tuple[Range, str]:

@@ -53,9 +53,44 @@ def engine_options(
         int | None,
         _option(
             "--max-tokens",
-            text="[512; 1024 to translate, score and judge]; sent as max_completion_tokens where the model "
-            "wants it",
+            text="bound on the answer [512; 1024 to translate and judge]; room to think is added for "
+            "models that think inside it",
             panel=PANEL_HOW,
+        ),
+    ] = None,
+    model_kind: Annotated[
+        str | None,
+        _option(
+            "--model-kind",
+            text="reasoning or plain: what to take the model for [by its name]",
+            panel=PANEL_HOW,
+            metavar="KIND",
+        ),
+    ] = None,
+    reasoning_effort: Annotated[
+        str | None,
+        _option(
+            "--reasoning-effort",
+            text="how hard it thinks: none, minimal, low, medium, high, … [the model's default]",
+            panel=PANEL_HOW,
+            metavar="EFFORT",
+        ),
+    ] = None,
+    thinking_tokens: Annotated[
+        int | None,
+        _option(
+            "--thinking-tokens",
+            text="room to think, added to --max-tokens [by effort; estimate shows it]",
+            panel=PANEL_HOW,
+        ),
+    ] = None,
+    service_tier: Annotated[
+        str | None,
+        _option(
+            "--service-tier",
+            text="flex (cheaper and slower) or priority, with its price",
+            panel=PANEL_HOW,
+            metavar="TIER",
         ),
     ] = None,
     param: Annotated[
@@ -130,9 +165,18 @@ def engine_options(
             panel=PANEL_LIMITS,
         ),
     ] = 2,
+    attempts_empty: Annotated[
+        int,
+        _option(
+            "--attempts-empty",
+            text="paid requests for a row whose replies hold no answer [2]",
+            panel=PANEL_LIMITS,
+        ),
+    ] = 2,
     timeout: Annotated[
-        float, _option("--timeout", text="seconds for one reply [300]", panel=PANEL_LIMITS)
-    ] = 300.0,
+        float | None,
+        _option("--timeout", text="seconds for one reply [300; 900 for flex]", panel=PANEL_LIMITS),
+    ] = None,
     give_up: Annotated[
         float,
         _option(
@@ -141,6 +185,16 @@ def engine_options(
             panel=PANEL_LIMITS,
         ),
     ] = 1800.0,
+    give_up_share: Annotated[
+        float,
+        _option(
+            "--give-up-share",
+            text="stop when more than this share of the last 100 replies were paid for and hold no answer "
+            "[0.5; 1 never stops]",
+            panel=PANEL_LIMITS,
+            metavar="SHARE",
+        ),
+    ] = 0.5,
     budget: Annotated[
         float | None,
         _option("--budget", text="hard cap for this run folder", panel=PANEL_MONEY, metavar="USD"),
@@ -152,6 +206,15 @@ def engine_options(
     price_out: Annotated[
         float | None,
         _option("--price-out", text="USD a million completion tokens", panel=PANEL_MONEY, metavar="USD"),
+    ] = None,
+    price_as: Annotated[
+        str | None,
+        _option(
+            "--price-as",
+            text="the listed model whose price it has, for a deployment's own name",
+            panel=PANEL_MONEY,
+            metavar="MODEL",
+        ),
     ] = None,
     metrics_port: Annotated[
         int | None,

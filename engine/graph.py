@@ -14,21 +14,21 @@ from engine.job import StageJob
 from engine.options import default_url, server_values, text_of_file
 from engine.prices import is_loopback
 from engine.recipe_checks import POOLED
-from engine.recipe_tables import EndpointTable, Recipe, TeacherTable
+from engine.recipe_tables import EndpointTable, Recipe, TeacherTable, Thought
 from engine.roles import DEFAULTS, plan_of, role
 from engine.rows import Numbered, Rows
 from engine.settings import Quota, Server, Settings
 from engine.sources import Members, contests_of, pool_of
-from engine.stage_rows import StageRows, Upstream
+from engine.stage_rows import USABLE, StageRows, Upstream
 from engine.tasks.task import Task
 from engine.tokens import tokenizer_for
 from engine.toml_lines import Path_
 from store.errors import UsageError
-from store.records import BadRow, Item
+from store.records import BadRow, Item, Outcome
 
 SHARED = (
     "to", "field", "language", "structured", "seed", "sample", "limit", "samples", "top_p", "param",
-    "omit", "system", "batch", "attempts", "attempts_parse", "both_orders", "names",
+    "omit", "system", "batch", "attempts", "attempts_parse", "attempts_empty", "both_orders", "names",
 )  # fmt: skip
 Served = Mapping[str, tuple[str, str]]  # teacher -> (address, model) of what the recipe serves itself
 
@@ -86,7 +86,7 @@ class Graph:
         if not self.recipe.upstream(name):
             return Numbered(self._files(name))
         make, each = self._make(name)
-        above = [self._upstream(one) for one in self.recipe.upstream(name)]
+        above = [self._upstream(one, name) for one in self.recipe.upstream(name)]
         return StageRows(above, make, each, self.settings[name].limit)
 
     def _files(self, name: str) -> Surveyed:
@@ -107,9 +107,13 @@ class Graph:
         found = Members(self.settings[name], members, stages)
         return found.contests, found.each
 
-    def _upstream(self, name: str) -> Upstream:
+    def _upstream(self, name: str, reader: str) -> Upstream:
+        """What a stage takes from another. Models' answers are compared as they are: an empty one too is
+        an answer, and often the worst."""
         task = role(self.settings[name])
-        return Upstream(name, lambda row, text: task.record(task.decode(row), text))
+        compares = self.recipe.stage[reader].task not in POOLED
+        outcomes: tuple[Outcome, ...] = (*USABLE, "empty") if compares else USABLE
+        return Upstream(name, lambda row, text: task.record(task.decode(row), text), outcomes)
 
 
 class _Imagined:
@@ -144,6 +148,8 @@ def _settings(recipe: Recipe, name: str, served: Served) -> Settings:
     teacher = recipe.teacher[stage.teacher]
     url, model = served.get(stage.teacher, (teacher.base_url, teacher.model))
     given = {key: getattr(stage, key) for key in SHARED}
+    for key in Thought.model_fields:
+        given[key] = getattr(teacher, key) if getattr(stage, key) is None else getattr(stage, key)
     for key, usual in DEFAULTS[stage.task].items():
         given[key] = usual if getattr(stage, key) is None else getattr(stage, key)
     if stage.task == "compare":
@@ -164,6 +170,7 @@ def _settings(recipe: Recipe, name: str, served: Served) -> Settings:
         prompt=prompt,
         timeout=teacher.timeout,
         give_up=teacher.give_up,
+        give_up_share=teacher.give_up_share,
         budget=recipe.budget,
     )
 

@@ -20,10 +20,9 @@ from typing import Any
 import orjson
 
 from engine.collect import known_keys
-from engine.errors import AskError
 from engine.feed import Plan
 from engine.known import Known
-from engine.replies import text_of
+from engine.replies import Reply, read_reply, text_of
 from engine.roles import plan_of
 from engine.settings import Settings
 from engine.sources import Having, Sampled, pool_of
@@ -31,7 +30,7 @@ from engine.state import BAD_ROWS_KEPT
 from engine.status import differences
 from engine.terminal import plain
 from engine.tokens import tokenizer_for
-from store.errors import PoolError, UsageError
+from store.errors import DistillError, PoolError, UsageError
 from store.folder import LEDGER, held
 from store.index import ANSWERED
 from store.ledger import Ledger, connect_writer
@@ -115,10 +114,12 @@ class Importer:
                 new.append(Request(number, key, sample, body, tokens, self._plan.max_tokens))
             numbers.append(number)
         self._place(row, numbers, new)
-        if row.output.strip():
-            self._answer(numbers, row.output, tokens)
-        else:
+        raw = _as_reply(self._settings.model, row.output)
+        reply = read_reply(raw)
+        if reply.is_unusable:
             counts.empty += 1
+        else:
+            self._answer(numbers, reply, raw, tokens)
 
     def _place(self, row: Instruction, numbers: Sequence[int], new: Sequence[Request]) -> None:
         """Equal rows have a place each, unless each row has several samples: then they are these."""
@@ -135,9 +136,9 @@ class Importer:
         )
         self._end += 1
 
-    def _answer(self, numbers: Sequence[int], text: str, prompt_tokens: int) -> None:
+    def _answer(self, numbers: Sequence[int], reply: Reply, raw: bytes, prompt_tokens: int) -> None:
         """For the first sample that no row of this file stands for and that has this answer or none."""
-        first, digest = numbers[0], _digest(text)
+        first, digest = numbers[0], _digest(reply.text)
         free = [n for n in range(len(numbers)) if not self._claimed[first] >> min(n, 63) & 1]
         for sample in free:
             if self._digest_of(numbers[sample]) == digest:
@@ -147,7 +148,7 @@ class Importer:
         for sample in free:
             if self._known.index.state(numbers[sample]) != ANSWERED:
                 self._claimed[first] |= 1 << min(sample, 63)
-                self._put(numbers[sample], text, prompt_tokens)
+                self._put(numbers[sample], reply, raw, prompt_tokens)
                 self._digests[numbers[sample]] = digest
                 self.counts.taken += 1
                 return
@@ -156,11 +157,14 @@ class Importer:
         else:
             self.counts.others += 1
 
-    def _put(self, request: int, text: str, prompt_tokens: int) -> None:
+    def _put(self, request: int, reply: Reply, raw: bytes, prompt_tokens: int) -> None:
         attempt = self._ledger.journal(self._run, self._stage, request, 0)
-        usage = Usage(prompt_tokens, self._plan.tokenizer.count(text))
-        raw, model = _as_reply(self._settings.model, text), self._settings.model
-        response = Response("stop", IMPORTED, usage, raw, 0, 0.0, model, estimated=True)
+        count = self._plan.tokenizer.count
+        usage = Usage(prompt_tokens, count(reply.text) + count(reply.reasoning))
+        text, reasoning = (None, None) if reply.plain else (reply.text, reply.reasoning or None)
+        response = Response(
+            reply.outcome, IMPORTED, usage, raw, 0, 0.0, self._settings.model, text, reasoning, estimated=True
+        )
         self._ledger.put(self._stage, attempt, request, response, 0, final=True)
         self._known.index.mark(request, ANSWERED)
 
@@ -180,7 +184,7 @@ def _stored_digest(reader: sqlite3.Connection, request: int) -> int:
     raw = answer_to(reader, request)
     try:
         return _digest(text_of(raw)) if raw is not None else 2
-    except (ValueError, AskError):
+    except (ValueError, DistillError):
         return 2  # a reply that cannot be read: no answer of a file is the same
 
 

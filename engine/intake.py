@@ -15,7 +15,7 @@ from engine.rows import Reach
 from engine.state import BAD_ROWS_KEPT, RunState
 from store.index import ANSWERED, FAILED, KeyIndex
 from store.ledger import Ledger
-from store.records import Cause
+from store.records import Cause, Outcome
 
 CHUNK = 64  # due requests asked for at once; and placements in one commit without waiting for the disk
 GATHER_SECONDS = 0.2  # news from the stages before are taken in at most this often
@@ -107,6 +107,13 @@ class Intake:
         self.index.mark(request, FAILED)
         self.settled(own, cause)
         self.crowd.settle(request, cause)
+
+    def unusable(self, request: int, outcome: Outcome, response: int, own: int = 1) -> None:
+        """A reply that holds no answer is kept as what the request came to, and not asked for again."""
+        self.ledger.accept(request, response)
+        self.index.mark(request, FAILED)
+        self.settled(own, outcome)
+        self.crowd.settle(request, outcome)
 
     def settled(self, count: int, cause: str | None) -> None:
         """So many samples had waited for a request that has been answered, or failed with a cause."""

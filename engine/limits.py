@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from engine.bucket import Bucket, DayWindow, Sent
 from engine.charging import Charging, Size
-from engine.replies import read_limits
+from engine.waits import read_limits
 from store.records import Usage
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.25, 60.0

@@ -4,15 +4,19 @@ Here the environment is read (the API key, OPENAI_BASE_URL, proxies); nothing be
 """
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit, urlunsplit
 
 from store.errors import UsageError
 
 if TYPE_CHECKING:
     from engine.settings import Settings
+
+
+SECRET_NAME = re.compile(r"^(?:.*[-_])?(?:key|apikey|token|secret|sig|signature|password|code)$")
 
 
 def settings_from(options: Mapping[str, Any], task: str, **own: Any) -> "Settings":
@@ -87,12 +91,22 @@ def _key(variable: str) -> str | None:
 
 
 def _checked_url(url: str) -> str:
+    """The base address, without what people paste around it: blanks, the path of the one call, a fragment.
+    A query is kept, for gateways that want one."""
+    url = url.strip()
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise UsageError(f"--base-url {url!r} is no address; expected for example http://127.0.0.1:8080/v1")
     if parts.username or parts.password:
         raise UsageError("--base-url must not hold a password: give the key with --api-key-env")
-    return url.rstrip("/")
+    for name, _ in parse_qsl(parts.query, keep_blank_values=True):
+        if SECRET_NAME.search(name.lower()):
+            raise UsageError(
+                f"--base-url must not hold a key (?{name}=…), since addresses are kept in the run folder: "
+                "give the key with --api-key-env"
+            )
+    path = parts.path.rstrip("/").removesuffix("/chat/completions").rstrip("/")
+    return urlunsplit((parts.scheme, parts.netloc, path, parts.query, ""))
 
 
 def _proxy_for(url: str) -> str | None:

@@ -1,49 +1,210 @@
 """What a request costs, in integer micro-dollars (a dollar a million tokens is one a token).
 
-Prices come from the package genai-prices (offline), or from flags for models that it does not
-know. A server on loopback costs nothing unless it goes by the name of a model of OpenAI's
-(then it is taken for a gateway to the real one). Deliberately knows no limits and no ledger.
+A price may depend on the prompt's length, on the tier that the reply names and on the hour. What a
+server says that it charged is believed over our own price. Deliberately knows no limits, no ledger
+and no list: where prices come from is in price_list.py.
 """
 
 import ipaddress
 import math
+import time
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from decimal import ROUND_HALF_UP, Decimal
+from datetime import UTC, datetime
+from decimal import ROUND_HALF_UP, Decimal, InvalidOperation
 from urllib.parse import urlsplit
 
 from store.records import Usage
 
-BATCH_DISCOUNT = Decimal("0.5")  # where genai-prices has no batch price of its own
-_PROBE = 1000
+LOCAL, GIVEN, LISTED, UNKNOWN = "free: local server", "given", "listed", "unknown"
+MOST_TOLD = 100  # times the most that the list allows: a server that says it charged more is not believed
+MOST_TOLD_FREE = 10_000_000  # micro-dollars; the same where we know no price
+LEAST_COMPARED = 20  # micro-dollars; below this, rounding hides how a told cost compares with ours
+TICKS = Decimal(10) ** 10  # of xAI's `cost_in_usd_ticks` to a dollar
+HALF_HOUR, DAY_SLOTS = 1800, 49  # seconds; so many of them reach into the same hour of the next day
+DEFAULT, SILENT, UNHEARD = "default", "", "?"  # tiers: the usual price; none named; nobody's
+USUAL_TIERS = (DEFAULT, "auto", "standard", "standard_only", "on_demand", "scale")  # at the usual price
 
 
 @dataclass(frozen=True, slots=True)
 class Price:
-    """USD a million tokens, which is micro-dollars a token."""
+    """USD a million tokens, which is micro-dollars a token.
+
+    cache_write: of prompt tokens that are put into a cache; None: as the others. request: micro-dollars
+    a request. steps: (tokens, price) of prompts longer than so many tokens, in ascending order; all of
+    such a request costs that price.
+    """
 
     prompt: Decimal
     completion: Decimal
     cached: Decimal
+    cache_write: Decimal | None = None
+    request: Decimal = Decimal(0)
+    steps: tuple[tuple[int, "Price"], ...] = ()
+
+    def at(self, prompt_tokens: float) -> "Price":
+        """The price of a prompt of this length."""
+        reached = [price for above, price in self.steps if prompt_tokens > above]
+        return reached[-1] if reached else self
 
     def cost(self, usage: Usage) -> int:
-        """Micro-dollars of a reply's usage, rounded half up."""
-        fresh = usage.prompt_tokens - usage.cached_tokens
-        exact = fresh * self.prompt + usage.cached_tokens * self.cached
-        return _whole(exact + usage.completion_tokens * self.completion)
+        """Micro-dollars of a reply's usage, rounded half up; nothing where nothing was used."""
+        if not (usage.prompt_tokens or usage.completion_tokens):
+            return 0
+        price = self.at(usage.prompt_tokens)
+        cached = min(usage.cached_tokens, usage.prompt_tokens)
+        written = min(usage.cache_write_tokens, usage.prompt_tokens - cached)
+        fresh = usage.prompt_tokens - cached - written
+        exact = fresh * price.prompt + cached * price.cached + written * price._written
+        return _rounded(exact + usage.completion_tokens * price.completion + price.request)
 
     def worst(self, prompt_tokens: int, max_tokens: int) -> int:
-        """The most that a request can cost."""
-        return math.ceil(prompt_tokens * self.prompt + max_tokens * self.completion)
+        """The most that a request can cost, however its prompt is cached and if it is shorter than
+        was thought."""
+        each = [self, *(price for above, price in self.steps if prompt_tokens > above)]
+        return max(
+            math.ceil(prompt_tokens * p._dearest_prompt + max_tokens * p.completion + p.request) for p in each
+        )
+
+    def times(self, factor: Decimal) -> "Price":
+        write = None if self.cache_write is None else self.cache_write * factor
+        steps = tuple((above, price.times(factor)) for above, price in self.steps)
+        prompt, completion, cached = self.prompt * factor, self.completion * factor, self.cached * factor
+        return Price(prompt, completion, cached, write, self.request * factor, steps)
+
+    @property
+    def _written(self) -> Decimal:
+        return self.prompt if self.cache_write is None else self.cache_write
+
+    @property
+    def _dearest_prompt(self) -> Decimal:
+        return max(self.prompt, self.cached, self._written)
 
     @property
     def free(self) -> bool:
-        return not (self.prompt or self.completion)
+        return not (self.prompt or self.completion or self.request or any(not p.free for _, p in self.steps))
 
 
 FREE = Price(Decimal(0), Decimal(0), Decimal(0))
 
 
-def _whole(amount: Decimal) -> int:
+@dataclass(frozen=True, slots=True)
+class Bill:
+    """What a reply is booked at, and what it costs by our own price, in micro-dollars."""
+
+    cost: int
+    own: int
+
+
+PriceOf = Callable[[str, datetime], Price | None]  # of a tier at a time; None where nobody knows it
+
+
+class Prices:
+    """The prices of one model at one server. Learns which tiers its replies name and by how much the
+    costs that it states exceed ours, so that what is set aside for the next request covers both."""
+
+    def __init__(
+        self, source: str, price_of: PriceOf, asked: str = DEFAULT, clock: Callable[[], float] = time.time
+    ) -> None:
+        """source: where the price is from, for people; asked: the tier that the requests ask for.
+        `price_of` knows at least the prices of that tier and of the default one."""
+        self.source, self._price_of, self._clock = source, price_of, clock
+        self._asked = DEFAULT if asked in USUAL_TIERS else asked
+        self._named = {SILENT}  # tiers, by the replies so far
+        self._slot = -1  # the half-hour that these two are of
+        self._now: dict[str, Price] = {}
+        self._day: list[Price] = []
+        self._factor, self._least = Decimal(1), 0
+
+    @classmethod
+    def of_one(cls, price: Price, source: str = GIVEN) -> "Prices":
+        """The same for every tier at any time."""
+        return cls(source, lambda _tier, _at: price)
+
+    @property
+    def asked(self) -> Price:
+        """Of the tier that is asked for, now."""
+        return self._current(self._asked)
+
+    def of(self, tier: str | None) -> Price:
+        """Of the tier that a reply names, now. A reply that names none, to a request that asked for one,
+        may come from a server that does not know tiers: the dearer of the two. A tier that the list
+        does not know: the dearest that it knows."""
+        return self._current(self._kind(tier))
+
+    def cost(self, usage: Usage, tier: str | None = None) -> int:
+        """By our own price, in micro-dollars."""
+        return self.of(tier).cost(usage)
+
+    def worst(self, prompt_tokens: int, max_tokens: int) -> int:
+        """The most that a request can cost: in any tier that it may be put into, as far as the replies
+        have shown, at the dearest time of the coming day."""
+        return max(math.ceil(self._listed_worst(prompt_tokens, max_tokens) * self._factor), self._least)
+
+    def _listed_worst(self, prompt_tokens: int, max_tokens: int) -> int:
+        self._keep_time()
+        return max(price.worst(prompt_tokens, max_tokens) for price in self._day)
+
+    def bill(
+        self, usage: Usage, tier: str | None, told: int | None, prompt_tokens: int, max_tokens: int
+    ) -> Bill:
+        """What to book for a reply to a request for which `worst(prompt_tokens, max_tokens)` was set aside.
+        told: what the server says it cost, which is believed unless it is absurd, or zero for a reply
+        that has a price. A reply that costs more than we thought possible raises what is set aside for
+        the next one, whatever the reason."""
+        own = self.cost(usage, tier)
+        if (kind := self._kind(tier)) not in self._named:
+            self._named.add(kind)
+            self._slot = -1
+        most = self._listed_worst(prompt_tokens, max_tokens)
+        if told is None or told > (most * MOST_TOLD or MOST_TOLD_FREE) or (own and not told):
+            told = own
+        if told and not most:
+            self._least = max(self._least, told)
+        over = max(told / Decimal(most or 1), told / Decimal(own) if own >= LEAST_COMPARED else Decimal(0))
+        if most:
+            self._factor = min(max(self._factor, over), Decimal(MOST_TOLD))
+        return Bill(told, own)
+
+    def _kind(self, tier: str | None) -> str:
+        """One of a few names: what servers call their tiers is not kept."""
+        name = tier.strip().lower() if tier else SILENT
+        if name == SILENT or name in self._named:
+            return name
+        if name in USUAL_TIERS:
+            return DEFAULT
+        return name if self._price_of(name, self._time()) else UNHEARD
+
+    def _current(self, kind: str) -> Price:
+        self._keep_time()
+        if kind not in self._now:
+            self._now[kind] = self._price(kind, self._time())
+        return self._now[kind]
+
+    def _price(self, kind: str, at: datetime) -> Price:
+        if kind not in (SILENT, UNHEARD) and (price := self._price_of(kind, at)):
+            return price
+        tiers = (self._asked, DEFAULT) if kind == SILENT else (self._asked, DEFAULT, "priority")
+        return dearest(filter(None, (self._price_of(tier, at) for tier in tiers)))
+
+    def _keep_time(self) -> None:
+        """Prices that depend on the hour or the date are read again twice an hour."""
+        slot = int(self._clock() // HALF_HOUR)
+        if slot == self._slot:
+            return
+        times = [datetime.fromtimestamp((slot + n) * HALF_HOUR, UTC) for n in range(DAY_SLOTS)]
+        self._slot, self._now = slot, {}
+        self._day = list(dict.fromkeys(self._price(kind, at) for kind in self._named for at in times))
+
+    def _time(self) -> datetime:
+        return datetime.fromtimestamp(self._clock(), UTC)
+
+
+def dearest(prices: Iterable[Price]) -> Price:
+    return max(prices, key=lambda price: (price.completion, price.prompt))
+
+
+def _rounded(amount: Decimal) -> int:
     return int(amount.quantize(Decimal(1), ROUND_HALF_UP))
 
 
@@ -65,45 +226,34 @@ def is_loopback(base_url: str) -> bool:
         return False
 
 
-def known_price(model: str, base_url: str | None, batch: bool = False) -> Price | None:
-    """The list price, FREE for a local model, or None where nobody knows it."""
-    local = base_url is not None and is_loopback(base_url)
-    if local and not model.startswith(("gpt-", "chatgpt-", "o1", "o3", "o4")):
-        return FREE
-    price = _listed(model, None if local else base_url, batch)
-    return FREE if price is None and local else price
+def told_cost(usage: object, headers: Mapping[str, str] | None = None) -> int | None:
+    """Micro-dollars that a server says it charged, or None where it does not say so in a way that can
+    be believed.
+
+    OpenRouter (and gateways like it): `usage.cost` in dollars, and with a key of one's own
+    (`is_byok`) only its fee, to which the vendor's bill in `cost_details` is added. Perplexity:
+    `usage.cost.total_cost`. xAI: `usage.cost_in_usd_ticks`. LiteLLM: a header.
+    """
+    said: Mapping[str, object] = usage if isinstance(usage, dict) else {}
+    cost = said.get("cost")
+    usd = _amount(cost.get("total_cost") if isinstance(cost, dict) else cost)
+    if usd is None and (ticks := _amount(said.get("cost_in_usd_ticks"))) is not None:
+        usd = ticks / TICKS
+    if usd is None:
+        usd = _amount((headers or {}).get("x-litellm-response-cost"))
+    if usd is not None and said.get("is_byok"):
+        details = said.get("cost_details")
+        upstream = _amount(details.get("upstream_inference_cost")) if isinstance(details, dict) else None
+        usd = None if upstream is None else usd + upstream
+    return None if usd is None else _rounded(usd * 1_000_000)
 
 
-def _listed(model: str, base_url: str | None, batch: bool) -> Price | None:
-    places: list[dict[str, str]] = [{"provider_id": "openai"}, {}]
-    if base_url is not None:
-        places.insert(0, {"provider_api_url": base_url})
-    for place in places:
-        try:
-            return _listed_at(model, place, batch)
-        except (LookupError, ValueError):
-            continue
-    return None
-
-
-def _listed_at(model: str, place: dict[str, str], batch: bool) -> Price:
-    from genai_prices import Usage as Priced
-    from genai_prices import calc_price
-
-    context = {"price_context": {"processing": "batch"}} if batch else {}
-
-    def per_token(**usage: int) -> Decimal:
-        found = calc_price(Priced(**usage), model, **place, **context)  # type: ignore[call-overload]
-        return Decimal(found.total_price) * 1_000_000 / _PROBE
-
-    online = Price(
-        per_token(input_tokens=_PROBE),
-        per_token(output_tokens=_PROBE),
-        per_token(input_tokens=_PROBE, cache_read_tokens=_PROBE),
-    )
-    if batch:
-        context = {}
-        full = per_token(output_tokens=_PROBE)
-        if online.completion == full:  # no batch price on the list
-            return Price(*(p * BATCH_DISCOUNT for p in (online.prompt, online.completion, online.cached)))
-    return online
+def _amount(value: object) -> Decimal | None:
+    """A finite number that is not negative, also as text; None for anything else."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        return None
+    try:
+        amount = Decimal(str(value))
+    except InvalidOperation:
+        return None
+    return amount if amount.is_finite() and 0 <= amount < 10**9 else None

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveFloat, PositiveInt
 
+from engine.models import Kind
 from engine.settings import Quota
 from engine.toml_lines import Path_
 from store.errors import UsageError
@@ -46,7 +47,16 @@ class EndpointTable(Table, Quota):
     api_key_env: str = "OPENAI_API_KEY"
 
 
-class TeacherTable(EndpointTable):
+class Thought(Table):
+    """How a model thinks, and which tier serves it; what a stage says goes before what its teacher says."""
+
+    model_kind: Kind | None = None
+    reasoning_effort: Annotated[str, Field(min_length=1)] | None = None
+    thinking_tokens: Annotated[int, Field(ge=0)] | None = None
+    service_tier: Literal["flex", "priority"] | None = None
+
+
+class TeacherTable(Thought, EndpointTable):
     """A model and who serves it. `serve`: what `distill serve` is to serve while the recipe runs;
     `after`: steps that must be done before it can be asked."""
 
@@ -54,8 +64,9 @@ class TeacherTable(EndpointTable):
     serve: str | OfStep | None = None
     after: Names = ()
     endpoint: tuple[EndpointTable, ...] = ()
-    timeout: PositiveFloat = 300.0
+    timeout: PositiveFloat | None = None
     give_up: Annotated[float, Field(ge=0)] = 1800.0
+    give_up_share: Annotated[float, Field(gt=0, le=1)] = 0.5
 
     @property
     def steps(self) -> tuple[str, ...]:
@@ -63,7 +74,7 @@ class TeacherTable(EndpointTable):
         return (*self.after, self.serve.step) if isinstance(self.serve, OfStep) else self.after
 
 
-class StageTable(Table):
+class StageTable(Thought):
     """One stage; flags of the same names say what each means."""
 
     task: Literal["generate", "translate", "score", "judge", "compare"]
@@ -92,6 +103,7 @@ class StageTable(Table):
     prompt: str | None = None
     attempts: PositiveInt = 8
     attempts_parse: Annotated[int, Field(ge=0)] = 2
+    attempts_empty: PositiveInt = 2
     batch: bool = False
     budget: Annotated[float, Field(ge=0)] | None = None
 

@@ -1,256 +1,270 @@
-"""Reads what a server said: status, headers and body become a reply or a typed error.
+"""Reads a reply of 200: the answer, the thinking beside it, how it ended, what it says it cost.
 
-Pure functions, no I/O. Only structure is trusted (status, error.code, error.type, usage);
-texts are for people. A reply of 200 whose text cannot be read is a BadReply that keeps the raw.
+Pure functions, no I/O. Servers that speak 'the OpenAI API' differ in all of these; every dialect is
+read here and nowhere else. What is no answer is named (empty, other, tool_calls), an error inside a
+reply of 200 is raised as if its code were the status, and what cannot be read at all is a BadReply.
 """
 
-import json
-import math
 import re
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from email.utils import parsedate_to_datetime
 from typing import Any
 
-import orjson
-
-from engine.errors import (
-    AskError,
-    AuthRefused,
-    BadReply,
-    QuotaExhausted,
-    RateLimited,
-    RowRefused,
-    ServerFault,
-)
-from engine.prices import Price
+from engine.bodies import is_page, parse_body, storable
+from engine.errors import AskError, BadReply, RunStopped
+from engine.refusals import embedded_error
 from engine.tasks.task import Check, Verdict
-from store.records import Cause, Outcome, Response, Usage
+from engine.usage import NO_CLAIM, Claim, read_claim
+from store.records import UNUSABLE, Outcome, Usage
 
-MESSAGE_LENGTH = 500
 UNREAD_LENGTH = 200
-LONGEST_WAIT = 86400.0  # no server is believed that wants more than a day
-MOST_TOKENS = 10**9  # a count beyond this is no count
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|d|h|m|s)")
-_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-_REFUSED: dict[int, Cause] = {404: "not_found", 413: "too_large"}
 
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What one reply's headers said of one resource; None where they said nothing."""
-
-    limit: float | None
-    remaining: float | None
-    reset: float | None  # seconds until full
+# How a reply ended, in anybody's spelling: lower case, '-' and blanks as '_'.
+WHOLE = {
+    "", "stop", "end_turn", "eos", "eos_token", "stop_sequence", "stop_token", "end_of_sequence", "complete",
+    "completed", "finish_reason_stop",
+}  # fmt: skip
+CUT = {
+    "length", "max_tokens", "model_length", "max_output_tokens", "max_completion_tokens", "max_length",
+    "token_limit", "max_token", "context_length", "model_context_window_exceeded", "max_new_tokens",
+    "context_window_exceeded", "finish_reason_max_tokens", "incomplete",
+}  # fmt: skip
+FILTERED = {
+    "content_filter", "content_filtered", "contentfilter", "safety", "prohibited_content", "sensitive",
+    "blocklist", "spii", "recitation", "image_safety", "guardrail_intervened", "guardrails", "censored",
+    "blocked", "moderation", "moderated", "content_policy", "content_policy_violation", "error_toxic",
+    "finish_reason_safety", "risk", "unsafe", "model_armor", "language",
+}  # fmt: skip
+REFUSED = {"refusal", "refused"}
+TOOLS = {
+    "tool_calls", "tool_call", "tool_use", "function_call", "malformed_function_call",
+    "unexpected_tool_call", "malformed_tool_call",
+}  # fmt: skip
+_REASONING = ("reasoning_content", "reasoning", "thinking", "reasoning_details", "thinking_blocks")
+_THOUGHT_PARTS = (
+    "thinking",
+    "reasoning",
+    "thought",
+    "reasoning_content",
+    "redacted_thinking",
+    "summary_text",
+)
+# Marks around thinking inside a text: opening, closing.
+_MARKS = (
+    ("<think>", "</think>"), ("<thinking>", "</thinking>"), ("<thought>", "</thought>"),
+    ("<reasoning>", "</reasoning>"), ("[THINK]", "[/THINK]"), ("<seed:think>", "</seed:think>"),
+    ("◁think▷", "◁/think▷"), ("<|begin_of_thought|>", "<|end_of_thought|>"),
+    ("<|START_THINKING|>", "<|END_THINKING|>"),
+)  # fmt: skip
+_BARE_CLOSING = re.compile(r"(?:^|\n)\s*(</think>|</thinking>|\[/THINK\]|◁/think▷|</seed:think>)\s*(?:\n|$)")
+_INLINE_CLOSING = re.compile(r"</think>\s*\n")
+_HARMONY = re.compile(
+    r"<\|channel\|>(\w+)(?:<\|constrain\|>\w+)?<\|message\|>(.*?)(?=<\|(?:end|return|call|start|channel)\|>|\Z)",
+    re.DOTALL,
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """A reply of 200 that could be read. `usage` is None where the server sent none."""
+    """A reply that could be read. `plain`: the stored body shows text and thinking to a JSON path."""
 
     outcome: Outcome
     text: str
     finish_reason: str
-    usage: Usage | None
-    model: str
+    model: str = ""
+    reasoning: str = ""
+    claim: Claim = NO_CLAIM
+    tier: str | None = None
+    plain: bool = True
+
+    @property
+    def is_unusable(self) -> bool:
+        return self.outcome in UNUSABLE
 
 
-def parse_duration(text: str) -> float | None:
-    """`1s`, `6m0s`, `120ms`, `1h2m3.5s` or plain seconds, in seconds."""
-    parts = _DURATION.findall(text)
-    if parts and "".join(n + u for n, u in parts) == text.strip():
-        return _finite(sum(float(n) * _SECONDS[u] for n, u in parts))
-    seconds = _number(text.strip().removeprefix("-"))
-    return 0.0 if text.strip().startswith("-") and seconds is not None else seconds
-
-
-def retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds to wait by `retry-after-ms` or `retry-after` (seconds or a date), or None."""
-    if (text := headers.get("retry-after-ms")) and (wait := parse_duration(text + "ms")) is not None:
-        return min(wait, LONGEST_WAIT)
-    text = headers.get("retry-after")
-    if not text:
-        return None
-    if (wait := parse_duration(text)) is not None:
-        return min(wait, LONGEST_WAIT)
-    try:
-        return min(LONGEST_WAIT, max(0.0, parsedate_to_datetime(text).timestamp() - time.time()))
-    except (ValueError, TypeError, OverflowError):
-        return None
-
-
-def read_limits(headers: Mapping[str, str], resource: str) -> Limits:
-    """The `x-ratelimit-*` headers of `requests` or `tokens`."""
-    return Limits(
-        _number(headers.get(f"x-ratelimit-limit-{resource}")),
-        _number(headers.get(f"x-ratelimit-remaining-{resource}")),
-        parse_duration(headers.get(f"x-ratelimit-reset-{resource}", "")),
-    )
-
-
-def _number(text: str | None) -> float | None:
-    try:
-        return _finite(float(text)) if text else None
-    except ValueError:
-        return None
-
-
-def _finite(value: float) -> float | None:
-    """None for what is no amount: infinite, not a number, below zero."""
-    return value if math.isfinite(value) and value >= 0 else None
-
-
-def _whole_characters(text: str) -> str:
-    """Half a surrogate pair can neither be stored nor printed."""
-    return text.encode(errors="replace").decode()
-
-
-def loads(raw: bytes) -> Any:
-    """JSON, with lone surrogates (legal in escapes) let through; raises ValueError."""
-    try:
-        return orjson.loads(raw)
-    except orjson.JSONDecodeError:
-        return json.loads(raw.decode())
+FILTERED_REPLY = Reply("content_filter", "", "content_filter", plain=False)  # refused, and free
 
 
 def read_reply(raw: bytes) -> Reply:
-    """A chat completion's first choice. Raises BadReply when there is nothing to use."""
+    """A chat completion's first choice. Raises BadReply where there is nothing to read, or the error that
+    the body holds (an AskError or RunStopped, with `raw` and `claim`)."""
     try:
-        body = loads(raw)
+        body, plain = parse_body(raw)
+        error = embedded_error(body)
+    except (ValueError, RecursionError) as wrong:
+        raise BadReply(_why_unreadable(raw, "it is not JSON"), raw, page=is_page(raw)) from wrong
+    if error is not None:
+        raise with_body(error, raw, read_claim(body.get("usage") if isinstance(body, Mapping) else None))
+    try:
         choice = body["choices"][0]
-        message = choice["message"]
-        content, refusal = message.get("content"), message.get("refusal")
-        finish = choice.get("finish_reason") or ""
-        usage = _usage(body.get("usage"))
-        model = body.get("model")
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        raise BadReply(_why_unreadable(raw, error), raw) from error
-    outcome = _outcome(finish, content, refusal)
-    if outcome is None:
-        raise BadReply("the reply has no text", raw)
-    text = content if isinstance(content, str) else refusal
+        message = choice.get("message")
+        if message is None:
+            message = {"content": choice["text"]} if "text" in choice else choice["delta"]
+        return _reply(body, choice, message, plain)
+    except (LookupError, TypeError, AttributeError, RecursionError) as wrong:
+        raise BadReply(_why_unreadable(raw, "there is no choice in it"), raw) from wrong
+
+
+def _reply(
+    body: Mapping[str, Any], choice: Mapping[str, Any], message: Mapping[str, Any], plain: bool
+) -> Reply:
+    content, thought = _content(message.get("content"))
+    told = next((text for name in _REASONING if (text := _joined_text(message.get(name)))), "")
+    text, marked = split_thinking(content)
+    refusal = message.get("refusal")
+    finish = choice.get("finish_reason") or choice.get("stop_reason") or ""
+    calls = message.get("tool_calls") or message.get("function_call")
+    outcome = _outcome(str(finish), text, refusal, bool(calls))
+    if outcome == "refusal" and not text.strip() and isinstance(refusal, str):
+        text = refusal
+    reasoning = "\n".join(part for part in (told, thought, marked) if part)
+    shown = message.get("content") == text or (not text and message.get("content") is None)
+    model, tier = body.get("model"), body.get("service_tier")
     return Reply(
         outcome,
-        text if isinstance(text, str) else "",
-        _whole_characters(str(finish)),
-        usage,
-        _whole_characters(model) if isinstance(model, str) else "",
+        text,
+        storable(str(finish)),
+        storable(model) if isinstance(model, str) else "",
+        reasoning,
+        read_claim(body.get("usage") or body.get("usageMetadata")),
+        storable(tier) if isinstance(tier, str) else None,
+        plain and shown and reasoning in ("", message.get("reasoning_content"), message.get("reasoning")),
     )
 
 
-def _outcome(finish: object, content: object, refusal: object) -> Outcome | None:
-    if finish == "content_filter":
+def _outcome(finish: str, text: str, refusal: object, calls: bool) -> Outcome:
+    """What a reply amounts to: the server's word on a filter first, then whether there is an answer."""
+    ended = _ended(finish)
+    if ended in FILTERED:
         return "content_filter"
-    if isinstance(refusal, str) and refusal:
+    if ended in REFUSED or (isinstance(refusal, str) and refusal):
         return "refusal"
-    if finish == "length":
-        return "length" if content is None or isinstance(content, str) else None
-    return "stop" if isinstance(content, str) and content.strip() else None
+    if calls or (ended in TOOLS and not text.strip()):
+        return "tool_calls"
+    if not text.strip():
+        return "empty"
+    if ended in CUT:
+        return "length"
+    return "stop" if ended in WHOLE else "other"
 
 
-def _usage(given: object) -> Usage | None:
-    if not isinstance(given, dict):
-        return None
-    prompt = _count(given.get("prompt_tokens"))
-    completion = _count(given.get("completion_tokens") or 0)
-    if prompt is None or completion is None:
-        return None
-    cached = _count(_detail(given, "prompt_tokens_details", "cached_tokens")) or 0
-    reasoning = _count(_detail(given, "completion_tokens_details", "reasoning_tokens")) or 0
-    return Usage(prompt, completion, min(cached, prompt), reasoning)
+def _ended(finish: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "_", finish.lower()).strip("_")
 
 
-def _count(value: object) -> int | None:
-    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < MOST_TOKENS:
+def _content(content: object) -> tuple[str, str]:
+    """(text, thinking) of a message's content: a text, or parts of either kind."""
+    if isinstance(content, str):
+        return content, ""
+    if isinstance(content, Mapping):
+        content = content.get("parts") if isinstance(content.get("parts"), list) else [content]
+    texts: list[str] = []
+    thoughts: list[str] = []
+    for part in content if isinstance(content, Sequence) else ():
+        if isinstance(part, str):
+            texts.append(part)
+        elif isinstance(part, Mapping):
+            kind = str(part.get("type", ""))
+            is_thought = kind in _THOUGHT_PARTS or part.get("thought") is True
+            (thoughts if is_thought else texts).append(_joined_text(part))
+    return "".join(texts), "\n".join(text for text in thoughts if text)
+
+
+def _joined_text(value: object) -> str:
+    """All text in a value that may be a text, a part, or a list of parts."""
+    if isinstance(value, str):
         return value
-    return None
+    if isinstance(value, Mapping):
+        names = ("text", "thinking", "reasoning", "reasoning_content", "summary", "content", "output_text")
+        return next((text for name in names if (text := _joined_text(value.get(name)))), "")
+    if isinstance(value, Sequence):
+        return "".join(_joined_text(part) for part in value)
+    return ""
 
 
-def _detail(usage: dict[str, Any], group: str, name: str) -> object:
-    details = usage.get(group)
-    return details.get(name) if isinstance(details, dict) else None
+def split_thinking(text: str) -> tuple[str, str]:
+    """(answer, thinking) of a text with thinking marks at its start; the closing mark alone will do, where
+    the prompt had opened it. A text that only speaks of such marks is left alone."""
+    if "<|channel|>" in text and (found := _HARMONY.findall(text)):
+        final = "".join(part for channel, part in found if channel == "final")
+        return final, "\n".join(part for channel, part in found if channel != "final").strip()
+    head = text.lstrip()
+    for opening, closing in _MARKS:
+        if head.startswith(opening):
+            thought, closed, answer = head[len(opening) :].partition(closing)
+            return (answer.lstrip() if closed else ""), thought.strip()
+    if found_mark := _BARE_CLOSING.search(text) or _INLINE_CLOSING.search(text):
+        before = text[: found_mark.start()]
+        if not any(opening in before for opening, _ in _MARKS) and before.count("```") % 2 == 0:
+            return text[found_mark.end() :].lstrip(), before.strip()
+    return text, ""
 
 
-def usage_in(raw: bytes) -> Usage | None:
-    """The usage of a body whose text could not be read, if that much can be read."""
+def with_body(error: AskError | RunStopped, raw: bytes, claim: Claim) -> AskError | RunStopped:
+    """An error that came inside a reply of 200: what came with it is kept, and may have cost something."""
+    error.raw, error.claim = raw, claim
+    return error
+
+
+def claim_in(raw: bytes) -> Claim:
+    """What a body says it cost whose answer could not be read, if that much can be read."""
     try:
-        return _usage(loads(raw).get("usage"))
+        body, _ = parse_body(raw)
+        return read_claim(body.get("usage"))
     except (ValueError, AttributeError, RecursionError):
-        return None
+        return NO_CLAIM
 
 
-def _why_unreadable(raw: bytes, error: Exception) -> str:
-    message, _, _ = error_fields(raw)
-    if message:
-        return f"status 200 with an error: {message}"
-    kind = "not JSON" if isinstance(error, ValueError) else "no choice in it"
-    return f"the reply cannot be read: {kind}"
+def _why_unreadable(raw: bytes, why: str) -> str:
+    if not raw.strip():
+        return "the reply is empty"
+    if is_page(raw):
+        return "the reply is a page for browsers (HTML), not an answer of an API"
+    return f"the reply cannot be read: {why}"
 
 
-def error_fields(raw: bytes) -> tuple[str, str, str]:
-    """(message, code, type) of an error body; empty strings where it has none."""
-    try:
-        error = loads(raw).get("error")
-    except (ValueError, AttributeError, RecursionError):
-        return "", "", ""
-    if isinstance(error, str):
-        return _whole_characters(error[:MESSAGE_LENGTH]), "", ""
-    if not isinstance(error, dict):
-        return "", "", ""
-    message, code, kind = (str(error.get(k) or "") for k in ("message", "code", "type"))
-    return _whole_characters(message[:MESSAGE_LENGTH]), code, kind
-
-
-def is_filtered(status: int, raw: bytes) -> bool:
-    """A 400 that is the content filter's doing: an outcome, not an error."""
-    return status == 400 and error_fields(raw)[1] in ("content_filter", "content_policy_violation")
-
-
-def read_error(
-    status: int, headers: Mapping[str, str], raw: bytes
-) -> AskError | AuthRefused | QuotaExhausted:
-    """The error for a status other than 200, in the server's own words."""
-    message, code, kind = error_fields(raw)
-    said = message or raw[:MESSAGE_LENGTH].decode(errors="replace").strip() or "no message"
-    said = f"HTTP {status}: {said}"
-    if status in (401, 403):
-        return AuthRefused(said)
-    if status == 429:
-        return _rate_error(said, code, kind, headers)
-    if status in (408, 409) or status >= 500:
-        return ServerFault(said, status, retry_after(headers))
-    if code in ("context_length_exceeded", "string_above_max_length"):
-        return RowRefused(said, status, "too_large")
-    return RowRefused(said, status, _REFUSED.get(status, "bad_request"))
-
-
-def _rate_error(said: str, code: str, kind: str, headers: Mapping[str, str]) -> AskError | QuotaExhausted:
-    if "insufficient_quota" in (code, kind) or code == "billing_hard_limit_reached":
-        return QuotaExhausted(said)
-    if "request too large" in said.lower():  # OpenAI's code is the same as for a full bucket
-        return RowRefused(said, 429, "too_large")
-    return RateLimited(said, retry_after(headers), kind if kind in ("requests", "tokens") else "")
+def answer_of(raw: bytes) -> tuple[str, str]:
+    """(text, thinking) in a stored body; a filtered request (a 400) has neither."""
+    body, _ = parse_body(raw)
+    if not (isinstance(body, Mapping) and body.get("choices")):
+        return "", ""
+    reply = read_reply(raw)
+    return reply.text, reply.reasoning
 
 
 def text_of(raw: bytes) -> str:
-    """The teacher's words in a stored body; a filtered request (a 400) has none."""
-    body = loads(raw)
-    return read_reply(raw).text if isinstance(body, dict) and body.get("choices") else ""
+    """The teacher's words in a stored body."""
+    return answer_of(raw)[0]
 
 
 def judged(reply: Reply, check: Check | None, row: Callable[[], Any]) -> Verdict:
-    """What the task makes of a reply; one that was cut off or filtered says so itself."""
+    """What the task makes of a reply; one that did not end by itself says so itself."""
     return reply.outcome if check is None or reply.outcome != "stop" else check(row(), reply.text)
 
 
-def malformed(raw: bytes, price: Price) -> tuple[Response, bool]:
-    """How a 200 that is no reply of the API is stored, and whether it told its usage: what it cost is
-    unknown otherwise."""
-    usage = usage_in(raw)
-    cost = price.cost(usage) if usage else 0
-    return Response("malformed", "", usage or Usage(), raw, cost, 0.0), usage is not None
+def is_cut(reply: Reply) -> bool:
+    """Whether a reply ended at its bound."""
+    return _ended(reply.finish_reason) in CUT
+
+
+def unusable_words(reply: Reply, usage: Usage) -> str:
+    """Why a reply is not an answer, and what the user can change."""
+    if reply.outcome == "tool_calls":
+        return "the model called a tool instead of answering"
+    if reply.outcome == "other":
+        return f"the reply ended with '{reply.finish_reason}', which may mean that it is incomplete"
+    thought = f" after {usage.reasoning_tokens:,} tokens of thinking" if usage.reasoning_tokens else ""
+    if is_cut(reply):
+        return (
+            f"the reply reached its bound of {usage.completion_tokens:,} tokens{thought} before an answer "
+            "began: raise --thinking-tokens or --max-tokens, or lower --reasoning-effort"
+        )
+    if reply.reasoning or usage.reasoning_tokens:
+        return (
+            f"the reply holds thinking and no answer{thought}: raise --thinking-tokens, or lower "
+            "--reasoning-effort"
+        )
+    return f"the reply is empty (finish_reason '{reply.finish_reason}')"
 
 
 def unread_words(reply: Reply) -> str:

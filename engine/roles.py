@@ -64,7 +64,7 @@ def plan_of(settings: Settings, tokenizer: Tokenizer) -> Plan:
         Sealer(settings.model, settings.params()),
         tokenizer,
         settings.samples,
-        settings.sent_max_tokens(),
+        settings.most_output(),
         settings.limit,
         structured=settings.structured,
     )

@@ -10,12 +10,21 @@ from collections import deque
 
 from aiolimiter import AsyncLimiter
 
-from engine.asking import Again, Answered, Asker, Failed, size_of
+from engine.asking import Again, Answered, Asker, Failed, Unusable, Verdict, size_of
 from engine.breaker import Effort
-from engine.canary import CANARIES, against_the_run, is_doubtful
+from engine.canary import CANARIES, CANARY_PLACES, against_the_run, are_in_a_row, is_doubtful, is_of_the_run
 from engine.ending import asking, landed
 from engine.endpoints import Endpoint, Teacher
-from engine.errors import AllRefused, AuthRefused, ProviderDown, QuotaExhausted, RunStopped
+from engine.errors import (
+    AddressWrong,
+    AllRefused,
+    AuthRefused,
+    ModelGone,
+    ProviderDown,
+    QuotaExhausted,
+    RunStopped,
+    TooManyUnusable,
+)
 from engine.intake import Intake
 from store.errors import DistillError, PoolError
 from store.records import Request
@@ -26,7 +35,7 @@ ELSEWHERE = ("too_large", "not_found")  # other endpoints may have larger limits
 
 
 class Interrupted(RunStopped):
-    """SIGINT or SIGTERM."""
+    """SIGINT, SIGTERM or SIGHUP."""
 
     exit_code = 130
 
@@ -34,9 +43,17 @@ class Interrupted(RunStopped):
 class Runner:
     """One stage at its teacher. `run()` returns when the rows are done or raises RunStopped."""
 
-    def __init__(self, intake: Intake, teacher: Teacher, most: int) -> None:
+    def __init__(
+        self,
+        intake: Intake,
+        teacher: Teacher,
+        most: int,
+        give_up_share: float = 1.0,
+        proven: bool = False,
+    ) -> None:
+        """`proven`: the stage has answers under these settings, so that it needs no canary."""
         self.intake, self.ledger, self.state = intake, intake.ledger, intake.state
-        self.teacher, self.most = teacher, most
+        self.teacher, self.most, self.give_up_share = teacher, most, give_up_share
         self.askers: dict[Endpoint, Asker] = {}  # set before run(): they ask us whether we have stopped
         self._due: deque[Request] = deque()
         self._tasks: dict[asyncio.Task[None], bool] = {}  # task -> whether it is in flight
@@ -45,9 +62,12 @@ class Runner:
         self._stopped: DistillError | None = None
         self._drain: float | None = None
         self._control = AsyncLimiter(CANARIES_A_SECOND, 1.0)
-        self._proven = False  # the teacher has answered a row of this stage
-        self._doubts: list[tuple[Request, Failed]] = []  # canaries that may have failed by our fault
+        self._proven = proven  # the teacher has answered a row of this stage
+        # Rows that may have failed by the run's fault: canaries, and those refused in a row later on.
+        self._doubts: list[tuple[Request, Failed | Unusable]] = []
+        self._refused: list[tuple[Request, Failed]] = []
         self._past_canaries = False
+        self._canaries = 0
         self._producer: asyncio.Task[None] | None = None
         intake.asks, intake.stopped = self._asks, lambda: self.is_stopped
 
@@ -63,6 +83,7 @@ class Runner:
                 self._producer.cancel()
             await asyncio.wait([self._producer])
             await landed(self._tasks, self._changed, lambda: self._drain)
+            self._settle_doubts()
 
     @property
     def is_stopped(self) -> bool:
@@ -83,19 +104,21 @@ class Runner:
 
     async def _produce(self) -> None:
         try:
-            await self._canary()
+            if not self._proven:
+                await self._canary()
+            self._past_canaries = True
             await self._bulk()
         except PoolError as error:  # what is in flight may land
             self.stop(error)
 
     async def _canary(self) -> None:
         """One row at a time until the server has answered one so that it can be read, refused ten in
-        the same way, or answered ten in vain.
+        the same way, or answered ten in vain. A stage that has answers under these settings needs none.
 
         Each attempt that fails for a passing reason brings in another row, so that one bad row at
         the head of the pool is not taken for an outage. Each of several endpoints gets one.
         """
-        while not self._proven and not self._stopped and (request := await self._next_due()):
+        while not self._proven and not self._stopped and (request := await self._next_canary()):
             await self._control.acquire()
             task, failures = self._spawn(request), self.state.retry_causes.total()
             while not (task.done() or self._proven):
@@ -108,17 +131,45 @@ class Runner:
             if self._doubts and not self._proven:
                 self._judge_doubts()
         self._past_canaries = True  # no row is left, or one was answered
-        if not self._stopped:
-            for request, failed in self._doubts:
-                self._fail(request, failed)
-            self._doubts.clear()
+        self._settle_doubts()
+
+    async def _next_canary(self) -> Request | None:
+        """The first pending row, then rows further and further away: a bad stretch of the pool must not
+        speak for all of it. The rows before it stay first in line."""
+        place = CANARY_PLACES[min(self._canaries, len(CANARY_PLACES) - 1)] - self._canaries
+        while len(self._due) <= place and not (self.intake.ended or self._stopped):
+            due = (await self.intake.next()).due
+            self._due.extend(due)
+            if not due and self._due:  # nothing more is there at the moment
+                break
+        if self._stopped or not self._due:
+            return None
+        self._canaries += 1
+        place = min(place, len(self._due) - 1)
+        request = self._due[place]
+        del self._due[place]
+        return request
 
     def _judge_doubts(self) -> None:
         if reason := against_the_run([failed for _, failed in self._doubts]):
             self.stop(reason)
 
+    def _settle_doubts(self) -> None:
+        """The teacher works: what was doubtful has failed. Once the run has been stopped for it, it stays
+        pending."""
+        doubts = [*self._refused, *self._doubts]
+        self._refused.clear()
+        self._doubts.clear()
+        if not self._stopped:
+            for request, failed in doubts:
+                self._fail(request, failed)
+
     async def _bulk(self) -> None:
-        while not self._stopped and (request := await self._next_due()):
+        while not self._stopped:
+            if not self._proven and len(self._refused) >= CANARIES:  # it has begun to refuse everybody
+                await self._canary()
+            if (request := await self._next_due()) is None:
+                break
             while not (self._stopped or self._has_room()):
                 self._changed.clear()
                 await self._changed.wait()
@@ -159,10 +210,11 @@ class Runner:
                 self._answered(request)
             else:
                 self._failed(request, verdict)
+            self._check_share()
         except RunStopped as reason:
             self.stop(reason)
 
-    async def _attempt(self, request: Request, effort: Effort) -> Answered | Again | Failed:
+    async def _attempt(self, request: Request, effort: Effort) -> Verdict:
         """At an endpoint that has room; a retry stands at the head of its queue."""
         admitted = await self.teacher.admit(size_of(request), effort)
         endpoint = admitted.endpoint
@@ -172,7 +224,7 @@ class Runner:
             if not teacher.is_one and isinstance(verdict, Failed) and verdict.refused:
                 return self._elsewhere(effort, endpoint, verdict)
             return verdict
-        except (AuthRefused, QuotaExhausted, ProviderDown) as reason:
+        except (AuthRefused, QuotaExhausted, ProviderDown, ModelGone, AddressWrong) as reason:
             self.teacher.put_to_rest(endpoint, reason)
             return Again(0.0)
         finally:
@@ -215,16 +267,46 @@ class Runner:
 
     def _answered(self, request: Request) -> None:
         self._proven = True
+        if self._past_canaries:
+            self._settle_doubts()
         self.intake.answered(request.id)
 
-    def _failed(self, request: Request, failed: Failed) -> None:
-        """Before the first answer it may be the run's fault: such a row waits for the verdict."""
-        if failed.cause == "unparsed" and self.state.was_read:
+    def _failed(self, request: Request, failed: Failed | Unusable) -> None:
+        """Before the first answer it may be the run's fault, and so may refusals that follow one another:
+        such a row waits for the verdict."""
+        if isinstance(failed, Failed) and failed.cause == "unparsed" and self.state.was_read:
             self._proven = True
-        if is_doubtful(failed) and not (self._proven or self._past_canaries):
-            self._doubts.append((request, failed))
-        else:
-            self._fail(request, failed)
+        if not (self._proven or self._past_canaries):
+            if is_doubtful(failed) and not (isinstance(failed, Unusable) and self._never_gives_up):
+                self._doubts.append((request, failed))
+                return
+        elif isinstance(failed, Failed) and is_of_the_run(failed):
+            self._refused.append((request, failed))
+            if self._past_canaries and are_in_a_row([one for _, one in self._refused]):
+                self._proven = self._past_canaries = False  # rows from elsewhere are asked before the others
+                self._canaries = 0
+            return
+        self._fail(request, failed)
 
-    def _fail(self, request: Request, failed: Failed) -> None:
-        self.intake.failed(request.id, failed.cause, failed.error)
+    def _fail(self, request: Request, failed: Failed | Unusable) -> None:
+        if isinstance(failed, Unusable):
+            self.intake.unusable(request.id, failed.outcome, failed.response)
+        else:
+            self.intake.failed(request.id, failed.cause, failed.error)
+
+    @property
+    def _never_gives_up(self) -> bool:
+        return self.give_up_share >= 1.0
+
+    def _check_share(self) -> None:
+        """A stage that pays for replies which hold no answer ends, however far it is."""
+        share = self.state.unusable_share()
+        if share > self.give_up_share:
+            kinds = ", ".join(f"{outcome} {count:,}" for outcome, count in self.state.unusable.most_common())
+            self.stop(
+                TooManyUnusable(
+                    f"{share:.0%} of the last 100 replies were paid for and hold no answer "
+                    f"({kinds or 'they cannot be read'}): raise --thinking-tokens or --max-tokens, lower "
+                    "--reasoning-effort, or see the replies in bin/distill browse; --give-up-share 1 goes on"
+                )
+            )

@@ -69,7 +69,7 @@ async def _run(job: Job, most: int) -> list[Result]:
 
 
 def _reply_bytes(settings: Settings) -> int:
-    return RESERVE_FACTOR * (settings.sent_max_tokens() * BYTES_A_TOKEN + REPLY_BYTES)
+    return RESERVE_FACTOR * (settings.max_tokens * BYTES_A_TOKEN + REPLY_BYTES)
 
 
 def _teacher_of(stage: StageJob) -> str:

@@ -4,17 +4,20 @@
 """
 
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, SecretStr
 
 from engine.batch.packing import MOST_REQUESTS
-from engine.prices import Price, given_price, is_loopback, known_price
+from engine.models import SAMPLING, Kind, Model, Thinking, accepted, check_effort, find_model, thinking_at
+from engine.price_list import known_prices
+from engine.prices import LOCAL, UNKNOWN, Price, Prices, given_price, is_loopback
 from store.errors import UsageError
 
 OPENAI_URL = "https://api.openai.com/v1"
-REASONING_MODELS = ("o1", "o3", "o4", "gpt-5", "gpt-6")  # want max_completion_tokens
+TIMEOUT, FLEX_TIMEOUT = 300.0, 900.0  # seconds for one reply; flex processing may take its time
 MOST_CONCURRENT = 1024
+Dollars = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class Address(BaseModel):
@@ -37,8 +40,9 @@ class Quota(BaseModel):
     rpd: PositiveFloat | None = None
     tpd: PositiveFloat | None = None
     concurrency: PositiveInt | None = None
-    price_in: Annotated[float, Field(ge=0)] | None = None
-    price_out: Annotated[float, Field(ge=0)] | None = None
+    price_in: Dollars | None = None
+    price_out: Dollars | None = None
+    price_as: Annotated[str, Field(min_length=1)] | None = None
 
 
 class Server(Quota, Address):
@@ -58,6 +62,10 @@ class Settings(Server):
     temperature: Annotated[float, Field(ge=0, le=2)] = 1.0
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     max_tokens: PositiveInt = 512
+    model_kind: Kind | None = None
+    reasoning_effort: Annotated[str, Field(min_length=1)] | None = None
+    thinking_tokens: Annotated[int, Field(ge=0)] | None = None
+    service_tier: Literal["flex", "priority"] | None = None
     param: Mapping[str, Any] = {}
     omit: tuple[str, ...] = ()
     system: str | None = None
@@ -72,9 +80,11 @@ class Settings(Server):
     names: tuple[str, ...] = ()
     attempts: PositiveInt = 8
     attempts_parse: Annotated[int, Field(ge=0)] = 2
-    timeout: PositiveFloat = 300.0
+    attempts_empty: PositiveInt = 2
+    timeout: PositiveFloat | None = None
     give_up: Annotated[float, Field(ge=0)] = 1800.0
-    budget: Annotated[float, Field(ge=0)] | None = None
+    give_up_share: Annotated[float, Field(gt=0, le=1)] = 0.5
+    budget: Dollars | None = None
     limit: PositiveInt | None = None
     batch: bool = False
     batch_requests: Annotated[int, Field(gt=0, le=MOST_REQUESTS)] = MOST_REQUESTS
@@ -84,27 +94,63 @@ class Settings(Server):
     metrics_port: Annotated[int, Field(ge=0, le=65535)] | None = None
 
     @property
-    def is_reasoning(self) -> bool:
-        return self.model.startswith(REASONING_MODELS)
+    def traits(self) -> Model:
+        """What the model takes, by the table or as the user says."""
+        return find_model(self.model, self.model_kind)
+
+    @property
+    def effort(self) -> str:
+        """How hard the model thinks: as asked for, or by itself."""
+        asked = self.param.get("reasoning_effort", self.reasoning_effort)
+        return str(asked) if asked and "reasoning_effort" not in self.omit else self.traits.effort
+
+    @property
+    def thinking(self) -> Thinking:
+        """How much it thinks. An effort that was asked for is believed of a model that nobody knows."""
+        asked = self.reasoning_effort is not None and self.model_kind != "plain"
+        return thinking_at(self.effort if self.traits.thinks or asked else "none")
+
+    @property
+    def thinking_room(self) -> int:
+        """Tokens of thinking that a reply may take beside its answer."""
+        return self.thinking.room if self.thinking_tokens is None else self.thinking_tokens
 
     def params(self) -> dict[str, Any]:
-        """The sampling parameters as sent. Reasoning models refuse the neutral temperature and
-        top_p of the paper, so there these are sent only where they are not 1."""
-        params: dict[str, Any] = {}
-        for name, value in (("temperature", self.temperature), ("top_p", self.top_p)):
-            if not (self.is_reasoning and value == 1):
-                params[name] = value
-        params["max_completion_tokens" if self.is_reasoning else "max_tokens"] = self.max_tokens
+        """The sampling parameters as sent: none that the model is known to refuse, and a bound on the
+        output that leaves room to think."""
+        model, asked = self.traits, {name: getattr(self, name) for name in SAMPLING}
+        params: dict[str, Any] = dict(accepted(model, self.effort, asked))
+        params[model.bound] = self.max_tokens + (self.thinking_room if model.inside else 0)
+        if self.reasoning_effort is not None:
+            params["reasoning_effort"] = self.reasoning_effort
+        if self.service_tier is not None:
+            params["service_tier"] = self.service_tier
         params.update(self.param)
         for name in self.omit:
             params.pop(name, None)
         return params
 
+    def unsent(self) -> dict[str, float]:
+        """Sampling parameters that are not sent although they would change something."""
+        sent = self.params()
+        asked = {name: getattr(self, name) for name in SAMPLING if name not in self.omit}
+        return {name: value for name, value in asked.items() if value != 1 and name not in sent}
+
     def sent_max_tokens(self) -> int:
         """The bound on the reply that is sent; 0 for none."""
         params = self.params()
-        bound = params.get("max_completion_tokens", params.get("max_tokens"))
-        return bound if isinstance(bound, int) and bound > 0 else 0
+        bounds = (params.get("max_completion_tokens"), params.get("max_tokens"))
+        return max((bound for bound in bounds if isinstance(bound, int) and bound > 0), default=0)
+
+    def most_output(self) -> int:
+        """The most tokens that a reply is billed for: its bound, and thinking that stands beside it."""
+        bound = self.sent_max_tokens()
+        return bound + self.thinking_room if bound and not self.traits.inside else bound
+
+    @property
+    def reply_seconds(self) -> float:
+        """How long one reply may take."""
+        return self.timeout or (FLEX_TIMEOUT if self.service_tier == "flex" else TIMEOUT)
 
     def servers(self) -> list[Server]:
         mine = {name: getattr(self, name) for name in Server.model_fields}
@@ -120,8 +166,30 @@ class Settings(Server):
         return max(known, key=lambda p: (p.completion, p.prompt)) if len(known) == len(prices) else None
 
     def price_of(self, server: Server, batch: bool = False) -> Price | None:
-        given = given_price(server.price_in, server.price_out)
-        return given or known_price(self.model, server.base_url, batch)
+        prices = self.prices_of(server, batch)
+        return None if prices is None else prices.asked
+
+    def prices_of(self, server: Server, batch: bool = False) -> Prices | None:
+        """What replies of a server cost, in whatever tier; None where nobody knows the price. Raises
+        UsageError for a `price_as` that is not on the list."""
+        if given := given_price(server.price_in, server.price_out):
+            if server.price_as is not None:
+                raise UsageError(
+                    "--price-as gives the price of a model: leave out --price-in and --price-out"
+                )
+            return Prices.of_one(given)
+        tier = self.params().get("service_tier")
+        asked = tier if isinstance(tier, str) else None
+        return known_prices(self.model, server.base_url, batch, asked, server.price_as)
+
+    def price_source(self) -> str:
+        """Where the price is from, for people; of several servers, all that are different."""
+        found = [prices.source if (prices := self.prices_of(s)) else UNKNOWN for s in self.servers()]
+        return ", ".join(dict.fromkeys(found))
+
+    @property
+    def is_taken_as_free(self) -> bool:
+        return LOCAL in self.price_source()
 
     def together(self, name: str) -> float | None:
         """A limit (`rpm`, `tpm`, …) of all servers together; None where one of them has none."""
@@ -136,16 +204,23 @@ class Settings(Server):
         )
         return {**shown, "params": self.params()}
 
+    def no_price(self) -> str:
+        """What to do where nobody knows the price."""
+        tier = self.params().get("service_tier")
+        what = f" in tier '{tier}'" if isinstance(tier, str) else ""
+        return (
+            f"no price is known for model '{self.model}'{what}: give --price-in and --price-out "
+            "(USD a million tokens), or name a listed model with --price-as"
+        )
+
     def check(self, price: Price | None, needs_keys: bool = True) -> None:
         """Raises UsageError for what only shows when settings meet."""
+        check_effort(self.model, self.traits, self.reasoning_effort)
         for name in ("model", "messages", "n", "stream"):
             if name in self.param:
                 raise UsageError(f"--param {name} cannot be set: the engine sets it itself")
         if self.budget is not None and price is None:
-            raise UsageError(
-                f"--budget needs a price, and none is known for model '{self.model}': "
-                "give --price-in and --price-out (USD a million tokens)"
-            )
+            raise UsageError(f"--budget needs a price, and {self.no_price()}")
         if self.budget is not None and price and not price.free and not self.sent_max_tokens():
             raise UsageError("--budget needs a bound on replies: leave max_tokens in, or set it")
         if self.batch and self.others:

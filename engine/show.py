@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Mapping
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,12 @@ from rich.text import Text
 
 from engine.estimate import Estimate, Range
 from engine.job import Result, StageJob
-from engine.prices import Price
+from engine.prices import LOCAL, Price
 from engine.settings import Settings
 from engine.step_records import StepResult
-from engine.terminal import dollars, duration, percent, plain, tell
+from engine.terminal import dollars, duration, exact_dollars, percent, plain, tell
+
+TAKEN_AS_FREE = "taken as free: a local server"
 
 
 def _grid() -> Table:
@@ -32,11 +35,26 @@ def _tell(shown: Table | Text) -> None:
     tell(captured.get())
 
 
+def _price(price: Price, source: str) -> str:
+    """What a million tokens cost, and where that is from."""
+    if price.free:
+        return TAKEN_AS_FREE if source == LOCAL else f"zero  ({source})"
+    words = f"{_rate(price.prompt)} in, {_rate(price.completion)} out a million tokens"
+    words += f", {dollars(price.request / 10**6)} a request" if price.request else ""
+    for above, step in price.steps:
+        words += f", {_rate(step.prompt)} and {_rate(step.completion)} for prompts over {above:,} tokens"
+    return f"{words}  ({source})"
+
+
+def _rate(amount: Decimal) -> str:
+    return exact_dollars(round(amount * 10**6))
+
+
 def _money(cost: Range | None) -> str:
     if cost is None:
-        return "unknown: give --price-in and --price-out"
+        return "unknown: give --price-in and --price-out, or --price-as"
     if not cost.high:
-        return "nothing: a local model, or a price of zero"
+        return "nothing"
     return f"{dollars(cost.expected)}  (95 %: {dollars(cost.low)} to {dollars(cost.high)})"
 
 
@@ -55,6 +73,8 @@ def print_estimate(told: Estimate, settings: Settings, to_stdout: bool = False, 
         "completion tokens",
         f"{tokens.expected:,.0f}  (95 %: {tokens.low:,.0f} to {tokens.high:,.0f}; by {told.completion_from})",
     )
+    if price := settings.price(batch):
+        table.add_row("price", _price(price, told.price_source))
     prices = [("cost", told.cost_usd), ("as a batch", told.batch_cost_usd)]
     for label, cost in reversed(prices) if batch else prices:
         if label == "cost" or batch or (cost and cost.high):
@@ -95,6 +115,10 @@ def print_plan(
     unknown = sum(told.cost_usd is None for _, told in planned.values())
     words += f", and {unknown} stages of unknown price" if unknown else ""
     words += f"; budget {dollars(budget)}" if budget is not None else ""
+    free = dict.fromkeys(
+        plain(j.settings.teacher, 24) for j, t in planned.values() if LOCAL in t.price_source
+    )
+    words += f"\n{TAKEN_AS_FREE}: {', '.join(free)}" if free else ""
     if any(job.after for job, _ in planned.values()):
         words += "\nstages after others are estimated from imagined answers of the usual length"
     if to_stdout:
@@ -196,8 +220,9 @@ def _add_bill(table: Table, result: Result, price: Price, told: Estimate | None)
     state = result.state
     if told is not None and told.requests:
         mean = told.completion_tokens.expected / told.requests
-        estimated = state.counted_prompt * float(price.prompt) + state.answered * mean * float(
-            price.completion
+        price = price.at(state.counted_prompt / max(1, state.answered))
+        estimated = state.counted_prompt * float(price.prompt) + state.answered * (
+            mean * float(price.completion) + float(price.request)
         )
         table.add_row(
             "completion tokens",

@@ -19,12 +19,12 @@ import orjson
 from engine.replies import text_of
 from engine.rows import Gone, Placed, Progress, Reach
 from store.read import is_complete
-from store.records import BadRow, Item
+from store.records import BadRow, Item, Outcome
 from store.schema import STAGE_SHIFT
 
 PAGE = 512  # positions looked at together
 CLOSE = 4  # so near to each other they are looked at together again
-USABLE = ("stop", "length")
+USABLE: tuple[Outcome, ...] = ("stop", "length")
 
 _LOOK = """
 SELECT a.position, w.item, r.answer IS NULL AND r.failure IS NULL, p.outcome, b.raw
@@ -37,10 +37,11 @@ WHERE a.stage = ? AND a.sample = 0 AND a.position >= ? AND a.position < ? ORDER 
 @dataclass(frozen=True, slots=True)
 class Upstream:
     """A stage that rows are made of. read: its row (as JSON) and the reply's text to a record, or
-    None where there is none to be had."""
+    None where there is none to be had. outcomes: of replies that rows are made of."""
 
     stage: str
     read: Callable[[Mapping[str, Any], str], Any]
+    outcomes: tuple[Outcome, ...] = USABLE
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +68,7 @@ class _Above:
         rows = reader.execute(_LOOK, (self.number << STAGE_SHIFT, self.number, start, stop))
         for position, item, is_waiting, outcome, raw in rows:
             record = None
-            if outcome in USABLE:
+            if outcome in self.upstream.outcomes:
                 text = text_of(raw.encode() if isinstance(raw, str) else raw)
                 record = self.upstream.read(orjson.loads(item), text)
             found[position] = _Found(bool(is_waiting), record)

@@ -8,6 +8,7 @@ from itertools import accumulate
 from store.records import BadRow, Response
 
 BAD_ROWS_KEPT = 10
+SHARE_WINDOW = 100  # replies by which a stage is judged that pays for nothing
 LATENCY_BOUNDS = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0)  # seconds
 
 
@@ -43,13 +44,17 @@ class RunState:
     asked: int = 0
     answered: int = 0
     limited: int = 0
-    retried: int = 0
     in_flight: int = 0
     counted_prompt: int = 0  # of answered requests, by our count
     prompt_tokens: int = 0  # of answered requests, as billed
     completion_tokens: int = 0
+    reasoning_tokens: int = 0  # of completion_tokens
     unread_prompt: int = 0  # of malformed replies that told their usage
     unread_completion: int = 0
+    estimated: int = 0  # replies whose tokens we counted, because they do not tell them
+    unusable: Counter[str] = field(default_factory=Counter)  # replies that hold no answer, by outcome
+    unusable_micro: int = 0
+    last_unusable: deque[bool] = field(default_factory=lambda: deque(maxlen=SHARE_WINDOW))
     cost_micro: int = 0  # of this run
     retry_causes: Counter[str] = field(default_factory=Counter)
     refusals: Counter[str] = field(default_factory=Counter)  # requests that the server would not take
@@ -59,18 +64,31 @@ class RunState:
     latencies: deque[float] = field(default_factory=lambda: deque(maxlen=256))
     spread: Spread = field(default_factory=Spread)
 
-    def count(self, response: Response, counted_prompt: int) -> None:
-        """A reply that could be read; `counted_prompt`: its request's tokens by our count."""
+    def count(self, response: Response, counted_prompt: int, usable: bool) -> None:
+        """A reply that could be read; `counted_prompt`: its request's tokens by our count; `usable`:
+        it is the answer to its request."""
         usage = response.usage
+        self.reasoning_tokens += usage.reasoning_tokens
+        self.estimated += response.estimated
+        self.last_unusable.append(not usable)
         self.answered += 1
         self.counted_prompt += counted_prompt
         self.prompt_tokens += usage.prompt_tokens
         self.completion_tokens += usage.completion_tokens
         self.cost_micro += response.cost_micro
-        if response.outcome != "unparsed":
+        if usable:
             self.outcomes[response.outcome] += 1
+        elif response.outcome != "unparsed":
+            self.unusable[response.outcome] += 1
+            self.unusable_micro += response.cost_micro
+
+    def unusable_share(self) -> float:
+        """Of the last hundred replies, how many were no answer; 0 as long as there are fewer."""
+        replies = self.last_unusable
+        return sum(replies) / SHARE_WINDOW if len(replies) == SHARE_WINDOW else 0.0
 
     def count_malformed(self, response: Response) -> None:
+        self.last_unusable.append(True)
         self.cost_micro += response.cost_micro
         self.unread_prompt += response.usage.prompt_tokens
         self.unread_completion += response.usage.completion_tokens

@@ -3,6 +3,7 @@
 import os
 import re
 import sys
+from decimal import Decimal
 
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
@@ -28,10 +29,20 @@ def plain_lines(text: str) -> str:
     return _CONTROL.sub("�", text.replace("\r\n", "\n"))
 
 
-def dollars(amount: float | None) -> str:
+def dollars(amount: float | Decimal | None) -> str:
+    """Two digits after the point of a dollar and more, four of less, six of very little."""
     if amount is None:
         return "unknown"
-    return f"${amount:,.2f}" if amount >= 1 or amount == 0 else f"${amount:.4f}"
+    if amount >= 1 or amount == 0:
+        return f"${amount:,.2f}"
+    return f"${amount:.4f}" if amount >= 0.001 else f"${amount:.6f}"
+
+
+def exact_dollars(micro: int) -> str:
+    """All digits that an amount has, two at the least."""
+    units, fraction = divmod(abs(micro), 1_000_000)
+    digits = f"{fraction:06}".rstrip("0").ljust(2, "0")
+    return f"{'-' if micro < 0 else ''}${units:,}.{digits}"
 
 
 def duration(seconds: float) -> str:

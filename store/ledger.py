@@ -164,8 +164,9 @@ class Ledger:
         response: Response,
         released_micro: int,
         final: bool,
-    ) -> None:
-        """A reply with its raw body, outcome, usage and cost; `final` if it is the answer."""
+    ) -> int:
+        """A reply with its raw body, outcome, usage and cost; `final` if it is the answer. Returns the
+        reply's number."""
         self._last["responses"] += 1
         number = self._last["responses"]
         self._batch.add_response(number, attempt, request, response, time.time())
@@ -177,6 +178,12 @@ class Ledger:
         account.prompt_tokens += response.usage.prompt_tokens
         account.completion_tokens += response.usage.completion_tokens
         account.ended += 1
+        self._schedule()
+        return number
+
+    def accept(self, request: int, response: int) -> None:
+        """Makes a stored reply the answer of its request."""
+        self._batch.answers.append((response, request))
         self._schedule()
 
     def error(
@@ -282,7 +289,9 @@ class Ledger:
 
     def _has_work(self) -> bool:
         batch = self._batch
-        return bool(batch.waiters or batch.spending or batch.samples or batch.failures or batch.notes)
+        return bool(
+            batch.waiters or batch.spending or batch.samples or batch.failures or batch.answers or batch.notes
+        )
 
 
 class _Guard:

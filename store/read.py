@@ -10,9 +10,11 @@ from store.errors import RunFolderError, UsageError
 from store.folder import LEDGER, held, ledger_path
 from store.index import ANSWERED, DUE, FAILED, KeyIndex
 from store.ledger import connect_writer
+from store.records import UNUSABLE
 from store.schema import STAGE_SHIFT, VERSION, version_words
 
 PAGE_OF_KEYS = 4096
+_IN_UNUSABLE = f"({', '.join(repr(outcome) for outcome in UNUSABLE)})"
 Page = tuple[dict[int, bytes], list[dict[int, int]]]  # items, requests of each sample; by position
 
 
@@ -57,6 +59,12 @@ def load_index(reader: sqlite3.Connection, index: KeyIndex) -> None:
         others = reader.execute("SELECT id, failure FROM requests WHERE answer IS NULL")
         for request, failure in others:
             states[request - 1] = DUE if failure is None else FAILED
+        unusable = reader.execute(
+            f"SELECT request FROM responses p WHERE outcome IN {_IN_UNUSABLE} "
+            "AND id = (SELECT answer FROM requests WHERE id = p.request)"
+        )
+        for (request,) in unusable:  # what was paid for in vain is not asked again
+            states[request - 1] = FAILED
         index.load(heads, states)
     finally:
         reader.execute("ROLLBACK")
@@ -69,7 +77,8 @@ def note_asked(reader: sqlite3.Connection) -> None:
     reader.execute(
         "INSERT INTO temp.asked_before SELECT t.request, count(DISTINCT t.attempt) FROM ("
         "SELECT request, attempt FROM errors UNION ALL "
-        "SELECT request, attempt FROM responses WHERE outcome IN ('malformed', 'unparsed')"
+        "SELECT request, attempt FROM responses WHERE outcome IN "
+        "('malformed', 'unparsed', 'empty', 'other', 'tool_calls')"
         ") t JOIN requests r ON r.id = t.request WHERE r.answer IS NULL GROUP BY t.request"
     )
     reader.commit()
@@ -138,6 +147,11 @@ def stage_status(reader: sqlite3.Connection, stage: int) -> dict[str, Any]:
             (stage,),
         ).fetchall()
     )
+    in_vain = reader.execute(
+        "SELECT count(*), ifnull(sum(p.cost_micro), 0) FROM responses p JOIN attempts t ON t.id = p.attempt "
+        f"WHERE p.outcome IN {_IN_UNUSABLE} AND t.run IN (SELECT id FROM runs WHERE stage = ?)",
+        (stage,),
+    ).fetchone()
     paid = reader.execute(
         "SELECT prompt_tokens, completion_tokens, spent_micro, at_risk_micro, sent - ended "
         "FROM spending WHERE stage = ?",
@@ -145,7 +159,7 @@ def stage_status(reader: sqlite3.Connection, stage: int) -> dict[str, Any]:
     ).fetchone() or (0, 0, 0, 0, 0)
     return {
         "total": total,
-        "done": sum(outcomes.values()),
+        "done": sum(count for outcome, count in outcomes.items() if outcome not in UNUSABLE),
         "failed": failed,
         "outcomes": outcomes,
         "prompt_tokens": paid[0],
@@ -154,6 +168,7 @@ def stage_status(reader: sqlite3.Connection, stage: int) -> dict[str, Any]:
         "at_risk_usd": paid[3] / 1e6,
         "unanswered": paid[4],
         "bad_rows": bad,
+        "unusable": {"replies": in_vain[0], "cost_usd": in_vain[1] / 1e6},
     }
 
 
@@ -260,3 +275,19 @@ def has_other_plan(reader: sqlite3.Connection, stage: int, plan: int) -> bool:
     sql = "SELECT 1 FROM rows WHERE id >= ? AND id < ? AND plan <> ? LIMIT 1"
     values = (stage << STAGE_SHIFT, (stage + 1) << STAGE_SHIFT, plan)
     return reader.execute(sql, values).fetchone() is not None
+
+
+def has_answer(run: Path, stage: int, plan: int) -> bool:
+    """Whether a row that a stage holds under a plan has a usable answer."""
+    reader = connect_reader(run)
+    try:
+        first = stage << STAGE_SHIFT
+        sql = (
+            "SELECT 1 FROM rows w JOIN samples a ON a.stage = ? AND a.position = w.id - ? "
+            "JOIN requests r ON r.id = a.request JOIN responses p ON p.id = r.answer "
+            f"WHERE w.id >= ? AND w.id < ? AND w.plan = ? AND p.outcome NOT IN {_IN_UNUSABLE} LIMIT 1"
+        )
+        last = (stage + 1) << STAGE_SHIFT
+        return reader.execute(sql, (stage, first, first, last, plan)).fetchone() is not None
+    finally:
+        reader.close()

@@ -10,6 +10,7 @@ Outcome = Literal[
     "stop", "length", "content_filter", "refusal", "untranslated", "empty", "other", "tool_calls"
 ]
 OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
+UNUSABLE: tuple[Outcome, ...] = ("empty", "other", "tool_calls")  # paid for, and not an answer
 
 Cause = Literal[
     "rate_limit",

@@ -148,6 +148,8 @@ def execute(line: dict[str, Any], fault: str | None, bills: Bills) -> tuple[byte
         body["choices"][0]["finish_reason"] = "content_filter"
     elif fault == "empty":
         body["choices"] = []
+    elif fault == "no_text":
+        body["choices"][0]["message"]["content"] = ""
     elif fault == "text":
         body = "<html>not a reply</html>"
     elif fault == "no_usage":

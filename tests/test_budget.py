@@ -31,7 +31,7 @@ async def test_a_request_that_fits_exactly_is_let_through() -> None:
 
 async def test_when_nothing_under_way_can_make_room_the_run_ends() -> None:
     budget = Budget(cap=100, spent=50, at_risk=0)
-    with pytest.raises(BudgetReached, match=r"\$0\.00 is reached: \$0\.0001 spent.*larger --budget"):
+    with pytest.raises(BudgetReached, match=r"\$0\.0001 is reached: \$0\.00005 spent.*larger --budget"):
         await budget.reserve(51)
     assert budget.in_flight == 0
 
@@ -84,6 +84,31 @@ async def test_who_gives_up_waiting_holds_nothing() -> None:
     await settled()
     assert budget.in_flight == 100
     assert [task.done() for task in waiting] == [True, True, True]
+
+
+async def test_who_gives_up_waiting_leaves_its_room_to_the_next() -> None:
+    budget = Budget(cap=100, spent=0, at_risk=0)
+    await budget.reserve(60)
+    await budget.reserve(40)
+    first, second = (asyncio.ensure_future(budget.reserve(worst)) for worst in (60, 30))
+    await settled()
+    budget.settle(60, cost=0)  # wakes the first
+    first.cancel()
+    await settled()
+    assert second.done()
+    assert budget.in_flight == 70
+
+
+async def test_what_a_stage_adopts_is_under_way_for_the_whole_too() -> None:
+    """Else a request that fits nowhere would wait for ever for something that is not under way."""
+    whole = Budget(cap=100, spent=0, at_risk=90)
+    stage = Budget(cap=100, spent=0, at_risk=90, above=whole)
+    stage.adopt(90)
+    assert (whole.lost, whole.in_flight) == (0, 90)
+    stage.settle(90, cost=80)
+    assert (whole.spent, whole.lost, whole.in_flight) == (80, 0, 0)
+    with pytest.raises(BudgetReached):
+        await stage.reserve(30)
 
 
 @pytest.mark.parametrize("seed", range(3))

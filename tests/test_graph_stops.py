@@ -69,7 +69,7 @@ async def test_a_stage_stops_at_its_own_budget_while_others_go_on(
         assert stage_told(run, "c")["total"] is None  # nobody knows yet how many there will be
         ended = await run_recipe(recipe(0.02), run)
         assert ended.code == 3
-        assert "go on with a larger budget of stage 'a'" in ended.err
+        assert "continue with a larger budget of stage 'a'" in ended.err
         assert (await run_recipe(recipe(0.2), run)).code == 0
         assert p.counts.billed == 36
     whole(run)
@@ -89,7 +89,7 @@ async def test_the_recipes_budget_is_for_all_stages(tmp_path: Path, run: Path, p
 
         ended = await run_recipe(recipe(0.03), run)
         assert ended.code == 3
-        assert "go on with a larger budget in the recipe" in ended.err
+        assert "continue with a larger budget in the recipe" in ended.err
         ((spent,),) = ledger(run, "SELECT sum(spent_micro + at_risk_micro) FROM spending")
         assert 0 < spent <= 30_000
         assert (await run_recipe(recipe(1.0), run)).code == 0

@@ -9,6 +9,7 @@ import sqlite3
 from pathlib import Path
 
 import pytest
+from batch_server import BatchServer
 from cli import (
     KEY,
     Ended,
@@ -355,3 +356,23 @@ async def test_a_row_that_was_refused_gets_its_imported_answer(tmp_path: Path) -
     await taken_in(run, write_pool(tmp_path / "paid.jsonl", answered(asked[2:])))
     assert (await texts(run))[2] == pairs(answered(asked))[2]
     assert (await stage(run))["failed"] == {}
+
+
+async def test_thinking_in_an_imported_answer_is_read_as_in_any_reply(tmp_path: Path) -> None:
+    asked = rows(2)
+    given = ("<think>Hm.</think>Yes.", "<think>Only thinking.</think>")
+    paid = [row | {"output": text} for row, text in zip(asked, given, strict=True)]
+    run, file = tmp_path / "run", write_pool(tmp_path / "paid.jsonl", paid)
+    assert "1 answers taken in, 0 were there already, 1 rows had none" in await taken_in(run, file)
+    assert "0 answers taken in, 1 were there already, 1 rows had none" in await taken_in(run, file)
+    assert [output for _, output in await texts(run)] == ["Yes."]
+
+
+async def test_an_imported_answer_takes_the_place_of_one_that_is_none(tmp_path: Path) -> None:
+    asked = rows(2)
+    run, pool = tmp_path / "run", write_pool(tmp_path / "pool.jsonl", asked)
+    async with BatchServer(faults={"row 1.": ["no_text"] * 5}).running() as server:
+        flags = (*bare(tmp_path), "--batch", "--batch-grace", 0.3)
+        assert (await generate(run, pool, server.base_url, *flags)).code == 1
+    await taken_in(run, write_pool(tmp_path / "paid.jsonl", answered(asked)), *bare(tmp_path))
+    assert (await texts(run))[1] == pairs(answered(asked))[1]

@@ -76,12 +76,13 @@ async def test_a_retired_model_costs_one_request_and_no_row(run: Path, pool: Pat
         assert p.counts.billed == 20
 
 
-async def test_a_refused_parameter_ends_the_run_after_ten_replies(run: Path, pool: Path) -> None:
+async def test_a_refused_parameter_ends_the_run_at_once_and_names_the_flag(run: Path, pool: Path) -> None:
     async with Provider(Config(refuse_params=("temperature",))).running() as p:
         ended = await generate(run, pool, p.base_url)
         assert ended.code == 3
         assert "Unsupported parameter: 'temperature'" in ended.err
-        assert p.counts.requests == 10
+        assert "--omit temperature" in ended.err
+        assert p.counts.requests == 1
         assert (await stage(run))["failed"] == {}
         await assert_the_rest_is_answered(run, pool, p.base_url, "--omit", "temperature")
 
@@ -155,7 +156,7 @@ async def test_a_server_that_echoes_the_key_does_not_bring_it_into_the_ledger(
         question = orjson.loads(await request.read())["messages"][-1]["content"]
         said = f"You sent {request.headers['Authorization']}."
         error = orjson.dumps({"error": {"message": said, "code": said, "type": said}})
-        raw = completion(said, model=said, finish_reason=said) if question == "an answer" else error
+        raw = completion(said, model=said) if question == "an answer" else error
         return web.Response(body=raw, status=codes[question], reason=said, content_type="application/json")
 
     pool = write_pool(tmp_path / "pool.jsonl", [{"instruction": name} for name in codes])

@@ -18,7 +18,7 @@ from engine.concurrency import Gate
 from engine.endpoints import FIRST_REST, Admitted, Endpoint, Teacher
 from engine.errors import AuthRefused, ProviderDown
 from engine.limits import Limiter
-from engine.prices import FREE
+from engine.prices import FREE, Prices
 from store.records import Usage
 
 SIZE = Size(100, 100)
@@ -27,7 +27,9 @@ SIZE = Size(100, 100)
 def endpoint(number: int, slots: int = 64, proven: bool = True, **limits: float) -> Endpoint:
     breaker, gate = Breaker(give_up=100, outstanding=4 * slots), Gate(slots)
     url, client = f"http://{number}", cast(Client, None)
-    return Endpoint(number, url, FREE, client, Limiter(**limits), breaker, gate, slots, proven=proven)
+    return Endpoint(
+        number, url, Prices.of_one(FREE), client, Limiter(**limits), breaker, gate, slots, proven=proven
+    )
 
 
 class Fleet:

@@ -19,16 +19,8 @@ from openai.types import Batch, FileObject
 from engine.batch.lines import ENDPOINT
 from engine.batch.splitting import Endless, Splitter, Text
 from engine.client import CONNECT_SECONDS, WORDS_KEPT
-from engine.errors import (
-    AskError,
-    AuthRefused,
-    BrokenOff,
-    ConnectionLost,
-    QuotaExhausted,
-    ServerFault,
-    TimedOut,
-)
-from engine.replies import read_error
+from engine.errors import AskError, BrokenOff, ConnectionLost, RunStopped, ServerFault, TimedOut
+from engine.refusals import read_error
 
 if TYPE_CHECKING:
     from openai._base_client import AsyncPaginator
@@ -189,7 +181,7 @@ class BatchApi:
         except FOREIGN as error:
             raise self._ours(error) from None  # its own text may hold what the server echoed
 
-    def _ours(self, error: Exception) -> AskError | AuthRefused | QuotaExhausted:
+    def _ours(self, error: Exception) -> AskError | RunStopped:
         if isinstance(error, openai.APIStatusError):
             raw = self._redacted(error.response.content)
             return read_error(error.status_code, dict(error.response.headers), raw)

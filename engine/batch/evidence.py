@@ -139,7 +139,7 @@ class Results:
 def _worth(line: Line) -> int:
     """Of two lines for one request the better one counts, whichever comes first."""
     if isinstance(line.meaning, Reply):
-        return 2
+        return 1 if line.meaning.is_unusable else 2
     return 0 if isinstance(line.meaning, Unclear | BadReply) else 1
 
 

@@ -15,8 +15,10 @@ from typing import Literal
 
 import orjson
 
-from engine.errors import AskError, AuthRefused, BadReply, QuotaExhausted, ServerFault
-from engine.replies import Reply, is_filtered, loads, read_error, read_reply, usage_in
+from engine.bodies import loads
+from engine.errors import AskError, BadReply, RowRefused, RunStopped, ServerFault
+from engine.refusals import is_filtered, read_error
+from engine.replies import FILTERED_REPLY, Reply, claim_in, read_reply
 
 ENDPOINT: Literal["/v1/chat/completions"] = "/v1/chat/completions"
 NOT_RUN = ("batch_expired", "batch_cancelled")
@@ -45,7 +47,7 @@ class Unclear:
 
 
 # What a line means for its request: an answer (with the raw body), nothing, or an error.
-Meaning = Reply | NotRun | Unclear | AskError | AuthRefused | QuotaExhausted
+Meaning = Reply | NotRun | Unclear | AskError | RunStopped
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,18 +132,20 @@ def _read(key: bytes, response: object, error: object) -> Line:
 
 def _answered(key: bytes, status: int, raw: bytes) -> Line:
     if is_filtered(status, raw):
-        return Line(key, status, raw, Reply("content_filter", "", "content_filter", None, ""))
+        return Line(key, status, raw, FILTERED_REPLY)
     if not is_success(status):
         return Line(key, status, raw, read_error(status, {}, raw))
     try:
         return Line(key, status, raw, read_reply(raw))
-    except BadReply as error:
+    except RowRefused as error:  # an error inside a reply of 200
+        return Line(key, status, raw, FILTERED_REPLY if error.about == "filter" else error)
+    except (AskError, RunStopped) as error:
         return Line(key, status, raw, error)
 
 
 def _unclear(key: bytes, status: int | None, raw: bytes, words: str) -> Line:
     """What was executed may be billed: it is stored and counted as other replies that cannot be used."""
-    if usage_in(raw) or (status is not None and is_success(status)):
+    if not claim_in(raw).is_empty or (status is not None and is_success(status)):
         return Line(key, status, raw, BadReply(words, raw))
     refusal = status is not None and 400 <= status < 500
     return Line(key, status, raw, Unclear(words, status, refusal))

@@ -25,7 +25,7 @@ async def batches_of(
     key = settings.api_key.get_secret_value() if settings.api_key else None
     terms = Terms(
         folder, run, intake.stage, settings.price(batch=True) or FREE, settings.attempts,
-        settings.attempts_parse, settings.give_up, settings.batch_grace,
+        settings.attempts_parse, settings.attempts_empty, settings.give_up, settings.batch_grace,
         Limits(settings.batch_requests, tokens=settings.batch_tokens or float("inf")), settings.batch_abandon,
     )  # fmt: skip
 
@@ -33,5 +33,5 @@ async def batches_of(
         if not quiet:
             tell(f"{settings.stage}: {plain(words, 400)}\n")
 
-    async with BatchApi(settings.base_url, key, settings.timeout, settings.proxy) as api:
+    async with BatchApi(settings.base_url, key, settings.reply_seconds, settings.proxy) as api:
         yield Batches(intake, api, budget, terms, say)

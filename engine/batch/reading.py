@@ -117,7 +117,7 @@ class Fetcher:
             glance.troubles.append(f"brings no further result in {self.api.timeout:g} s")
 
     async def _keep(self, line: Line, results: Results, store: Store) -> None:
-        if isinstance(line.meaning, Reply) and line.is_paid:
+        if isinstance(line.meaning, Reply) and line.is_paid and not line.meaning.is_unusable:
             results.held.pop(line.key, None)
             await store(line)
             return

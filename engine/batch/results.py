@@ -6,6 +6,8 @@ first answer may be the run's fault (a parameter, the model): they wait for the 
 """
 
 from dataclasses import dataclass, field
+from decimal import Decimal
+from typing import Any
 
 import orjson
 
@@ -15,39 +17,55 @@ from engine.batch.evidence import Results
 from engine.batch.lines import Line, NotRun, Unclear
 from engine.batch.parcels import Again
 from engine.batch.reading import Fetcher
+from engine.booking import Asked, Booking
 from engine.budget import Budget
 from engine.canary import against_the_run
 from engine.errors import (
     AskError,
-    AuthRefused,
     BadReply,
-    QuotaExhausted,
     RowRefused,
     RunStopped,
     ServerFault,
 )
 from engine.intake import Intake
-from engine.prices import Price
-from engine.replies import Reply, judged, malformed, unread_words
+from engine.prices import Price, Prices
+from engine.replies import Reply, claim_in, judged, unread_words
 from engine.tokens import Tokenizer
 from store import batches
 from store.batches import BatchRow, Enqueued, Items
 from store.ledger import Ledger
-from store.records import Cause, Response, Usage
+from store.records import UNUSABLE, Cause
 
 LINES_A_COMMIT = 256
 DAMAGED = "the line of the batch's results cannot be read"
+MOST_BYTES_A_TOKEN = 16  # a request's size where only its tokens are known
 LOST = "the batch has ended and its files have no line for this request"
 
 
 def price_json(price: Price) -> str:
-    return orjson.dumps([str(price.prompt), str(price.completion), str(price.cached)]).decode()
+    return orjson.dumps(_parts(price)).decode()
 
 
 def price_from(text: str) -> Price:
-    from decimal import Decimal
+    return _price(orjson.loads(text))
 
-    return Price(*(Decimal(part) for part in orjson.loads(text)))
+
+def _parts(price: Price) -> list[Any]:
+    """Three amounts, as ledgers have always held them; more only where the price has more to it."""
+    amounts = [str(price.prompt), str(price.completion), str(price.cached)]
+    if price.cache_write is None and not price.request and not price.steps:
+        return amounts
+    write = None if price.cache_write is None else str(price.cache_write)
+    return [*amounts, write, str(price.request), [[above, _parts(step)] for above, step in price.steps]]
+
+
+def _price(parts: list[Any]) -> Price:
+    prompt, completion, cached = (Decimal(part) for part in parts[:3])
+    if len(parts) == 3:
+        return Price(prompt, completion, cached)
+    write, request, steps = parts[3:]
+    longer = tuple((above, _price(step)) for above, step in steps)
+    return Price(prompt, completion, cached, write and Decimal(write), Decimal(request), longer)
 
 
 @dataclass(slots=True)
@@ -63,7 +81,7 @@ class _Reading:
     """A batch that is being read: who still waits, and what comes of it."""
 
     row: BatchRow
-    price: Price
+    booking: Booking
     own: bool
     idle: bool  # the provider did nothing of it: that counts as an attempt
     results: Results
@@ -87,11 +105,12 @@ class Collector:
         tokenizer: Tokenizer,
         attempts: int,
         attempts_parse: int,
+        attempts_empty: int,
         items: Items,
     ) -> None:
         self.fetcher, self.ledger, self.intake, self.budget = fetcher, ledger, intake, budget
         self.tokenizer, self.state, self.items = tokenizer, intake.state, items
-        self.attempts, self.attempts_parse = attempts, attempts_parse
+        self.attempts, self.attempts_parse, self.attempts_empty = attempts, attempts_parse, attempts_empty
         self._proven = False
         self._refusals: list[tuple[int, Failed, bool]] = []  # until a row has been answered
         self._unread: dict[int, Failed] = {}  # likewise, by request
@@ -99,7 +118,8 @@ class Collector:
     async def collect(self, row: BatchRow, remote: Remote, waiting: list[Enqueued], own: bool) -> Collected:
         """Raises ResultsUnreadable, ProviderDown, StorageError; what was read by then is stored."""
         results = Results(row.requests, remote, {e.key: e for e in waiting})
-        reading = _Reading(row, price_from(row.price), own, not remote.done, results)
+        booking = Booking(Prices.of_one(price_from(row.price)), self.tokenizer)
+        reading = _Reading(row, booking, own, not remote.done, results)
         if self.intake.plan.task.check:
             self.items.load(row)
         try:
@@ -136,7 +156,7 @@ class Collector:
         elif isinstance(meaning, Unclear):
             most = self.attempts_parse + 1 if meaning.is_refusal else None
             self._asked_again(reading, entry, ServerFault(meaning.words, meaning.status or 0), most=most)
-        elif isinstance(meaning, AuthRefused | QuotaExhausted):
+        elif isinstance(meaning, RunStopped):
             self._stopping(reading, entry, line, meaning)
         else:
             self._asked_again(reading, entry, meaning)
@@ -149,22 +169,35 @@ class Collector:
         self.state.in_flight -= 1
 
     def _answered(self, reading: _Reading, entry: Enqueued, line: Line, reply: Reply) -> None:
-        usage = reply.usage or self._counted(entry, line, reply)
-        cost, task = reading.price.cost(usage), self.intake.plan.task
+        task = self.intake.plan.task
         outcome = judged(reply, task.check, lambda: task.decode(self.items.find(reading.row, entry.request)))
-        response = Response(
-            outcome, reply.finish_reason, usage, line.raw, cost, 0.0, reply.model,
-            estimated=reply.usage is None,
-        )  # fmt: skip
-        stage, final = reading.row.stage, outcome != "unparsed"
-        self.ledger.put(stage, entry.attempt, entry.request, response, entry.worst, final)
-        self._settle(reading, entry, cost)
-        self.state.count(response, entry.prompt_tokens)
+        response = reading.booking.book(reply, outcome, line.raw, 0.0, self._asked(entry))
+        stage, final = reading.row.stage, outcome not in (*UNUSABLE, "unparsed")
+        number = self.ledger.put(stage, entry.attempt, entry.request, response, entry.worst, final)
+        self._settle(reading, entry, response.cost_micro)
+        self.state.count(response, entry.prompt_tokens, final)
         if final:
             self._prove()
             self.intake.answered(entry.request, own=reading.own)
-        else:
+        elif outcome == "unparsed":
             self._unparsed(reading, entry, reply)
+        else:
+            self._unusable(reading, entry, reply, number)
+
+    def _asked(self, entry: Enqueued) -> Asked:
+        """What its reply is measured by; its body is at the provider, not here."""
+        size = MOST_BYTES_A_TOKEN * entry.prompt_tokens
+        most = entry.prompt_tokens if self.tokenizer.exact else size
+        return Asked(entry.prompt_tokens, most, size, self.intake.plan.max_tokens)
+
+    def _unusable(self, reading: _Reading, entry: Enqueued, reply: Reply, response: int) -> None:
+        """Stored and billed, and no answer in it: another is bought in a next batch, a few times."""
+        if reply.outcome == "tool_calls" or entry.tries + 1 >= self.attempts_empty:
+            self.intake.unusable(entry.request, reply.outcome, response, own=reading.own)
+            return
+        reading.found.again[entry.key] = Again(
+            entry.request, entry.prompt_tokens, entry.worst, entry.tries + 1, reading.own
+        )
 
     def _unparsed(self, reading: _Reading, entry: Enqueued, reply: Reply) -> None:
         """Stored and billed, and no record in it: a further sample goes into a next batch."""
@@ -175,12 +208,6 @@ class Collector:
         if not (self._proven or self.state.was_read):
             self._unread[entry.request] = Failed("unparsed", 200, words, number, refused=False)
         self._again(reading, entry, "unparsed", number, most=self.attempts_parse + 1)
-
-    def _counted(self, entry: Enqueued, line: Line, reply: Reply) -> Usage:
-        """Our own count, for servers that send no usage; a filtered request (a 400) is free."""
-        if line.status != 200:
-            return Usage()
-        return Usage(entry.prompt_tokens, self.tokenizer.count(reply.text))
 
     def _record(self, reading: _Reading, entry: Enqueued, error: AskError, lost: int = 0) -> int:
         return self.ledger.error(
@@ -198,8 +225,9 @@ class Collector:
     def _malformed(self, reading: _Reading, entry: Enqueued, error: BadReply) -> None:
         """Stored, counted as billed (at its worst where it shows no usage), and asked again."""
         row = reading.row
-        response, told = malformed(error.raw, reading.price)
-        released = entry.worst if told else 0
+        claim = claim_in(error.raw)
+        response = reading.booking.book_unread(error.raw, claim, self._asked(entry))
+        released = 0 if claim.is_empty and error.maybe_billed else entry.worst
         self.ledger.put(row.stage, entry.attempt, entry.request, response, released, final=False)
         number = self.ledger.error(
             row.stage, entry.attempt, entry.request, error.cause, error.status, str(error), 0, ended=False,
@@ -244,13 +272,16 @@ class Collector:
             failed = Failed(error.cause, error.status, str(error), number, refused=True)
             self._refusals.append((entry.request, failed, reading.own))
 
-    def _stopping(
-        self, reading: _Reading, entry: Enqueued, line: Line, reason: AuthRefused | QuotaExhausted
-    ) -> None:
+    def _stopping(self, reading: _Reading, entry: Enqueued, line: Line, reason: RunStopped) -> None:
         """The row stays due; the run ends when all of the batch has been read."""
-        cause: Cause = "auth" if isinstance(reason, AuthRefused) else "rate_limit"
         self.ledger.error(
-            reading.row.stage, entry.attempt, entry.request, cause, line.status, str(reason), entry.worst
+            reading.row.stage,
+            entry.attempt,
+            entry.request,
+            reason.cause,
+            line.status,
+            str(reason),
+            entry.worst,
         )
         self._settle(reading, entry)
         reading.found.reason = reading.found.reason or reason

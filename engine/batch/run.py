@@ -46,6 +46,7 @@ class Terms:
     price: Price
     attempts: int
     attempts_parse: int
+    attempts_empty: int
     give_up: float
     grace: float
     limits: Limits
@@ -75,7 +76,7 @@ class Batches:
         self._packer = Packer(intake, budget, terms.price, tokenizer)
         collector = Collector(
             Fetcher(api, give_up, terms.abandoned, say), ledger, intake, budget, tokenizer, terms.attempts,
-            terms.attempts_parse, Items(reader),
+            terms.attempts_parse, terms.attempts_empty, Items(reader),
         )  # fmt: skip
         self._lives = Lives(
             api, ledger, self._books, submitter, collector, self._packer, Queue(terms.limits.tokens), state,

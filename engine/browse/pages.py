@@ -15,9 +15,9 @@ from datasette.database import QueryInterrupted
 from datasette.utils import sqlite_timelimit
 from datasette.utils.asgi import NotFound, Response
 
+from engine.bodies import loads
 from engine.browse.cells import row_link
 from engine.browse.queries import QUESTIONS
-from engine.replies import loads
 from store.read import stage_status, stages
 
 COUNT_MS = 2500  # for what the front page counts: a million rows take about one second

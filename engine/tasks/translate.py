@@ -11,10 +11,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
+from engine.bodies import loads
 from engine.keys import Message
 from engine.language import has_prose, is_translated, same_text
 from engine.languages import Language
-from engine.replies import loads
 from engine.tasks.contest import response_format
 from engine.tasks.task import Prior, Task, decode_instruction, encode_answered, encode_instruction
 from store.errors import UsageError
