@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.batch.api import Remote
-from engine.batch.evidence import Glance, Results
+from engine.batch.evidence import Glance, Results, strangers_in
 from engine.batch.lines import Damaged, Line, NotRun, Stranger, Unclear, read_line
 from engine.batch.splitting import Endless, Splitter, Text
 from engine.errors import BadReply, QuotaExhausted, RateLimited, RowRefused, ServerFault
@@ -243,3 +243,15 @@ def test_lone_surrogates_and_huge_numbers_survive() -> None:
     )
     assert isinstance(line, Line)
     assert isinstance(line.meaning, Reply)
+
+
+def test_lines_of_other_batches_are_counted_and_those_that_were_stored_before_are_not() -> None:
+    results, glance = of_batch(20), Glance()
+    for key in KEYS[:12]:  # stored by an earlier process
+        del results.waiting[key]
+    own = set(results.waiting)
+    others = [hashlib.sha256(bytes([n, 1])).digest() for n in range(3)]
+    for text in [*paid(others), *paid(KEYS), b'{"custom_id": "request-7"}']:
+        results.take(Text(text), glance)
+    assert strangers_in(glance, own, stored=12) == 4
+    assert glance.found == 8

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import orjson
 import pytest
+import recipe_files
 from batch_files import MIB, Sent, Serve, bomb
 from batch_server import BatchServer
 from batch_work import Stored
 from batching import Bench, assert_all_answered, assert_billed_once, assert_books_balance, at_risk
-from cli import KEY, distill, export, rows, started, status, until
+from cli import KEY, distill, export, rows, started, status, until, write_pool
 
 from engine.batch.reading import FETCHES
 
@@ -173,6 +174,23 @@ async def test_abandoned_results_are_bought_again_and_the_others_are_kept(tmp_pa
         assert [len(made.lines) for made in server.made.values()] == [COUNT, COUNT - kept]
     await assert_all_answered(bench)
     assert at_risk(bench) > 0
+
+
+@pytest.mark.slow
+async def test_a_recipe_names_the_batch_that_is_given_up(tmp_path: Path) -> None:
+    def serve(file: Stored, n: int) -> Sent:
+        return Sent(half(file.raw) if file.name.startswith("batch_0_") else file.raw)
+
+    run, pool = tmp_path / "run", write_pool(tmp_path / "pool.jsonl", rows(COUNT))
+    async with BatchServer(serve=serve).running() as server:
+        teacher = recipe_files.teacher(server.base_url)
+        for more, code in (({}, 3), ({"batch_abandon": "batch_0"}, 0)):
+            stage = recipe_files.generate(pool, batch=True, **more)
+            recipe = recipe_files.write_recipe(tmp_path, {"teacher.t": teacher, "stage.s": stage})
+            ended = await recipe_files.run_recipe(recipe, run)
+            assert ended.code == code, ended.err
+        assert len(server.made) == 2
+    assert len(await export(run)) == COUNT
 
 
 @pytest.mark.slow

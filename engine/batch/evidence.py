@@ -74,7 +74,7 @@ class Results:
         elif isinstance(line, Line):
             if line.key in glance.seen:
                 glance.repeated += 1
-            elif len(glance.seen) < self.requests:
+            elif len(glance.seen) < 2 * self.requests:
                 glance.seen.add(line.key)
             else:
                 glance.strangers += 1
