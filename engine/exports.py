@@ -27,6 +27,7 @@ from engine.settings import Settings
 from engine.tasks.task import Task
 from store.errors import UsageError
 from store.export import Answer, Stored, question, stored, write, write_lines
+from store.files import is_stdout
 from store.read import connect_reader, stage_of
 from store.records import OUTCOMES
 
@@ -45,7 +46,8 @@ def run_export(run: Path, format: str, out: Path, stage: str | None, outcome: st
     """Writes the data set and says what it left out. Raises UsageError."""
     count, unread = export_stage(run, format, out, stage, outcome, min_margin)
     left_out = f"; {unread:,} replies could not be read and are left out" if unread else ""
-    print(f"{count:,} rows written to {out}{left_out}", file=sys.stderr)
+    where = "standard output" if is_stdout(out) else out
+    print(f"{count:,} rows written to {where}{left_out}", file=sys.stderr)
 
 
 def export_stage(
