@@ -8,7 +8,8 @@
     │   │   ├── TimedOut         no reply in time              (may have been billed)
     │   │   ├── ConnectionLost   refused, reset, torn          (billed only if it was sent)
     │   │   ├── ServerFault      408, 409, 425, 5xx
-    │   │   └── BadReply         a 200 that cannot be read; its raw body is stored
+    │   │   ├── BadReply         a 200 that cannot be read; its raw body is stored
+    │   │   └── BrokenOff        a batch's file that breaks off: it is fetched again
     │   └── RowRefused           the row fails, once: 400, 403, 404, 413, 422, too large for the limit
     └── RunStopped               the whole run ends, resumable (exit 3)
         ├── AuthRefused          401; 403 of a server that has answered nothing yet
@@ -21,7 +22,8 @@
         ├── AllUnread            the canaries were all answered in a form that the task cannot read
         ├── AllEmpty             the canaries' replies hold no answer
         ├── TooManyUnusable      of the last hundred replies too many were paid for and hold no answer
-        └── BatchRefused         the provider does not take a batch, or does not know it any more
+        ├── BatchRefused         the provider does not take a batch, or does not know it any more
+        └── ResultsUnreadable    a batch has ended and its files do not show all results
 
 Choose by type, never by message.
 """
@@ -103,6 +105,12 @@ class BadReply(Transient):
         self.raw, self.page, self.maybe_billed = raw, page, not page
 
 
+class BrokenOff(Transient):
+    """Its beginning came: an outage of the server is something else."""
+
+    cause: Cause = "connection"
+
+
 class RowRefused(AskError):
     """The server will not take this request. `about`: whose fault that is, where it is known: the row's
     (too large), its content's (a filter), or the run's (a parameter that the model does not take)."""
@@ -157,3 +165,6 @@ class TooManyUnusable(RunStopped): ...
 
 
 class BatchRefused(RunStopped): ...
+
+
+class ResultsUnreadable(RunStopped): ...

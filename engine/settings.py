@@ -91,6 +91,7 @@ class Settings(Server):
     batch_requests: Annotated[int, Field(gt=0, le=MOST_REQUESTS)] = MOST_REQUESTS
     batch_tokens: PositiveInt | None = None
     batch_grace: Annotated[float, Field(ge=0)] = 60.0
+    batch_abandon: str | None = None
     metrics_port: Annotated[int, Field(ge=0, le=65535)] | None = None
 
     @property
