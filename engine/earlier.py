@@ -33,7 +33,7 @@ from store.plans import (
 )
 from store.read import connect_reader, load_index
 
-IMPORTED = "imported"
+IMPORTED = "imported"  # marks the settings of an import
 Recorded = Mapping[str, Any]  # the settings of a run, as the ledger remembers them
 
 

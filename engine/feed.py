@@ -20,12 +20,14 @@ from engine.keys import Message
 from engine.known import Known
 from engine.plan import Plan
 from engine.rows import NOTHING, Gone, Placed, Reach, Rows
+from store.errors import PoolError
 from store.index import ANSWERED, DUE, FAILED, TAKEN, KeyIndex
 from store.read import Page, has_row, placed_page
-from store.records import BadRow, Instruction, Item, Request
+from store.records import BadRow, Item, Request
 
 PAGE = 4096  # positions read from the ledger at once
 CLOCK_ROWS = 64
+WANTED = (DUE, TAKEN)  # states of requests whose rows are not passed over
 SLICE_SECONDS = 0.2  # a chunk is handed over at the latest after this
 
 
@@ -51,7 +53,6 @@ class Chunk:
     known: Counter[int] = field(default_factory=Counter)  # ANSWERED, FAILED -> samples
     shared: Counter[int] = field(default_factory=Counter)  # request -> more samples that wait for it
     rows: int = 0
-    outputs: list[str] = field(default_factory=list)  # of the due rows, for `import`
     reach: Reach = field(default_factory=Reach)
     dry: bool = False  # no row is there at the moment
     ended: bool = False
@@ -117,19 +118,17 @@ class Feed:
         stage: int,
         thread: FeedThread,
         place: Callable[[Placement], None],
-        keep_output: bool = False,
     ) -> None:
         """`place` is called on the loop for every row whose place has changed."""
         self._rows, self._plan, self._stage, self._thread = rows, plan, stage, thread
-        self._place, self._keep_output = place, keep_output
+        self._place = place
         self._known = thread.known
-        self._due = {DUE, FAILED} if keep_output else {DUE}  # an import mends what had failed
-        self._wanted = {*self._due, TAKEN}
         self.rows_read = self.end = 0
         self.is_followed = False  # whether others take their rows from this stage
         self._page: Page = ({}, [])
         self._page_start = -PAGE
         self._iterator: Iterator[Placed | BadRow | Gone | None] | None = None
+        self._broken: PoolError | None = None  # told when the rows before it have been handed over
 
     async def chunk(self, want: int) -> Chunk:
         """The next stretch. It may hold no due request and not be the end. Raises PoolError."""
@@ -164,6 +163,8 @@ class Feed:
         return next(self._iterator)
 
     def _collect(self, want: int) -> Chunk:
+        if self._broken:
+            raise self._broken
         chunk = Chunk()
         deadline = time.monotonic() + SLICE_SECONDS
         want = 1 if self._rows.is_stream else want
@@ -172,6 +173,9 @@ class Feed:
                 row = self._next()
             except StopIteration:
                 chunk.ended = True
+                break
+            except PoolError as error:
+                self._broken = error
                 break
             if row is None:
                 chunk.dry = True
@@ -215,7 +219,7 @@ class Feed:
         states = []
         for numbers in requests:
             number = numbers.get(position)
-            if number is None or (state := self.index.state(number)) in self._wanted:
+            if number is None or (state := self.index.state(number)) in WANTED:
                 return False
             if is_reused and state != ANSWERED:
                 return False
@@ -240,15 +244,13 @@ class Feed:
                 number = request.id
                 placement.new.append(request)
                 chunk.due.append(request)
-            elif self.index.state(number) in self._due:  # known from an earlier run, not answered yet
+            elif self.index.state(number) == DUE:  # known from an earlier run, not answered yet
                 self.index.mark(number, TAKEN)
                 asked = self._known.asked(number)
                 chunk.due.append(self._request(number, key, sample, body, messages, item, asked))
             else:
                 self._count_known(number, chunk)
             placement.requests.append((sample, number))
-            if self._keep_output and len(chunk.outputs) < len(chunk.due):
-                chunk.outputs.append(item.output if isinstance(item, Instruction) else "")
         if placement.plan != plan or placed != [number for _, number in placement.requests]:
             chunk.placements.append(placement)
 

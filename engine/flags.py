@@ -145,6 +145,10 @@ def engine_options(
     seed: Annotated[
         int, _option("--seed", text="for what is drawn at random here [0]; it is not sent", panel=PANEL_HOW)
     ] = 0,
+    strict: Annotated[
+        bool,
+        _option("--strict", text="exit 2 if a row cannot be used; it is left out otherwise", panel=PANEL_HOW),
+    ] = False,
     limit: Annotated[
         int | None,
         _option("--limit", text="only the first N pool rows", panel=PANEL_HOW, metavar="N"),
@@ -259,6 +263,15 @@ def engine_options(
             panel=PANEL_BATCH,
         ),
     ] = 60.0,
+    batch_abandon: Annotated[
+        str | None,
+        _option(
+            "--batch-abandon",
+            text="a batch whose results cannot be read: ask for the missing ones anew, perhaps paying twice",
+            panel=PANEL_BATCH,
+            metavar="ID",
+        ),
+    ] = None,
 ) -> None:
     """Only its signature is used."""
 

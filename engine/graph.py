@@ -5,7 +5,7 @@ answers come (stage_rows.py), and is estimated from the answers that are there a
 (imagined.py).
 """
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +30,8 @@ from store.records import Item, Outcome
 
 SHARED = (
     "to", "field", "language", "structured", "seed", "sample", "limit", "samples", "top_p", "param",
-    "omit", "system", "batch", "attempts", "attempts_parse", "attempts_empty", "both_orders", "names",
-    "reuse", "replace",
+    "omit", "system", "batch", "batch_abandon", "attempts", "attempts_parse", "attempts_empty", "both_orders",
+    "names", "reuse", "replace",
 )  # fmt: skip
 Served = Mapping[str, tuple[str, str]]  # teacher -> (address, model) of what the recipe serves itself
 
@@ -91,7 +91,8 @@ class Graph:
         none yet."""
         if not self.recipe.upstream(name):
             return self._files(name)
-        make, each = self._make(name)
+        members = self._members(name)
+        make, each = (members.contests, members.each) if members else (_as_they_are, 1)
         inputs = zip(self.given.stage[name].inputs, self.recipe.stage[name].inputs, strict=True)
         above = [
             self._foreseen(str(one), name, _rank_of(given) - 1)
@@ -107,9 +108,11 @@ class Graph:
     def _rows(self, name: str) -> Rows:
         if not self.recipe.upstream(name):
             return Numbered(self._files(name))
-        make, each = self._make(name)
         above = [self._upstream(one, name) for one in self.recipe.upstream(name)]
-        return StageRows(above, make, each, self.settings[name].limit)
+        limit, members = self.settings[name].limit, self._members(name)
+        if members is None:
+            return StageRows(above, _as_they_are, 1, limit)
+        return StageRows(above, members.contests, members.each, limit, members.bad_rows)
 
     def _files(self, name: str) -> Surveyed:
         stage, settings, path = self.recipe.stage[name], self.settings[name], self.recipe.path
@@ -119,15 +122,14 @@ class Graph:
         questions = path(stage.questions) if stage.questions else None
         return contests_of(settings, [path(member) for member in stage.named], questions)
 
-    def _make(self, name: str) -> tuple[Callable[[Sequence[Any]], Sequence[Item]], int]:
-        """How the records of the stages before become rows of this one, and how many of each."""
+    def _members(self, name: str) -> Members | None:
+        """How the records of the stages before become contests; None where they are rows as they are."""
         stage = self.recipe.stage[name]
         if stage.task in POOLED:
-            return lambda records: [record for record in records if record is not None], 1
+            return None
         stages = [place for place, member in enumerate(stage.named) if member in self.recipe.stage]
         members = [m if m in self.recipe.stage else self.recipe.path(m) for m in stage.named]
-        found = Members(self.settings[name], members, stages)
-        return found.contests, found.each
+        return Members(self.settings[name], members, stages)
 
     def _upstream(self, name: str, reader: str) -> Upstream:
         """What a stage takes from another. Models' answers are compared as they are: an empty one too is
@@ -154,6 +156,10 @@ def _rank_of(member: Member) -> int:
     return int(rank[1]) if rank else 1
 
 
+def _as_they_are(records: Sequence[Any]) -> Sequence[Item]:
+    return [record for record in records if record is not None]
+
+
 def _settings(recipe: Recipe, name: str, served: Served) -> Settings:
     stage = recipe.stage[name]
     teacher = recipe.teacher[stage.teacher]
@@ -163,6 +169,7 @@ def _settings(recipe: Recipe, name: str, served: Served) -> Settings:
         given[key] = getattr(teacher, key) if getattr(stage, key) is None else getattr(stage, key)
     for key, usual in DEFAULTS[stage.task].items():
         given[key] = usual if getattr(stage, key) is None else getattr(stage, key)
+    given["strict"] = recipe.strict if stage.strict is None else stage.strict
     if stage.task == "compare":
         given["both_orders"] = True
     try:

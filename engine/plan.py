@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from engine.keys import Message, Sealer
 from engine.tasks.task import Task
@@ -29,6 +30,11 @@ class Plan:
     def accepted(self) -> tuple[int, ...]:
         """The fingerprints of all settings whose answers count for the stage."""
         return (self.fingerprint, *(earlier.fingerprint for earlier in self.reused))
+
+    @property
+    def recorded(self) -> dict[str, Any]:
+        """What a run puts down of it beside its settings."""
+        return {"plan": self.fingerprint, "reused": [earlier.fingerprint for earlier in self.reused]}
 
     def seal(self, item: Item) -> tuple[Sequence[Message], bytes, list[bytes]]:
         """(messages, body, keys of the samples) of a row."""

@@ -92,6 +92,7 @@ class StageTable(Thought):
     structured: bool = False
     sample: PositiveInt | None = None
     seed: int = 0
+    strict: bool | None = None
     limit: PositiveInt | None = None
     samples: PositiveInt = 1
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
@@ -107,6 +108,7 @@ class StageTable(Thought):
     batch: bool = False
     reuse: bool = False
     replace: bool = False
+    batch_abandon: str | None = None
     budget: Annotated[float, Field(ge=0)] | None = None
 
     @property
@@ -153,6 +155,7 @@ class Recipe(Table):
     """Teachers, stages and steps by name; stages and steps are its nodes."""
 
     budget: Annotated[float, Field(ge=0)] | None = None
+    strict: bool = False
     teacher: dict[Name, TeacherTable]
     stage: dict[Name, StageTable]
     step: dict[Name, StepTable] = {}

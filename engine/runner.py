@@ -10,7 +10,7 @@ from collections import deque
 
 from aiolimiter import AsyncLimiter
 
-from engine.asking import Again, Answered, Asker, Failed, Unusable, Verdict, size_of
+from engine.asking import Asker, size_of
 from engine.breaker import Effort
 from engine.canary import CANARIES, CANARY_PLACES, against_the_run, are_in_a_row, is_doubtful, is_of_the_run
 from engine.ending import asking, landed
@@ -26,6 +26,7 @@ from engine.errors import (
     TooManyUnusable,
 )
 from engine.intake import Intake
+from engine.verdicts import Again, Answered, Failed, Unusable, Verdict
 from store.errors import DistillError, PoolError
 from store.records import Request
 
@@ -83,6 +84,8 @@ class Runner:
                 self._producer.cancel()
             await asyncio.wait([self._producer])
             await landed(self._tasks, self._changed, lambda: self._drain)
+            if are_in_a_row(last := [failed for _, failed in self._refused]):
+                self.stop(AllRefused(f"the last {len(last)} rows were all refused: {last[-1].words}"))
             self._settle_doubts()
 
     @property
@@ -151,7 +154,8 @@ class Runner:
         return request
 
     def _judge_doubts(self) -> None:
-        if reason := against_the_run([failed for _, failed in self._doubts]):
+        doubts = [failed for _, failed in self._doubts]
+        if reason := against_the_run(doubts, first=not self._refused):
             self.stop(reason)
 
     def _settle_doubts(self) -> None:

@@ -76,6 +76,7 @@ class Settings(Server):
     structured: bool = False
     sample: PositiveInt | None = None
     seed: int = 0
+    strict: bool = False  # whether a bad row ends the run
     both_orders: bool = False
     names: tuple[str, ...] = ()
     reuse: bool = False  # answers under other settings count
@@ -92,6 +93,7 @@ class Settings(Server):
     batch_requests: Annotated[int, Field(gt=0, le=MOST_REQUESTS)] = MOST_REQUESTS
     batch_tokens: PositiveInt | None = None
     batch_grace: Annotated[float, Field(ge=0)] = 60.0
+    batch_abandon: str | None = None
     metrics_port: Annotated[int, Field(ge=0, le=65535)] | None = None
 
     @property

@@ -219,6 +219,24 @@ def print_result(result: Result, price: Price, told: Estimate | None, run: Path)
         _tell(Text(f"see them: bin/distill status {run}; ask again: bin/distill retry {run}"))
 
 
+def print_bad_rows(results: Mapping[str, Result]) -> None:
+    """The last line of a command that asks, also with --quiet: rows that were left out are never lost
+    among other lines."""
+    bad = {name: result.state for name, result in results.items() if result.state.bad_rows}
+    if not bad:
+        return
+    count = sum(state.bad_rows for state in bad.values())
+    where = (
+        f" ({', '.join(f'{plain(n, 40)} {s.bad_rows:,}' for n, s in bad.items())})" if len(bad) > 1 else ""
+    )
+    first = next(iter(bad.values())).bad_shown[0]
+    said = "row" if count == 1 else "rows"
+    words = (
+        f"{count:,} bad {said} left out{where}; the first is line {first.line}: {plain(first.reason, 200)}"
+    )
+    _tell(Text(words))
+
+
 def _used(utilisation: Mapping[str, Any]) -> list[str]:
     shares = [(name, utilisation.get(name)) for name in ("requests", "tokens")]
     return [f"{name} {percent(share)}" for name, share in shares if share is not None]
