@@ -368,3 +368,28 @@ async def test_replies_without_an_answer_are_no_reason_to_ask(run: Path, pool: P
         assert ended.code == 0, ended.err
         assert len(judge.asked) == asks + 8
         assert len(await export(run)) == 8
+
+
+async def test_an_import_goes_by_what_the_stage_keeps(tmp_path: Path, run: Path, pool: Path) -> None:
+    judge = Judge()
+    more = write_pool(tmp_path / "more.jsonl", [{**row, "output": "Bought."} for row in rows(10)])
+    async with scripted(judge.answer) as url:
+
+        async def imported(*flags: object) -> tuple[int, str]:
+            ended = await distill("import", more, "--run", run, "--model", "gpt-4", *flags)
+            return ended.code, ended.err
+
+        assert (await generate(run, pool, url)).code == 0
+        code, said = await imported("--temperature", 0.5)
+        assert code == 2
+        assert "temperature: 1.0 -> 0.5" in said
+        assert (await imported("--reuse"))[0] == 2
+        assert (await generate(run, pool, url, "--temperature", 0.5, "--reuse")).code == 0
+        code, said = await imported("--temperature", 0.5)
+        assert (code, len(judge.asked)) == (0, 8)
+        assert "2 answers taken in" in said
+        assert [row["output"] for row in await export(run)][8:] == ["Bought.", "Bought."]
+        write_pool(pool, rows(10))
+        assert (await generate(run, pool, url, "--temperature", 0.5)).code == 0
+        assert len(judge.asked) == 8
+    assert len(await export(run)) == 10
