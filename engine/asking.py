@@ -370,6 +370,7 @@ class Asker:
     ) -> None:
         self.limiter.settle(sent.ticket, usage, headers)
         self.budget.settle(sent.worst, cost, lost)
+        self.state.at_risk_micro += lost
 
 
 def size_of(request: Request) -> Size:

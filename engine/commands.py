@@ -38,6 +38,7 @@ def run_estimate(
 
     if pool.is_stream:
         raise UsageError("estimate reads its pool more than once: give a file, not a pipe")
+    asked = 0
     if pilot is not None:
         if run is None:
             raise UsageError("--pilot needs --run DIR: the answers that it buys are kept there")
@@ -47,8 +48,9 @@ def run_estimate(
         result = run_pilot(online, pool, run, pilot, yes, quiet, confirm)
         if result.stopped:
             raise result.stopped
+        asked = result.state.ended
     settings.price()  # raises UsageError before the pool is counted
-    told = estimate_pool(settings, pool, run)
+    told = estimate_pool(settings, pool, run, pilot=asked)
     if as_json:
         sys.stdout.write(orjson.dumps(told.as_json()).decode() + "\n")
         return 0

@@ -105,6 +105,12 @@ def thinking_at(effort: str) -> Thinking:
     return Thinking(**efforts.get(effort, efforts["medium"]))
 
 
+def thinking_source() -> str:
+    """Where the table's tokens of thinking come from."""
+    source = _table()["thinking_source"]
+    return f"{source['name']}, {source['date']}"
+
+
 def check_effort(name: str, model: Model, effort: str | None) -> None:
     """Raises UsageError for an effort that the model is known to refuse."""
     if effort is None or not model.is_known or effort in model.efforts:

@@ -146,7 +146,7 @@ def _later(graph: Graph, ready: Sequence[str], run: Path, course: Course) -> lis
 
 
 def _estimated(job: StageJob, told: Estimate) -> StageJob:
-    return replace(job, estimate=None if job.after else told)
+    return replace(job, estimate=told)
 
 
 @contextlib.contextmanager

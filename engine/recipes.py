@@ -7,6 +7,7 @@ from pathlib import Path
 
 import orjson
 
+from engine.bills import bill_json
 from engine.collect import known_keys
 from engine.graph import Graph
 from engine.job import Result
@@ -93,4 +94,5 @@ def _as_json(result: Result) -> dict[str, object]:
         "outcomes": dict(state.outcomes),
         "cost_usd": state.cost_micro / 1e6,
         "exit_code": result.exit_code,
+        **bill_json(result),
     }

@@ -146,6 +146,13 @@ class Settings(Server):
         bound = self.sent_max_tokens()
         return bound + self.thinking_room if bound and not self.traits.inside else bound
 
+    def answer_bound(self) -> int:
+        """The most tokens that the answer itself may have: what is sent, less the room to think within it;
+        0 for no bound. A bound given with --param leaves no room beside it."""
+        bound = self.sent_max_tokens()
+        own = self.traits.bound not in self.param and self.traits.inside
+        return max(1, bound - self.thinking_room) if bound and own else bound
+
     @property
     def reply_seconds(self) -> float:
         """How long one reply may take."""

@@ -1,7 +1,7 @@
 """Tables for people: an estimate, the end of a run, the status of a run folder."""
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,19 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from engine.estimate import Estimate, Range
+from engine.bills import (
+    bill,
+    bound_words,
+    counts,
+    failed_rows,
+    in_vain,
+    interval,
+    own_counts,
+    said_of,
+    spent_in_vain,
+)
+from engine.completions import Range
+from engine.estimate import Estimate
 from engine.job import Result, StageJob
 from engine.prices import LOCAL, Price
 from engine.settings import Settings
@@ -66,13 +78,16 @@ def print_estimate(told: Estimate, settings: Settings, to_stdout: bool = False, 
     tokens = told.completion_tokens
     count = "exact" if told.exact_tokens else "counted with o200k_base; this model's own differ"
     table = _grid()
-    table.add_row("model", Text(plain(settings.model, 80)))
-    table.add_row("requests", f"{told.requests:,}  ({told.rows:,} rows{done}{bad})")
+    for label, words in _asked(told, settings):
+        table.add_row(label, Text(words))
+    more = f"; {told.replies_per_request:.2f} paid replies each" if told.replies_per_request > 1 else ""
+    table.add_row("requests", f"{told.requests:,}  ({told.rows:,} rows{done}{bad}{more})")
     table.add_row("prompt tokens", f"{told.prompt_tokens:,}  ({count})")
     table.add_row(
-        "completion tokens",
-        f"{tokens.expected:,.0f}  (95 %: {tokens.low:,.0f} to {tokens.high:,.0f}; by {told.completion_from})",
+        "completion tokens", Text(f"{tokens.expected:,.0f}  ({interval(tokens)}; by {told.completion_from})")
     )
+    if thinking := told.thinking_tokens:
+        table.add_row("thinking tokens", f"{thinking.expected:,.0f} of these  ({interval(thinking)})")
     if price := settings.price(batch):
         table.add_row("price", _price(price, told.price_source))
     prices = [("cost", told.cost_usd), ("as a batch", told.batch_cost_usd)]
@@ -87,6 +102,17 @@ def print_estimate(told: Estimate, settings: Settings, to_stdout: bool = False, 
         Console(highlight=False).print(table)
     else:
         _tell(table)
+
+
+def _asked(told: Estimate, settings: Settings) -> Iterator[tuple[str, str]]:
+    """The model, how hard it thinks, and what of the settings reaches it."""
+    thinks = f", thinking at effort {plain(told.effort, 40)}" if told.effort else ""
+    yield "model", f"{plain(settings.model, 80)}{thinks}"
+    if told.bound:
+        yield "bound on a reply", bound_words(told.bound, settings.traits.inside)
+    if told.not_sent:
+        names = ", ".join(f"{name} {value:g}" for name, value in told.not_sent.items())
+        yield "not sent", f"{names}: this model refuses it"
 
 
 def print_plan(
@@ -129,23 +155,32 @@ def print_plan(
 
 
 def print_results(results: Mapping[str, Result], run: Path) -> None:
-    """The end of a recipe: a line for each stage."""
+    """The end of a recipe: a line for each stage, with estimate and bill side by side."""
     table = Table(box=None, pad_edge=False, header_style="dim")
-    for column in ("stage", "done", "failed", "outcomes", "cost", "took"):
+    names = ("stage", "done", "failed", "outcomes", "tokens out", "estimated", "cost", "estimated", "took")
+    for column in names:
         table.add_column(column, justify="left" if column in ("stage", "failed", "outcomes") else "right")
     for name, result in results.items():
-        state = result.state
+        state, told = result.state, said_of(result)
         total = "?" if state.total is None else f"{state.total:,}"
+        cost = told.cost_as_asked(result.is_batch) if told else None
         table.add_row(
             Text(plain(name, 40)),
             f"{state.done:,} of {total}",
-            ", ".join(f"{c} {n:,}" for c, n in sorted(state.failed.items()) if n) or "0",
-            ", ".join(f"{o} {n:,}" for o, n in sorted(state.outcomes.items())) or "-",
+            counts(failed_rows(state)) or "0",
+            counts(state.outcomes) or "-",
+            f"{state.billed_completion:,}",
+            f"{told.completion_tokens.expected:,.0f}" if told else "-",
             dollars(state.cost_micro / 1e6),
+            dollars(cost.expected) if cost else "-",
             duration(result.seconds),
         )
     _tell(table)
     for name, result in results.items():
+        for label, words in in_vain(result.state):
+            _tell(Text(f"stage {plain(name, 40)}: {label}: {words}"))
+        if result.state.estimated:
+            _tell(Text(f"stage {plain(name, 40)}: {own_counts(result.state.estimated)}"))
         if result.stopped:
             _tell(Text(f"distill: {plain(name, 40)}: {plain(str(result.stopped), 600)}", style="bold"))
     if any(result.state.failed.total() for result in results.values()):
@@ -177,17 +212,19 @@ def print_steps(steps: Mapping[str, StepResult], waiting: Mapping[str, str]) -> 
         _tell(Text(f"{plain(name, 40)}: not begun: {plain(why, 600)}"))
 
 
-def print_result(result: Result, price: Price, told: Estimate | None, run: Path) -> None:
+def print_result(result: Result, run: Path) -> None:
     """The end of a run, with estimate and bill side by side."""
     state = result.state
     table = _grid()
     total = "?" if state.total is None else f"{state.total:,}"
     before = f"  ({state.known:,} from before)" if state.known else ""
     table.add_row("done", f"{state.done:,} of {total}{before}")
-    if state.failed.total():
-        table.add_row("failed", ", ".join(f"{c} {n:,}" for c, n in sorted(state.failed.items()) if n))
+    if failed := counts(failed_rows(state)):
+        table.add_row("failed", failed)
     if state.outcomes:
-        table.add_row("outcomes", ", ".join(f"{o} {n:,}" for o, n in sorted(state.outcomes.items())))
+        table.add_row("outcomes", counts(state.outcomes))
+    for label, words in in_vain(state):
+        table.add_row(label, words)
     if state.bad_rows:
         table.add_row("bad rows", f"{state.bad_rows:,} left out")
         for bad in state.bad_shown:
@@ -203,7 +240,9 @@ def print_result(result: Result, price: Price, told: Estimate | None, run: Path)
         ratio = state.billed_ratio
         if ratio and abs(ratio - 1) > 0.005:
             table.add_row("tokens", f"billed prompt tokens are {ratio:.2f} of what was counted")
-        _add_bill(table, result, price, told)
+    if state.asked:
+        for label, words in bill(result):
+            table.add_row(label, words)
     _tell(table)
     if result.stopped:
         _tell(Text(f"distill: {plain(str(result.stopped), 600)}", style="bold"))
@@ -214,28 +253,6 @@ def print_result(result: Result, price: Price, told: Estimate | None, run: Path)
 def _used(utilisation: Mapping[str, Any]) -> list[str]:
     shares = [(name, utilisation.get(name)) for name in ("requests", "tokens")]
     return [f"{name} {percent(share)}" for name, share in shares if share is not None]
-
-
-def _add_bill(table: Table, result: Result, price: Price, told: Estimate | None) -> None:
-    state = result.state
-    if told is not None and told.requests:
-        mean = told.completion_tokens.expected / told.requests
-        price = price.at(state.counted_prompt / max(1, state.answered))
-        estimated = state.counted_prompt * float(price.prompt) + state.answered * (
-            mean * float(price.completion) + float(price.request)
-        )
-        table.add_row(
-            "completion tokens",
-            f"estimated {state.answered * mean:,.0f}, billed {state.completion_tokens:,}",
-        )
-        if not price.free:
-            ratio = f"  ({state.cost_micro / estimated:.2f} of it)" if estimated else ""
-            table.add_row(
-                "cost",
-                f"estimated {dollars(estimated / 1e6)}, billed {dollars(state.cost_micro / 1e6)}{ratio}",
-            )
-    elif not price.free:
-        table.add_row("cost", f"billed {dollars(state.cost_micro / 1e6)}")
 
 
 def print_status(status: Mapping[str, Any]) -> None:
@@ -257,6 +274,9 @@ def print_status(status: Mapping[str, Any]) -> None:
             dollars(s["cost_usd"]),
         )
     console.print(table)
+    for name, s in status["stages"].items():
+        for words in spent_in_vain(s):
+            console.print(Text(f"stage {plain(name, 40)}: {words}"))
     console.print(f"spent {dollars(status['spent_usd'])}", end="")
     used = _used(status["utilisation"])
     console.print(f"; of the limit: {', '.join(used)}" if used else "")

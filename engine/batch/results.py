@@ -170,6 +170,7 @@ class Collector:
         del reading.waiting[entry.key]
         batches.settled(self.ledger, entry.attempt)
         self.budget.settle(entry.worst, cost, lost)
+        self.state.at_risk_micro += lost
         self.state.in_flight -= 1
 
     def _answered(self, reading: _Reading, entry: Enqueued, line: Line, reply: Reply) -> None:
