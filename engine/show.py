@@ -83,11 +83,10 @@ def print_estimate(told: Estimate, settings: Settings, to_stdout: bool = False, 
     more = f"; {told.replies_per_request:.2f} paid replies each" if told.replies_per_request > 1 else ""
     table.add_row("requests", f"{told.requests:,}  ({told.rows:,} rows{done}{bad}{more})")
     table.add_row("prompt tokens", f"{told.prompt_tokens:,}  ({count})")
-    table.add_row(
-        "completion tokens", Text(f"{tokens.expected:,.0f}  ({interval(tokens)}; by {told.completion_from})")
-    )
+    table.add_row("completion tokens", f"{tokens.expected:,.0f}  ({interval(tokens)})")
     if thinking := told.thinking_tokens:
         table.add_row("thinking tokens", f"{thinking.expected:,.0f} of these  ({interval(thinking)})")
+    table.add_row("by", Text(told.completion_from))
     if price := settings.price(batch):
         table.add_row("price", _price(price, told.price_source))
     prices = [("cost", told.cost_usd), ("as a batch", told.batch_cost_usd)]
@@ -120,7 +119,8 @@ def print_plan(
 ) -> None:
     """A recipe's stages with the estimate of each and the sum."""
     table = Table(box=None, pad_edge=False, header_style="dim")
-    for column in ("stage", "task", "teacher", "requests", "tokens in", "tokens out", "cost", "time"):
+    names = ("stage", "task", "teacher", "requests", "tokens in", "tokens out", "thinking", "cost", "time")
+    for column in names:
         left = column in ("stage", "task", "teacher")
         table.add_column(column, justify="left" if left else "right", no_wrap=column == "stage")
     for name, (job, told) in planned.items():
@@ -132,6 +132,7 @@ def print_plan(
             f"{told.requests:,}",
             f"{told.prompt_tokens:,}",
             f"{told.completion_tokens.expected:,.0f}",
+            f"{told.thinking_tokens.expected:,.0f}" if told.thinking_tokens else "-",
             "?" if cost is None else dollars(cost.expected),
             duration(told.seconds.expected),
         )
@@ -145,6 +146,10 @@ def print_plan(
         plain(j.settings.teacher, 24) for j, t in planned.values() if LOCAL in t.price_source
     )
     words += f"\n{TAKEN_AS_FREE}: {', '.join(free)}" if free else ""
+    for name, (job, told) in planned.items():
+        if told.effort or told.not_sent:
+            asked = "; ".join(f"{label}: {text}" for label, text in _asked(told, job.settings))
+            words += f"\nstage {plain(name, 40)}: {asked}"
     if any(job.after for job, _ in planned.values()):
         words += "\nstages after others are estimated from imagined answers of the usual length"
     if to_stdout:

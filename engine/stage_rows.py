@@ -16,7 +16,7 @@ from typing import Any
 
 import orjson
 
-from engine.replies import text_of
+from engine.replies import stored_answer
 from engine.rows import Gone, Placed, Progress, Reach
 from store.read import is_complete
 from store.records import BadRow, Item, Outcome
@@ -69,8 +69,8 @@ class _Above:
         for position, item, is_waiting, outcome, raw in rows:
             record = None
             if outcome in self.upstream.outcomes:
-                text = text_of(raw.encode() if isinstance(raw, str) else raw)
-                record = self.upstream.read(orjson.loads(item), text)
+                read = stored_answer(raw.encode() if isinstance(raw, str) else raw)
+                record = self.upstream.read(orjson.loads(item), read[0]) if read else None
             found[position] = _Found(bool(is_waiting), record)
         if self.reach:
             waited = self.reach.pending

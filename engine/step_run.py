@@ -100,7 +100,7 @@ def _exported(recipe: Recipe, folder: Path, run: Path, given: OfStage) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     out = folder / f"{given.stage}.jsonl"
     format = given.format or SHAPES[recipe.stage[given.stage].task][0]
-    export_stage(run, format, out, given.stage, given.outcome, given.min_margin)
+    export_stage(run, format, out, given.stage, given.outcome, given.min_margin, given.reasoning)
     return out
 
 

@@ -5,6 +5,7 @@ name and renamed when it is whole, so that nobody ever reads half a data set.
 """
 
 import sqlite3
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,7 +41,7 @@ WHERE a.stage = ? ORDER BY a.position, a.sample
 @dataclass(frozen=True, slots=True)
 class Stored:
     """A row of a stage with the reply to one of its samples, as they lie in the ledger. `item`: the
-    row's JSON as an object."""
+    row's JSON as an object. text, reasoning: what whoever reads `raw` finds in it."""
 
     position: int
     sample: int
@@ -48,34 +49,53 @@ class Stored:
     raw: bytes
     outcome: str
     model: str
+    text: str = ""
+    reasoning: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A line of an export: the pool's row with the teacher's words as its output."""
+    """A line of an export: the pool's row with the teacher's words as its output. reasoning: the thinking
+    before it; None where the data set has none."""
 
     item: Instruction
     sample: int
     outcome: str
     model: str
+    reasoning: str | None = None
 
 
 def stored(
-    reader: sqlite3.Connection, stage: int, outcomes: Sequence[str], unparsed: bool = False
+    reader: sqlite3.Connection,
+    stage: int,
+    outcomes: Sequence[str],
+    unparsed: bool = False,
+    left_out: Counter[str] | None = None,
 ) -> Iterator[Stored]:
-    """In pool order. `unparsed`: with the rows of which no reply could be read."""
+    """In pool order. `unparsed`: with the rows of which no reply could be read. `left_out` counts rows by
+    their outcome that is not asked for."""
     rows = reader.execute(_ASKED if unparsed else _ANSWERS, (stage << STAGE_SHIFT, stage))
     for position, sample, item, raw, outcome, model in rows:
         if outcome in outcomes or outcome == "unparsed":
             body = raw.encode() if isinstance(raw, str) else raw
             yield Stored(position, sample, orjson.loads(item), body, outcome, model)
+        elif left_out is not None:
+            left_out[outcome] += 1
 
 
-def write(path: Path, format: str, rows: Iterator[Answer], samples: int, system: str | None) -> int:
-    """Writes all rows; returns how many. Raises UsageError, StorageError with the old file untouched."""
+def write(
+    path: Path,
+    format: str,
+    rows: Iterator[Answer],
+    samples: int,
+    system: str | None,
+    reasoning: bool = False,
+) -> int:
+    """Writes all rows; returns how many. `reasoning`: they have thinking, which gets a place of its own.
+    Raises UsageError, StorageError with the old file untouched."""
     if format == "parquet":
         with replacing(path) as file:
-            return _write_parquet(file, rows, samples)
+            return _write_parquet(file, rows, samples, reasoning)
     return write_lines(path, map(_chat_line(system) if format == "chat" else _alpaca_line(samples), rows))
 
 
@@ -94,6 +114,8 @@ def _alpaca_line(samples: int) -> Callable[[Answer], bytes]:
             "output": item.output,
             "id": item.id,
         }
+        if answer.reasoning is not None:
+            row["reasoning"] = answer.reasoning
         return orjson.dumps({**row, "sample": answer.sample} if samples > 1 else row)
 
     return line
@@ -109,8 +131,10 @@ def _chat_line(system: str | None) -> Callable[[Answer], bytes]:
 
     def line(answer: Answer) -> bytes:
         item = answer.item
-        turns = [{"role": "user", "content": question(item)}, {"role": "assistant", "content": item.output}]
-        return orjson.dumps({"messages": [*head, *turns]})
+        said = {"role": "assistant", "content": item.output}
+        if answer.reasoning is not None:
+            said["reasoning_content"] = answer.reasoning
+        return orjson.dumps({"messages": [*head, {"role": "user", "content": question(item)}, said]})
 
     return line
 
@@ -133,20 +157,17 @@ def _write_list(file: IO[bytes], lines: Iterator[bytes]) -> int:
     return count
 
 
-def _write_parquet(file: IO[bytes], rows: Iterator[Answer], samples: int) -> int:
+def _write_parquet(file: IO[bytes], rows: Iterator[Answer], samples: int, reasoning: bool) -> int:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    names = ["instruction", "input", "output", "id", "sample", "outcome", "model"]
-    types = [pa.string()] * 4 + [pa.int32(), pa.string(), pa.string()]
-    schema = pa.schema(list(zip(names, types, strict=True)))
+    own = ["instruction", "input", "output", "id"]
+    names = [*own, "sample", "outcome", "model", *(["reasoning"] if reasoning else [])]
+    schema = pa.schema([(name, pa.int32() if name == "sample" else pa.string()) for name in names])
     count = 0
     with pq.ParquetWriter(file, schema) as writer:
         while batch := [row for _, row in zip(range(PARQUET_ROWS), rows, strict=False)]:
-            columns = [
-                [getattr(a.item, name) if name in names[:4] else getattr(a, name) for a in batch]
-                for name in names
-            ]
+            columns = [[getattr(a.item if name in own else a, name) for a in batch] for name in names]
             writer.write_table(pa.table(dict(zip(names, columns, strict=True)), schema))
             count += len(batch)
     return count
