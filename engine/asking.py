@@ -232,7 +232,7 @@ class Asker:
         if not 200 <= answer.status < 300:
             if is_filtered(answer.status, answer.raw):
                 return FILTERED_REPLY
-            raise self._refusal(read_error(answer.status, answer.headers, answer.raw))
+            raise self._refusal(read_error(answer.status, answer.headers, answer.raw), answer.status)
         try:
             return read_reply(answer.raw)
         except BadReply:
@@ -241,10 +241,13 @@ class Asker:
             if isinstance(error, RowRefused) and error.about == "filter":
                 return replace(FILTERED_REPLY, claim=error.claim)
             self._keep(sent, error)
-            raise self._refusal(error) from None
+            raise self._refusal(error, answer.status) from None
 
-    def _refusal(self, error: AskError | RunStopped) -> AskError | RunStopped:
-        """A server that has answered nothing yet and forbids all is refusing the run, not the row."""
+    def _refusal(self, error: AskError | RunStopped, status: int) -> AskError | RunStopped:
+        """A server that has answered nothing yet and forbids all is refusing the run, not the row; one that
+        has answered, and sends a single request elsewhere, is refusing that."""
+        if self.endpoint.proven and isinstance(error, AddressWrong):
+            return RowRefused(str(error), status, "bad_request")
         if self.endpoint.proven or not isinstance(error, RowRefused):
             return error
         if error.status == 403:

@@ -14,7 +14,8 @@ from engine.roles import plan_of
 from engine.rows import Numbered
 from engine.session import run_job
 from engine.settings import MOST_CONCURRENT, Settings
-from engine.show import TAKEN_AS_FREE, print_estimate, print_result
+from engine.show import TAKEN_AS_FREE, print_estimate
+from engine.show_results import print_bad_rows, print_result
 from engine.terminal import dollars, tell
 from engine.tokens import tokenizer_for
 from store.bills import paid_requests
@@ -170,6 +171,7 @@ def collect(settings: Settings, pool: Surveyed, run: Path, yes: bool, quiet: boo
         (result,) = run_job(Job([job], run, index, settings.budget, quiet, settings.metrics_port))
     if not quiet or result.exit_code:
         print_result(result, run)
+    print_bad_rows({settings.stage: result})
     return result.exit_code
 
 

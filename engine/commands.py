@@ -9,6 +9,7 @@ import orjson
 
 from engine.rereading import read_again
 from engine.settings import Settings
+from engine.terminal import plain
 
 if TYPE_CHECKING:
     from engine.estimate import Surveyed
@@ -16,7 +17,7 @@ from store.errors import PoolError, UsageError
 from store.folder import held, ledger_path
 from store.pool import Pool
 from store.read import has_rows, stage_of
-from store.records import CAUSES, UNUSABLE
+from store.records import CAUSES, UNUSABLE, BadRow
 
 IMPORTED = "imported"
 IMPORT_BATCH = 1000
@@ -103,21 +104,24 @@ def run_import(settings: Settings, source: str, run: Path) -> int:
 
     with held(run):
         connect_writer(run).close()
-        taken, known, empty = asyncio.run(_import(settings, source, run))
+        taken, known, empty, bad, first = asyncio.run(_import(settings, source, run))
+    why = f"; the first is line {first.line}: {plain(first.reason, 200)}" if first else ""
+    left_out = f"; {bad:,} bad rows left out{why}" if bad else ""
     if not (taken or known):
-        raise PoolError(f"no row of {source} has an `output`; expected Alpaca's shape")
+        raise PoolError(f"no row of {source} has an `output`; expected Alpaca's shape{left_out}")
     print(
-        f"{taken:,} answers taken in, {known:,} were there already, {empty:,} rows had none",
+        f"{taken:,} answers taken in, {known:,} were there already, {empty:,} rows had none{left_out}",
         file=sys.stderr,
     )
     return 0
 
 
-async def _import(settings: Settings, source: str, run: Path) -> tuple[int, int, int]:
+async def _import(settings: Settings, source: str, run: Path) -> tuple[int, int, int, int, BadRow | None]:
     from engine.collect import known_keys
     from engine.feed import Feed, FeedThread, Placement
     from engine.roles import plan_of
     from engine.rows import Numbered
+    from engine.sources import checked
     from engine.tokens import tokenizer_for
     from store.index import ANSWERED
     from store.ledger import Ledger
@@ -141,8 +145,9 @@ async def _import(settings: Settings, source: str, run: Path) -> tuple[int, int,
                 ledger.add(p.new)
 
         thread = FeedThread(run, known_keys(run))
-        feed = Feed(Numbered(Pool(source)), plan, stage, thread, place, keep_output=True)
-        taken = known = empty = 0
+        feed = Feed(Numbered(checked(settings, Pool(source))), plan, stage, thread, place, keep_output=True)
+        taken = known = empty = bad = 0
+        first: BadRow | None = None
         while True:
             chunk = await feed.chunk(IMPORT_BATCH)
             for request, output in zip(chunk.due, chunk.outputs, strict=True):
@@ -164,10 +169,12 @@ async def _import(settings: Settings, source: str, run: Path) -> tuple[int, int,
                 feed.index.mark(request.id, ANSWERED)
                 taken += 1
             known += chunk.known[ANSWERED]
+            bad += len(chunk.bad)
+            first = first or next(iter(chunk.bad), None)
             await ledger.committed()
             if chunk.ended:
                 thread.close()
-                return taken, known, empty
+                return taken, known, empty, bad, first
     finally:
         await ledger.close()
 

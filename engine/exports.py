@@ -28,6 +28,7 @@ from engine.settings import Settings
 from engine.tasks.task import Task
 from store.errors import UsageError
 from store.export import Answer, Stored, question, stored, write, write_lines
+from store.files import is_stdout
 from store.read import connect_reader, stage_of
 from store.records import OUTCOMES, Instruction
 
@@ -68,7 +69,8 @@ def run_export(
 ) -> None:
     """Writes the data set and says what it left out. Raises UsageError."""
     found = export_stage(run, format, out, stage, outcome, min_margin, reasoning)
-    print(f"{found.rows:,} rows written to {out}{found.words}", file=sys.stderr)
+    where = "standard output" if is_stdout(out) else out
+    print(f"{found.rows:,} rows written to {where}{found.words}", file=sys.stderr)
 
 
 def export_stage(

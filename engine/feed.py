@@ -21,6 +21,7 @@ from engine.known import Known
 from engine.rows import NOTHING, Gone, Placed, Reach, Rows
 from engine.tasks.task import Task
 from engine.tokens import Tokenizer
+from store.errors import PoolError
 from store.index import ANSWERED, DUE, FAILED, TAKEN, KeyIndex
 from store.read import Page, has_row, placed_page
 from store.records import BadRow, Instruction, Item, Request
@@ -152,6 +153,7 @@ class Feed:
         self._page: Page = ({}, [])
         self._page_start = -PAGE
         self._iterator: Iterator[Placed | BadRow | Gone | None] | None = None
+        self._broken: PoolError | None = None  # told when the rows before it have been handed over
 
     async def chunk(self, want: int) -> Chunk:
         """The next stretch. It may hold no due request and not be the end. Raises PoolError."""
@@ -186,6 +188,8 @@ class Feed:
         return next(self._iterator)
 
     def _collect(self, want: int) -> Chunk:
+        if self._broken:
+            raise self._broken
         chunk = Chunk()
         deadline = time.monotonic() + SLICE_SECONDS
         want = 1 if self._rows.is_stream else want
@@ -194,6 +198,9 @@ class Feed:
                 row = self._next()
             except StopIteration:
                 chunk.ended = True
+                break
+            except PoolError as error:
+                self._broken = error
                 break
             if row is None:
                 chunk.dry = True

@@ -133,6 +133,10 @@ def engine_options(
     seed: Annotated[
         int, _option("--seed", text="for what is drawn at random here [0]; it is not sent", panel=PANEL_HOW)
     ] = 0,
+    strict: Annotated[
+        bool,
+        _option("--strict", text="exit 2 if a row cannot be used; it is left out otherwise", panel=PANEL_HOW),
+    ] = False,
     limit: Annotated[
         int | None,
         _option("--limit", text="only the first N pool rows", panel=PANEL_HOW, metavar="N"),

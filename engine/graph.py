@@ -77,7 +77,8 @@ class Graph:
         """The rows of a stage for its estimate: those of its files, or imagined ones."""
         if not self.recipe.upstream(name):
             return self._files(name)
-        make, _ = self._make(name)
+        members = self._members(name)
+        make = members.contests if members else _as_they_are
         above = self.recipe.upstream(name)
         stages = [(self.imagined(one), role(self.settings[one]), self.settings[one].limit) for one in above]
         return _Imagined(stages, make)
@@ -85,9 +86,11 @@ class Graph:
     def _rows(self, name: str) -> Rows:
         if not self.recipe.upstream(name):
             return Numbered(self._files(name))
-        make, each = self._make(name)
         above = [self._upstream(one, name) for one in self.recipe.upstream(name)]
-        return StageRows(above, make, each, self.settings[name].limit)
+        limit, members = self.settings[name].limit, self._members(name)
+        if members is None:
+            return StageRows(above, _as_they_are, 1, limit)
+        return StageRows(above, members.contests, members.each, limit, members.bad_rows)
 
     def _files(self, name: str) -> Surveyed:
         stage, settings, path = self.recipe.stage[name], self.settings[name], self.recipe.path
@@ -97,15 +100,14 @@ class Graph:
         questions = path(stage.questions) if stage.questions else None
         return contests_of(settings, [path(member) for member in stage.named], questions)
 
-    def _make(self, name: str) -> tuple[Callable[[Sequence[Any]], Sequence[Item]], int]:
-        """How the records of the stages before become rows of this one, and how many of each."""
+    def _members(self, name: str) -> Members | None:
+        """How the records of the stages before become contests; None where they are rows as they are."""
         stage = self.recipe.stage[name]
         if stage.task in POOLED:
-            return lambda records: [record for record in records if record is not None], 1
+            return None
         stages = [place for place, member in enumerate(stage.named) if member in self.recipe.stage]
         members = [m if m in self.recipe.stage else self.recipe.path(m) for m in stage.named]
-        found = Members(self.settings[name], members, stages)
-        return found.contests, found.each
+        return Members(self.settings[name], members, stages)
 
     def _upstream(self, name: str, reader: str) -> Upstream:
         """What a stage takes from another. Models' answers are compared as they are: an empty one too is
@@ -114,6 +116,10 @@ class Graph:
         compares = self.recipe.stage[reader].task not in POOLED
         outcomes: tuple[Outcome, ...] = (*USABLE, "empty") if compares else USABLE
         return Upstream(name, lambda row, text: task.record(task.decode(row), text), outcomes)
+
+
+def _as_they_are(records: Sequence[Any]) -> Sequence[Item]:
+    return [record for record in records if record is not None]
 
 
 class _Imagined:
@@ -152,6 +158,7 @@ def _settings(recipe: Recipe, name: str, served: Served) -> Settings:
         given[key] = getattr(teacher, key) if getattr(stage, key) is None else getattr(stage, key)
     for key, usual in DEFAULTS[stage.task].items():
         given[key] = usual if getattr(stage, key) is None else getattr(stage, key)
+    given["strict"] = recipe.strict if stage.strict is None else stage.strict
     if stage.task == "compare":
         given["both_orders"] = True
     try:

@@ -93,6 +93,7 @@ class StageTable(Thought):
     structured: bool = False
     sample: PositiveInt | None = None
     seed: int = 0
+    strict: bool | None = None
     limit: PositiveInt | None = None
     samples: PositiveInt = 1
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
@@ -152,6 +153,7 @@ class Recipe(Table):
     """Teachers, stages and steps by name; stages and steps are its nodes."""
 
     budget: Annotated[float, Field(ge=0)] | None = None
+    strict: bool = False
     teacher: dict[Name, TeacherTable]
     stage: dict[Name, StageTable]
     step: dict[Name, StepTable] = {}

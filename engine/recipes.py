@@ -15,7 +15,8 @@ from engine.phases import Course, How, run_phases
 from engine.recipe import load
 from engine.recipe_plan import plan_stages, show_plan, unserved
 from engine.recipe_tables import Recipe
-from engine.show import print_results, print_steps
+from engine.show import print_steps
+from engine.show_results import print_bad_rows, print_results
 from engine.step_commands import Commands
 from engine.step_records import is_whole, record_of
 from engine.steps import placed, steps_of
@@ -49,6 +50,7 @@ def run_recipe(
     elif not how.quiet or course.exit_code:
         print_results(course.results, run)
         print_steps(course.steps, course.waiting)
+    print_bad_rows(course.results)
     return course.exit_code
 
 

@@ -127,7 +127,8 @@ def read_error(status: int, headers: Mapping[str, str], raw: bytes) -> AskError 
     """The error for a status other than 2xx, in the server's own words."""
     refusal = read_refusal(raw)
     if status in _REDIRECTS:
-        return AddressWrong(f"HTTP {status}: the server is elsewhere{_place(headers.get('location'))}")
+        said = refusal.message or "the server has moved"
+        return AddressWrong(f"HTTP {status}: {said}{_place(headers.get('location'))}")
     return _error(status, headers, refusal)
 
 

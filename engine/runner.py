@@ -83,6 +83,8 @@ class Runner:
                 self._producer.cancel()
             await asyncio.wait([self._producer])
             await landed(self._tasks, self._changed, lambda: self._drain)
+            if are_in_a_row(last := [failed for _, failed in self._refused]):
+                self.stop(AllRefused(f"the last {len(last)} rows were all refused: {last[-1].words}"))
             self._settle_doubts()
 
     @property

@@ -166,7 +166,9 @@ async def _run_stage(stage: Stage) -> None:
         and stage.runner.intake.feed.rows_read == 0
         and not stage.job.after
     ):
-        stage.stopped = PoolError(f"no usable row in pool ({state.bad_rows} bad rows)")
+        why = "; ".join(f"line {bad.line}: {bad.reason}" for bad in state.bad_shown[:1])
+        rows = f"{state.bad_rows:,} bad rows; {why}" if why else "it is empty"
+        stage.stopped = PoolError(f"no usable row in pool {stage.job.rows.source} ({rows})")
     code = stage.stopped.exit_code if stage.stopped else (1 if state.failed.total() else 0)
     used, seconds = stage.view.teacher.utilisation(), time.monotonic() - stage.started
     told, batch = stage.job.estimate, stage.job.settings.batch

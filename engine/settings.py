@@ -76,6 +76,7 @@ class Settings(Server):
     structured: bool = False
     sample: PositiveInt | None = None
     seed: int = 0
+    strict: bool = False  # whether a bad row ends the run
     both_orders: bool = False
     names: tuple[str, ...] = ()
     attempts: PositiveInt = 8

@@ -1,9 +1,8 @@
-"""Tables for people: an estimate, the end of a run, the status of a run folder."""
+"""Tables for people: an estimate, a recipe's plan and steps, the status of a run folder."""
 
 import sys
 from collections.abc import Iterator, Mapping
 from decimal import Decimal
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -11,19 +10,13 @@ from rich.table import Table
 from rich.text import Text
 
 from engine.bills import (
-    bill,
     bound_words,
-    counts,
-    failed_rows,
-    in_vain,
     interval,
-    own_counts,
-    said_of,
     spent_in_vain,
 )
 from engine.completions import Range
 from engine.estimate import Estimate
-from engine.job import Result, StageJob
+from engine.job import StageJob
 from engine.prices import LOCAL, Price
 from engine.settings import Settings
 from engine.step_records import StepResult
@@ -32,14 +25,15 @@ from engine.terminal import dollars, duration, exact_dollars, percent, plain, te
 TAKEN_AS_FREE = "taken as free: a local server"
 
 
-def _grid() -> Table:
+def grid() -> Table:
+    """Labels and texts."""
     table = Table.grid(padding=(0, 2))
     table.add_column(justify="right", style="dim", no_wrap=True)
     table.add_column(overflow="fold")
     return table
 
 
-def _tell(shown: Table | Text) -> None:
+def tell_shown(shown: Table | Text) -> None:
     """On stderr, which may be gone."""
     console = Console(stderr=True, highlight=False, soft_wrap=isinstance(shown, Text))
     with console.capture() as captured:
@@ -77,7 +71,7 @@ def print_estimate(told: Estimate, settings: Settings, to_stdout: bool = False, 
     bad = f", {told.bad_rows:,} bad rows" if told.bad_rows else ""
     tokens = told.completion_tokens
     count = "exact" if told.exact_tokens else "counted with o200k_base; this model's own differ"
-    table = _grid()
+    table = grid()
     for label, words in _asked(told, settings):
         table.add_row(label, Text(words))
     more = f"; {told.replies_per_request:.2f} paid replies each" if told.replies_per_request > 1 else ""
@@ -100,7 +94,7 @@ def print_estimate(told: Estimate, settings: Settings, to_stdout: bool = False, 
     if to_stdout:
         Console(highlight=False).print(table)
     else:
-        _tell(table)
+        tell_shown(table)
 
 
 def _asked(told: Estimate, settings: Settings) -> Iterator[tuple[str, str]]:
@@ -155,41 +149,8 @@ def print_plan(
     if to_stdout:
         Console(highlight=False).print(table, Text(words))
     else:
-        _tell(table)
-        _tell(Text(words))
-
-
-def print_results(results: Mapping[str, Result], run: Path) -> None:
-    """The end of a recipe: a line for each stage, with estimate and bill side by side."""
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    names = ("stage", "done", "failed", "outcomes", "tokens out", "estimated", "cost", "estimated", "took")
-    for column in names:
-        table.add_column(column, justify="left" if column in ("stage", "failed", "outcomes") else "right")
-    for name, result in results.items():
-        state, told = result.state, said_of(result)
-        total = "?" if state.total is None else f"{state.total:,}"
-        cost = told.cost_as_asked(result.is_batch) if told else None
-        table.add_row(
-            Text(plain(name, 40)),
-            f"{state.done:,} of {total}",
-            counts(failed_rows(state)) or "0",
-            counts(state.outcomes) or "-",
-            f"{state.billed_completion:,}",
-            f"{told.completion_tokens.expected:,.0f}" if told else "-",
-            dollars(state.cost_micro / 1e6),
-            dollars(cost.expected) if cost else "-",
-            duration(result.seconds),
-        )
-    _tell(table)
-    for name, result in results.items():
-        for label, words in in_vain(result.state):
-            _tell(Text(f"stage {plain(name, 40)}: {label}: {words}"))
-        if result.state.estimated:
-            _tell(Text(f"stage {plain(name, 40)}: {own_counts(result.state.estimated)}"))
-        if result.stopped:
-            _tell(Text(f"distill: {plain(name, 40)}: {plain(str(result.stopped), 600)}", style="bold"))
-    if any(result.state.failed.total() for result in results.values()):
-        _tell(Text(f"see them: bin/distill status {run}; ask again: bin/distill retry {run}"))
+        tell_shown(table)
+        tell_shown(Text(words))
 
 
 def print_planned_steps(steps: Mapping[str, Mapping[str, Any]]) -> None:
@@ -212,50 +173,13 @@ def print_steps(steps: Mapping[str, StepResult], waiting: Mapping[str, str]) -> 
     for name, result in steps.items():
         words = {"known": "done before", "done": f"done in {duration(result.seconds)}"}.get(result.state)
         said = words or f"{result.state}: {plain(result.why, 600)}"
-        _tell(Text(f"step {plain(name, 40)}: {said}", style="" if words else "bold"))
+        tell_shown(Text(f"step {plain(name, 40)}: {said}", style="" if words else "bold"))
     for name, why in waiting.items():
-        _tell(Text(f"{plain(name, 40)}: not begun: {plain(why, 600)}"))
+        tell_shown(Text(f"{plain(name, 40)}: not begun: {plain(why, 600)}"))
 
 
-def print_result(result: Result, run: Path) -> None:
-    """The end of a run, with estimate and bill side by side."""
-    state = result.state
-    table = _grid()
-    total = "?" if state.total is None else f"{state.total:,}"
-    before = f"  ({state.known:,} from before)" if state.known else ""
-    table.add_row("done", f"{state.done:,} of {total}{before}")
-    if failed := counts(failed_rows(state)):
-        table.add_row("failed", failed)
-    if state.outcomes:
-        table.add_row("outcomes", counts(state.outcomes))
-    for label, words in in_vain(state):
-        table.add_row(label, words)
-    if state.bad_rows:
-        table.add_row("bad rows", f"{state.bad_rows:,} left out")
-        for bad in state.bad_shown:
-            table.add_row("", Text(f"line {bad.line}: {plain(bad.reason, 100)}"))
-    if state.answered:
-        speed = state.answered / max(result.seconds, 1e-9)
-        table.add_row(
-            "asked", f"{state.asked:,} in {duration(result.seconds)} ({speed:.1f} answers a second)"
-        )
-        used = _used(result.utilisation)
-        if used:
-            table.add_row("of the limit", ", ".join(used) + f"; {state.limited:,} x 429")
-        ratio = state.billed_ratio
-        if ratio and abs(ratio - 1) > 0.005:
-            table.add_row("tokens", f"billed prompt tokens are {ratio:.2f} of what was counted")
-    if state.asked:
-        for label, words in bill(result):
-            table.add_row(label, words)
-    _tell(table)
-    if result.stopped:
-        _tell(Text(f"distill: {plain(str(result.stopped), 600)}", style="bold"))
-    elif state.failed.total():
-        _tell(Text(f"see them: bin/distill status {run}; ask again: bin/distill retry {run}"))
-
-
-def _used(utilisation: Mapping[str, Any]) -> list[str]:
+def used_words(utilisation: Mapping[str, Any]) -> list[str]:
+    """How much of which limit was used."""
     shares = [(name, utilisation.get(name)) for name in ("requests", "tokens")]
     return [f"{name} {percent(share)}" for name, share in shares if share is not None]
 
@@ -283,12 +207,12 @@ def print_status(status: Mapping[str, Any]) -> None:
         for words in spent_in_vain(s):
             console.print(Text(f"stage {plain(name, 40)}: {words}"))
     console.print(f"spent {dollars(status['spent_usd'])}", end="")
-    used = _used(status["utilisation"])
+    used = used_words(status["utilisation"])
     console.print(f"; of the limit: {', '.join(used)}" if used else "")
     for url, e in status["endpoints"].items():
         if not (e["answered"] or e["cost_usd"]):
             continue
-        limits = _used(e["utilisation"])
+        limits = used_words(e["utilisation"])
         of_limit = f"; of its limit: {', '.join(limits)}" if limits else ""
         words = f"{plain(url, 100)}: {e['answered']:,} answers, {dollars(e['cost_usd'])}{of_limit}"
         console.print(Text(words))

@@ -94,8 +94,11 @@ class StageRows:
         make: Callable[[Sequence[Any]], Sequence[Item]],
         each: int = 1,
         limit: int | None = None,
+        bad: Callable[[], Iterator[BadRow]] | None = None,
     ) -> None:
+        """`bad`: the rows of files beside the stages that could not be read."""
         self._stages, self._make, self._each, self._limit = stages, make, each, limit
+        self._bad = bad
         self.source = " + ".join(f"stage {upstream.stage}" for upstream in stages)
         self._followed: dict[str, Progress] = {}
         self._waiting: set[int] = set()
@@ -111,6 +114,8 @@ class StageRows:
 
     def placed(self, reader: sqlite3.Connection) -> Iterator[Placed | BadRow | Gone | None]:
         """Raises KeyError for a stage that the ledger does not know."""
+        if self._bad:
+            yield from self._bad()
         numbers = dict(reader.execute("SELECT name, id FROM stages").fetchall())
         above = [
             _Above(numbers[u.stage], u, u.stage in self._followed or is_complete(reader, numbers[u.stage]))

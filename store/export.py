@@ -4,7 +4,9 @@ Alpaca's shape (JSON list or JSONL), OpenAI chat JSONL, Parquet. The file is wri
 name and renamed when it is whole, so that nobody ever reads half a data set.
 """
 
+import shutil
 import sqlite3
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +15,7 @@ from typing import IO, Any
 
 import orjson
 
-from store.files import replacing
+from store.files import is_plain, replacing
 from store.records import Instruction
 from store.schema import STAGE_SHIFT
 
@@ -93,9 +95,15 @@ def write(
 ) -> int:
     """Writes all rows; returns how many. `reasoning`: they have thinking, which gets a place of its own.
     Raises UsageError, StorageError with the old file untouched."""
-    if format == "parquet":
+    if format == "parquet" and is_plain(path):
         with replacing(path) as file:
             return _write_parquet(file, rows, samples, reasoning)
+    if format == "parquet":  # it counts its bytes from the beginning, which a pipe or device cannot tell
+        with tempfile.TemporaryFile() as spooled, replacing(path) as file:
+            count = _write_parquet(spooled, rows, samples, reasoning)
+            spooled.seek(0)
+            shutil.copyfileobj(spooled, file)
+            return count
     return write_lines(path, map(_chat_line(system) if format == "chat" else _alpaca_line(samples), rows))
 
 

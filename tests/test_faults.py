@@ -105,12 +105,14 @@ async def test_a_reply_that_cannot_be_read_is_stored_counted_and_asked_again(
 ) -> None:
     kinds = ("truncate", "malformed", "empty")
     money = ("--price-in", 10, "--price-out", 30, "--yes")
-    told = await ask(tmp_path, Config(**{f"p_{kind}": 0.1 for kind in kinds}, seed=4), *money)
+    config = Config(**{f"p_{kind}": 0.1 for kind in kinds}, seed=4)
+    told = await ask(tmp_path, config, "--attempts-empty", 8, *money)
     assert_all_answered(told)
     drawn = told.counts.faults
     assert all(drawn[kind] for kind in kinds)
-    bad = drawn.total()
-    assert told.replies == {"stop": COUNT, "malformed": bad}
+    bad = drawn.total() - told.replies["empty"]
+    assert told.replies == {"stop": COUNT, "malformed": bad, "empty": told.replies["empty"]}
+    assert 0 < told.replies["empty"] <= drawn["empty"]
     assert told.causes == {"malformed": bad}
     raws = ledger(told.run, "SELECT raw FROM replies WHERE outcome = 'malformed'")
     assert all(raw.startswith('{"id":"chatcmpl-') for (raw,) in raws)
@@ -120,9 +122,11 @@ async def test_a_reply_that_cannot_be_read_is_stored_counted_and_asked_again(
 
 async def test_an_empty_reply_is_billed_by_its_usage(tmp_path: Path) -> None:
     money = ("--price-in", 10, "--price-out", 30, "--yes")
-    told = await ask(tmp_path, Config(p_empty=0.3, seed=4), *money)
+    told = await ask(tmp_path, Config(p_empty=0.3, seed=4), "--attempts-empty", 8, *money)
     assert_all_answered(told)
-    assert told.replies == {"stop": COUNT, "malformed": told.counts.faults["empty"]}
+    assert told.replies["stop"] == COUNT
+    assert told.replies["empty"] > 0  # a text of nothing; a list of no choices is malformed
+    assert told.replies["empty"] + told.replies["malformed"] == told.counts.faults["empty"]
     assert ledger(told.run, "SELECT spent_micro, at_risk_micro FROM spending") == [(told.bill(10, 30), 0)]
 
 
