@@ -65,7 +65,13 @@ class Exported:
 
 
 def run_export(
-    run: Path, format: str, out: Path, stage: str | None, outcome: str, min_margin: float, reasoning: str
+    run: Path,
+    format: str,
+    out: Path,
+    stage: str | None,
+    outcome: str,
+    min_margin: float,
+    reasoning: str = "drop",
 ) -> None:
     """Writes the data set and says what it left out. Raises UsageError."""
     found = export_stage(run, format, out, stage, outcome, min_margin, reasoning)

@@ -53,7 +53,7 @@ def print_result(result: Result, run: Path) -> None:
 def print_results(results: Mapping[str, Result], run: Path) -> None:
     """The end of a recipe: a line for each stage, with estimate and bill side by side."""
     table = Table(box=None, pad_edge=False, header_style="dim")
-    names = ("stage", "done", "failed", "outcomes", "tokens out", "estimated", "cost", "estimated", "took")
+    names = ("stage", "done", "failed", "outcomes", "tokens out", "estimated", "cost", "est. cost", "took")
     for column in names:
         table.add_column(column, justify="left" if column in ("stage", "failed", "outcomes") else "right")
     for name, result in results.items():
