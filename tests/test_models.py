@@ -1,4 +1,4 @@
-"""What a name of a model means is what its maker documents, and nothing that it refuses is sent, in any role."""
+"""A model's name means what its maker documents, and nothing that the model refuses is sent, in any role."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""The shipped recipes run as they are written, with stand-ins for their data, at a server that refuses what the
-real models refuse: nothing is refused, and no answer is lost to thinking."""
+"""The shipped recipes run as they are written, with stand-ins for their data, at a server that refuses what
+the real models refuse: nothing is refused, and no answer is lost to thinking."""
 
 from __future__ import annotations
 
