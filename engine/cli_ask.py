@@ -213,7 +213,7 @@ def import_(
     options: dict[str, Any],
 ) -> None:
     """Take in answers that were paid for elsewhere, so that they are not bought again."""
-    from engine.commands import run_import
+    from engine.importing import run_import
 
     raise typer.Exit(run_import(settings_from(options, "generate"), file, run))
 

@@ -55,8 +55,7 @@ def _observed(run: Path | None, settings: Settings, pilot: int = 0) -> Seen:
             reader,
             settings.model,
             settings.task,
-            settings.params().get("reasoning_effort"),
-            settings.sent_max_tokens(),
+            settings.params(),
             settings.most_output(),
             settings.thinking_room > 0,
         )

@@ -24,10 +24,11 @@ from engine.tokens import Tokenizer
 from store.errors import PoolError
 from store.index import ANSWERED, DUE, FAILED, TAKEN, KeyIndex
 from store.read import Page, has_row, placed_page
-from store.records import BadRow, Instruction, Item, Request
+from store.records import BadRow, Item, Request
 
 PAGE = 4096  # positions read from the ledger at once
 CLOCK_ROWS = 64
+WANTED = (DUE, TAKEN)  # states of requests whose rows are not passed over
 SLICE_SECONDS = 0.2  # a chunk is handed over at the latest after this
 
 
@@ -74,7 +75,6 @@ class Chunk:
     known: Counter[int] = field(default_factory=Counter)  # ANSWERED, FAILED -> samples
     shared: Counter[int] = field(default_factory=Counter)  # request -> more samples that wait for it
     rows: int = 0
-    outputs: list[str] = field(default_factory=list)  # of the due rows, for `import`
     reach: Reach = field(default_factory=Reach)
     dry: bool = False  # no row is there at the moment
     ended: bool = False
@@ -140,14 +140,11 @@ class Feed:
         stage: int,
         thread: FeedThread,
         place: Callable[[Placement], None],
-        keep_output: bool = False,
     ) -> None:
         """`place` is called on the loop for every row whose place has changed."""
         self._rows, self._plan, self._stage, self._thread = rows, plan, stage, thread
-        self._place, self._keep_output = place, keep_output
+        self._place = place
         self._known = thread.known
-        self._due = {DUE, FAILED} if keep_output else {DUE}  # an import mends what had failed
-        self._wanted = {*self._due, TAKEN}
         self.rows_read = self.end = 0
         self.is_followed = False  # whether others take their rows from this stage
         self._page: Page = ({}, [])
@@ -240,7 +237,7 @@ class Feed:
         states = []
         for numbers in requests:
             number = numbers.get(position)
-            if number is None or (state := self.index.state(number)) in self._wanted:
+            if number is None or (state := self.index.state(number)) in WANTED:
                 return False
             states.append(state)
         for state in states:
@@ -259,15 +256,13 @@ class Feed:
                 number = request.id
                 placement.new.append(request)
                 chunk.due.append(request)
-            elif self.index.state(number) in self._due:  # known from an earlier run, not answered yet
+            elif self.index.state(number) == DUE:  # known from an earlier run, not answered yet
                 self.index.mark(number, TAKEN)
                 asked = self._known.asked(number)
                 chunk.due.append(self._request(number, key, sample, body, messages, item, asked))
             else:
                 self._count_known(number, chunk)
             placement.requests.append((sample, number))
-            if self._keep_output and len(chunk.outputs) < len(chunk.due):
-                chunk.outputs.append(item.output if isinstance(item, Instruction) else "")
         if placed != [number for _, number in placement.requests]:
             chunk.placements.append(placement)
 

@@ -251,6 +251,15 @@ def engine_options(
             panel=PANEL_BATCH,
         ),
     ] = 60.0,
+    batch_abandon: Annotated[
+        str | None,
+        _option(
+            "--batch-abandon",
+            text="a batch whose results cannot be read: ask for the missing ones anew, perhaps paying twice",
+            panel=PANEL_BATCH,
+            metavar="ID",
+        ),
+    ] = None,
 ) -> None:
     """Only its signature is used."""
 

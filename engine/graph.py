@@ -28,7 +28,8 @@ from store.records import BadRow, Item, Outcome
 
 SHARED = (
     "to", "field", "language", "structured", "seed", "sample", "limit", "samples", "top_p", "param",
-    "omit", "system", "batch", "attempts", "attempts_parse", "attempts_empty", "both_orders", "names",
+    "omit", "system", "batch", "batch_abandon", "attempts", "attempts_parse", "attempts_empty", "both_orders",
+    "names",
 )  # fmt: skip
 Served = Mapping[str, tuple[str, str]]  # teacher -> (address, model) of what the recipe serves itself
 

@@ -107,6 +107,7 @@ class StageTable(Thought):
     attempts_parse: Annotated[int, Field(ge=0)] = 2
     attempts_empty: PositiveInt = 2
     batch: bool = False
+    batch_abandon: str | None = None
     budget: Annotated[float, Field(ge=0)] | None = None
 
     @property

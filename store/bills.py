@@ -1,27 +1,25 @@
 """What replies have cost, as the ledger has them: of each request, and of all replies to a stage."""
 
 import sqlite3
+from collections.abc import Mapping
 from typing import Any
+
+import orjson
 
 from store.records import UNUSABLE
 
 NEWEST = 10_000  # replies that an estimate learns from
 UNREAD = ("malformed", "unparsed")  # paid for, and asked again
 
-# Of requests to a model that were asked in one role, with one effort and under one bound. What was imported
-# cost nothing here, and does not tell of its thinking.
-_PAID = f"""
+INDIFFERENT = ("temperature", "top_p", "service_tier")  # parameters that do not decide how long replies are
+
+_PAID = """
 SELECT sum(completion_tokens), sum(reasoning_tokens), sum(prompt_tokens > 0),
   max(:most > 0 AND completion_tokens >= :most)
 FROM (
-  SELECT p.* FROM responses p JOIN attempts t ON t.id = p.attempt WHERE t.run IN (
-    SELECT u.id FROM runs u JOIN stages s ON s.id = u.stage
-    WHERE s.task = :task AND json_extract(u.settings, '$.model') = :model
-      AND json_extract(u.settings, '$.params.reasoning_effort') IS :effort
-      AND max(ifnull(json_extract(u.settings, '$.params.max_tokens'), 0),
-        ifnull(json_extract(u.settings, '$.params.max_completion_tokens'), 0)) = :bound)
-    AND NOT (:thinks AND p.finish_reason = 'imported')
-  ORDER BY p.id DESC LIMIT {NEWEST})
+  SELECT p.* FROM responses p JOIN attempts t ON t.id = p.attempt
+  WHERE t.run IN (SELECT value FROM json_each(:runs)) AND NOT (:thinks AND p.finish_reason = 'imported')
+  ORDER BY p.id DESC LIMIT :newest)
 GROUP BY request
 """
 _OF_STAGE = "JOIN attempts t ON t.id = p.attempt WHERE t.run IN (SELECT id FROM runs WHERE stage = ?)"
@@ -37,12 +35,23 @@ SELECT p.outcome, count(*), sum(p.cost_micro) FROM responses p {_OF_STAGE}
 
 
 def paid_requests(
-    reader: sqlite3.Connection, model: str, task: str, effort: str | None, bound: int, most: int, thinks: bool
+    reader: sqlite3.Connection, model: str, task: str, params: Mapping[str, Any], most: int, thinks: bool
 ) -> list[tuple[int, int, int, bool]]:
-    """What the newest requests have cost, each with all its replies: (completion tokens, thinking in them,
-    replies that were paid for, whether one of them reached `most`). bound: as it was sent, 0 for none."""
-    names = {"model": model, "task": task, "effort": effort, "bound": bound, "most": most, "thinks": thinks}
+    """What the newest requests to a model have cost that were asked in one role and in this way, each with
+    all its replies: (completion tokens, thinking in them, replies that were paid for, whether one of them
+    reached `most`). What was imported cost nothing here and does not tell of its thinking."""
+    runs = reader.execute(
+        "SELECT u.id, json_extract(u.settings, '$.params') FROM runs u JOIN stages s ON s.id = u.stage "
+        "WHERE s.task = ? AND json_extract(u.settings, '$.model') = ?",
+        (task, model),
+    ).fetchall()
+    alike = [number for number, sent in runs if _decisive(orjson.loads(sent or b"{}")) == _decisive(params)]
+    names = {"runs": str(alike), "most": most, "thinks": thinks, "newest": NEWEST}
     return [(int(c), int(r), int(n), bool(cut)) for c, r, n, cut in reader.execute(_PAID, names)]
+
+
+def _decisive(params: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in params.items() if name not in INDIFFERENT}
 
 
 def billed(reader: sqlite3.Connection, stage: int, spent_micro: int) -> dict[str, Any]:

@@ -276,12 +276,3 @@ def has_answer(run: Path, stage: int, plan: int) -> bool:
         return reader.execute(sql, (stage, first, first, last, plan)).fetchone() is not None
     finally:
         reader.close()
-
-
-def has_rows(run: Path, stage: int) -> bool:
-    """Whether a pool has been read into the stage already."""
-    reader = connect_reader(run)
-    try:
-        return bool(reader.execute("SELECT 1 FROM samples WHERE stage = ? LIMIT 1", (stage,)).fetchone())
-    finally:
-        reader.close()

@@ -195,7 +195,7 @@ async def test_one_reply_that_can_be_read_speaks_for_the_judge(run: Path, tmp_pa
     questions = [f"What is {n} and {n}?" for n in range(40)]
     files = answers_to(questions, tmp_path)
     judge = Judge()
-    judge.says = lambda text: None if "What is 5 " in text else "Both."
+    judge.says = lambda text: None if "What is 4 " in text else "Both."
     async with scripted(judge.answer) as url:
         assert (await ask("score", run, url, *files, "--attempts-parse", 1)).code == 1
     told = stage_told(run, "score")

@@ -121,6 +121,7 @@ async def test_a_pilot_s_empty_replies_are_in_the_estimate_and_its_interval_hold
     [
         ("--reasoning-effort", "high"),
         ("--thinking-tokens", 9000),
+        ("--param", 'reasoning={"effort":"high"}'),
         ("--model", "gpt-5-nano"),
     ],
 )
