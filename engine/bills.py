@@ -43,7 +43,7 @@ def no_answer(rows: Mapping[str, int], replies: Mapping[str, int], usd: float) -
     paid = f"{count:,} {'reply' if count == 1 else 'replies'}, {dollars(usd)}"
     if any(rows.values()):
         return f"{counts(rows)} ({paid})"
-    return f"on the way: {counts(replies)} ({paid})"
+    return f"in {paid}: {counts(replies)}; their rows were asked again"
 
 
 def unread_words(replies: Mapping[str, int], usd: float) -> str:
