@@ -72,7 +72,7 @@ def one_by_one(student: Any, chats: list[Any], tokens: int) -> float:
     """Tokens a second of plain transformers."""
     written, began = 0, time.monotonic()
     for chat in chats:
-        inputs = student.tokenizer.apply_chat_template(
+        inputs = student.texts.tokenizer.apply_chat_template(
             chat, add_generation_prompt=True, return_tensors="pt", return_dict=True
         ).to(student.device)
         out = student.model.generate(**inputs, max_new_tokens=tokens, do_sample=False)

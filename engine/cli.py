@@ -17,7 +17,7 @@ from engine.flags import JsonOption
 from evaluators.cli import annotate
 from evaluators.cli import app as evaluate_app
 from evaluators.report.cli import report
-from store.errors import DistillError
+from store.errors import DistillError, UsageError
 from trainers.cli import app as train_app
 from trainers.cli import rank
 
@@ -102,11 +102,25 @@ def export(
     min_margin: Annotated[
         float, typer.Option("--min-margin", metavar="M", help="of comparisons: least difference of scores")
     ] = 0.0,
+    reasoning: Annotated[
+        str,
+        typer.Option(
+            "--reasoning",
+            metavar="R",
+            help="thinking before answers: drop, keep (a field of its own) or inline (before the answer, in "
+            "<think> marks) [drop]",
+            show_default=False,
+        ),
+    ] = "drop",
+    all_settings: Annotated[
+        bool,
+        typer.Option("--all-settings", help="answers under all settings, not only those of the last run"),
+    ] = False,
 ) -> None:
     """Write the answers as a data set: a line for each row with an answer, in pool order."""
     from engine.exports import run_export
 
-    run_export(run, format, out, stage, outcome, min_margin)
+    run_export(run, format, out, stage, outcome, min_margin, reasoning, all_settings)
 
 
 @app.command()
@@ -137,6 +151,16 @@ def serve(
         int,
         typer.Option("--parallel", metavar="N", help="answers at once [16]", show_default=False),
     ] = 16,
+    precision: Annotated[
+        str | None,
+        typer.Option(
+            "--precision",
+            metavar="P",
+            help="of a folder: bf16 or fp32 [bf16 where the processor has it]; only in fp32 on a CPU does a "
+            "seed give the same answer whatever else is asked at the same time",
+            show_default=False,
+        ),
+    ] = None,
     scripted: Annotated[
         bool,
         typer.Option("--scripted", help="no model: replies by simple rules, for trying roles out"),
@@ -149,6 +173,8 @@ def serve(
     ] = 0.0,
 ) -> None:
     """Serve a small model behind the OpenAI chat API, on loopback."""
+    if scripted and precision:
+        raise UsageError("--precision is for a transformers folder; a scripted teacher has none")
     if scripted:
         from engine.scripted.server import run_scripted
 
@@ -156,7 +182,7 @@ def serve(
         return
     from engine.serve import run_server
 
-    run_server(model, port, parallel)
+    run_server(model, port, parallel, precision)
 
 
 @app.command()

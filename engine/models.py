@@ -119,6 +119,12 @@ def thinking_at(effort: str) -> Thinking:
     return Thinking(**efforts.get(effort, efforts["medium"]))
 
 
+def thinking_source() -> str:
+    """Where the table's tokens of thinking come from."""
+    source = _table()["thinking_source"]
+    return f"{source['name']}, {source['date']}"
+
+
 def wish_in(params: Mapping[str, Any]) -> Wish:
     """How much thinking a request's parameters ask for, in any server's words: reasoning_effort (OpenAI),
     reasoning (OpenRouter), thinking and output_config (Anthropic, DeepSeek, Z.ai), enable_thinking (Alibaba),

@@ -7,10 +7,10 @@ reply of 200 is raised as if its code were the status, and what cannot be read a
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from engine.bodies import is_page, parse_body, storable
+from engine.bodies import is_page, is_prose, parse_body, storable
 from engine.errors import AskError, BadReply, RunStopped
 from engine.refusals import embedded_error
 from engine.tasks.task import Check, Verdict
@@ -92,17 +92,32 @@ def read_reply(raw: bytes) -> Reply:
         body, plain = parse_body(raw)
         error = embedded_error(body)
     except (ValueError, RecursionError) as wrong:
-        raise BadReply(_why_unreadable(raw, "it is not JSON"), raw, page=is_page(raw)) from wrong
+        raise BadReply(
+            _why_unreadable(raw, "it is not JSON"), raw, page=is_page(raw) or is_prose(raw)
+        ) from wrong
     if error is not None:
         raise with_body(error, raw, read_claim(body.get("usage") if isinstance(body, Mapping) else None))
     try:
+        if _is_blocked(body):
+            return replace(FILTERED_REPLY, claim=read_claim(body.get("usage") or body.get("usageMetadata")))
         choice = body["choices"][0]
         message = choice.get("message")
-        if message is None:
-            message = {"content": choice["text"]} if "text" in choice else choice["delta"]
+        if message is None:  # filtered replies may have none
+            said = choice.get("text")
+            message = choice.get("delta") or ({"content": said} if said or choice["finish_reason"] else None)
         return _reply(body, choice, message, plain)
     except (LookupError, TypeError, AttributeError, RecursionError) as wrong:
         raise BadReply(_why_unreadable(raw, "there is no choice in it"), raw) from wrong
+
+
+def _is_blocked(body: Mapping[str, Any]) -> bool:
+    """Whether a body without a choice says that the prompt was blocked, as Google's does."""
+    feedback = body.get("promptFeedback") or body.get("prompt_feedback")
+    return (
+        not body.get("choices")
+        and isinstance(feedback, Mapping)
+        and bool(feedback.get("blockReason") or feedback.get("block_reason"))
+    )
 
 
 def _reply(
@@ -111,7 +126,7 @@ def _reply(
     content, thought = _content(message.get("content"))
     told = next((text for name in _REASONING if (text := _joined_text(message.get(name)))), "")
     text, marked = split_thinking(content)
-    refusal = message.get("refusal")
+    refusal = message.get("refusal") or _refusal_in(message.get("content"))
     finish = choice.get("finish_reason") or choice.get("stop_reason") or ""
     calls = message.get("tool_calls") or message.get("function_call")
     outcome = _outcome(str(finish), text, refusal, bool(calls))
@@ -135,7 +150,7 @@ def _reply(
 def _outcome(finish: str, text: str, refusal: object, calls: bool) -> Outcome:
     """What a reply amounts to: the server's word on a filter first, then whether there is an answer."""
     ended = _ended(finish)
-    if ended in FILTERED:
+    if ended in FILTERED or ended.startswith(("content_filter_", "prohibited_content_", "safety_")):
         return "content_filter"
     if ended in REFUSED or (isinstance(refusal, str) and refusal):
         return "refusal"
@@ -168,6 +183,13 @@ def _content(content: object) -> tuple[str, str]:
             is_thought = kind in _THOUGHT_PARTS or part.get("thought") is True
             (thoughts if is_thought else texts).append(_joined_text(part))
     return "".join(texts), "\n".join(text for text in thoughts if text)
+
+
+def _refusal_in(content: object) -> str:
+    """What a part of the kind 'refusal' says."""
+    parts = content if isinstance(content, list) else ()
+    refusals = [part.get("refusal") for part in parts if isinstance(part, Mapping)]
+    return "".join(text for text in refusals if isinstance(text, str))
 
 
 def _joined_text(value: object) -> str:
@@ -220,6 +242,8 @@ def _why_unreadable(raw: bytes, why: str) -> str:
         return "the reply is empty"
     if is_page(raw):
         return "the reply is a page for browsers (HTML), not an answer of an API"
+    if is_prose(raw) and "JSON" in why:
+        return f"the reply is not JSON but the words {raw[:UNREAD_LENGTH].decode(errors='replace').strip()!r}"
     return f"the reply cannot be read: {why}"
 
 
@@ -232,9 +256,18 @@ def answer_of(raw: bytes) -> tuple[str, str]:
     return reply.text, reply.reasoning
 
 
+def stored_answer(raw: bytes) -> tuple[str, str] | None:
+    """The same; None of a body that cannot be read or holds an error (older versions stored such ones as
+    answers)."""
+    try:
+        return answer_of(raw)
+    except (AskError, RunStopped, ValueError, RecursionError):
+        return None
+
+
 def text_of(raw: bytes) -> str:
-    """The teacher's words in a stored body."""
-    return answer_of(raw)[0]
+    """The teacher's words in a stored body; none in one that cannot be read."""
+    return (stored_answer(raw) or ("", ""))[0]
 
 
 def judged(reply: Reply, check: Check | None, row: Callable[[], Any]) -> Verdict:

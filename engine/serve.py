@@ -18,6 +18,7 @@ SMOLLM2 = "smollm2"
 SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_MAGIC = b"GGUF"
 TOKENS_A_SLOT = 2048
+PRECISIONS = ("bf16", "fp32")  # of a transformers folder
 
 
 def model_file(model: str) -> Path:
@@ -38,11 +39,15 @@ def model_file(model: str) -> Path:
     return path
 
 
-def run_server(model: str, port: int, parallel: int) -> None:
+def run_server(model: str, port: int, parallel: int, precision: str | None = None) -> None:
     """Serves until SIGINT or SIGTERM; prints the address on stdout when it is ready."""
+    if precision not in (None, *PRECISIONS):
+        raise UsageError(f"--precision {precision}: expected {' or '.join(PRECISIONS)}")
     if model != SMOLLM2 and Path(model).is_dir():
-        _run_student(Path(model), port, parallel)
+        _run_student(Path(model), port, parallel, precision)
         return
+    if precision:
+        raise UsageError(f"--precision is for a transformers folder; {model} has its own")
     path = model_file(model)
     if not (0 <= port <= 65535 and parallel > 0):
         raise UsageError("--port wants 0 to 65535, --parallel at least 1")
@@ -60,13 +65,13 @@ def run_server(model: str, port: int, parallel: int) -> None:
     os._exit(0)  # llama.cpp's threads need no farewell
 
 
-def _run_student(folder: Path, port: int, parallel: int) -> None:
+def _run_student(folder: Path, port: int, parallel: int, precision: str | None) -> None:
     for name in ("torch", "transformers"):
         if importlib.util.find_spec(name) is None:
             raise UsageError(f"{name} is not installed: bin/distill serve {folder} installs what it needs")
     from engine.student.server import run_student
 
-    run_student(folder, port, parallel)
+    run_student(folder, port, parallel, precision)
 
 
 def alias(path: Path) -> str:

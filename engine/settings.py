@@ -87,8 +87,11 @@ class Settings(Server):
     structured: bool = False
     sample: PositiveInt | None = None
     seed: int = 0
+    strict: bool = False  # whether a bad row ends the run
     both_orders: bool = False
     names: tuple[str, ...] = ()
+    reuse: bool = False  # answers under other settings count
+    replace: bool = False  # rows with an answer under other settings are asked again
     attempts: PositiveInt = 8
     attempts_parse: Annotated[int, Field(ge=0)] = 2
     attempts_empty: PositiveInt = 2
@@ -101,6 +104,7 @@ class Settings(Server):
     batch_requests: Annotated[int, Field(gt=0, le=MOST_REQUESTS)] = MOST_REQUESTS
     batch_tokens: PositiveInt | None = None
     batch_grace: Annotated[float, Field(ge=0)] = 60.0
+    batch_abandon: str | None = None
     metrics_port: Annotated[int, Field(ge=0, le=65535)] | None = None
 
     @property
@@ -166,6 +170,13 @@ class Settings(Server):
         """The most tokens that a reply is billed for: its bound, and thinking that stands beside it."""
         bound = self.sent_max_tokens()
         return bound + self.thinking_room if bound and not self.traits.inside else bound
+
+    def answer_bound(self) -> int:
+        """The most tokens that the answer itself may have: what is sent, less the room to think within it;
+        0 for no bound. A bound given with --param leaves no room beside it."""
+        bound = self.sent_max_tokens()
+        own = self.traits.bound not in self.param and self.traits.inside
+        return max(1, bound - self.thinking_room) if bound and own else bound
 
     @property
     def reply_seconds(self) -> float:
@@ -235,6 +246,8 @@ class Settings(Server):
 
     def check(self, price: Price | None, needs_keys: bool = True) -> None:
         """Raises UsageError for what only shows when settings meet."""
+        if self.reuse and self.replace:
+            raise UsageError("--reuse keeps answers, --replace asks them again: give one of them")
         check_effort(self.model, self.traits, self.reasoning_effort)
         for name in ("model", "messages", "n", "stream"):
             if name in self.param:

@@ -4,13 +4,17 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from random import Random
 
+from engine.estimate import Surveyed
 from engine.roles import role
 from engine.settings import Settings
 from store.answers import Answered, Answers, model_names
-from store.contests import LEAST, Contests, drawn_orders, fixed_orders, judge_contests, score_contests, shown
-from store.errors import UsageError
+from store.columns import as_text, missing, no_text
+from store.contests import LEAST, drawn_orders, fixed_orders, judge_contests, score_contests, shown
+from store.errors import PoolError, UsageError
 from store.pool import Pool
-from store.records import BadRow, Contest, Instruction
+from store.records import BadRow, Contest, Instruction, Item
+
+BAD_NAMED = 3
 
 
 class Sampled:
@@ -47,37 +51,93 @@ class Sampled:
 class Having:
     """The rows of a pool that have the field that a task is about; the others are bad rows."""
 
-    def __init__(self, pool: Pool | Sampled, field: str) -> None:
-        self._pool, self._field = pool, field
-        self.source, self.is_stream = pool.source, pool.is_stream
+    def __init__(self, rows: Pool | Sampled, field: str, pool: Pool) -> None:
+        """`pool`: where the rows come from in the end."""
+        self._rows, self._field, self._pool = rows, field, pool
+        self.source, self.is_stream = rows.source, rows.is_stream
 
     @property
     def fraction(self) -> float:
         return self._pool.fraction
 
     def __iter__(self) -> Iterator[Instruction | BadRow]:
-        for number, row in enumerate(self._pool, 1):
+        for row in self._rows:
             if isinstance(row, Instruction) and not getattr(row, self._field).strip():
-                yield BadRow(number, f"no {self._field}")
+                yield BadRow(self._pool.line, self._fault(self._pool.raw.get(self._field)))
             else:
                 yield row
 
+    def _fault(self, value: object) -> str:
+        return missing(self._pool.raw, self._field) if as_text(value) == "" else no_text(self._field, value)
 
-def pool_of(settings: Settings, source: str | Path) -> Pool | Sampled | Having:
+
+class Strict:
+    """Rows of which none may be bad. What can be read twice is read to its end before the first row is
+    handed over, so that nothing is asked for a pool with a bad row; a stream ends at its first one."""
+
+    def __init__(self, rows: Surveyed, limit: int | None) -> None:
+        self._rows, self._limit = rows, limit
+        self.source, self.is_stream = rows.source, rows.is_stream
+        self._is_checked = False
+
+    @property
+    def fraction(self) -> float:
+        return self._rows.fraction
+
+    def __iter__(self) -> Iterator[Item | BadRow]:
+        """Raises PoolError."""
+        if not (self.is_stream or self._is_checked):
+            self._check()
+        for row in self._rows:
+            if self.is_stream and isinstance(row, BadRow):
+                raise _not_strict(self.source, 1, [row])
+            yield row
+
+    def _check(self) -> None:
+        usable, count, named = 0, 0, list[BadRow]()
+        for row in self._rows:
+            if not isinstance(row, BadRow):
+                usable += 1
+            elif (count := count + 1) <= BAD_NAMED:
+                named.append(row)
+            if usable == self._limit:
+                break
+        if count:
+            raise _not_strict(self.source, count, named)
+        self._is_checked = True
+
+
+def _not_strict(source: str, count: int, named: Sequence[BadRow]) -> PoolError:
+    lines = "; ".join(f"line {row.line}: {row.reason}" for row in named)
+    more = "; ..." if count > len(named) else ""
+    many = f"{count:,} bad rows" if count > 1 else "a bad row"
+    where = "standard input" if source == "-" else source
+    return PoolError(f"{many} in {where}, and --strict allows none: {lines}{more}")
+
+
+def pool_of(settings: Settings, source: str | Path) -> Surveyed:
     """The pool of a stage. Raises PoolError if it cannot be read, UsageError for bad settings."""
     role(settings)
     whole = Pool(source)
     pool = Sampled(whole, settings.sample, settings.seed) if settings.sample else whole
-    return Having(pool, "output") if settings.field == "output" else pool
+    rows: Surveyed = Having(pool, "output", whole) if settings.field == "output" else pool
+    return checked(settings, rows)
 
 
-def contests_of(settings: Settings, answers: Sequence[str | Path], questions: str | Path | None) -> Contests:
+def checked(settings: Settings, rows: Surveyed) -> Surveyed:
+    """The same rows, of which none may be bad where the settings say so."""
+    return Strict(rows, settings.limit) if settings.strict else rows
+
+
+def contests_of(settings: Settings, answers: Sequence[str | Path], questions: str | Path | None) -> Surveyed:
     """The answers of models in files, as the tasks that look at several show them."""
     names = settings.names or None
     if settings.task == "score":
-        return score_contests(answers, names, questions, settings.seed)
-    first, second = answers
-    return judge_contests(questions, first, second, names, settings.both_orders)
+        contests = score_contests(answers, names, questions, settings.seed)
+    else:
+        first, second = answers
+        contests = judge_contests(questions, first, second, names, settings.both_orders)
+    return checked(settings, contests)
 
 
 class Members:
@@ -93,6 +153,13 @@ class Members:
         self._names = model_names(names, settings.names or None)
         files = {i: member for i, member in enumerate(members) if i not in stages}
         self._files = {i: Answers([file], [self._names[i]], None, by_id=True) for i, file in files.items()}
+        if settings.strict and (bad := list(self.bad_rows())):
+            raise _not_strict(", ".join(map(str, files.values())), len(bad), bad[:BAD_NAMED])
+
+    def bad_rows(self) -> Iterator[BadRow]:
+        """What could not be read in the files; the reason names the file."""
+        for file in self._files.values():
+            yield from file.bad_rows()
 
     def contests(self, records: Sequence[Instruction | None]) -> list[Contest]:
         """Of one position: what its stages answered, and the files with them. [] where fewer than two

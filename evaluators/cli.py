@@ -100,10 +100,12 @@ def judge(
 ) -> None:
     """Sum up judges: scores against an opponent, wins, intervals, position bias, agreement."""
     from evaluators.judge.command import Asked, run_judge, with_more
+    from evaluators.outputs import outputs
 
     files = with_more(reviews or [], preferences or [], more or [])
     asked = Asked(*files, run or (), stage or (), (), questions, a, b, judge or (), scores)
-    raise typer.Exit(run_judge(asked, json, csv, rows))
+    with outputs(json, csv=csv, rows=rows):
+        raise typer.Exit(run_judge(asked, json, csv, rows))
 
 
 @app.command()
@@ -124,10 +126,12 @@ def ranking(
 ) -> None:
     """Tell whether answers get worse from rank to rank; the best first, or named rank1, rank2, ..."""
     from evaluators.judge.command import Asked, run_ranking, with_more
+    from evaluators.outputs import outputs
 
     files, _ = with_more(reviews or [], [], more or [])
     asked = Asked(files, (), run or (), stage or (), baseline or (), b=b, scores=scores)
-    raise typer.Exit(run_ranking(asked, json, csv, rows))
+    with outputs(json, csv=csv, rows=rows):
+        raise typer.Exit(run_ranking(asked, json, csv, rows))
 
 
 @app.command()
@@ -141,8 +145,10 @@ def human(
 ) -> None:
     """Count people's votes: win, tie, loss for each criterion, and how far annotators agree."""
     from evaluators.human_report import run_human
+    from evaluators.outputs import outputs
 
-    run_human(run, json, csv, votes)
+    with outputs(json, csv=csv, votes=votes):
+        run_human(run, json, csv, votes)
 
 
 def annotate(

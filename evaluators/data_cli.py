@@ -55,10 +55,12 @@ def rouge(
     json: JsonOption = False,
 ) -> None:
     """ROUGE-1, 2 and L by length of the reference; models side by side, with intervals."""
+    from evaluators.outputs import outputs
     from evaluators.rouge.command import Told, run_rouge
 
     told = Told(name, against, tokenizer, stemmer, processes)
-    raise typer.Exit(run_rouge([*predictions, *(more or [])], references, told, json, csv, out))
+    with outputs(json, csv=csv, out=out):
+        raise typer.Exit(run_rouge([*predictions, *(more or [])], references, told, json, csv, out))
 
 
 def field_option(default: str) -> Any:
@@ -77,10 +79,12 @@ def lengths(
     csv: CsvOption = None,
     json: JsonOption = False,
 ) -> None:
-    """How long the answers are: quantiles and histograms on common bins."""
+    """How long the answers are, and the thinking before them: quantiles and histograms on common bins."""
     from evaluators.data.lengths import run_lengths
+    from evaluators.outputs import outputs
 
-    raise typer.Exit(run_lengths(files, name, field, tokens, json, csv))
+    with outputs(json, csv=csv):
+        raise typer.Exit(run_lengths(files, name, field, tokens, json, csv))
 
 
 def verbs(
@@ -94,15 +98,19 @@ def verbs(
 ) -> None:
     """Root verbs and their nouns, the commonest of each (English)."""
     from evaluators.data.verbs import run_verbs
+    from evaluators.outputs import outputs
 
-    raise typer.Exit(run_verbs(files, name, field, processes, json, csv, out))
+    with outputs(json, csv=csv, out=out):
+        raise typer.Exit(run_verbs(files, name, field, processes, json, csv, out))
 
 
 def scores(files: FilesArgument, csv: CsvOption = None, json: JsonOption = False) -> None:
     """How scores are spread, by model; files of `export --format scores`, or of `model` and `scores`."""
     from evaluators.data.scores import run_scores
+    from evaluators.outputs import outputs
 
-    raise typer.Exit(run_scores(files, json, csv))
+    with outputs(json, csv=csv):
+        raise typer.Exit(run_scores(files, json, csv))
 
 
 def duplicates(
@@ -121,8 +129,10 @@ def duplicates(
 ) -> None:
     """Equal and nearly equal rows, within files and across them."""
     from evaluators.data.duplicates import run_duplicates
+    from evaluators.outputs import outputs
 
-    raise typer.Exit(run_duplicates(files, name, field, threshold, json, csv, out))
+    with outputs(json, csv=csv, out=out):
+        raise typer.Exit(run_duplicates(files, name, field, threshold, json, csv, out))
 
 
 def overlap(
@@ -142,9 +152,11 @@ def overlap(
 ) -> None:
     """Which rows of evaluation sets stand in a training set."""
     from evaluators.data.overlap import run_overlap
+    from evaluators.outputs import outputs
 
     tests = [*test, *(more or [])]
-    raise typer.Exit(run_overlap(train, tests, n, (field, train_field), json, csv, out))
+    with outputs(json, csv=csv, out=out):
+        raise typer.Exit(run_overlap(train, tests, n, (field, train_field), json, csv, out))
 
 
 def shares(
@@ -155,10 +167,12 @@ def shares(
     csv: CsvOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Which share is cut short, filtered, refused, empty; in which languages."""
+    """Which share is cut short, filtered, refused, empty, thought over; in which languages."""
     from evaluators.data.shares import run_shares
+    from evaluators.outputs import outputs
 
-    raise typer.Exit(run_shares(source, stage, json, csv))
+    with outputs(json, csv=csv):
+        raise typer.Exit(run_shares(source, stage, json, csv))
 
 
 COMMANDS = (rouge, lengths, verbs, scores, duplicates, overlap, shares)

@@ -10,9 +10,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from store.answers import model_names
+from store.columns import as_text, columns_of, no_text
 from store.errors import PoolError, UsageError
 from store.pool import Pool
+from store.reasoning import apart, reasoning_in
 from store.records import BadRow
+from store.texts import content_of, text_of
 
 SHOWN = 3
 Field = Literal["instruction", "input", "output", "prompt", "all"]
@@ -22,13 +25,15 @@ ANSWERS = ("prediction", "output", "completion", "response")  # the first that i
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A row of a file. id: its own, else its place among the usable rows, from 0."""
+    """A row of a file. id: its own, else its place among the usable rows, from 0. reasoning: the thinking
+    before the output, which is no part of it."""
 
     id: str
     line: int
     instruction: str
     input: str
     output: str
+    reasoning: str = ""
 
     def text(self, field: Field) -> str:
         """`prompt` is instruction and input; `all` the answer as well."""
@@ -103,19 +108,34 @@ def row_of(raw: dict[str, Any], line: int, position: int) -> Row | str:
     """A row of any known shape, or what is wrong with it."""
     identity = raw.get("id") if raw.get("id") is not None else raw.get("question_id", position)
     if isinstance(raw.get("messages"), list):
-        instruction, given, output = _chat(raw["messages"])
+        instruction, given, output, thinking = _chat(raw["messages"])
     else:
-        instruction, given, output = _flat(raw)
+        source = _source(raw)
+        for name in ("instruction", "input"):
+            if as_text((raw if name == "instruction" else source).get(name)) is None:
+                return no_text(name, (raw if name == "instruction" else source)[name])
+        instruction, given, output = _flat(raw, source)
+        # an answer of another type must not pass for an empty one
+        given_answers = (a for a in ANSWERS if source.get(a) is not None)
+        if wrong := next((a for a in given_answers if text_of(source[a]) is None), None):
+            return no_text(wrong, source[wrong])
+        thinking = reasoning_in(raw)
     if not instruction.strip() and not output.strip() and not _has_answer(raw):
-        return "no text: expected instruction and output, id and text, or messages"
-    return Row(str(identity), line, instruction, given, output)
+        expected = "expected instruction and output, id and text, or messages"
+        return f"no text: {expected}; {columns_of(raw)}"
+    inline, answer = apart(output)
+    return Row(str(identity), line, instruction, given, answer, thinking or inline)
 
 
-def _flat(raw: dict[str, Any]) -> tuple[str, str, str]:
-    source = raw
+def _source(raw: dict[str, Any]) -> dict[str, Any]:
+    """Where input and output are: Self-Instruct's tasks have theirs in an instance."""
     instances = raw.get("instances")
     if "input" not in raw and isinstance(instances, list) and instances and isinstance(instances[0], dict):
-        source = instances[0]
+        return instances[0]
+    return raw
+
+
+def _flat(raw: dict[str, Any], source: dict[str, Any]) -> tuple[str, str, str]:
     instruction, output = (
         _text(raw, "instruction"),
         next(filter(None, (_text(source, a) for a in ANSWERS)), ""),
@@ -128,17 +148,17 @@ def _flat(raw: dict[str, Any]) -> tuple[str, str, str]:
 
 def _has_answer(raw: dict[str, Any]) -> bool:
     """Whether there is an answer, if an empty one."""
-    return any(isinstance(raw.get(name), str) for name in (*ANSWERS, "text"))
+    return any(text_of(raw.get(name)) is not None for name in (*ANSWERS, "text"))
 
 
-def _chat(messages: list[Any]) -> tuple[str, str, str]:
-    """All that was said to the model before its last answer, and that answer."""
-    turns = [m for m in messages if isinstance(m, dict) and isinstance(m.get("content"), str)]
-    said = [m["content"] for m in turns if m.get("role") == "user"]
-    answers = [m["content"] for m in turns if m.get("role") == "assistant"]
-    return "\n".join(said), "", answers[-1] if answers else ""
+def _chat(messages: list[Any]) -> tuple[str, str, str, str]:
+    """All that was said to the model before its last answer, nothing, that answer, and its thinking."""
+    turns = [(m.get("role"), content_of(m) or "", m) for m in messages if isinstance(m, dict)]
+    said = [content for role, content, _ in turns if role == "user" and content]
+    answers = [(content, reasoning_in(m)) for role, content, m in turns if role == "assistant"]
+    answer, thinking = answers[-1] if answers else ("", "")
+    return "\n".join(said), "", answer, thinking
 
 
 def _text(row: dict[str, Any], name: str) -> str:
-    value = row.get(name)
-    return value if isinstance(value, str) else ""
+    return as_text(row.get(name)) or ""

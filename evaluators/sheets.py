@@ -15,6 +15,7 @@ import orjson
 
 from engine.terminal import plain, tell
 from evaluators.csv_files import write_csv
+from store.files import is_stdout
 
 WIDEST, NARROW = 60, 24  # of a column of words: cut beyond; never narrower, where it has as much
 GAP = 2  # between columns
@@ -46,7 +47,8 @@ def publish(report: Mapping[str, Any], sheets: Sequence[Sheet], json: bool, out:
     """To standard output the JSON object or the tables, and to `out` the first table as CSV."""
     if out is not None:
         write_sheet(out, sheets[0])
-        tell(f"{len(sheets[0].rows):,} rows written to {plain(str(out))}\n")
+        where = "standard output" if is_stdout(out) else plain(str(out))
+        tell(f"{len(sheets[0].rows):,} rows written to {where}\n")
     if json:
         sys.stdout.write(orjson.dumps(report, option=orjson.OPT_NON_STR_KEYS).decode() + "\n")
     else:

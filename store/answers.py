@@ -3,9 +3,9 @@
 Files of millions of rows are joined in a private temporary SQLite database (SQLITE_TMPDIR or
 TMPDIR says where), so that memory stays flat. Answers in Alpaca's shape are joined on
 instruction and input, `{id, text}` and FastChat's `{question_id, text}` on the id. A `prediction`
-(Self-Instruct's files) is the answer, and what stands beside it the reference. Where a prompt
-stands several times in a file, its n-th answer belongs to the n-th answer of the other files.
-Knows nothing of orders, judges or scores.
+(Self-Instruct's files) is the answer, and what stands beside it the reference. An empty answer is an
+answer, and a number is its text. Where a prompt stands several times in a file, its n-th answer belongs
+to the n-th answer of the other files. Knows nothing of orders, judges or scores.
 """
 
 import hashlib
@@ -17,9 +17,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from store.columns import columns_of
 from store.errors import PoolError, StorageError, UsageError
 from store.pool import Pool, as_instruction
 from store.records import BadRow, Instruction
+from store.texts import text_of
 
 SUFFIXES = (".jsonl", ".json", ".ndjson", ".csv", ".tsv", ".parquet")
 CACHE_KIB = 32 * 1024
@@ -211,10 +213,10 @@ def _as_answer(row: dict[str, Any], position: int, has_questions: bool) -> tuple
     if row.get("instruction") is not None:
         return _as_alpaca_answer(row, position, has_questions)
     named = row.get("question_id") if row.get("question_id") is not None else row.get("id")
-    if named is None:
-        return "no answer: neither `instruction` and `output` nor `id` and `text`"
-    if not isinstance(text := row.get("text"), str):
-        return f"no answer: `text` is {text!r:.60}"
+    if named is None or "text" not in row:
+        return f"no answer: neither `instruction` and `output` nor `id` and `text`; {columns_of(row)}"
+    if (text := text_of(row["text"])) is None:
+        return f"no answer: `text` is {row['text']!r:.60}"
     if not has_questions:
         return "it has an id alone, so the questions must be given (--questions)"
     return _id_key(identity(named)), text, NO_HEAD
@@ -227,9 +229,10 @@ def _as_alpaca_answer(
     if isinstance(item, str):
         return item
     given = row.get("prediction", row.get("output", item.output or None))
-    if not isinstance(given, str):
-        return f"no answer: `output` is {given!r:.60}"
-    return _prompt_key(item), given, NO_HEAD if has_questions else _head(item, row)
+    if (text := text_of(given)) is None:
+        there = "" if "prediction" in row or "output" in row else f"; {columns_of(row)}"
+        return f"no answer: `output` is {given!r:.60}{there}"
+    return _prompt_key(item), text, NO_HEAD if has_questions else _head(item, row)
 
 
 def _report_strays(db: sqlite3.Connection, pools: Sequence[Pool]) -> None:

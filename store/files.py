@@ -1,6 +1,14 @@
-"""Files that are written whole: beside their name first, so that nobody ever reads half of one."""
+"""Files that are written: whole, beside their name first, so that nobody ever reads half of one; and what is
+no plain file, which is written through and never replaced.
 
+A link is followed, and stays. `-` is standard output. Devices, pipes and descriptors (`/dev/stdout`,
+`/dev/fd/3`) take what comes, in order. A replaced file keeps its permissions.
+"""
+
+import errno
 import os
+import stat
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -10,15 +18,21 @@ from store.errors import StorageError, UsageError
 
 # A place where no file can be, whatever the disk.
 NO_PLACE = (IsADirectoryError, NotADirectoryError, FileExistsError, PermissionError)
+_NO_PLACE = (errno.EBADF, errno.ENXIO, errno.ENODEV, errno.EROFS, errno.ENAMETOOLONG)
+STDOUT = "-"
+MOST_LINKS = 40
+LONGEST_NAME = 255
 
 
 @contextmanager
 def whole(path: Path) -> Iterator[IO[bytes]]:
     """A file that takes its name when all of it is on disk; on any error the old one stays."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    path = Path(os.path.realpath(path)) if path.is_symlink() else path
+    beside = _beside(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with beside.open("wb") as file:
+            _permit_alike(file, path)
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -28,14 +42,89 @@ def whole(path: Path) -> Iterator[IO[bytes]]:
             beside.unlink()
 
 
+def _beside(path: Path) -> Path:
+    end = f".{os.getpid()}.part"
+    name = path.name.encode()[: LONGEST_NAME - len(end) - 1].decode(errors="ignore")
+    return path.with_name(f".{name}{end}")
+
+
+def _permit_alike(file: IO[bytes], path: Path) -> None:
+    """The new file may be read and written by whom the old one might, where there is one."""
+    with suppress(OSError):
+        old = path.stat()
+        if stat.S_ISREG(old.st_mode):
+            with suppress(OSError):  # only root may give files away
+                os.fchown(file.fileno(), old.st_uid, old.st_gid)
+            os.fchmod(file.fileno(), stat.S_IMODE(old.st_mode))
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[IO[bytes]]:
     """A file that was asked for by its name. Raises UsageError where there can be none, StorageError
-    where the disk fails."""
+    where the disk fails, and BrokenPipeError where the reader of a pipe has gone away."""
     try:
-        with whole(path) as file:
-            yield file
-    except NO_PLACE as error:
-        raise UsageError(f"cannot write {path}: {error.strerror or error}; name another file") from error
+        if is_plain(path):
+            with whole(path) as file:
+                yield file
+        else:
+            with _through(path) as file:
+                yield file
+    except BrokenPipeError:
+        raise
     except OSError as error:
-        raise StorageError(f"cannot write {path}: {error.strerror or error}") from error
+        words = f"cannot write {path}: {error.strerror or error}"
+        if isinstance(error, NO_PLACE) or error.errno in _NO_PLACE:
+            raise UsageError(f"{words}; name another file") from error
+        raise StorageError(words) from error
+
+
+def is_plain(path: Path) -> bool:
+    """Whether a plain file lies there, or none yet: it can be replaced, read again, and has things
+    beside it. Raises UsageError where there can be no file."""
+    if descriptor_of(path) is not None:
+        return False
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        return True
+    except OSError as error:  # a path through a file, or links in a circle
+        raise UsageError(f"cannot write {path}: {error.strerror}; name another file") from error
+    if stat.S_ISDIR(mode):
+        raise UsageError(f"cannot write {path}: it is a folder; name a file")
+    if stat.S_ISSOCK(mode):
+        raise UsageError(f"cannot write {path}: it is a socket; name a file or a pipe")
+    return stat.S_ISREG(mode)
+
+
+def is_stdout(path: Path | None) -> bool:
+    return path is not None and descriptor_of(path) == 1
+
+
+def descriptor_of(path: Path) -> int | None:
+    """The open descriptor that a path means: 1 for `-` and /dev/stdout, N for /dev/fd/N."""
+    if str(path) == STDOUT:
+        return 1
+    own = {f"/proc/{os.getpid()}/fd", f"/proc/{os.getpid()}/task/{os.getpid()}/fd", "/dev/fd"}
+    for _ in range(MOST_LINKS):
+        if path.name.isdecimal() and os.path.realpath(path.parent) in own:
+            return int(path.name)
+        try:
+            path = path.parent / os.readlink(path)
+        except OSError:
+            return None
+    return None
+
+
+@contextmanager
+def _through(path: Path) -> Iterator[IO[bytes]]:
+    """What is no plain file, as it is: nothing is made, cut or renamed. A pipe is waited for until
+    somebody reads it."""
+    number = descriptor_of(path)
+    if number is None:
+        opened = os.open(path, os.O_WRONLY | os.O_NOCTTY)
+    else:
+        if number == 1 and sys.stdout is not None:
+            sys.stdout.flush()  # what was printed before comes before
+        opened = os.dup(number)
+    with os.fdopen(opened, "wb") as file:
+        yield file

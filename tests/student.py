@@ -15,6 +15,7 @@ import tiny
 from cli import ROOT
 
 QUESTION = "Say sea."
+ON_CPU = tiny.env() | {"CUDA_VISIBLE_DEVICES": ""}
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Place:
 def served(folder: Path, *more: object) -> Iterator[Place]:
     command = [sys.executable, "-P", "-m", "engine", "serve", folder, "--port", 0, *more]
     server = subprocess.Popen(
-        list(map(str, command)), cwd=ROOT, env=tiny.env(), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        list(map(str, command)), cwd=ROOT, env=ON_CPU, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
     try:
         assert server.stdout

@@ -168,6 +168,20 @@ def test_an_empty_answer_is_an_answer(tmp_path: Path) -> None:
     assert said(good(score_contests([a, b]))[1]) == {"a": "", "b": "b on q"}
 
 
+def test_a_number_is_an_answer_and_what_has_no_text_is_a_bad_row(tmp_path: Path) -> None:
+    """Programs write 42 where a model said "42", and 0 is as good an answer as any."""
+    values: list[Any] = [42, 0, 0.5, False, None, ["x"], {}]
+    a = written(tmp_path, "a.jsonl", [{"id": n, "text": value} for n, value in enumerate(values)])
+    b = written(tmp_path, "b.jsonl", [{"id": n, "text": ""} for n in range(len(values) - 1)] + [{"id": 6}])
+    c = written(tmp_path, "c.jsonl", [{"id": n, "text": "c"} for n in range(len(values))])
+    questions = written(tmp_path, "q.jsonl", [{"id": n, "instruction": f"q{n}"} for n in range(len(values))])
+    contests = score_contests([a, c], questions=questions)
+    assert [said(x)["a"] for x in good(contests)] == ["42", "0", "0.5"]
+    assert [row.line for row in bad(contests) if "no answer: `text` is" in row.reason] == [4, 5, 6, 7]
+    with pytest.raises(PoolError, match="every answer is empty"):
+        list(score_contests([b, c], questions=questions))
+
+
 def test_a_file_without_a_single_answer_is_refused(tmp_path: Path) -> None:
     """A pool that nobody has answered yet is not worth paying for."""
     a = written(tmp_path, "a.jsonl", alpaca("a", ["p"]))

@@ -70,6 +70,26 @@ def test_what_cannot_be_asked_is_told(tmp_path: Path, capsys: pytest.CaptureFixt
         run_ranking(Asked(reviews=[path]), False, None, None)
 
 
+@pytest.mark.parametrize("role", ["judge", "score", "compare"])
+async def test_empty_answers_are_compared_and_none_is_lost(tmp_path: Path, role: str) -> None:
+    """A student that said nothing must not do better for it."""
+    questions = write_pool(tmp_path / "q.jsonl", [{"id": n, "instruction": f"{n}?"} for n in range(4)])
+    texts = ["", "   ", "\n", "long enough"]
+    weak = write_pool(tmp_path / "weak.jsonl", [{"id": n, "text": text} for n, text in enumerate(texts)])
+    good = write_pool(tmp_path / "good.jsonl", [{"id": n, "text": "abcd"} for n in range(4)])
+    files = (weak, good) if role == "score" else ("--answers", weak, "--against", good)
+    judge, run = Judge(), tmp_path / "run"
+    async with scripted(judge.answer) as url:
+        flags = ("--questions", questions, "--run", run, "--base-url", url, "--model", "m")
+        asked = await distill(role, *files, *flags)
+    assert asked.code == 0, asked.err
+    assert len(judge.asked) == (8 if role == "compare" else 4)
+    out = tmp_path / "out.jsonl"
+    form = {"judge": "reviews", "score": "scores", "compare": "comparisons"}[role]
+    assert (await distill("export", run, "--format", form, "--out", out)).code == 0
+    assert len(out.read_bytes().splitlines()) == 4
+
+
 async def test_a_runs_verdicts_are_read_from_its_replies(tmp_path: Path) -> None:
     questions = [
         {"id": n, "instruction": f"Question {n}?", "category": "math" if n else "x"} for n in range(4)

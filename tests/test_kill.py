@@ -222,6 +222,8 @@ async def test_the_books_balance_after_kills_among_faults(tmp_path: Path) -> Non
             "--concurrency",
             CONCURRENCY,
             "--quiet",
+            "--attempts-empty",
+            8,
             *bare(tmp_path),
             *MONEY,
         )

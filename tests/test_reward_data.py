@@ -19,6 +19,7 @@ import tiny
 from engine.judging.comparisons import comparison_line, comparisons, ranking_line
 from store.errors import PoolError, UsageError
 from store.records import Contest
+from store.special_tokens import TextTokens
 from trainers.arrays import load, save
 from trainers.comparisons import Read, as_pairs, parts, read_groups
 from trainers.recipe import RewardRecipe
@@ -116,7 +117,7 @@ def test_a_reference_and_its_many_opponents_go_in_parts_around_it() -> None:
 def test_prompt_and_answer_each_keep_half_and_the_end_of_sequence_stays(
     prompt: str, answer: str, most: int, text: str, lost: tuple[bool, bool], tokenizer: Any
 ) -> None:
-    found = encoded(prompt, answer, "chat", tokenizer, most)
+    found = encoded(prompt, answer, "chat", TextTokens(tokenizer), most)
     assert tokenizer.decode(found.tokens) == text + "</s>"
     assert (len(found.tokens), found.cut, found.prompt_cut) == (min(most, len(found.tokens)), *lost)
 

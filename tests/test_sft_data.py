@@ -18,13 +18,15 @@ import numpy as np
 import tiny
 import torch
 
-from store.errors import PoolError
+from store.errors import PoolError, UsageError
 from store.records import Instruction
+from store.special_tokens import TextTokens
 from trainers.batches import IGNORED, example, loss_sum, order, packed, padded, steps_of
+from trainers.encoding import encode
 from trainers.models import packs_exactly
 from trainers.recipe import SftRecipe
 from trainers.rows import drawn
-from trainers.sft_data import Counts, as_row, encode, fit, tokenized
+from trainers.sft_data import Counts, as_lesson, fit, tokenized
 
 pytestmark = pytest.mark.filterwarnings("default")
 
@@ -58,7 +60,7 @@ def learnt(tokens: list[int], learn: list[bool], tokenizer: Any) -> list[str]:
 
 
 def test_the_response_and_its_end_are_learnt_and_nothing_before(tokenizer: Any) -> None:
-    tokens, learn = encode(Instruction("1", "Say ab", "", "ab"), "alpaca", tokenizer)
+    tokens, learn = encode(Instruction("1", "Say ab", "", "ab"), "alpaca", TextTokens(tokenizer))
     prompt = templates.alpaca_prompt("Say ab")
     a, b = tokenizer.convert_tokens_to_ids(["a", "b"])
     assert tokens == [*tokenizer(prompt)["input_ids"], a, b, 1]
@@ -76,14 +78,14 @@ def test_each_answer_of_a_talk_is_learnt_with_its_end_of_turn(tokenizer: Any) ->
         {"role": "user", "content": "c?"},
         {"role": "assistant", "content": "d"},
     ]
-    tokens, learn = encode(talk, "chat", tokenizer)
+    tokens, learn = encode(talk, "chat", TextTokens(tokenizer))
     whole = "<|system|>Be brief.</s>\n<|user|>a?</s>\n<|assistant|>b</s>\n<|user|>c?</s>\n<|assistant|>d</s>"
     assert tokenizer.decode(tokens) == whole
     assert learnt(tokens, learn, tokenizer) == ["b</s>\n", "d</s>"]
 
 
 def test_an_alpaca_row_may_be_put_in_the_chat_template(tokenizer: Any) -> None:
-    tokens, learn = encode(Instruction("1", "a?", "x", "b"), "chat", tokenizer)
+    tokens, learn = encode(Instruction("1", "a?", "x", "b"), "chat", TextTokens(tokenizer))
     assert tokenizer.decode(tokens) == "<|user|>a?\n\nx</s>\n<|assistant|>b</s>"
     assert learnt(tokens, learn, tokenizer) == ["b</s>"]
 
@@ -109,7 +111,7 @@ def test_an_answer_that_begins_with_a_blank_does_not_change_how_its_prompt_is_re
     )
     whole = tokenizer.apply_chat_template(talk, tokenize=True, return_dict=False)
     assert whole[: len(asked)] != asked  # the trap
-    tokens, learn = encode(talk, "chat", tokenizer)
+    tokens, learn = encode(talk, "chat", TextTokens(tokenizer))
     assert tokens[: len(asked)] == asked
     assert not any(learn[: len(asked)])
     assert learnt(tokens, learn, tokenizer) == [" \nb</s>"]
@@ -126,7 +128,7 @@ def test_an_answer_that_begins_with_a_blank_does_not_change_how_its_prompt_is_re
     ],
 )
 def test_a_row_that_teaches_nothing_says_why(raw: dict[str, Any], reason: str) -> None:
-    found = as_row(raw)
+    found = as_lesson(raw)
     assert isinstance(found, str)
     assert found.startswith(reason)
 
@@ -172,6 +174,17 @@ def test_a_file_is_read_with_all_that_is_wrong_in_it_counted(tmp_path: Path, tok
     assert again.digest == rows.digest != other.digest
     with pytest.raises(PoolError, match="10 are over --max-length 20"):
         tokenized(recipe(path, max_length=20), tokenizer)
+
+
+def test_chats_need_a_chat_template(tmp_path: Path) -> None:
+    bare = tiny.tokenizer()
+    bare.chat_template = None
+    talk = [{"role": "user", "content": "a?"}, {"role": "assistant", "content": "b"}]
+    path = tiny.write(tmp_path / "rows.jsonl", [{"messages": talk}] * 2)
+    with pytest.raises(UsageError, match="line 1: this model's tokenizer has no chat template"):
+        tokenized(recipe(path), bare)
+    _, counts = tokenized(recipe(path, template="alpaca"), bare)
+    assert counts.used == 2
 
 
 @pytest.mark.parametrize(

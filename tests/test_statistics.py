@@ -73,6 +73,57 @@ def test_lengths_are_exact_and_on_common_bins(tmp_path: Path) -> None:
     assert one["tokens"]["max"] == 3
 
 
+THOUGHTFUL: list[dict[str, Any]] = [
+    {"instruction": "i", "output": words(3), "reasoning": words(30)},
+    {"instruction": "i", "output": f"<think>\n{words(10)}\n</think>\n\n{words(2)}"},
+    {"instruction": "i", "output": "", "reasoning": words(20)},
+    {
+        "messages": [
+            {"role": "user", "content": "i"},
+            {"role": "assistant", "content": words(1), "reasoning_content": words(40)},
+        ]
+    },
+    {"instruction": "i", "output": words(4), "reasoning": None},
+    {"instruction": "i", "output": 0},
+]
+
+
+def test_thinking_is_measured_apart_from_answers(tmp_path: Path) -> None:
+    thinks = write_pool(tmp_path / "thinks.jsonl", THOUGHTFUL)
+    plain = write_pool(tmp_path / "plain.jsonl", [{"instruction": "i", "output": words(5)}])
+    found = lengths.measure(data_sets([thinks, plain]), "output", "gpt-4").as_json()
+    one = found["data"]["thinks"]
+    assert (one["rows"], one["empty"], one["words"]["total"]) == (6, 1, 11)
+    thinking = found["reasoning"]["data"]
+    assert (thinking["thinks"]["rows"], thinking["thinks"]["of"], thinking["plain"]["rows"]) == (4, 6, 0)
+    assert (thinking["thinks"]["words"]["total"], thinking["thinks"]["words"]["max"]) == (100, 40)
+    assert thinking["thinks"]["tokens"]["total"] == 100
+    assert thinking["plain"]["words"]["mean"] is None
+    sheets = lengths.sheets(found)
+    assert [sheet.title for sheet in sheets] == ["Lengths", "Lengths of the thinking"]
+    asked = lengths.measure(data_sets([thinks]), "instruction").as_json()
+    assert asked["reasoning"] is None  # it is no part of an instruction
+    assert lengths.measure(data_sets([plain]), "output").as_json()["reasoning"] is None
+
+
+def test_a_value_that_is_no_text_is_no_empty_answer(tmp_path: Path) -> None:
+    values = [0, 7, ["x"], {"a": 1}, True, None, ""]
+    path = write_pool(tmp_path / "d.jsonl", [{"instruction": "i", "output": value} for value in values])
+    found = lengths.measure(data_sets([path]), "output").as_json()
+    one = found["data"]["d"]
+    assert (one["rows"], one["bad_rows"], one["empty"], one["words"]["total"]) == (4, 3, 2, 2)
+    assert "d: 3 bad rows are left out." in lengths.sheets(found)[0].notes
+    (tally,) = shares.measure(path).as_json()["data"].values()
+    assert (tally["rows"], tally["bad_rows"], tally["empty"]["n"]) == (4, 3, 2)
+
+
+def test_shares_tell_how_many_rows_think_and_how_many_are_empty(tmp_path: Path) -> None:
+    (one,) = shares.measure(write_pool(tmp_path / "d.jsonl", THOUGHTFUL)).as_json()["data"].values()
+    assert (one["rows"], one["reasoning"]["n"], one["empty"]["n"]) == (6, 4, 1)
+    assert one["reasoning"]["share"] == pytest.approx(4 / 6)
+    assert one["reasoning"]["examples"][0] == {"id": "0", "line": 1}
+
+
 def test_what_is_longer_than_the_last_bin_is_in_it() -> None:
     assert lengths.histogram({0: 1, 4: 1, 5: 2, 999: 3}, [0, 5, 10]) == [2, 2, 3]
 
@@ -129,6 +180,18 @@ def test_shares_of_a_file_know_no_outcomes_unless_told(tmp_path: Path) -> None:
     assert one["truncated"]["share"] == 1
     with pytest.raises(UsageError, match="stages are in a run folder"):
         shares.measure(told, "generate")
+
+
+async def test_shares_of_a_run_tell_of_thinking_and_of_empty_answers(tmp_path: Path) -> None:
+    async with opened(tmp_path) as ledger:
+        book = Book(ledger)
+        for number, (text, outcome) in enumerate(
+            [("A tea.", "stop"), ("<think>\nhm\n</think>\n\nA hill.", "stop"), ("", "empty")], 1
+        ):
+            book.add(number, reply(text, outcome))
+    (one,) = shares.measure(tmp_path).as_json()["data"].values()
+    assert (one["rows"], one["reasoning"]["n"], one["empty"]["n"]) == (3, 1, 1)
+    assert one["outcomes"] == {"stop": 2, "empty": 1}
 
 
 async def test_shares_of_a_run_are_the_ledgers(tmp_path: Path) -> None:

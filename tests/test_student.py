@@ -28,7 +28,8 @@ from engine.student.sampling import next_tokens, nucleus
 from engine.student.template import alpaca, prompt_tokens
 from engine.student.writing import Writing
 from store.errors import UsageError
-from trainers.sft_data import prompt_ids
+from store.special_tokens import TextTokens
+from trainers.encoding import prompt_ids
 from trainers.templates import ALPACA_CHAT_TEMPLATE, alpaca_chat_template, alpaca_prompt
 
 pytestmark = pytest.mark.filterwarnings("default")
@@ -62,11 +63,11 @@ def with_beginning() -> Any:
 def test_a_student_is_asked_with_the_tokens_that_it_was_taught(make: Callable[[], Any]) -> None:
     """By the template of its folder, and by ours where the folder has none."""
     tokenizer = make()
-    taught = prompt_ids(alpaca_prompt("Say sea."), tokenizer)
+    taught = prompt_ids(alpaca_prompt("Say sea."), TextTokens(tokenizer))
     tokenizer.chat_template = alpaca_chat_template(tokenizer)
-    assert prompt_tokens(chat(CHATS[0]), tokenizer) == taught
+    assert prompt_tokens(chat(CHATS[0]), TextTokens(tokenizer)) == taught
     tokenizer.chat_template = None
-    assert prompt_tokens(chat(CHATS[0]), tokenizer) == taught
+    assert prompt_tokens(chat(CHATS[0]), TextTokens(tokenizer)) == taught
 
 
 @pytest.mark.parametrize("turns", CHATS, ids=["plain", "in the form already", "several turns"])
@@ -221,13 +222,27 @@ def test_a_reward_model_is_refused_by_the_command_with_exit_code_2(tmp_path: Pat
     assert ended.stderr.startswith(f"distill: {reward} is a reward model: it scores answers")
 
 
+def test_the_precision_of_a_server_is_checked_and_said(tmp_path: Path, capfd: Any) -> None:
+    folder = tiny.student(tmp_path / "pupil")
+    for words, told in (
+        ((folder, "--precision", "fp8"), "--precision fp8: expected bf16 or fp32"),
+        (("smollm2", "--precision", "bf16"), "--precision is for a transformers folder"),
+        (("--scripted", "--precision", "bf16"), "--precision is for a transformers folder"),
+    ):
+        code, _, said = tiny.distill("serve", *words, "--port", 0)
+        assert code == 2
+        assert told in said
+    assert load(folder, "x", "fp32").repeats == (not torch.cuda.is_available())
+    assert not load(folder, "x", "bf16").repeats
+
+
 def test_opt_writes_the_same_padded_and_alone(tmp_path: Path) -> None:
     """Its positions are learnt, and start at 2."""
     from engine.student.batch import Batch
     from engine.student.row import Row
 
     folder = tiny.student(tmp_path / "opt", "opt")
-    student = load(folder, "opt")
+    student = load(folder, "opt", "fp32")
 
     def row(prompt: list[int]) -> Row:
         writing = Writing(student.decode, ())
@@ -251,6 +266,7 @@ LAYERS = {
     "serve smollm2": "base teacher teacher-nodeps",
     "serve pupil": "base train train-nodeps teacher-nodeps",
     "serve --port 0 pupil": "base train train-nodeps teacher-nodeps",
+    "serve --precision fp32 pupil": "base train train-nodeps teacher-nodeps",
     "serve --scripted": "base",
     "run folder.toml --run pupil": "base train train-nodeps teacher-nodeps teacher teacher-nodeps",
     "run small.toml --run pupil": "base teacher teacher-nodeps",

@@ -1,8 +1,9 @@
-"""A served folder: what it answers depends on the request alone, whoever else is in the batch."""
+"""A served folder: in fp32 what it answers depends on the request alone, whoever else is in the batch."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import re
 import shutil
@@ -37,8 +38,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def place(folder: Path) -> Iterator[Place]:
-    with served(folder, "--parallel", 5) as found:
+    """In fp32, whatever this processor is fast at: no more than that is promised about batches."""
+    with served(folder, "--parallel", 5, "--precision", "fp32") as found:
         yield found
+
+
+def in_bf16(folder: Path, parallel: int) -> contextlib.AbstractContextManager[Place]:
+    return served(folder, "--parallel", parallel, "--precision", "bf16")
 
 
 def prompts(count: int = len(LENGTHS)) -> list[list[dict[str, str]]]:
@@ -65,6 +71,27 @@ async def test_a_seed_gives_the_same_answer_whoever_else_is_in_the_batch(place: 
     assert together == alone
     other, _ = await both_ways(place, temperature=1.3, top_p=0.9, seed=8)
     assert other != alone
+
+
+async def test_alone_in_its_batch_a_seed_gives_the_same_answer_in_bf16_too(folder: Path) -> None:
+    with in_bf16(folder, parallel=1) as alone_there:
+        alone, together = await both_ways(alone_there, temperature=1.3, top_p=0.9, seed=7)
+    assert together == alone
+
+
+async def test_the_fingerprint_says_in_which_precision_an_answer_was_written(
+    place: Place, folder: Path
+) -> None:
+    """What a seed promises depends on it, so whoever compares two replies must see it; streams say it too."""
+    with in_bf16(folder, parallel=5) as other:
+        assert other.model == place.model
+        for where, ending in ((place, "-fp32-cpu"), (other, "-bf16-cpu")):
+            async with session() as client:
+                whole = await ask(client, where)
+                body = where.body(stream=True)
+                async with client.post(f"{where.url}/chat/completions", json=body) as response:
+                    first = json.loads((await response.text()).splitlines()[0].removeprefix("data: "))
+            assert whole["system_fingerprint"] == first["system_fingerprint"] == where.model + ending
 
 
 async def test_it_writes_what_plain_transformers_writes(place: Place, folder: Path) -> None:

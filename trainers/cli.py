@@ -43,6 +43,12 @@ def sft(
         str | None,
         typer.Option("--template", metavar="T", help="alpaca or chat [by the rows]", rich_help_panel=WHAT),
     ] = None,
+    reasoning: Annotated[
+        str | None,
+        typer.Option(
+            "--reasoning", metavar="W", help="learn or drop the thinking in rows [learn]", rich_help_panel=HOW
+        ),
+    ] = None,
     too_long: Annotated[
         str | None,
         typer.Option(
@@ -65,8 +71,8 @@ def sft(
     """Fine-tune a student on instructions and answers."""
     from trainers.recipe import SftRecipe, recipe_from
 
-    own = {"template": template, "too_long": too_long, "packing": packing, "samples": samples}
-    told = recipe_from(SftRecipe, options | own, recipe)
+    own = {"template": template, "reasoning": reasoning, "too_long": too_long, "packing": packing}
+    told = recipe_from(SftRecipe, options | own | {"samples": samples}, recipe)
     quieten()
     from trainers.sft_run import run_sft
 

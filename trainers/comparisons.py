@@ -1,14 +1,15 @@
 """Files of comparisons as groups: a prompt, its answers, and which of two is the better. No torch.
 
-Two shapes, also mixed: {"prompt", "answers": [{"model", "text", "score"}]}, as `export --format scores`
-writes it, and GPT-4-LLM's {"user_input", "completion_a", "completion_b"} (a is the better). Rows of one
-prompt make one group, wherever they stand, so that a prompt lies on one side of a split. Ties and equal
-texts give no pair; scores of different rows are not compared with each other.
+Shapes, also mixed: {"prompt", "answers": [{"model", "text", "score"}]}, as `export --format scores` writes
+it; GPT-4-LLM's {"user_input", "completion_a", "completion_b"} (a is the better); {"prompt", "chosen",
+"rejected"} as texts or messages; two transcripts, as hh-rlhf has them. Rows of one prompt make one group,
+wherever they stand, so that a prompt lies on one side of a split. Ties, equal texts and pairs that are given
+both ways teach nothing and are left out; scores of different rows are not compared with each other.
 """
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
@@ -17,8 +18,15 @@ from typing import Any
 from store.errors import PoolError
 from store.pool import Pool
 from store.records import BadRow
+from store.texts import content_of, text_of
 
 BAD_SHOWN = 3
+PUBLISHED = ("user_input", "completion_a", "completion_b")  # a is the better
+NO_SHAPE = "neither prompt and answers, nor user_input and completion_a, _b, nor prompt, chosen and rejected"
+ONE_QUESTION = "several turns or a system message: one question and its two answers are read"
+TWO_PROMPTS = "chosen and rejected answer different prompts"
+HUMAN, ASSISTANT = "Human:", "Assistant:"
+Three = tuple[str, str, str]  # prompt, better, worse
 Pair = tuple[int, int]  # places of the better and of the worse answer
 Told = tuple[str, str, float | None]  # better, worse, margin
 
@@ -51,6 +59,7 @@ class Read:
     bad: int = 0
     ties: int = 0  # pairs that say nothing: equal scores
     equal: int = 0  # or equal answers
+    both_ways: int = 0  # or each better than the other, in different rows
     bad_shown: list[str] = field(default_factory=list)
 
     def refuse(self, line: int, reason: str) -> None:
@@ -74,22 +83,41 @@ def read_groups(path: Path, limit: int | None = None) -> tuple[list[Group], Read
         prompt, pairs = found
         for pair in pairs:
             groups.setdefault(prompt, Group(prompt)).add(*pair)
-    if not groups:
+    left = [group for group in groups.values() if _settled(group, read)]
+    if not left:
         told = "; ".join(read.bad_shown) or (
             "all are ties, equal answers or have one answer only" if read.rows else "it is empty"
         )
+        if read.both_ways:
+            told = f"{read.both_ways:,} pairs are given both ways, each answer better than the other"
         raise PoolError(f"no comparison in {path}: {told}")
-    return list(groups.values()), read
+    return left, read
+
+
+def _settled(group: Group, read: Read) -> bool:
+    """Whether a pair is left without those that are given both ways."""
+    against = contradicted(group.pairs, group.answers)
+    read.both_ways += len(against)
+    for pair in against:
+        del group.pairs[pair]
+    return bool(group.pairs)
+
+
+def contradicted(pairs: Iterable[Pair], held: Sequence[object]) -> set[Pair]:
+    """The pairs whose opposite is there as well. held: what stands at each place."""
+    pairs = list(pairs)
+    said = {(held[better], held[worse]) for better, worse in pairs}
+    return {(better, worse) for better, worse in pairs if (held[worse], held[better]) in said}
 
 
 def as_pairs(raw: dict[str, Any], read: Read) -> tuple[str, list[Told]] | str:
     """(prompt, pairs) of a row, or what is wrong with it."""
     if "answers" in raw:
         return _ranked(raw, read)
-    values = [raw.get(name) for name in ("user_input", "completion_a", "completion_b")]
-    if not all(isinstance(value, str) for value in values):
-        return "neither prompt and answers, nor user_input, completion_a and completion_b"
-    prompt, better, worse = (str(value) for value in values)
+    found = _preferred(raw) if "chosen" in raw and "rejected" in raw else _of_three(raw, *PUBLISHED)
+    if isinstance(found, str):
+        return found
+    prompt, better, worse = found
     if not prompt.strip():
         return "no prompt"
     margin: Any = raw.get("margin")
@@ -99,23 +127,72 @@ def as_pairs(raw: dict[str, Any], read: Read) -> tuple[str, list[Told]] | str:
     return prompt, [(better, worse, float(margin) if _is_number(margin) else None)]
 
 
+def _of_three(raw: dict[str, Any], *names: str) -> Three | str:
+    """Prompt and answers that are texts, in fields of these names."""
+    prompt, better, worse = (text_of(raw.get(name)) for name in names)
+    if not raw.keys() >= set(names):
+        held = ", ".join(map(str, raw)) or "nothing"
+        return f"{NO_SHAPE}; it has {held:.80}"
+    if prompt is None or better is None or worse is None:
+        wrong = next(name for name in names if text_of(raw[name]) is None)
+        return f"{wrong} is not text: {raw[wrong]!r:.60}"
+    return prompt, better, worse
+
+
+def _preferred(raw: dict[str, Any]) -> Three | str:
+    """A `chosen` and a `rejected` answer: texts with a `prompt`, lists of messages, or two transcripts."""
+    chosen, rejected = raw["chosen"], raw["rejected"]
+    if isinstance(chosen, list) and isinstance(rejected, list):
+        return _of_messages(raw.get("prompt"), chosen, rejected)
+    if raw.get("prompt") is None and isinstance(chosen, str) and isinstance(rejected, str):
+        return _of_transcripts(chosen, rejected)
+    return _of_three(raw, "prompt", "chosen", "rejected")
+
+
+def _of_messages(before: object, chosen: list[Any], rejected: list[Any]) -> Three | str:
+    """before: a list of messages that both answers follow; else each list has them itself."""
+    talks = [[*before, *talk] if isinstance(before, list) else talk for talk in (chosen, rejected)]
+    contents = [[content_of(message) for message in talk] for talk in talks]
+    roles = [[message.get("role") for message in talk if isinstance(message, dict)] for talk in talks]
+    if any(None in texts for texts in contents):
+        return "a message of chosen or rejected has no text"
+    if roles != [["user", "assistant"]] * 2:
+        return ONE_QUESTION
+    (question, better), (other, worse) = contents
+    return (str(question), str(better), str(worse)) if question == other else TWO_PROMPTS
+
+
+def _of_transcripts(chosen: str, rejected: str) -> Three | str:
+    """Anthropic's: "\n\nHuman: …\n\nAssistant: …" twice, with the same question.
+    https://huggingface.co/datasets/Anthropic/hh-rlhf"""
+    talks = [talk.strip().split(f"\n\n{ASSISTANT}") for talk in (chosen, rejected)]
+    if not all(head.startswith(HUMAN) for head, *_ in talks):
+        return "chosen and rejected without a prompt"
+    if any(len(talk) != 2 or f"\n\n{HUMAN}" in "".join(talk) for talk in talks):
+        return ONE_QUESTION
+    (question, better), (other, worse) = [[part.strip() for part in talk] for talk in talks]
+    return (question.removeprefix(HUMAN).strip(), better, worse) if question == other else TWO_PROMPTS
+
+
 def _ranked(raw: dict[str, Any], read: Read) -> tuple[str, list[Told]] | str:
     prompt, answers = raw.get("prompt"), raw["answers"]
     if not isinstance(prompt, str) or not prompt.strip():
         return "no prompt"
     if not isinstance(answers, list) or not all(isinstance(a, dict) for a in answers):
         return "answers is not a list of objects"
-    if not all(isinstance(a.get("text"), str) and _is_number(a.get("score")) for a in answers):
+    texts = [text_of(answer.get("text")) for answer in answers]
+    if None in texts or not all(_is_number(answer.get("score")) for answer in answers):
         return "an answer without a text or a score that is a number"
+    scored = [(str(text), float(answer["score"])) for text, answer in zip(texts, answers, strict=True)]
     found: list[Told] = []
-    for one, other in combinations(answers, 2):
-        better, worse = (one, other) if one["score"] > other["score"] else (other, one)
-        if one["text"] == other["text"]:
+    for one, other in combinations(scored, 2):
+        (better, most), (worse, least) = (one, other) if one[1] > other[1] else (other, one)
+        if better == worse:
             read.equal += 1
-        elif one["score"] == other["score"]:
+        elif most == least:
             read.ties += 1
         else:
-            found.append((better["text"], worse["text"], float(better["score"] - worse["score"])))
+            found.append((better, worse, most - least))
     return prompt, found
 
 

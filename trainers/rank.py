@@ -7,6 +7,7 @@ A run that ends early leaves OUT.scores; the same command reads it and goes on w
 import contextlib
 import fcntl
 import hashlib
+import tempfile
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import IO, Any
 import orjson
 
 from store.errors import PoolError, UsageError
-from store.files import whole
+from store.files import is_plain, replacing
 from store.pool import Pool
 from store.records import BadRow
 from trainers.progress import Display
@@ -28,9 +29,10 @@ Row = dict[str, Any]
 
 def run_rank(reward: Path, candidates: Path, out: Path, quiet: bool, groups: Path | None = None) -> int:
     """Returns the exit code. Raises UsageError, PoolError."""
-    if out.is_dir():
-        raise UsageError(f"--out {out} is a folder; name a file")
-    if out.exists() and candidates.exists() and out.samefile(candidates):
+    plain = is_plain(out)
+    if not plain and groups is not None:
+        raise UsageError(f"--split reads the ranking again: name a file for --out, not {out}")
+    if plain and out.exists() and candidates.exists() and out.samefile(candidates):
         raise UsageError(f"--out {out} is the file of candidates, which would be lost; name another")
     if groups is not None and groups.exists() and not groups.is_dir():
         raise UsageError(f"--split {groups} is a file; name a folder")
@@ -40,16 +42,29 @@ def run_rank(reward: Path, candidates: Path, out: Path, quiet: bool, groups: Pat
             display.say(f"{len(bad):,} rows are unusable and left out: {'; '.join(bad[:BAD_SHOWN])}")
         scorer = Scorer(reward)
         identity = {**scorer.identity, "candidates": _digest(candidates), "window": WINDOW}
-        with Scores(out.with_name(out.name + ".scores"), identity) as scores:
+        with _beside(out, plain) as beside, Scores(beside, identity) as scores:
             if scores.known:
                 display.say(f"going on after {scores.known:,} batches")
             short = rank(scorer, candidates, out, scores, display, total)
             scores.remove()
         if groups is not None:
             display.say(f"rank groups: {split(out, groups)}")
+        if scorer.marked:
+            display.say(f"{scorer.marked:,} of {total:,} candidates {scorer.read_as_text}")
         if short:
             display.say(f"{short:,} of {total:,} candidates were too long and read in part")
     return 0
+
+
+@contextlib.contextmanager
+def _beside(out: Path, plain: bool) -> Iterator[Path]:
+    """Where the scores are kept while they are made. Beside a pipe or a device there is no place for a file,
+    so that a ranking into one begins anew."""
+    if plain:
+        yield out.with_name(out.name + ".scores")
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder) / "scores"
 
 
 def survey(path: Path, with_ids: bool = False) -> tuple[int, list[str]]:
@@ -90,7 +105,7 @@ def fault(raw: Row) -> str | None:
 def rank(scorer: Scorer, path: Path, out: Path, scores: "Scores", display: Display, total: int) -> int:
     """Writes OUT; returns how many candidates were read in part."""
     done = short = 0
-    with whole(out) as file:
+    with replacing(out) as file:
         for rows in windows(path):
             places = [(n, k) for n, row in enumerate(rows) for k in range(len(row["candidates"]))]
             answers = [scorer.readable((rows[n]["prompt"], rows[n]["candidates"][k])) for n, k in places]
@@ -124,12 +139,14 @@ def split(ranked: Path, folder: Path) -> str:
     them (with the questions given); the paper's Figure 4 compares such groups. Returns what was written."""
     folder.mkdir(parents=True, exist_ok=True)
     files: list[IO[bytes]] = []
+    names: list[str] = []
     with contextlib.ExitStack() as stack:
         for _, row in Pool(ranked).objects():
             assert not isinstance(row, BadRow)  # we wrote it
             for place, candidate in enumerate(row["order"]):
                 if place == len(files):
-                    files.append(stack.enter_context((folder / f"rank{place + 1}.jsonl").open("wb")))
+                    files.append(stack.enter_context(replacing(folder / f"rank{place + 1}.jsonl")))
+                    names.append(str(folder / f"rank{place + 1}.jsonl"))
                 files[place].write(
                     orjson.dumps({"id": row["id"], "text": row["candidates"][candidate]}) + b"\n"
                 )
@@ -137,7 +154,7 @@ def split(ranked: Path, folder: Path) -> str:
         number = stale.stem.removeprefix("rank")
         if number.isdecimal() and int(number) > len(files):
             stale.unlink()
-    return ", ".join(file.name for file in files) or "no candidates"
+    return ", ".join(names) or "no candidates"
 
 
 class Scores:

@@ -129,17 +129,20 @@ class Training(BaseModel):
         return self.zero
 
 
-# What may differ between a run and its resume: nothing of it changes what is learnt.
+# What may differ between a run and its resume: nothing of it changes what is learnt. (`reasoning` changes the
+# rows, which are compared as tokens.)
 FREE = {
     "out", "data", "model", "nproc", "nnodes", "node_rank", "master",  # compared by content and by number
-    "save_every", "eval_every", "keep", "tensorboard", "samples", "deepspeed",
+    "save_every", "eval_every", "keep", "tensorboard", "samples", "deepspeed", "reasoning",
 }  # fmt: skip
 
 
 class SftRecipe(Training):
-    """Supervised fine-tuning. template: by the data's shape, unless said."""
+    """Supervised fine-tuning. template: by the data's shape, unless said. reasoning: what becomes of thinking
+    in the rows."""
 
     template: Literal["alpaca", "chat"] | None = None
+    reasoning: Literal["learn", "drop"] = "learn"
     too_long: Literal["drop", "cut"] = "drop"
     packing: Literal["auto", "on", "off"] = "auto"
     samples: NonNegativeInt = 3

@@ -6,8 +6,9 @@ by prompt: all parts of a prompt are held out, or none.
 """
 
 from array import array
+from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -15,11 +16,12 @@ import numpy.typing as npt
 
 from store.errors import PoolError, UsageError
 from store.records import Instruction
+from store.special_tokens import TextTokens
 from trainers.arrays import digest_of
-from trainers.comparisons import Group, Pair, Read, parts, read_groups
+from trainers.comparisons import Group, Pair, Read, contradicted, parts, read_groups
+from trainers.encoding import Template, encode, prompt_length
 from trainers.recipe import RewardRecipe
 from trainers.rows import drawn
-from trainers.sft_data import Template, encode, prompt_length
 
 Ints: TypeAlias = npt.NDArray[np.int64]
 
@@ -81,6 +83,10 @@ class Counts:
     cut: int = 0  # lost their end
     prompt_cut: int = 0  # lost the beginning of their prompt
     dropped: int = 0
+    alike: int = 0  # pairs whose answers are the same tokens, most often since both were cut
+    both_ways: int = 0  # pairs that contradict each other once they are tokens
+    control: int = 0  # answers with control tokens in their text or prompt
+    controls: Counter[str] = field(default_factory=Counter)
     tokens: int = 0
 
 
@@ -100,13 +106,13 @@ def template_for(tokenizer: Any, told: Template | None) -> Template:
     return told or ("chat" if tokenizer.chat_template else "alpaca")
 
 
-def encoded(prompt: str, answer: str, template: Template, tokenizer: Any, most: int) -> Encoded:
+def encoded(prompt: str, answer: str, template: Template, texts: TextTokens, most: int) -> Encoded:
     """Prompt, answer and end of sequence within `most` tokens.
 
     Where they are too long each keeps half of the length, if it needs it: the prompt loses its beginning,
     the answer its end. The end of sequence stays: it is where the reward is read.
     """
-    found = encode(Instruction("", prompt, "", answer), template, tokenizer)
+    found = encode(Instruction("", prompt, "", answer), template, texts)
     if isinstance(found, str):
         raise UsageError(f"--template {template}: {found}; try --template alpaca")
     tokens, learn = found
@@ -124,16 +130,43 @@ def encoded(prompt: str, answer: str, template: Template, tokenizer: Any, most: 
 def prepared(recipe: RewardRecipe, tokenizer: Any) -> tuple[Parts, Counts, list[Group]]:
     """The recipe's file as parts, and the groups held out. Raises PoolError where nothing is left."""
     groups, read = read_groups(recipe.data, recipe.limit)
-    counts, writer = Counts(read), Writer()
+    counts, writer, texts = Counts(read), Writer(), TextTokens(tokenizer)
+    counts.controls = texts.seen
     template = template_for(tokenizer, recipe.template)
-    kept = [group for group in groups if writer.add(group, template, tokenizer, recipe, counts)]
+    kept = [group for group in groups if writer.add(group, template, texts, recipe, counts)]
     if len(kept) < 1 + bool(recipe.held_out):
         raise PoolError(
             f"{recipe.data}: {len(kept)} prompts have a pair of answers within --max-length "
             f"{recipe.max_length}; training needs one, and another to hold out (--held-out 0: none)"
+            + "".join(f"; {number:,} {words}" for number, words in unlike(counts, recipe) if number)
         )
     held = drawn(len(kept), recipe.held_out, recipe.seed)
     return writer.parts(held), counts, [kept[i] for i in held.tolist()]
+
+
+def _told_apart(
+    pairs: Sequence[Pair], tokens: Sequence[tuple[int, ...]], group: Group, counts: Counts
+) -> list[Pair]:
+    """Without pairs that teach nothing once they are tokens: both answers the same, or each better than the
+    other in turn. Those are not measured on either."""
+    alike = {pair for pair in pairs if tokens[pair[0]] == tokens[pair[1]]}
+    apart = [pair for pair in pairs if pair not in alike]
+    against = contradicted(apart, tokens)
+    counts.alike += len(alike)
+    counts.both_ways += len(against)
+    for pair in alike | against:
+        del group.pairs[pair]
+    return [pair for pair in apart if pair not in against]
+
+
+def unlike(counts: Counts, recipe: RewardRecipe) -> list[tuple[int, str]]:
+    """Pairs that were left out since they say nothing, with their number."""
+    return [
+        (counts.alike, f"pairs left out: both answers are the same within {recipe.max_length} tokens"),
+        (counts.read.both_ways + counts.both_ways, "pairs left out: given both ways"),
+        (counts.read.equal, "pairs of equal answers left out"),
+        (counts.read.ties, "ties left out: equal scores"),
+    ]
 
 
 class Writer:
@@ -147,13 +180,18 @@ class Writer:
         self._count = 0
 
     def add(
-        self, group: Group, template: Template, tokenizer: Any, recipe: RewardRecipe, counts: Counts
+        self, group: Group, template: Template, texts: TextTokens, recipe: RewardRecipe, counts: Counts
     ) -> bool:
-        """Whether a pair of this group was left."""
-        found = [encoded(group.prompt, a, template, tokenizer, recipe.max_length) for a in group.answers]
+        """Whether a pair of this group was left. The group keeps those that can be told apart."""
+        found = []
+        for answer in group.answers:
+            seen = texts.seen.total()
+            found.append(encoded(group.prompt, answer, template, texts, recipe.max_length))
+            counts.control += texts.seen.total() > seen
         whole = [not (e.cut or e.prompt_cut) or recipe.too_long == "cut" for e in found]
         counts.dropped += whole.count(False)
         pairs = [pair for pair in group.pairs if whole[pair[0]] and whole[pair[1]]]
+        pairs = _told_apart(pairs, [tuple(one.tokens) for one in found], group, counts)
         if not pairs:
             return False
         used = sorted({place for pair in pairs for place in pair})

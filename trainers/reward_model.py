@@ -16,8 +16,8 @@ from transformers import AutoModelForSequenceClassification
 from transformers.modeling_outputs import SequenceClassifierOutputWithPast
 
 from store.errors import UsageError
+from trainers.encoding import Template
 from trainers.models import whole
-from trainers.sft_data import Template
 
 ABOUT = "reward.json"
 HEAD = "score."

@@ -12,7 +12,7 @@ import orjson
 from trainers.comparisons import Group, read_groups
 from trainers.preferences import Judged, report_on, share, words
 from trainers.progress import Display
-from trainers.scoring import Scorer, scored
+from trainers.scoring import Readable, Scorer, scored
 
 
 def run_evaluation(reward: Path, data: Path, limit: int | None, json: bool, quiet: bool) -> int:
@@ -21,8 +21,14 @@ def run_evaluation(reward: Path, data: Path, limit: int | None, json: bool, quie
     with Display(quiet) as display:
         if read.bad:
             display.say(f"{read.bad:,} rows are unusable: {'; '.join(read.bad_shown)}")
-        report = measured_on(Scorer(reward), groups, display)
+        if read.both_ways:
+            display.say(f"{read.both_ways:,} pairs are given both ways and left out")
+        scorer = Scorer(reward)
+        report = measured_on(scorer, groups, display)
+        if scorer.marked:
+            display.say(f"{scorer.marked:,} answers {scorer.read_as_text}")
     report |= {"bad_rows": read.bad, "ties": read.ties, "equal_answers": read.equal}
+    report["both_ways"] = read.both_ways
     text = orjson.dumps(report).decode() if json else "\n".join(shown(report))
     sys.stdout.write(text + "\n")
     return 0
@@ -38,7 +44,17 @@ def measured_on(scorer: Scorer, groups: Sequence[Group], display: Display) -> di
         rewards[places] = values
         display.scored(done := done + len(places), len(answers))
     short = sum(answer.short for answer in answers)
-    return report_on(judged(groups, rewards)) | {"answers": len(answers), "cut": short}
+    counted = {"answers": len(answers), "cut": short, "alike": _alike(groups, answers)}
+    return report_on(judged(groups, rewards)) | counted
+
+
+def _alike(groups: Sequence[Group], answers: Sequence[Readable]) -> int:
+    """Pairs whose answers read the same, most often since both were cut: half right, whatever the model."""
+    found = first = 0
+    for group in groups:
+        found += sum(answers[first + b].tokens == answers[first + w].tokens for b, w in group.pairs)
+        first += len(group.answers)
+    return found
 
 
 def judged(groups: Sequence[Group], rewards: Any) -> Judged:
@@ -60,6 +76,8 @@ def shown(report: dict[str, Any]) -> list[str]:
     told = [*words(report)]
     if report["cut"]:
         told.append(f"{report['cut']:,} of {report['answers']:,} answers were too long and read in part.")
+    if report["alike"]:
+        told.append(f"{report['alike']:,} pairs read the same within the model's length: half right.")
     for heading, rows in (("margin", report["by_margin"]), ("length", report["by_length"])):
         told += ["", f"{'by ' + heading:<40} pairs  accuracy  (95 %)            longer wins"]
         told += [_row(bucket) for bucket in rows if bucket["pairs"]]

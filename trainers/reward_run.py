@@ -6,6 +6,7 @@ The figures of the card are of the folder as it is published, on prompts that we
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
+from store.special_tokens import named
 from trainers.arrays import save
 from trainers.beginning import carry_out, check_length, check_size, identity_of, opened, tell_time
 from trainers.card import Table
@@ -18,7 +19,7 @@ from trainers.precision import with_precision
 from trainers.preferences import share, words
 from trainers.progress import Display
 from trainers.recipe import RewardRecipe
-from trainers.reward_data import Counts, Parts, prepared, template_for
+from trainers.reward_data import Counts, Parts, prepared, template_for, unlike
 from trainers.reward_model import HEAD, check_family, skeleton
 from trainers.reward_report import measured_on
 from trainers.scoring import Scorer
@@ -85,8 +86,11 @@ def _left_out(counts: Counts, recipe: RewardRecipe) -> list[tuple[int, str]]:
         (counts.prompt_cut, f"answers lost the beginning of their prompt: {over}"),
         (counts.dropped, f"answers left out: {over}"),
         (counts.parts - counts.prompts, f"more parts than prompts: over --answers {recipe.answers} answers"),
-        (counts.read.ties, "ties left out: equal scores"),
-        (counts.read.equal, "pairs of equal answers left out"),
+        *unlike(counts, recipe),
+        (
+            counts.control,
+            f"answers with control tokens in their texts, read as text: {named(counts.controls)}",
+        ),
         (counts.read.bad, f"rows unusable: {'; '.join(counts.read.bad_shown)}"),
     ]
 
@@ -132,6 +136,9 @@ def _data_table(recipe: RewardRecipe, parts: Parts, counts: Counts, held: int) -
         "answers cut": counts.cut,
         "answers whose prompt was cut": counts.prompt_cut,
         "answers left out, too long": counts.dropped,
+        "pairs left out, the same within the length": counts.alike,
+        "pairs left out, given both ways": counts.read.both_ways + counts.both_ways,
+        "answers with control tokens in their texts": counts.control,
         "ties left out": counts.read.ties,
         "rows unusable": counts.read.bad,
         "tokens": counts.tokens,

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 
 from store.errors import UsageError
+from store.special_tokens import TextTokens, named
 from trainers.models import check_whole, config_of, fingerprint, tokenizer_of
 from trainers.precision import CPUINFO, cpu_has_bf16
 from trainers.reward_data import encoded
@@ -40,6 +41,8 @@ class Scorer:
         self.folder = folder
         self.precision = precision_here()
         self._tokenizer = tokenizer_of(str(folder))
+        self.texts = TextTokens(self._tokenizer)
+        self.marked = 0  # answers with control tokens in their text or prompt, which are read as text
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._pad = padding_of(self._tokenizer)
         dtype = torch.bfloat16 if self.precision == "bf16" else torch.float32
@@ -51,13 +54,20 @@ class Scorer:
         return f"Scorer({str(self.folder)!r}, {self.precision} on {self._device})"
 
     @property
+    def read_as_text(self) -> str:
+        """What was remarkable about `marked` answers, for a sentence."""
+        return f"have control tokens in their texts, read as text: {named(self.texts.seen)}"
+
+    @property
     def identity(self) -> dict[str, str]:
         """What scores depend on, besides the answers."""
         read = (self.folder / ABOUT).read_text()
         return {"reward": fingerprint(str(self.folder)), "reads": read, "precision": self.precision}
 
     def readable(self, question: Question) -> Readable:
-        found = encoded(*question, self.about.template, self._tokenizer, self.about.max_length)
+        seen = self.texts.seen.total()
+        found = encoded(*question, self.about.template, self.texts, self.about.max_length)
+        self.marked += self.texts.seen.total() > seen
         return Readable(found.tokens, found.cut or found.prompt_cut)
 
     def rewards(self, batch: Sequence[Readable]) -> list[float]:

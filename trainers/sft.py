@@ -13,13 +13,13 @@ import torch
 
 from trainers.arrays import load
 from trainers.batches import Batch, Examples, example, in_groups, loss_sum, order, packed, padded, steps_of
+from trainers.encoding import prompt_length
 from trainers.folder import Folder
 from trainers.lora import with_lora
 from trainers.models import causal_model, tokenizer_of
 from trainers.recipe import SftRecipe
 from trainers.result import save_tokenizer, save_weights
 from trainers.rows import Rows
-from trainers.sft_data import prompt_length
 from trainers.templates import alpaca_chat_template
 from trainers.training import Loop, Telling, joined, weights_dtype
 from trainers.worker import run_job

@@ -1,27 +1,44 @@
-"""Rows of a data set as tokens, with the loss on the response only.
+"""Rows of a data set as lessons: what is asked, what is answered, and the thinking that led there.
 
-A row is Alpaca's (`instruction`, `input`, `output`) or OpenAI chat `messages`. What a row teaches is what
-the student will be asked to write: the response and its end-of-sequence, after exactly the tokens that
-its prompt has when it is asked. Rows that cannot be used are counted by reason, never mangled.
+A row is Alpaca's (`instruction`, `input`, `output`, perhaps `reasoning`) or OpenAI chat `messages` (perhaps
+with `reasoning_content`). Rows that cannot be used are counted by reason, never mangled; how the others
+become tokens is encoding.py's.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from store.errors import PoolError, UsageError
 from store.pool import Pool, as_instruction
+from store.reasoning import apart, reasoning_in
 from store.records import BadRow, Instruction
+from store.special_tokens import TextTokens
+from store.texts import content_of, text_of
+from trainers.encoding import THOUGHT, Encoded, Messages, Template, encode
 from trainers.recipe import SftRecipe
 from trainers.rows import Rows, gathered
-from trainers.templates import alpaca_prompt
 
 ROLES = ("system", "user", "assistant")
 BAD_SHOWN = 3
-Template = Literal["alpaca", "chat"]
-Messages = list[dict[str, str]]
-Encoded = tuple[list[int], list[bool]]
+
+
+@dataclass(frozen=True, slots=True)
+class Lesson:
+    """thought: of an Alpaca row; messages hold their own."""
+
+    row: Instruction | Messages
+    thought: str = ""
+
+    @property
+    def thinks(self) -> bool:
+        return bool(self.thought) or (isinstance(self.row, list) and any(THOUGHT in m for m in self.row))
+
+    def without_thinking(self) -> "Lesson":
+        if isinstance(self.row, Instruction):
+            return replace(self, thought="")
+        return Lesson([{name: text for name, text in m.items() if name != THOUGHT} for m in self.row])
 
 
 @dataclass
@@ -34,10 +51,14 @@ class Counts:
     cut: int = 0  # lost their end
     no_room: int = 0  # the prompt alone fills the length
     bad: int = 0
+    thinking: int = 0  # with thinking, among all that could be read
+    last_only: int = 0  # chats of which only the last answer is learnt
+    control: int = 0  # with control tokens in their texts
     tokens: int = 0
     learnt: int = 0  # tokens that the loss is taken on
     reasons: Counter[str] = field(default_factory=Counter)
     bad_shown: list[str] = field(default_factory=list)
+    controls: Counter[str] = field(default_factory=Counter)
     template: str = ""
 
     def refuse(self, line: int, reason: str) -> None:
@@ -49,27 +70,33 @@ class Counts:
 
 def tokenized(recipe: SftRecipe, tokenizer: Any) -> tuple[Rows, Counts]:
     """All rows of the recipe's file. Raises PoolError where none can be used."""
-    pool, counts = Pool(recipe.data), Counts()
-    rows = gathered(_encoded(pool, recipe, tokenizer, counts), recipe.held_out, recipe.seed)
+    pool, counts, texts = Pool(recipe.data), Counts(), TextTokens(tokenizer)
+    counts.controls = texts.seen
+    rows = gathered(_encoded(pool, recipe, texts, counts), recipe.held_out, recipe.seed)
     if not counts.used:
         told = "; ".join(counts.bad_shown) or "it is empty"
         if counts.too_long or counts.no_room:
             told = f"{counts.too_long + counts.no_room} are over --max-length {recipe.max_length}"
+            if counts.thinking and recipe.reasoning == "learn":
+                told += f" ({counts.thinking} of them with thinking, which --reasoning drop leaves out)"
         raise PoolError(f"no row of {recipe.data} can be trained on: {told}")
     return rows, counts
 
 
-def _encoded(pool: Pool, recipe: SftRecipe, tokenizer: Any, counts: Counts) -> Iterator[Encoded]:
+def _encoded(pool: Pool, recipe: SftRecipe, texts: TextTokens, counts: Counts) -> Iterator[Encoded]:
     for line, raw in pool.objects():
         if recipe.limit is not None and counts.read == recipe.limit:
             return
         counts.read += 1
-        row = raw.reason if isinstance(raw, BadRow) else as_row(raw)
-        if isinstance(row, str):
-            counts.refuse(line, row)
+        lesson = raw.reason if isinstance(raw, BadRow) else as_lesson(raw)
+        if isinstance(lesson, str):
+            counts.refuse(line, lesson)
             continue
-        template = recipe.template or ("alpaca" if isinstance(row, Instruction) else "chat")
-        encoded = encode(row, template, tokenizer)
+        template = recipe.template or ("alpaca" if isinstance(lesson.row, Instruction) else "chat")
+        if template == "chat" and not texts.tokenizer.chat_template:
+            words = "this model's tokenizer has no chat template, which chats need"
+            raise UsageError(f"{recipe.data}, line {line}: {words}; --template alpaca takes single questions")
+        encoded = _one(lesson, template, recipe, texts, counts)
         if isinstance(encoded, str):
             counts.refuse(line, encoded)
         elif fitted := fit(encoded, recipe.max_length, recipe.too_long, counts):
@@ -82,122 +109,76 @@ def _encoded(pool: Pool, recipe: SftRecipe, tokenizer: Any, counts: Counts) -> I
             yield fitted
 
 
-def as_row(raw: dict[str, Any]) -> Instruction | Messages | str:
+def _one(
+    lesson: Lesson, template: Template, recipe: SftRecipe, texts: TextTokens, counts: Counts
+) -> Encoded | str:
+    """A lesson as tokens at full length, with what is remarkable about it counted."""
+    thinks, seen = lesson.thinks, texts.seen.total()
+    if recipe.reasoning == "drop":
+        lesson = lesson.without_thinking()
+    encoded = encode(lesson.row, template, texts, lesson.thought)
+    if isinstance(encoded, str):
+        return encoded
+    counts.thinking += thinks
+    counts.control += texts.seen.total() > seen
+    if isinstance(lesson.row, list):
+        answers = sum(message["role"] == "assistant" for message in lesson.row)
+        counts.last_only += stretches(encoded[1]) < answers
+    return encoded
+
+
+def as_lesson(raw: dict[str, Any]) -> Lesson | str:
     """What a JSON object teaches, or what is wrong with it."""
     if "messages" in raw:
-        return _as_messages(raw["messages"])
+        found = _as_messages(raw["messages"])
+        return Lesson(found) if isinstance(found, list) else found
     row = as_instruction(raw, 0)
-    if isinstance(row, Instruction) and not row.output.strip():
-        return "no output"
-    return row
+    if not isinstance(row, Instruction):
+        return row
+    given = _answer_in(raw)
+    output = text_of(given)
+    if output is None:
+        return f"output is not text: {given!r:.60}"
+    inline, answer = apart(output)
+    thought = reasoning_in(raw) or inline
+    if not answer.strip():
+        return "thinking without an answer" if thought else "no output"
+    return Lesson(replace(row, output=answer), thought)
+
+
+def _answer_in(raw: dict[str, Any]) -> object:
+    """What stands where the answer should, of whatever type: as_instruction takes texts only."""
+    instances = raw.get("instances")
+    if "output" not in raw and isinstance(instances, list) and instances and isinstance(instances[0], dict):
+        raw = instances[0]
+    found = raw.get("output")
+    return "" if found is None else found
 
 
 def _as_messages(found: object) -> Messages | str:
     if not isinstance(found, list) or not found or not all(isinstance(m, dict) for m in found):
         return "messages is not a list of objects"
+    messages: Messages = []
     for message in found:
-        if message.get("role") not in ROLES or not isinstance(message.get("content"), str):
+        content = content_of(message)
+        if message.get("role") not in ROLES or (content is None and message is not found[-1]):
             return "a message without a role (system, user, assistant) or without text"
-    if found[-1]["role"] != "assistant" or not found[-1]["content"].strip():
+        messages.append(_as_message(message, content or ""))
+    if messages[-1]["role"] != "assistant":
         return "the last message is not an answer"
-    return [{"role": m["role"], "content": m["content"]} for m in found]
+    if not messages[-1]["content"].strip():
+        return (
+            "thinking without an answer" if THOUGHT in messages[-1] else "the last message is not an answer"
+        )
+    return messages
 
 
-def encode(row: Instruction | Messages, template: Template, tokenizer: Any) -> Encoded | str:
-    """(tokens, learn) at full length, or what is wrong with the row."""
-    if template == "chat":
-        return _chat(row if isinstance(row, list) else _as_chat(row), tokenizer)
-    if isinstance(row, Instruction):
-        return _alpaca(alpaca_prompt(row.instruction, row.input), row.output, tokenizer)
-    if [m["role"] for m in row] != ["user", "assistant"]:
-        return "Alpaca's template takes one question and its answer; use --template chat"
-    return _alpaca(alpaca_prompt(row[0]["content"]), row[1]["content"], tokenizer)
-
-
-def _as_chat(row: Instruction) -> Messages:
-    """As `export --format chat` writes it."""
-    asked = f"{row.instruction}\n\n{row.input}" if row.input else row.instruction
-    return [{"role": "user", "content": asked}, {"role": "assistant", "content": row.output}]
-
-
-def _alpaca(prompt: str, response: str, tokenizer: Any) -> Encoded:
-    before = prompt_ids(prompt, tokenizer)
-    after = _continuation(before, prompt, response, tokenizer)
-    if after[-1:] != [tokenizer.eos_token_id]:
-        after = [*after, tokenizer.eos_token_id]
-    return before + after, [False] * len(before) + [True] * len(after)
-
-
-def prompt_ids(prompt: str, tokenizer: Any) -> list[int]:
-    """A prompt as it is asked: with a beginning-of-sequence where the model has one, and no end."""
-    ids: list[int] = tokenizer(prompt)["input_ids"]
-    if len(ids) > 1 and ids[-1] == tokenizer.eos_token_id:
-        ids = ids[:-1]
-    return ids
-
-
-def _continuation(before: list[int], prompt: str, response: str, tokenizer: Any) -> list[int]:
-    """The response's tokens as they follow the prompt's; where the two texts would melt into one
-    token, the prompt's end stands, for so it will be asked."""
-    both = prompt_ids(prompt + response, tokenizer)
-    if both[: len(before)] == before:
-        return both[len(before) :]
-    alone: list[int] = tokenizer(response, add_special_tokens=False)["input_ids"]
-    return alone
-
-
-def _chat(messages: Messages, tokenizer: Any) -> Encoded | str:
-    """Every answer of the assistant is learnt, up to and with its end-of-turn."""
-    tokens = _render(messages, tokenizer)
-    learn = [False] * len(tokens)
-    for place, message in enumerate(messages):
-        if message["role"] == "assistant":
-            asked = _render(messages[:place], tokenizer, add_generation_prompt=True)
-            answered = _render(messages[: place + 1], tokenizer)
-            if tokens[: len(asked)] != asked or tokens[: len(answered)] != answered:
-                return _chat_by_text(messages, tokenizer)
-            for position in range(len(asked), len(answered)):
-                learn[position] = True
-    return _ended(tokens, learn, tokenizer.eos_token_id)
-
-
-def _chat_by_text(messages: Messages, tokenizer: Any) -> Encoded | str:
-    """The same where an answer's beginning would melt with its prompt's end into one token (an answer that
-    begins with a line break): each stands alone, for so it will be asked."""
-    whole, done = _text(messages, tokenizer), 0
-    tokens: list[int] = []
-    learn: list[bool] = []
-    for place, message in enumerate(messages):
-        if message["role"] == "assistant":
-            asked = _text(messages[:place], tokenizer, add_generation_prompt=True)
-            answered = _text(messages[: place + 1], tokenizer)
-            if not (whole.startswith(answered) and answered.startswith(asked)):
-                return "the chat template writes a turn differently once it has been answered"
-            for text, learnt in ((asked[done:], False), (answered[len(asked) :], True)):
-                ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-                tokens, learn = tokens + ids, learn + [learnt] * len(ids)
-            done = len(answered)
-    return _ended(tokens, learn, tokenizer.eos_token_id)
-
-
-def _text(messages: Messages, tokenizer: Any, **options: bool) -> str:
-    text: str = tokenizer.apply_chat_template(messages, tokenize=False, **options)
-    return text
-
-
-def _render(messages: Messages, tokenizer: Any, **options: bool) -> list[int]:
-    ids: list[int] = tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False, **options)
-    return ids
-
-
-def _ended(tokens: list[int], learn: list[bool], eos: int) -> Encoded:
-    """Nothing is learnt after the last end-of-sequence; one is added where the template writes none."""
-    last = len(tokens) - 1
-    while last >= 0 and tokens[last] != eos and len(tokens) - last < 4:
-        last -= 1
-    if last >= 0 and tokens[last] == eos and learn[last]:
-        return tokens[: last + 1], learn[: last + 1]
-    return [*tokens, eos], [*learn, True]
+def _as_message(raw: dict[str, Any], content: str) -> dict[str, str]:
+    if raw["role"] != "assistant":
+        return {"role": raw["role"], "content": content}
+    inline, answer = apart(content)
+    thought = reasoning_in(raw) or inline
+    return {"role": "assistant", "content": answer} | ({THOUGHT: thought} if thought else {})
 
 
 def fit(encoded: Encoded, most: int, too_long: str, counts: Counts) -> Encoded | None:
@@ -215,6 +196,6 @@ def fit(encoded: Encoded, most: int, too_long: str, counts: Counts) -> Encoded |
     return tokens[:most], learn[:most]
 
 
-def prompt_length(learn: Iterable[bool]) -> int:
-    """How many tokens stand before the first that is learnt."""
-    return next(place for place, learnt in enumerate(learn) if learnt)
+def stretches(learn: list[bool]) -> int:
+    """How many stretches of tokens are learnt: one for each answer."""
+    return sum(now and not before for before, now in zip([False, *learn], learn, strict=False))

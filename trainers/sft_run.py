@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from store.errors import UsageError
+from store.special_tokens import named
 from trainers.arrays import save
 from trainers.beginning import carry_out, check_length, check_size, identity_of, opened, tell_time
 from trainers.card import Table
@@ -70,15 +71,20 @@ def read(recipe: SftRecipe, model: str, folder: Folder, display: Display) -> tup
         f"{counts.used:,} of {counts.read:,} rows, {counts.tokens:,} tokens of which {counts.learnt:,} are "
         f"learnt ({counts.template} template); {len(rows.held_out):,} rows held out"
     )
-    for number, words in _left_out(counts, recipe):
+    for number, words in _remarks(counts, recipe):
         if number:
             display.say(f"  {number:,} {words}")
     return rows, counts
 
 
-def _left_out(counts: Counts, recipe: SftRecipe) -> list[tuple[int, str]]:
+def _remarks(counts: Counts, recipe: SftRecipe) -> list[tuple[int, str]]:
+    """What became of rows that were not simply learnt, with their number."""
     over = f"over {recipe.max_length} tokens"
+    kept = "learnt inside its marks" if recipe.reasoning == "learn" else "left out (--reasoning drop)"
     return [
+        (counts.thinking, f"with thinking, which is {kept}"),
+        (counts.last_only, "chats teach their last answer only: earlier ones would be shown differently"),
+        (counts.control, f"with control tokens in their texts, read as text: {named(counts.controls)}"),
         (counts.too_long, f"left out: {over} (--too-long cut keeps their beginning)"),
         (counts.cut, f"cut at the end: {over}; they teach no end of sequence"),
         (counts.no_room, f"left out: the prompt alone is {over}"),
@@ -112,6 +118,8 @@ def _data_table(recipe: SftRecipe, rows: Rows, counts: Counts) -> Table:
         "left out, too long": counts.too_long + counts.no_room,
         "cut at the end": counts.cut,
         "unusable": counts.bad,
+        "with thinking": counts.thinking,
+        "with control tokens in their texts": counts.control,
         "tokens": counts.tokens,
         "tokens learnt": counts.learnt,
         "template": counts.template,

@@ -45,7 +45,7 @@ class Grammars:
                 words = "response_format needs xgrammar: start the server with bin/distill serve"
                 raise Refused(400, words, PARAM, "unsupported_parameter") from error
             told = xgrammar.TokenizerInfo.from_huggingface(
-                self._student.tokenizer,
+                self._student.texts.tokenizer,
                 vocab_size=self._student.vocabulary,
                 stop_token_ids=sorted(self._student.ends),
             )

@@ -13,8 +13,10 @@ from transformers.cache_utils import DynamicLayer
 
 from engine.student.folder import EXPECTED
 from store.errors import UsageError, first_line
+from store.special_tokens import TextTokens
 from store.weights import check_weights
 
+PRECISIONS = {"bf16": torch.bfloat16, "fp32": torch.float32}
 UNKNOWN_CONTEXT = 4096
 MOST_CONTEXT = 10**6  # a tokenizer that knows no limit says 10**30
 CPU_HAS_BF16 = {"amx_bf16", "avx512_bf16"}
@@ -22,41 +24,62 @@ CPU_HAS_BF16 = {"amx_bf16", "avx512_bf16"}
 
 @dataclass(frozen=True)
 class Student:
-    """ends: tokens that end an answer. vocabulary: tokens that may be written; the model may have more
-    places. context: tokens of prompt and answer together."""
+    """ends: tokens that end an answer. unseen: tokens that are no part of its text. vocabulary: tokens that
+    may be written; the model may have more places. context: tokens of prompt and answer together."""
 
     name: str
     model: Any
-    tokenizer: Any
+    texts: TextTokens
     device: torch.device
     dtype: torch.dtype
     context: int
     ends: frozenset[int]
+    unseen: frozenset[int]
     vocabulary: int
 
     def decode(self, tokens: Sequence[int]) -> str:
-        return str(
-            self.tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        )
+        """Without special tokens, but for those that mark thinking."""
+        shown = [token for token in tokens if token not in self.unseen]
+        return str(self.texts.tokenizer.decode(shown, clean_up_tokenization_spaces=False))
+
+    @property
+    def precision(self) -> str:
+        """bf16, fp32 or fp16."""
+        return {torch.bfloat16: "bf16", torch.float32: "fp32"}.get(self.dtype, "fp16")
+
+    @property
+    def fingerprint(self) -> str:
+        """What an answer depends on besides its request, as replies tell it: two replies with the same
+        seed are comparable only where these are equal."""
+        return f"{self.name}-{self.precision}-{self.device.type}"
+
+    @property
+    def repeats(self) -> bool:
+        """Whether a seed gives the same answer whatever else is in the batch. A row's logits depend on the
+        batch around it in their last digits: in fp32 these hardly ever decide a token, in bf16 they do. GPUs
+        choose other kernels for other sizes, so nothing is promised there."""
+        return self.dtype is torch.float32 and self.device.type == "cpu"
 
     def __repr__(self) -> str:
-        precision = str(self.dtype).removeprefix("torch.")
-        return f"{self.name}: {precision} on {self.device}, {self.context:,} tokens of context"
+        return f"{self.name}: {self.precision} on {self.device}, {self.context:,} tokens of context"
 
 
-def load(folder: Path, name: str) -> Student:
-    """Raises UsageError where the folder cannot be used."""
+def load(folder: Path, name: str, precision: str | None = None) -> Student:
+    """precision: bf16 or fp32, the faster one unless given. Raises UsageError where the folder cannot be
+    used."""
     _quieten(logging)
     whole = _read(folder, AutoConfig)
     config, tokenizer = whole.get_text_config(), _read(folder, AutoTokenizer)
     _check_whole(folder, whole)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = fastest(device)
+    dtype = PRECISIONS[precision] if precision else fastest(device)
     model = _weights(folder, dtype).eval().to(device)
     _check_cache(folder, model)
     tokenizer("")  # forgets truncation and padding here, before there are threads
+    texts = TextTokens(tokenizer)
     return Student(
-        name, model, tokenizer, device, dtype, _context(config, tokenizer), _ends(folder, model, tokenizer),
+        name, model, texts, device, dtype, _context(config, tokenizer), _ends(folder, model, tokenizer),
+        texts.unseen,
         min(config.vocab_size, max(tokenizer.get_vocab().values()) + 1),
     )  # fmt: skip
 

@@ -5,7 +5,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from engine.student.thinking import Parts, parts
 from engine.student.writing import Writing
+from store.reasoning import Marks
 
 Finish = Literal["stop", "length", "error"]
 
@@ -14,7 +16,8 @@ Finish = Literal["stop", "length", "error"]
 class Row:
     """prompt: its tokens. most: tokens that may be written. matcher: its place in a grammar, None where it is
     free. tell: called from the worker's thread when the row has left the batch, and after every token where
-    it is streamed. gone: nobody waits for it any more. written: tokens, with the one that ended it."""
+    it is streamed. marks: of thinking, None where it is not told apart. gone: nobody waits for it any more.
+    written: tokens, with the one that ended it. thought: how many of them are thinking, with its marks."""
 
     prompt: Sequence[int]
     most: int
@@ -25,7 +28,10 @@ class Row:
     matcher: Any
     tell: Callable[["Row"], None]
     streamed: bool = False
+    marks: Marks | None = None
     written: int = 0
+    thought: int = 0
+    answering: bool = False
     finish: Finish | None = None
     gone: bool = field(default=False)
 
@@ -41,6 +47,21 @@ class Row:
             self.finish = "stop"
         elif self.written >= self.most:
             self.finish = "stop" if self.writing.end() else "length"
+        if not self.answering:
+            self._count_thinking()
+
+    def _count_thinking(self) -> None:
+        """Up to and with the token that closes it; all that may be its opening mark waits uncounted."""
+        found = parts(self.writing.text, self.marks, final=False)
+        if found.inside or self.thought:
+            self.thought = self.written
+        self.answering = bool(found.answer) or bool(self.thought and not found.inside)
+
+    def said(self) -> Parts:
+        """What it has to say so far that no more tokens can take back."""
+        final = self.finish is not None  # read once, before the text: another thread writes both
+        settled = None if final else self.writing.settled()
+        return parts(self.writing.text[:settled], self.marks, final)
 
     def report(self) -> None:
         """Tells the one who waits, where there is something to tell."""

@@ -1,7 +1,7 @@
 """The next token of each row, each by its own parameters.
 
-A row draws one number a token from its own generator, so that what it writes does not depend on who else is
-in the batch (but for the last digits of its logits, which do).
+A row draws one number a token from its own generator, so that its numbers do not depend on the other rows in
+the batch. The last digits of its logits do: see `Student.repeats`.
 """
 
 import random

@@ -5,26 +5,25 @@ is for folders without one, such as base models.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 from engine.chat_api import Refused
 from engine.keys import Message
 from engine.tasks.generate import WITHOUT_INPUT
+from store.special_tokens import TextTokens
 
 END_OF_PROMPT = WITHOUT_INPUT[WITHOUT_INPUT.index("### Response:") :]
 
 
-def prompt_tokens(messages: Sequence[Message], tokenizer: Any) -> list[int]:
-    """Raises Refused where the template takes no such chat."""
-    if not tokenizer.chat_template:
-        return _without_end(tokenizer(alpaca(messages, tokenizer.eos_token or ""))["input_ids"], tokenizer)
+def prompt_tokens(messages: Sequence[Message], texts: TextTokens) -> list[int]:
+    """Control tokens in messages are read as text. Raises Refused where the template does not take them."""
+    told: list[Message] = [{"role": m["role"], "content": texts.plain(m["content"])} for m in messages]
+    if not texts.tokenizer.chat_template:
+        return _without_end(texts.ids(alpaca(told, texts.tokenizer.eos_token or "")), texts.end)
     from jinja2 import TemplateError
 
-    known = [{**m, "role": "system" if m["role"] == "developer" else m["role"]} for m in messages]
+    known = [{**m, "role": "system" if m["role"] == "developer" else m["role"]} for m in told]
     try:
-        found: list[int] = tokenizer.apply_chat_template(
-            known, add_generation_prompt=True, tokenize=True, return_dict=False
-        )
+        found = texts.chat_ids(known, add_generation_prompt=True)
     except (TemplateError, TypeError) as error:
         words = f"the model's chat template does not take these messages: {error}"
         raise Refused(400, words, "messages", "invalid_value") from error
@@ -44,5 +43,5 @@ def _turn(role: str, content: str, end: str) -> str:
     return content if content.endswith(END_OF_PROMPT) else WITHOUT_INPUT.replace("{instruction}", content)
 
 
-def _without_end(tokens: list[int], tokenizer: Any) -> list[int]:
-    return tokens[:-1] if len(tokens) > 1 and tokens[-1] == tokenizer.eos_token_id else tokens
+def _without_end(tokens: list[int], end: int) -> list[int]:
+    return tokens[:-1] if len(tokens) > 1 and tokens[-1] == end else tokens

@@ -9,6 +9,7 @@ and would look for `${…}` in them.
 
 import csv
 import hashlib
+import io
 from collections.abc import Iterator, Sequence
 from html import escape
 from pathlib import Path
@@ -17,6 +18,7 @@ from evaluators.annotate.markdown import render
 from evaluators.annotate.pages import HERE, templates
 from evaluators.annotate.words import WORDS
 from store.errors import UsageError
+from store.files import replacing
 from store.votes import Votes
 from store.votes_rules import drawn_left
 from store.votes_schema import Pair, Side, Study
@@ -34,7 +36,8 @@ def write_hits(votes: Votes, out: Path) -> list[str]:
     pairs = votes.pairs()
     try:
         out.mkdir(parents=True, exist_ok=True)
-        (out / PAGE).write_text(_page(), encoding="ascii")
+        with replacing(out / PAGE) as file:
+            file.write(_page().encode("ascii"))
         _write(out / TABLE, COLUMNS, (_row(study, pair) for pair in pairs))
         _write(out / KEY, KEY_COLUMNS, (_key_row(study, pair) for pair in pairs))
     except OSError as error:
@@ -80,7 +83,9 @@ def _ascii(html: str) -> str:
 
 
 def _write(path: Path, heads: Sequence[str], rows: Iterator[Sequence[str]]) -> None:
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, quoting=csv.QUOTE_ALL)
-        writer.writerow(heads)
-        writer.writerows(rows)
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, quoting=csv.QUOTE_ALL)
+    writer.writerow(heads)
+    writer.writerows(rows)
+    with replacing(path) as file:
+        file.write(text.getvalue().encode())

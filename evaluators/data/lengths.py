@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from engine.tokens import tokenizer_for
 from evaluators.rows import DataSet, Row, data_sets, field_of
@@ -20,6 +20,7 @@ QUANTILES = (5, 25, 50, 75, 95, 99)
 MOST_BINS = 40  # up to the longest data set's 99th percentile; the last bin is open
 STEPS = (1, 2, 5)  # times powers of ten: widths that people read easily
 EXAMPLES = 3
+WITH_ANSWER = ("output", "all")  # fields beside which the thinking is told
 WORDS, TOKENS = "words", "tokens"
 
 
@@ -58,28 +59,44 @@ class Lengths:
         }
 
 
+Measured: TypeAlias = Mapping[str, Mapping[str, Lengths]]
+
+
 @dataclass(frozen=True)
 class LengthReport:
-    """measured: data set -> unit -> its lengths."""
+    """measured: data set -> unit -> its lengths. thinking: the same of the thinking before the answers, of
+    the rows that have it."""
 
     field: str
     sets: Sequence[DataSet]
-    measured: Mapping[str, Mapping[str, Lengths]]
+    measured: Measured
+    thinking: Measured
     empty: Mapping[str, int]
     tokens: Mapping[str, Any]  # of which model, exact or not; empty where none were counted
 
     def as_json(self) -> dict[str, Any]:
+        """`reasoning` is null where no row thinks, else the same figures of the thinking."""
+        heads = {
+            one.name: {"rows": one.rows, "empty": self.empty[one.name], "bad_rows": one.bad}
+            for one in self.sets
+        }
+        told = self._told(self.measured, heads)
+        thinking = {name: own[WORDS].counts.total() for name, own in self.thinking.items()}
+        of_thinking = {name: {"rows": n, "of": heads[name]["rows"]} for name, n in thinking.items()}
+        reasoning = self._told(self.thinking, of_thinking) if any(thinking.values()) else None
+        return {"field": self.field, **told, "reasoning": reasoning}
+
+    def _told(self, measured: Measured, heads: Mapping[str, dict[str, int]]) -> dict[str, Any]:
         units = [WORDS, TOKENS] if self.tokens else [WORDS]
-        edges = {unit: common_edges([own[unit].counts for own in self.measured.values()]) for unit in units}
+        edges = {unit: common_edges([own[unit].counts for own in measured.values()]) for unit in units}
         told: dict[str, dict[str, Any]] = {unit: {"edges": edges[unit]} for unit in units}
         if self.tokens:
             told[TOKENS] |= self.tokens
-        data = {one.name: self._one(one, edges) for one in self.sets}
-        return {"field": self.field, "units": told, "data": data}
-
-    def _one(self, one: DataSet, edges: Mapping[str, list[int]]) -> dict[str, Any]:
-        head = {"rows": one.rows, "empty": self.empty[one.name], "bad_rows": one.bad}
-        return head | {unit: own.as_json(edges[unit]) for unit, own in self.measured[one.name].items()}
+        data = {
+            name: heads[name] | {unit: lengths.as_json(edges[unit]) for unit, lengths in own.items()}
+            for name, own in measured.items()
+        }
+        return {"units": told, "data": data}
 
 
 def run_lengths(
@@ -98,14 +115,18 @@ def measure(sets: Sequence[DataSet], field: str, model: str | None = None) -> Le
         tokenizer = tokenizer_for(model)
         count[TOKENS], tokens = tokenizer.count, {"model": model, "exact": tokenizer.exact}
     measured: dict[str, dict[str, Lengths]] = {}
+    thinking: dict[str, dict[str, Lengths]] = {}
     empty: Counter[str] = Counter()
     for one in sets:
         measured[one.name] = {unit: Lengths() for unit in count}
+        thinking[one.name] = {unit: Lengths() for unit in count}
         for row in one:
             text = row.text(chosen)
             empty[one.name] += not text.strip()
             _add(measured[one.name], count, text, row)
-    return LengthReport(chosen, sets, measured, empty, tokens)
+            if row.reasoning and chosen in WITH_ANSWER:
+                _add(thinking[one.name], count, row.reasoning, row)
+    return LengthReport(chosen, sets, measured, thinking, empty, tokens)
 
 
 def _add(own: Mapping[str, Lengths], count: Mapping[str, Callable[[str], int]], text: str, row: Row) -> None:
@@ -148,16 +169,30 @@ def histogram(counts: Mapping[int, int], edges: Sequence[int]) -> list[int]:
 
 
 def sheets(report: dict[str, Any]) -> list[Sheet]:
-    columns = ["data", "unit", "rows", "empty", "mean", "sd", "min", *(f"{q} %" for q in QUANTILES), "max"]
-    rows: list[list[Value]] = []
-    for name, one in report["data"].items():
-        for unit in report["units"]:
-            own = one[unit]
-            row = [name, unit, one["rows"], one["empty"], own["mean"], own["sd"], own["min"]]
-            rows.append([*row, *own["quantiles"].values(), own["max"]])
     notes = [
         f"Words between white space of `{report['field']}`; a character of a script without spaces is one."
     ]
     if (told := report["units"].get(TOKENS)) and not told["exact"]:
         notes.append(f"Tokens of {told['model']} are not known here; counted with o200k_base.")
-    return [Sheet("Lengths", columns, rows, notes)]
+    notes += [
+        f"{name}: {one['bad_rows']:,} bad rows are left out."
+        for name, one in report["data"].items()
+        if one["bad_rows"]
+    ]
+    found = [_sheet("Lengths", report, "empty", notes)]
+    if report["reasoning"]:
+        words = ["Thinking of the rows that have it (`of` so many), which is no part of the lengths above."]
+        found.append(_sheet("Lengths of the thinking", report["reasoning"], "of", words))
+    return found
+
+
+def _sheet(title: str, report: dict[str, Any], beside: str, notes: list[str]) -> Sheet:
+    """beside: the count that stands beside the number of rows."""
+    columns = ["data", "unit", "rows", beside, "mean", "sd", "min", *(f"{q} %" for q in QUANTILES), "max"]
+    rows: list[list[Value]] = []
+    for name, one in report["data"].items():
+        for unit in report["units"]:
+            own = one[unit]
+            row = [name, unit, one["rows"], one[beside], own["mean"], own["sd"], own["min"]]
+            rows.append([*row, *own["quantiles"].values(), own["max"]])
+    return Sheet(title, columns, rows, notes)

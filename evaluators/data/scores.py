@@ -15,6 +15,7 @@ from typing import Any
 from evaluators.data.lengths import spread
 from evaluators.intervals import Z
 from evaluators.sheets import Sheet, Span, Value, publish
+from store.columns import columns_of
 from store.errors import PoolError
 from store.pool import Pool
 from store.records import BadRow
@@ -88,7 +89,7 @@ def measure(files: Sequence[Path]) -> ScoreReport:
         found, why = False, ""
         for line, raw in Pool(file).objects():
             given = list(_scored(raw, file, line)) if not isinstance(raw, BadRow) else []
-            why = why or (f"line {line}: {raw.reason}" if isinstance(raw, BadRow) else "other fields")
+            why = why or f"line {line}: {raw.reason if isinstance(raw, BadRow) else columns_of(raw)}"
             found = found or bool(given)
             bad += not given
             for model, score, where in given:

@@ -1,4 +1,5 @@
-"""Which shares of a run or a data set are cut short, filtered, refused, empty, and in which languages.
+"""Which shares of a run or a data set are cut short, filtered, refused, empty, thought over, and in which
+languages.
 
 A run's outcomes are the provider's, from the ledger; of a file nobody knows them (null), unless its rows say
 `outcome`, as our Parquet export does. `refused_in_words` is a guess for both: an answer that begins with
@@ -12,9 +13,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from engine.earlier import counting
 from engine.exports import clean
 from engine.language import language_of
-from engine.replies import text_of
+from engine.replies import answer_of
 from evaluators.intervals import wilson
 from evaluators.rows import data_sets, row_of
 from evaluators.sheets import Sheet, Span, Value, publish
@@ -38,8 +40,9 @@ UNKNOWN = "unknown"
 EXAMPLES = 3
 NAMED: Mapping[str, str] = {
     "truncated": "length", "content_filter": "content_filter", "refusal": "refusal",
-    "untranslated": "untranslated",
+    "untranslated": "untranslated", "tool_calls": "tool_calls", "other": "other",
 }  # fmt: skip
+COUNTED = ("empty", "reasoning", "refused_in_words")
 _APOSTROPHE = re.compile("[’‘`]")
 
 
@@ -55,8 +58,11 @@ class Tally:
     languages: Counter[str] = field(default_factory=Counter)
     examples: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
 
-    def add(self, text: str, where: dict[str, Any], outcome: str | None) -> None:
+    def add(self, text: str, thinking: str, where: dict[str, Any], outcome: str | None) -> None:
         self.rows += 1
+        if thinking:
+            self.counts["reasoning"] += 1
+            self._show("reasoning", where)
         if outcome is not None:
             self.outcomes = self.outcomes if self.outcomes is not None else Counter()
             self.outcomes[outcome] += 1
@@ -78,10 +84,10 @@ class Tally:
     def as_json(self) -> dict[str, Any]:
         known = self.outcomes
         said = {name: None if known is None else self._part(known[o], o) for name, o in NAMED.items()}
-        guessed = {name: self._part(self.counts[name], name) for name in ("empty", "refused_in_words")}
+        counted = {name: self._part(self.counts[name], name) for name in COUNTED}
         languages = {one: self._part(n, f"in {one}") for one, n in self.languages.most_common()}
         head = {"rows": self.rows, "bad_rows": self.bad, "outcomes": known, "failed": self.failed}
-        return {**head, **said, **guessed, "languages": languages}
+        return {**head, **said, **counted, "languages": languages}
 
     def _part(self, count: int, what: str) -> dict[str, Any]:
         low, high = wilson(count, self.rows)
@@ -122,9 +128,10 @@ def of_run(run: Path, stage: str | None = None) -> dict[str, Tally]:
         found = {}
         for number, name in chosen:
             tally = Tally(outcomes=Counter(), failed=stage_status(reader, number)["failed"])
-            for row in stored(reader, number, OUTCOMES):
+            for row in stored(reader, number, OUTCOMES, plans=counting(reader, number).plans):
                 where = {"id": str(row.item.get("id", row.position)), "line": None, "position": row.position}
-                tally.add(clean(text_of(row.raw)), where, row.outcome)
+                text, thinking = answer_of(row.raw)
+                tally.add(clean(text), thinking, where, row.outcome)
             found[name] = tally
         return found
     finally:
@@ -141,7 +148,7 @@ def of_file(file: Path) -> dict[str, Tally]:
             why = why or f"line {line}: {row}"
             continue
         outcome = raw.get("outcome")
-        tally.add(row.output, row.where, outcome if outcome in OUTCOMES else None)
+        tally.add(row.output, row.reasoning, row.where, outcome if outcome in OUTCOMES else None)
     if not tally.rows:
         raise UsageError(f"no usable row in {file}: {why or 'it is empty'}")
     return {one.name: tally}
@@ -156,7 +163,7 @@ def sheets(report: dict[str, Any]) -> list[Sheet]:
     columns = ["data", "what", "rows", "share", "examples"]
     rows: list[list[Value]] = []
     for name, one in report["data"].items():
-        parts = [(what, one[what]) for what in (*NAMED, "empty", "refused_in_words")]
+        parts = [(what, one[what]) for what in (*NAMED, *COUNTED)]
         parts += [(f"in {language}", part) for language, part in one["languages"].items()]
         rows += [_row(name, what.replace("_", " "), part) for what, part in parts if part is not None]
     notes = [*_notes(report), f"{report['heuristic']}."]

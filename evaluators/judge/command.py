@@ -9,6 +9,7 @@ from typing import Any, get_args
 
 import orjson
 
+from engine.terminal import plain, tell
 from evaluators.judge.files import write_figures, write_groups, write_rows
 from evaluators.judge.preferences import read_preferences
 from evaluators.judge.report import judge_report, judgements_of
@@ -125,12 +126,17 @@ def _with_questions(source: Source, told: Mapping[str, tuple[str, str]], path: P
 def read_questions(path: Path) -> Mapping[str, tuple[str, str]]:
     """(category, prompt) by id. Raises PoolError, UsageError."""
     found: dict[str, tuple[str, str]] = {}
-    for _, row in Pool(path).objects():
-        item = None if isinstance(row, BadRow) else as_instruction(row, len(found))
-        if item is not None and not isinstance(item, str):
+    bad: list[str] = []
+    for line, row in Pool(path).objects():
+        item = row.reason if isinstance(row, BadRow) else as_instruction(row, len(found))
+        if isinstance(item, str):
+            bad.append(f"line {line}: {item}")
+        else:
             found[identity(item.id)] = (item.category, item.instruction)
     if not found:
-        raise UsageError(f"no usable question in {path}")
+        raise UsageError(f"no usable question in {path}: {bad[0] if bad else 'it is empty'}")
+    if bad:
+        tell(f"{path}: {len(bad):,} questions could not be used; {plain(bad[0], 200)}\n")
     return found
 
 

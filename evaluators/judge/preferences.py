@@ -9,6 +9,7 @@ from typing import Any
 
 from evaluators.judge.judgements import Judgement
 from evaluators.judge.reviews import Source, stem
+from store.columns import columns_of
 from store.errors import PoolError
 from store.pool import Pool
 from store.records import BadRow
@@ -38,7 +39,7 @@ def _preference(row: dict[str, Any], source: str, line: int, judge: str | None) 
     outputs = [row.get(f"output_{n}") for n in (2, 1)]
     given = row.get("preference")
     if not isinstance(prompt, str) or not all(isinstance(text, str) for text in (*models, *outputs)):
-        return "no preference: prompt, model_1, model_2, output_1 and output_2 must be texts"
+        return f"no preference: prompt, model_1, model_2, output_1, output_2 must be texts; {columns_of(row)}"
     if models[0] == models[1]:
         return f"both models are called {models[0]!r:.60}"
     if given is not None and not (type(given) in (int, float) and (given == 0 or 1 <= given <= 2)):

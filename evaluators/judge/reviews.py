@@ -14,6 +14,7 @@ from typing import Any, Literal
 from engine.judging.reading import two_scores
 from evaluators.judge.judgements import Judgement, won
 from store.answers import identity, model_names
+from store.columns import columns_of
 from store.errors import PoolError, UsageError
 from store.pool import Pool
 from store.records import BadRow
@@ -62,7 +63,9 @@ def read_reviews(path: Path, naming: Naming, word: Word) -> Source:
     judgements: list[Judgement] = []
     bad: list[BadRow] = []
     differences: list[Difference] = []
+    columns = ""
     for line, row in Pool(path).objects():
+        columns = columns or ("" if isinstance(row, BadRow) else f"; {columns_of(row)}")
         found = row if isinstance(row, BadRow) else _review(row, path, line, naming, word)
         if isinstance(found, BadRow):
             bad.append(found)
@@ -72,7 +75,7 @@ def read_reviews(path: Path, naming: Naming, word: Word) -> Source:
         differences += [difference] if difference else []
     if not judgements:
         why = f"line {bad[0].line}: {bad[0].reason}" if bad else "it is empty"
-        raise PoolError(f"no usable review in {path}: {why}")
+        raise PoolError(f"no usable review in {path}: {why}{columns}")
     return Source(stem(path), judgements, bad, differences)
 
 

@@ -30,8 +30,8 @@ from evaluators.report.sections import (
     training,
     words,
 )
-from store.errors import RunFolderError, UsageError
-from store.files import replacing
+from store.errors import RunFolderError
+from store.files import is_plain, is_stdout, replacing
 from store.folder import ledger_path
 from store.read import connect_reader
 
@@ -63,8 +63,7 @@ def run_report(
 ) -> int:
     """Writes the page, and the tables as files into `csv` where that is given; returns the exit code.
     Raises UsageError, RunFolderError."""
-    if out.is_dir():
-        raise UsageError(f"--out {out} is a folder; name a file")
+    is_plain(out)  # told before the work
     try:
         report = build(run, trainings, evaluations, seed)
     except sqlite3.Error as error:
@@ -74,7 +73,8 @@ def run_report(
     for name, text in tables(report) if csv else ():
         with replacing(csv / f"{name}.csv") as file:  # type: ignore[operator]
             file.write(text.encode())
-    print(f"{len(report.sections)} sections written to {out}", file=sys.stderr)
+    where = "standard output" if is_stdout(out) else out
+    print(f"{len(report.sections)} sections written to {where}", file=sys.stderr)
     return 0
 
 

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from store.columns import as_text, columns_of
 from store.errors import PoolError
 from store.pool import Pool
 from store.records import BadRow
@@ -90,7 +91,9 @@ def read_references(pool: Pool) -> References:
 
 
 def _why(raw: dict[str, Any] | BadRow, line: int) -> str:
-    return f"line {line}: {raw.reason if isinstance(raw, BadRow) else 'none of the fields is there'}"
+    if isinstance(raw, BadRow):
+        return f"line {line}: {raw.reason}"
+    return f"line {line}: none of the fields is there as text; {columns_of(raw)}"
 
 
 def _take(read: References, line: int, raw: dict[str, Any], texts: list[str]) -> None:
@@ -174,7 +177,8 @@ def _expected(row: dict[str, Any]) -> list[str] | None:
 
 
 def _texts(value: object) -> list[str]:
-    return [one for one in (value if isinstance(value, list) else [value]) if isinstance(one, str)]
+    several = value if isinstance(value, list) else [value]
+    return [text for one in several if one is not None and (text := as_text(one)) is not None]
 
 
 def _instance(row: dict[str, Any]) -> dict[str, Any]:
@@ -195,5 +199,5 @@ def _prompt(row: dict[str, Any]) -> bytes | None:
         return None
     source = row if "input" in row else _instance(row)
     given = source.get("input")
-    words = f"{instruction.strip()}\0{given.strip() if isinstance(given, str) else ''}"
+    words = f"{instruction.strip()}\0{(as_text(given) or '').strip()}"
     return hashlib.blake2b(words.encode(errors="replace"), digest_size=16).digest()

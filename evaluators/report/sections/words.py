@@ -8,7 +8,7 @@ from evaluators.figures.bars import counted, height_for
 from evaluators.figures.lines import distributions
 from evaluators.figures.look import figure
 from evaluators.figures.rings import sunburst
-from evaluators.figures.table import table
+from evaluators.figures.table import Table, table
 from evaluators.report.document import Block, Drawing, Heading, Listing, Section, Words
 from evaluators.report.found import Evaluation, Found, Json
 from evaluators.report.guarded import Tell, told
@@ -46,13 +46,20 @@ def _lengths(evaluation: Evaluation, number: int) -> Iterator[Block]:
     )
     numbers = table(f"words-{number}", ("words:count", *(f"{name}:share" for name in data)), rows)
     yield Drawing(figure("Length in words", caption, caption, numbers, distributions, 3.0))
+    yield Listing(_quantiles(f"words-{number}-quantiles", data), "Words of a text.")
+    if thinking := evaluation.data.get("reasoning"):
+        words = "Words of the thinking before an answer, of the rows that have it."
+        yield Listing(_quantiles(f"words-{number}-thinking", thinking["data"]), words)
+
+
+def _quantiles(name: str, data: Json) -> Table:
     keys = ("5", "25", "50", "75", "95", "99")
     listed = [
-        (name, d["rows"], d["words"]["mean"], *(d["words"]["quantiles"][k] for k in keys), d["words"]["max"])
-        for name, d in data.items()
+        (one, d["rows"], d["words"]["mean"], *(d["words"]["quantiles"][k] for k in keys), d["words"]["max"])
+        for one, d in data.items()
     ]
     heads = ("data set", "rows:count", "mean:number", *(f"{k} %:count" for k in keys), "longest:count")
-    yield Listing(table(f"words-{number}-quantiles", heads, listed), "Words of a text.")
+    return table(name, heads, listed)
 
 
 def _verbs(evaluation: Evaluation, number: int) -> Iterator[Block]:
@@ -83,6 +90,8 @@ def _verbs(evaluation: Evaluation, number: int) -> Iterator[Block]:
 def _shares(evaluation: Evaluation, number: int) -> Iterator[Block]:
     data: Json = evaluation.data["data"]
     kinds = [k for k in SHARES if any(d.get(k) for d in data.values())]
+    if any((d.get("reasoning") or {}).get("n") for d in data.values()):
+        kinds.append("reasoning")
     rows = [(name, d["rows"], *((d.get(k) or {}).get("share") for k in kinds)) for name, d in data.items()]
     heads = ("data set", "rows:count", *(f"{k.replace('_', ' ')}:share" for k in kinds))
     words = f"Shares of the rows. {evaluation.data.get('heuristic') or ''}"

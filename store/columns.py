@@ -1,0 +1,74 @@
+"""What the columns of a row are called, and what may stand in them.
+
+An instruction must be text. Elsewhere a number is its text (`0` is "0"), and so are true and false, but for
+answers, where these make a bad row. Null, NaN and a missing column are the empty text. A list or an object
+where a text is needed makes a bad row. Column names count in any case (`Instruction`).
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from store.texts import text_of
+
+# Columns that some reader of ours looks for.
+KNOWN = frozenset(
+    ("id", "question_id", "instruction", "input", "output", "text", "category", "instances", "messages",
+     "conversations", "prompt", "question", "completion", "response", "answer", "prediction", "target",
+     "reference", "references", "turns", "candidates", "answers", "user_input", "completion_a",
+     "completion_b", "chosen", "rejected", "score", "scores", "model", "models", "judge")
+)  # fmt: skip
+_LIKELY = {
+    "instruction": ("question", "prompt", "user_input", "query", "text", "task"),
+    "output": ("completion", "response", "answer", "text"),
+}
+_CHATS = ("messages", "conversations", "turns")
+_NAMES_SHOWN, _NAME_WIDTH = 8, 24
+
+
+def known_name(name: str) -> str:
+    """A column's name without blanks around it, in lower case where that is a name we know."""
+    stripped = name.strip()
+    return low if (low := stripped.lower()) in KNOWN else stripped
+
+
+def with_known_names(row: dict[str, Any]) -> dict[str, Any]:
+    """A row whose columns are called as we look for them; where that would make two of one, as it is."""
+    if row.keys() <= KNOWN or all(name in KNOWN or known_name(name) not in KNOWN for name in row):
+        return row
+    renamed = {known_name(name): value for name, value in row.items()}
+    return renamed if len(renamed) == len(row) else row
+
+
+def as_text(value: object) -> str | None:
+    """A column's value as text by the rule above; None where it is none."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    return json.dumps(value) if isinstance(value, bool) else text_of(value)
+
+
+def no_text(name: str, value: object) -> str:
+    """Of a column in which a list or an object stands."""
+    return f"{name} is not text: {value!r:.60}"
+
+
+def missing(row: Mapping[str, Any], wanted: str) -> str:
+    """That a column is not there or empty, which ones are there, and which may be meant."""
+    if wanted in row:
+        return f"no {wanted}: it is empty"
+    there = f"no {wanted}; {columns_of(row)}"
+    if likely := next((name for name in _LIKELY.get(wanted, ()) if name in row), ""):
+        return f"{there} (rename `{likely}`?)"
+    if chat := next((name for name in _CHATS if name in row), ""):
+        return f"{there} (a chat in `{chat}` is not read here)"
+    return there
+
+
+def columns_of(row: Mapping[str, Any]) -> str:
+    """The names of a row's columns, as far as a sentence can hold them."""
+    if not row:
+        return "the row is empty"
+    names = [name if len(name) <= _NAME_WIDTH else f"{name[: _NAME_WIDTH - 1]}…" for name in row]
+    shown = ", ".join(names[:_NAMES_SHOWN])
+    return f"its columns are {shown}" + (" and others" if len(names) > _NAMES_SHOWN else "")

@@ -1,0 +1,173 @@
+"""Files as streams of UTF-8 text: unpacks gzip, converts UTF-16, and refuses what is not text.
+
+Knows nothing about rows.
+"""
+
+import codecs
+import contextlib
+import gzip
+import io
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from store.errors import PoolError
+
+MAX_ROW_BYTES = 64 * 2**20
+PIECE = 1 << 18
+GZIP, PARQUET = b"\x1f\x8b", b"PAR1"
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_MARKS = (
+    (b"\xff\xfe\0\0", "utf-32-le", "UTF-32"),
+    (b"\0\0\xfe\xff", "utf-32-be", "UTF-32"),
+    (b"\xff\xfe", "utf-16-le", "UTF-16"),
+    (b"\xfe\xff", "utf-16-be", "UTF-16"),
+)
+_ZIP = "a zip archive or an Excel workbook: unpack it, or save the sheet as CSV"
+_HTML = "a web page, not data: open its address in a browser to see why"
+_FOREIGN = (
+    (GZIP, "compressed twice: unpack it once with gunzip"),
+    (b"PK\x03\x04", _ZIP),
+    (b"PK\x05\x06", _ZIP),
+    (b"\x28\xb5\x2f\xfd", "compressed with zstd: unpack it with `zstd -d`"),
+    (b"BZh91AY&SY", "compressed with bzip2: unpack it with bunzip2"),
+    (b"\xfd7zXZ\0", "compressed with xz: unpack it with unxz"),
+    (b"\x04\x22\x4d\x18", "compressed with lz4: unpack it with `lz4 -d`"),
+    (b"7z\xbc\xaf\x27\x1c", "a 7z archive: unpack it"),
+    (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "an old Excel workbook: save the sheet as CSV"),
+    (b"ARROW1", "an Arrow file: write it as Parquet or JSONL"),
+    (b"SQLite format 3\0", "a SQLite database: write its rows as JSONL (for a run folder: distill export)"),
+    (b"%PDF-", "a PDF"),
+    (b"<!doctype html", _HTML),
+    (b"<html", _HTML),
+    (b"version https://git-lfs", "a Git LFS pointer, not the data: fetch it with `git lfs pull`"),
+)
+
+
+class Complaint(str):
+    """Why there is no row. (A row may well be a text, which is another thing.)"""
+
+
+Raw = tuple[int, object]  # line (or item) number and what stands there, or a Complaint
+
+
+class Stream:
+    """Bytes that can be looked at before they are taken, and given back.
+
+    Hands over what has come: never waits for more of a pipe than it was asked for. `encoding` is
+    what the file was written in; the bytes are UTF-8.
+    """
+
+    def __init__(self, read: Callable[[int], bytes], source: str, encoding: str = "UTF-8") -> None:
+        self._read, self._held = read, bytearray()
+        self.source, self.encoding = source, encoding
+
+    def look(self, least: int) -> bytearray:
+        """All that is held: at least so many bytes, unless the stream ends before. Nothing is taken."""
+        while len(self._held) < least and self._more():
+            pass
+        return self._held
+
+    def starts_with(self, prefix: bytes) -> bool:
+        """Compared byte by byte, so that a short first line of a pipe is not waited beyond."""
+        size = 1
+        while size <= len(prefix) and self.look(size)[:size].lower() == prefix[:size].lower():
+            size += 1
+        return size > len(prefix)
+
+    def read1(self, size: int = PIECE) -> bytes:
+        """What is held, or else the next piece; empty at the end."""
+        if not self._held:
+            return self._read(size)
+        taken = bytes(self._held[:size])
+        del self._held[:size]
+        return taken
+
+    def read(self, size: int = PIECE) -> bytes:
+        """So many bytes, fewer at the end only."""
+        self.look(size)
+        return self.read1(size) if self._held else b""
+
+    def readline(self, limit: int) -> bytes:
+        """Up to and with the next line break; the beginning of a line that is longer than `limit`."""
+        searched, end = 0, -1
+        while end < 0 and searched < limit:
+            end = self._held.find(b"\n", searched)
+            searched = len(self._held)
+            if end < 0 and not self._more():
+                break
+        size = min(limit, end + 1 if end >= 0 else len(self._held))
+        line = bytes(self._held[:size])
+        del self._held[:size]
+        return line
+
+    def skip_line(self) -> None:
+        """The rest of a line that is too long."""
+        while (piece := self.readline(PIECE)) and not piece.endswith(b"\n"):
+            pass
+
+    def give_back(self, data: bytes) -> None:
+        self._held[:0] = data
+
+    def _more(self) -> bool:
+        piece = self._read(max(PIECE, len(self._held)))
+        self._held += piece
+        return bool(piece)
+
+
+@contextlib.contextmanager
+def unpacked(packed: "io.BufferedReader[Any]", source: str) -> Iterator[tuple[Stream, bool]]:
+    """(the stream, whether it was compressed). Raises PoolError for formats that are not read."""
+    stream = Stream(packed.read1, source)
+    if not stream.starts_with(GZIP):
+        yield _as_text(stream), False
+        return
+    with gzip.GzipFile(fileobj=stream, mode="rb") as inner:  # type: ignore[call-overload]
+        yield _as_text(Stream(inner.read1, source)), True
+
+
+def stdin() -> io.FileIO:
+    """Unbuffered: a pipe must hand over its rows as they come, not by the megabyte."""
+    return io.FileIO(sys.stdin.fileno(), closefd=False)
+
+
+def _as_text(stream: Stream) -> Stream:
+    for magic, what in _FOREIGN:
+        if stream.starts_with(magic):
+            raise PoolError(f"pool {stream.source} is {what}")
+    if stream.starts_with(BYTE_ORDER_MARK):
+        stream.read(len(BYTE_ORDER_MARK))
+        return stream
+    for mark, codec, name in _MARKS:
+        if stream.starts_with(mark) and len(stream.look(len(mark) + 1)) > len(mark):
+            stream.read(len(mark))
+            return Stream(_converted(stream, codec), stream.source, name)
+    if codec := _unmarked_utf_16(stream):
+        return Stream(_converted(stream, codec), stream.source, "UTF-16")
+    return stream
+
+
+def _unmarked_utf_16(stream: Stream) -> str:
+    """Every second byte of ASCII in UTF-16 is zero, which no other text begins with."""
+    if 0 not in stream.look(2)[:2]:
+        return ""
+    first, second, third, fourth = (*stream.look(4)[:4], 1, 1, 1, 1)[:4]
+    if second == fourth == 0 and first and third:
+        return "utf-16-le"
+    return "utf-16-be" if first == third == 0 and second and fourth else ""
+
+
+def _converted(stream: Stream, codec: str) -> Callable[[int], bytes]:
+    """Reads another encoding as UTF-8. What is broken becomes a byte that UTF-8 cannot hold, so
+    that its row is refused and not mended in silence."""
+    codecs.register_error("distill-broken", lambda error: ("\udcff", error.end))  # type: ignore[attr-defined]
+    decoder = codecs.getincrementaldecoder(codec)("distill-broken")
+
+    def read(size: int) -> bytes:
+        while True:
+            piece = stream.read1(size)
+            text = decoder.decode(piece, not piece)
+            if text or not piece:
+                return text.encode("utf-8", "surrogatepass")
+
+    return read
