@@ -7,9 +7,9 @@ The provider of the tests on loopback: about 200 tokens of answer after thinking
 gpt-5-mini ($0.25 and $2 a million tokens).
 
 limit: tokens a minute are limited so that all rows take about a minute and a half, in buckets of 10 s; a
-reply takes 1.2 s and half a millisecond a token. `used` is the share of the limit that was used until 97 % of the
-requests had gone: after that a few long replies are waited for, and not the limit. `kept` counts the rows of
-the data set, `empty` those of them without an answer. The peer is AsyncOpenAI with 64 in flight, its own
+reply takes 1.2 s and half a millisecond a token. `used` is the share of the limit that was used until 97 % of
+the requests had gone: after that a few long replies are waited for, and not the limit. `kept` counts the rows
+of the data set, `empty` those of them without an answer. The peer is AsyncOpenAI with 64 in flight, its own
 retries and the same bound, on the same rows.
 interval: without limits, an estimate before anything is known, one after a pilot of 50 rows, and the bill.
 cap: half of what all rows would cost as --budget, at a server that keeps to the bound, and at one that bills
