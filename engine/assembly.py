@@ -97,7 +97,7 @@ async def begin(
 ) -> Stage:
     """Opens the stage and its run in the ledger, and puts its parts together."""
     settings, state = job.settings, RunState()
-    shown = {**settings.public(), "pool": job.rows.source}
+    shown = {**settings.public(), **job.plan.recorded, "pool": job.rows.source}
     number, run = ledger.begin(settings.stage, settings.task, settings.samples, shown)
     _note_estimate(job, ledger, state, number, run)
     if job.cap is not None:

@@ -112,11 +112,15 @@ def export(
             show_default=False,
         ),
     ] = "drop",
+    all_settings: Annotated[
+        bool,
+        typer.Option("--all-settings", help="answers under all settings, not only those of the last run"),
+    ] = False,
 ) -> None:
     """Write the answers as a data set: a line for each row with an answer, in pool order."""
     from engine.exports import run_export
 
-    run_export(run, format, out, stage, outcome, min_margin, reasoning)
+    run_export(run, format, out, stage, outcome, min_margin, reasoning, all_settings)
 
 
 @app.command()

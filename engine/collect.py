@@ -7,9 +7,10 @@ from pathlib import Path
 from random import Random
 
 from engine.completions import UNSEEN, Paid, Range, Seen, effort_of, expected_completion
+from engine.earlier import settled, standing
 from engine.estimate import Bound, Estimate, Limits, Survey, Surveyed, estimate, extrapolated, survey
-from engine.feed import Plan
 from engine.job import Job, Result, StageJob
+from engine.plan import Plan
 from engine.roles import plan_of
 from engine.rows import Numbered
 from engine.session import run_job
@@ -45,7 +46,7 @@ def known_keys(run: Path | None) -> KeyIndex:
     return index
 
 
-def _observed(run: Path | None, settings: Settings, pilot: int = 0) -> Seen:
+def observed(run: Path | None, settings: Settings, pilot: int = 0) -> Seen:
     """What requests to this model have cost in the run, in this role and asked in this way."""
     if run is None or not (run / LEDGER).exists():
         return UNSEEN
@@ -70,28 +71,18 @@ def estimate_pool(
     run: Path | None,
     seconds: float | None = None,
     index: KeyIndex | None = None,
-    stored: int = 0,
+    plan: Plan | None = None,
     pilot: int = 0,
 ) -> Estimate:
-    """Surveys a pool and estimates what remains of it; `seconds` bounds the survey. stored: answers
-    to rows that are only imagined here; pilot: requests that were asked just now to learn from."""
-    plan, starts = plan_of(settings, tokenizer_for(settings.model)), _starts(settings)
+    """Surveys a pool and estimates what remains of it; `seconds` bounds the survey. pilot: requests that
+    were asked just now to learn from."""
+    plan = plan or plan_of(settings, tokenizer_for(settings.model))
     index = (index or known_keys(run)).copy()
-    found = survey(pool, plan, index, seconds, starts)
-    if stored:
-        found = _without(found, stored)
-    return told(settings, plan, found, _observed(run, settings, pilot))
+    found = survey(pool, plan, index, seconds, price_steps(settings))
+    return told(settings, plan, found, observed(run, settings, pilot))
 
 
-def _without(found: Survey, stored: int) -> Survey:
-    """What is left of imagined rows (whose keys nobody knows) when so many are answered already."""
-    found = extrapolated(found)
-    share = max(0, found.requests - stored) / found.requests if found.requests else 0.0
-    left = found.part(share)
-    return replace(left, rows=found.rows, bad_rows=found.bad_rows, known=found.requests - left.requests)
-
-
-def _starts(settings: Settings) -> tuple[int, ...]:
+def price_steps(settings: Settings) -> tuple[int, ...]:
     """Lengths of prompts from which any of the servers charges another price."""
     prices = [settings.price_of(server, batch) for server in settings.servers() for batch in (False, True)]
     return tuple(sorted({start for price in prices if price for start, _ in price.steps}))
@@ -137,7 +128,8 @@ def run_pilot(
     """Really asks `count` rows drawn at random; their answers stay in the run."""
     settings.check(settings.price())
     plan = plan_of(settings, tokenizer_for(settings.model))
-    found = survey(pool, plan, KeyIndex(), starts=_starts(settings))
+    plan = settled(standing(run, settings, plan), settings, confirm, quiet)
+    found = survey(pool, plan, KeyIndex(), starts=price_steps(settings))
     count = min(count, found.rows)
     chosen = frozenset(Random(PILOT_SEED).sample(range(found.rows), count))
     part = replace(
@@ -157,10 +149,11 @@ def collect(settings: Settings, pool: Surveyed, run: Path, yes: bool, quiet: boo
     plan = plan_of(settings, tokenizer_for(settings.model))
     with held(run):
         connect_writer(run).close()
+        plan = settled(standing(run, settings, plan), settings, confirm, quiet)
         index = known_keys(run)
         expected = None
         if not (pool.is_stream or (quiet and yes)):  # nobody would see it
-            expected = estimate_pool(settings, pool, run, SURVEY_SECONDS, index)
+            expected = estimate_pool(settings, pool, run, SURVEY_SECONDS, index, plan=plan)
             if not quiet:
                 print_estimate(expected, settings, batch=settings.batch)
         elif not quiet and settings.is_taken_as_free:
@@ -189,7 +182,7 @@ def ask_leave_for(stages: Sequence[tuple[Settings, Estimate | None]], yes: bool,
     if yes or all(settings.budget is not None for settings, _ in paid):
         return
     unknown = next((settings for settings, _ in paid if settings.price() is None), None)
-    costs = [(told.batch_cost_usd if s.batch else told.cost_usd) if told else None for s, told in paid]
+    costs = [told.cost_as_asked(s.batch) if told else None for s, told in paid]
     cost = sum_of([c for c in costs if c is not None]) if all(costs) else None
     if not (sys.stdin.isatty() and all(told for _, told in paid)):
         if unknown is not None:

@@ -30,7 +30,10 @@ def run_estimate(
 ) -> int:
     """`estimate`: on stdout a table or one JSON object."""
     from engine.collect import estimate_pool, run_pilot
+    from engine.earlier import standing
+    from engine.roles import plan_of
     from engine.show import print_estimate
+    from engine.tokens import tokenizer_for
 
     if pool.is_stream:
         raise UsageError("estimate reads its pool more than once: give a file, not a pipe")
@@ -46,11 +49,15 @@ def run_estimate(
             raise result.stopped
         asked = result.state.ended
     settings.price()  # raises UsageError before the pool is counted
-    told = estimate_pool(settings, pool, run, pilot=asked)
+    found = standing(run, settings, plan_of(settings, tokenizer_for(settings.model)))
+    told = estimate_pool(settings, pool, run, plan=found.plan, pilot=asked)
     if as_json:
-        sys.stdout.write(orjson.dumps(told.as_json()).decode() + "\n")
+        shown = {**told.as_json(), "other_settings": found.as_json()}
+        sys.stdout.write(orjson.dumps(shown).decode() + "\n")
         return 0
     print_estimate(told, settings, to_stdout=True, batch=settings.batch)
+    if found.others:
+        print(f"{found.words}: generate will want --reuse, --replace or another --stage")
     return 0
 
 

@@ -23,7 +23,8 @@
         ├── AllEmpty             the canaries' replies hold no answer
         ├── TooManyUnusable      of the last hundred replies too many were paid for and hold no answer
         ├── BatchRefused         the provider does not take a batch, or does not know it any more
-        └── ResultsUnreadable    a batch has ended and its files do not show all results
+        ├── ResultsUnreadable    a batch has ended and its files do not show all results
+        └── Incomplete           what a step takes its rows from is not complete
 
 Choose by type, never by message.
 """
@@ -168,3 +169,6 @@ class BatchRefused(RunStopped): ...
 
 
 class ResultsUnreadable(RunStopped): ...
+
+
+class Incomplete(RunStopped): ...

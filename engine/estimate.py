@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Protocol
 
 from engine.completions import Completion, Range
-from engine.feed import Plan
+from engine.plan import Plan
 from engine.prices import Price
 from engine.rows import Source
 from store.errors import PoolError
@@ -169,6 +169,7 @@ def survey(
             continue
         found.rows += 1
         messages, _, keys = plan.seal(row)
+        keys, _ = plan.kept(row, keys, index.has_answer)
         tokens = 0
         for key in keys:
             state = next((index.state(i) for i in index.candidates(key)), None)

@@ -14,6 +14,7 @@ from typing import Any
 
 import orjson
 
+from engine.earlier import Other, counting
 from engine.judging.comparisons import (
     agreed,
     comparison_line,
@@ -23,7 +24,7 @@ from engine.judging.comparisons import (
     verdict,
 )
 from engine.replies import stored_answer
-from engine.roles import role, settings_of_stage
+from engine.roles import role
 from engine.settings import Settings
 from engine.tasks.task import Task
 from store.errors import UsageError
@@ -47,21 +48,29 @@ Read = tuple[Stored, Any, Any]  # what is stored, the row, what its reply amount
 @dataclass(frozen=True, slots=True)
 class Exported:
     """What became of a stage's rows: lines written, replies that could not be read, rows left out by
-    outcome."""
+    outcome. others: rows with an answer under other settings than the last run's, which are left out or,
+    `mixed` in with so many of the last run's, part of the data set."""
 
     rows: int
     unread: int
     left_out: Mapping[str, int]
+    others: tuple[Other, ...] = ()
+    mixed: int | None = None
 
     @property
     def words(self) -> str:
-        """What was left out."""
+        """What was left out, or mixed."""
         said = f"; {self.unread:,} replies could not be read and are left out" if self.unread else ""
-        if not self.left_out:
+        if self.left_out:
+            count = sum(self.left_out.values())
+            kinds = ", ".join(f"{outcome} {n:,}" for outcome, n in sorted(self.left_out.items()))
+            said += f"; {count:,} {'row' if count == 1 else 'rows'} left out: {kinds}"
+        if not self.others:
             return said
-        count = sum(self.left_out.values())
-        kinds = ", ".join(f"{outcome} {n:,}" for outcome, n in sorted(self.left_out.items()))
-        return f"{said}; {count:,} {'row' if count == 1 else 'rows'} left out: {kinds}"
+        whose = ", ".join(f"{other.rows:,} ({other.why})" for other in self.others)
+        if self.mixed is None:
+            return f"{said}; rows with an answer under other settings are left out (--all-settings): {whose}"
+        return f"{said}; settings are mixed: rows of the last run's: {self.mixed:,}, of others: {whose}"
 
 
 def run_export(
@@ -72,9 +81,10 @@ def run_export(
     outcome: str,
     min_margin: float,
     reasoning: str = "drop",
+    all_settings: bool = False,
 ) -> None:
     """Writes the data set and says what it left out. Raises UsageError."""
-    found = export_stage(run, format, out, stage, outcome, min_margin, reasoning)
+    found = export_stage(run, format, out, stage, outcome, min_margin, reasoning, all_settings)
     where = "standard output" if is_stdout(out) else out
     print(f"{found.rows:,} rows written to {where}{found.words}", file=sys.stderr)
 
@@ -87,23 +97,27 @@ def export_stage(
     outcome: str,
     min_margin: float,
     reasoning: str = "drop",
+    all_settings: bool = False,
 ) -> Exported:
-    """Writes the data set. `reasoning`: what becomes of the thinking before answers, one of REASONING.
-    Raises UsageError."""
+    """Writes the data set: of one setting, that of the newest run, or of all. `reasoning`: what becomes of
+    the thinking before answers, one of REASONING. Raises UsageError."""
     outcomes = check_outcomes(outcome)
     check_format(format)
     number, name = stage_of(run, stage)
     reader = connect_reader(run)
     try:
-        settings = settings_of_stage(reader, number)
+        counted = counting(reader, number)
+        settings = counted.settings
         _check(format, settings.task, name)
         check_reasoning(reasoning, format, settings.task, settings.field)
         left_out: Counter[str] = Counter()
-        rows = stored(reader, number, outcomes, unparsed=format == "reviews", left_out=left_out)
+        plans = None if all_settings else counted.plans
+        rows = stored(reader, number, outcomes, unparsed=format == "reviews", left_out=left_out, plans=plans)
         unread: list[int] = []
         found = _read(_answered(rows, outcomes, left_out), role(settings), unread, keep=format == "reviews")
         count = _write(out, format, found, settings, min_margin, reasoning)
-        return Exported(count, len(unread), left_out)
+        mixed = counted.rows if all_settings else None
+        return Exported(count, len(unread), left_out, counted.others, mixed)
     finally:
         reader.close()
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 import orjson
 
 from engine.collect import known_keys
-from engine.feed import Plan
 from engine.known import Known
+from engine.plan import Plan
 from engine.replies import Reply, read_reply, text_of
 from engine.settings import Settings
 from store.errors import DistillError
@@ -83,6 +83,7 @@ class Importer:
             return
         assert isinstance(row, Instruction)
         messages, body, keys = self._plan.seal(row)
+        keys, belongs = self._plan.kept(row, keys, self._known.has_answer)
         tokens = self._plan.tokenizer.count_messages(messages)
         numbers, new = [], []
         for sample, key in enumerate(keys):
@@ -91,7 +92,7 @@ class Importer:
                 number = self._known.new(key)
                 new.append(Request(number, key, sample, body, tokens, self._plan.max_tokens))
             numbers.append(number)
-        self._place(row, numbers, new)
+        self._place(row, numbers, new, belongs)
         raw = _as_reply(self._settings.model, row.output)
         reply = read_reply(raw)
         if reply.is_unusable:
@@ -99,7 +100,7 @@ class Importer:
         else:
             self._answer(numbers, reply, raw, tokens)
 
-    def _place(self, row: Instruction, numbers: Sequence[int], new: Sequence[Request]) -> None:
+    def _place(self, row: Instruction, numbers: Sequence[int], new: Sequence[Request], plan: int) -> None:
         """Equal rows have a place each, unless each row has several samples: then they are these."""
         first = numbers[0]
         if self._places[first]:
@@ -109,9 +110,7 @@ class Importer:
         if row.id == str(self.counts.rows):  # none of its own, but its number in the file
             row = replace(row, id=str(self._end))
         item = self._plan.task.encode(row)
-        self._ledger.place(
-            self._stage, self._end, item, self._plan.fingerprint, list(enumerate(numbers)), new
-        )
+        self._ledger.place(self._stage, self._end, item, plan, list(enumerate(numbers)), new)
         self._end += 1
 
     def _answer(self, numbers: Sequence[int], reply: Reply, raw: bytes, prompt_tokens: int) -> None:

@@ -11,12 +11,14 @@ import sys
 import time
 from pathlib import Path
 
+from engine.differences import differences
+from engine.earlier import kept_by
 from engine.estimate import Surveyed
 from engine.importer import IMPORTED, Counts, Importer
+from engine.plan import Plan
 from engine.roles import plan_of
 from engine.settings import Settings
 from engine.sources import pool_of
-from engine.status import differences
 from engine.terminal import plain
 from engine.tokens import tokenizer_for
 from store.columns import missing
@@ -37,9 +39,9 @@ def run_import(settings: Settings, source: str, run: Path) -> int:
     if not rows.is_stream:  # a file without an answer leaves nothing behind
         _check_answers(rows, source)
     with held(run):
-        _check(settings, run)
+        plan = _plan(settings, run)
         connect_writer(run).close()
-        counts, (placed, pending) = asyncio.run(_import(settings, rows, run))
+        counts, (placed, pending) = asyncio.run(_import(settings, plan, rows, run))
     if not counts.rows - counts.empty:
         raise PoolError(f"no row of {source} has an answer{_bad(counts)}")
     _say(counts, settings, placed, pending)
@@ -60,16 +62,20 @@ def _check_answers(rows: Surveyed, source: str) -> None:
     raise PoolError(f"no row of {source} has an answer{columns}{_bad(counts)}")
 
 
-def _check(settings: Settings, run: Path) -> None:
-    """Answers under other settings must not stand among those of the stage. Raises UsageError."""
+def _plan(settings: Settings, run: Path) -> Plan:
+    """How rows become requests, with the settings whose answers the stage keeps. Answers under others must
+    not stand among those of the stage. Raises UsageError."""
+    plan = plan_of(settings, tokenizer_for(settings.model))
+    if settings.reuse or settings.replace:
+        raise UsageError("--reuse and --replace are for commands that ask: import replaces nothing")
     if not (run / LEDGER).exists():
-        return
+        return plan
     reader = connect_reader(run)
     try:
         if (facts := stage_facts(reader, settings.stage)) is None:
-            return
+            return plan
         number, samples = facts
-        plan = plan_of(settings, tokenizer_for(settings.model))
+        plan = kept_by(reader, number, plan)
         (last, *_) = last_runs(reader, number, 1)
         told = f"stage '{settings.stage}' of {run}"
         if last["settings"].get("task") != settings.task:
@@ -78,23 +84,25 @@ def _check(settings: Settings, run: Path) -> None:
             )
         if samples != settings.samples:
             raise UsageError(f"{told} wants {samples} answers to each row: give --samples {samples}")
-        for item, key in one_row_of_each_plan(reader, number, but=plan.fingerprint):
+        for item, key in one_row_of_each_plan(reader, number, but=plan.accepted):
             if plan.seal(plan.task.decode(item))[2][0] != key:
                 changes = "; ".join(differences(last["settings"], settings.public()))
                 raise UsageError(
                     f"{told} holds rows under other settings ({changes or 'of an earlier run'}): "
                     "give the same ones, or name another stage with --stage"
                 )
+        return plan
     finally:
         reader.close()
 
 
-async def _import(settings: Settings, rows: Surveyed, run: Path) -> tuple[Counts, tuple[int, int]]:
+async def _import(
+    settings: Settings, plan: Plan, rows: Surveyed, run: Path
+) -> tuple[Counts, tuple[int, int]]:
     ledger = Ledger(run)
     try:
-        told = {**settings.public(), "pool": rows.source, IMPORTED: True}
+        told = {**settings.public(), **plan.recorded, "pool": rows.source, IMPORTED: True}
         stage, number = ledger.begin(settings.stage, settings.task, settings.samples, told)
-        plan = plan_of(settings, tokenizer_for(settings.model))
         importer = Importer(settings, plan, ledger, stage, number)
         try:
             await _take_all(importer, rows, ledger, settings.limit)

@@ -10,7 +10,8 @@ import asyncio
 from collections.abc import Callable
 
 from engine.crowd import Crowd
-from engine.feed import Chunk, Feed, Placement, Plan
+from engine.feed import Chunk, Feed, Placement
+from engine.plan import Plan
 from engine.rows import Reach
 from engine.state import BAD_ROWS_KEPT, RunState
 from store.index import ANSWERED, FAILED, KeyIndex
@@ -58,7 +59,7 @@ class Intake:
         if p.item is None:
             self.ledger.clear(self.stage, p.position)
         else:
-            self.ledger.place(self.stage, p.position, p.item, self.plan.fingerprint, p.requests, p.new)
+            self.ledger.place(self.stage, p.position, p.item, p.plan, p.requests, p.new)
 
     async def next(self) -> Chunk:
         """The next stretch, counted. It may hold nothing due: then the stages before had news, or

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.estimate import Estimate
-from engine.feed import Plan
+from engine.plan import Plan
 from engine.rows import Rows
 from engine.settings import Settings
 from engine.state import RunState
@@ -17,7 +17,8 @@ from store.index import KeyIndex
 @dataclass(frozen=True, slots=True)
 class StageJob:
     """One stage: what is asked, of which rows. `after`: the stages whose answers they are made of,
-    which may run at the same time; `cap`: dollars for this stage alone."""
+    which may run at the same time; `cap`: dollars for this stage alone; `lacking`: of `after` those that
+    do not run now and are incomplete."""
 
     settings: Settings
     plan: Plan
@@ -25,6 +26,7 @@ class StageJob:
     estimate: Estimate | None = None
     after: tuple[str, ...] = ()
     cap: float | None = None
+    lacking: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

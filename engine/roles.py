@@ -2,13 +2,15 @@
 
 import hashlib
 import sqlite3
+from collections.abc import Mapping
 from typing import Any
 
 import orjson
+from pydantic import ValidationError
 
-from engine.feed import Plan
 from engine.keys import KEY_VERSION, Sealer, canonical
 from engine.languages import Language, find_language
+from engine.plan import Plan
 from engine.settings import Settings
 from engine.tasks import compare, generate, judge, score, translate
 from engine.tasks.task import Task
@@ -51,17 +53,45 @@ def translation_of(settings: Settings) -> tuple[Language, translate.Field]:
 def settings_of_stage(reader: sqlite3.Connection, stage: int) -> Settings:
     """Those of a stage's last run, as the ledger remembers them (without keys)."""
     (last, *_) = last_runs(reader, stage, 1)
-    known = {name: last["settings"][name] for name in Settings.model_fields if name in last["settings"]}
-    return Settings(**known)
+    return recorded_settings(last["settings"])
 
 
 def plan_of(settings: Settings, tokenizer: Tokenizer) -> Plan:
     """How the stage makes requests out of rows."""
+    return _plan_of(settings, settings.params(), tokenizer)
+
+
+def recorded_plan(recorded: Mapping[str, Any], tokenizer: Tokenizer) -> Plan | None:
+    """The plan of a run, of its settings as the ledger remembers them, with the parameters that were
+    sent then; None where this version can make nothing of them."""
+    try:
+        return _plan_of(recorded_settings(recorded), recorded["params"], tokenizer)
+    except (ValidationError, UsageError, KeyError):
+        return None
+
+
+def recorded_fingerprint(recorded: Mapping[str, Any]) -> int | None:
+    """By which the rows of a run are known; runs of older versions did not put it down."""
+    if isinstance(known := recorded.get("plan"), int):
+        return known
+    try:
+        settings = recorded_settings(recorded)
+        return _fingerprint(settings, recorded["params"], role(settings))
+    except (ValidationError, UsageError, KeyError):
+        return None
+
+
+def recorded_settings(recorded: Mapping[str, Any]) -> Settings:
+    """Of a run, as the ledger remembers them: without keys."""
+    return Settings(**{name: recorded[name] for name in Settings.model_fields if name in recorded})
+
+
+def _plan_of(settings: Settings, params: Mapping[str, Any], tokenizer: Tokenizer) -> Plan:
     task = role(settings)
     return Plan(
-        _fingerprint(settings, task),
+        _fingerprint(settings, params, task),
         task,
-        Sealer(settings.model, settings.params()),
+        Sealer(settings.model, params),
         tokenizer,
         settings.samples,
         settings.most_output(),
@@ -70,10 +100,10 @@ def plan_of(settings: Settings, tokenizer: Tokenizer) -> Plan:
     )
 
 
-def _fingerprint(settings: Settings, task: Task) -> int:
+def _fingerprint(settings: Settings, params: Mapping[str, Any], task: Task) -> int:
     """63 bits over the task's prompts, the model and the parameters: all that a key is made of
     beside the row."""
-    decisive = [KEY_VERSION, task.name, *task.decisive, settings.model, canonical(settings.params())]
+    decisive = [KEY_VERSION, task.name, *task.decisive, settings.model, canonical(params)]
     decisive += ["structured"] * settings.structured
     digest = hashlib.sha256(orjson.dumps(decisive, option=orjson.OPT_SORT_KEYS)).digest()
     return int.from_bytes(digest[:8], "big") >> 1

@@ -114,7 +114,7 @@ async def _run_with(
     broken: set[str] = set()  # stages that have not seen all their rows
     for stage in running:
         assert stage.result
-        if stage.result.stopped or broken.intersection(stage.job.after):
+        if stage.result.stopped or stage.job.lacking or broken.intersection(stage.job.after):
             broken.add(stage.job.settings.stage)
         _close_books(stage, ledger, is_whole=stage.job.settings.stage not in broken)
     return [stage.result for stage in running if stage.result]

@@ -90,6 +90,8 @@ class Settings(Server):
     strict: bool = False  # whether a bad row ends the run
     both_orders: bool = False
     names: tuple[str, ...] = ()
+    reuse: bool = False  # answers under other settings count
+    replace: bool = False  # rows with an answer under other settings are asked again
     attempts: PositiveInt = 8
     attempts_parse: Annotated[int, Field(ge=0)] = 2
     attempts_empty: PositiveInt = 2
@@ -244,6 +246,8 @@ class Settings(Server):
 
     def check(self, price: Price | None, needs_keys: bool = True) -> None:
         """Raises UsageError for what only shows when settings meet."""
+        if self.reuse and self.replace:
+            raise UsageError("--reuse keeps answers, --replace asks them again: give one of them")
         check_effort(self.model, self.traits, self.reasoning_effort)
         for name in ("model", "messages", "n", "stream"):
             if name in self.param:

@@ -120,7 +120,7 @@ def print_plan(
         left = column in ("stage", "task", "teacher")
         table.add_column(column, justify="left" if left else "right", no_wrap=column == "stage")
     for name, (job, told) in planned.items():
-        cost = told.cost_usd
+        cost = told.cost_as_asked(job.settings.batch)
         table.add_row(
             Text(plain(name, 40)),
             job.settings.task,
@@ -130,12 +130,13 @@ def print_plan(
             f"{told.completion_tokens.expected:,.0f}",
             f"{told.thinking_tokens.expected:,.0f}" if told.thinking_tokens else "-",
             "?" if cost is None else dollars(cost.expected),
-            duration(told.seconds.expected),
+            "a day a batch" if job.settings.batch else duration(told.seconds.expected),
         )
-    costs = [told.cost_usd for _, told in planned.values() if told.cost_usd]
+    asked = [told.cost_as_asked(job.settings.batch) for job, told in planned.values()]
+    costs = [cost for cost in asked if cost]
     low, high = sum(c.low for c in costs), sum(c.high for c in costs)
     words = f"in all {dollars(sum(c.expected for c in costs))}  (95 %: {dollars(low)} to {dollars(high)})"
-    unknown = sum(told.cost_usd is None for _, told in planned.values())
+    unknown = asked.count(None)
     words += f", and {unknown} stages of unknown price" if unknown else ""
     words += f"; budget {dollars(budget)}" if budget is not None else ""
     free = dict.fromkeys(
@@ -144,8 +145,8 @@ def print_plan(
     words += f"\n{TAKEN_AS_FREE}: {', '.join(free)}" if free else ""
     for name, (job, told) in planned.items():
         if told.effort or told.not_sent:
-            asked = "; ".join(f"{label}: {text}" for label, text in _asked(told, job.settings))
-            words += f"\nstage {plain(name, 40)}: {asked}"
+            said = "; ".join(f"{label}: {text}" for label, text in _asked(told, job.settings))
+            words += f"\nstage {plain(name, 40)}: {said}"
     if any(job.after for job, _ in planned.values()):
         words += "\nstages after others are estimated from imagined answers of the usual length"
     if to_stdout:
@@ -170,14 +171,21 @@ def print_planned_steps(steps: Mapping[str, Mapping[str, Any]]) -> None:
     Console(highlight=False).print(Text(), table)
 
 
-def print_steps(steps: Mapping[str, StepResult], waiting: Mapping[str, str]) -> None:
-    """The end of a recipe's steps, and what was not begun for want of others."""
+def print_steps(
+    steps: Mapping[str, StepResult], waiting: Mapping[str, str], incomplete: Mapping[str, str]
+) -> None:
+    """The end of a recipe's steps, and what was not begun for want of others, or has rows to come."""
     for name, result in steps.items():
         words = {"known": "done before", "done": f"done in {duration(result.seconds)}"}.get(result.state)
         said = words or f"{result.state}: {plain(result.why, 600)}"
         tell_shown(Text(f"step {plain(name, 40)}: {said}", style="" if words else "bold"))
+    for name, why in incomplete.items():
+        if name not in waiting:
+            tell_shown(Text(f"stage {plain(name, 40)} {plain(why, 600)}"))
     for name, why in waiting.items():
         tell_shown(Text(f"{plain(name, 40)}: not begun: {plain(why, 600)}"))
+    if waiting.keys() & incomplete.keys():
+        tell_shown(Text("run the same command again: what is pending is asked first, then what waits for it"))
 
 
 def used_words(utilisation: Mapping[str, Any]) -> list[str]:
@@ -238,6 +246,9 @@ def print_status(status: Mapping[str, Any]) -> None:
         console.print(
             Text(f"{plain(name, 40)}: keys differ from the run before: {plain('; '.join(changes), 400)}")
         )
+    for name, count in status["other_settings"].items():
+        words = f"{count:,} rows have an answer under other settings than the last run's"
+        console.print(Text(f"{plain(name, 40)}: {words}; an export leaves them out"))
     if any(s["bad_rows"] for s in status["stages"].values()):
         bad = sum(s["bad_rows"] for s in status["stages"].values())
         console.print(f"{bad:,} pool rows could not be used")

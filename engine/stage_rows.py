@@ -18,7 +18,6 @@ import orjson
 
 from engine.replies import stored_answer
 from engine.rows import Gone, Placed, Progress, Reach
-from store.read import is_complete
 from store.records import BadRow, Item, Outcome
 from store.schema import STAGE_SHIFT
 
@@ -27,29 +26,57 @@ CLOSE = 4  # so near to each other they are looked at together again
 USABLE: tuple[Outcome, ...] = ("stop", "length")
 
 _LOOK = """
-SELECT a.position, w.item, r.answer IS NULL AND r.failure IS NULL, p.outcome, b.raw
+SELECT a.position, CAST(w.item AS BLOB), r.answer IS NULL AND r.failure IS NULL, p.outcome, b.raw
 FROM samples a JOIN rows w ON w.id = ? + a.position JOIN requests r ON r.id = a.request
 LEFT JOIN responses p ON p.id = r.answer LEFT JOIN bodies b ON b.response = p.id
-WHERE a.stage = ? AND a.sample = 0 AND a.position >= ? AND a.position < ? ORDER BY a.position
+WHERE a.stage = ? AND a.sample = ? AND a.position >= ? AND a.position < ? AND w.plan IN ({plans})
+ORDER BY a.position
 """
 
 
 @dataclass(frozen=True, slots=True)
 class Upstream:
     """A stage that rows are made of. read: its row (as JSON) and the reply's text to a record, or
-    None where there is none to be had. outcomes: of replies that rows are made of."""
+    None where there is none to be had. outcomes: of replies that rows are made of. is_whole: where it
+    has no row, none will come, unless it runs now. limit: how many of its rows belong to it, whatever an
+    earlier run had."""
 
     stage: str
     read: Callable[[Mapping[str, Any], str], Any]
     outcomes: tuple[Outcome, ...] = USABLE
+    is_whole: bool = True
+    limit: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class _Found:
+class Found:
     """What one upstream stage has at a position. `record` None: nothing usable will come."""
 
     is_waiting: bool
     record: Any
+    item: bytes = b""
+
+
+def answers_at(
+    reader: sqlite3.Connection,
+    number: int,
+    upstream: Upstream,
+    start: int,
+    stop: int,
+    sample: int = 0,
+    plans: Sequence[int] | None = None,
+) -> dict[int, Found]:
+    """What a stage has at positions [start, stop); `plans`: of rows that belong to these settings."""
+    found = {}
+    sql = _LOOK.format(plans="w.plan" if plans is None else ", ".join("?" * len(plans)))
+    values = (number << STAGE_SHIFT, number, sample, start, stop, *(plans or ()))
+    for position, item, is_waiting, outcome, raw in reader.execute(sql, values):
+        record = None
+        if outcome in upstream.outcomes:
+            read = stored_answer(raw.encode() if isinstance(raw, str) else raw)
+            record = upstream.read(orjson.loads(item), read[0]) if read else None
+        found[position] = Found(bool(is_waiting), record, item)
+    return found
 
 
 @dataclass(slots=True)
@@ -58,20 +85,13 @@ class _Above:
 
     number: int
     upstream: Upstream
-    is_whole: bool  # where it has no row, none will come
+    is_whole: bool
     reach: Reach | None = None
 
-    def look(self, reader: sqlite3.Connection, start: int, stop: int) -> dict[int, _Found]:
+    def look(self, reader: sqlite3.Connection, start: int, stop: int) -> dict[int, Found]:
         """What it has at positions [start, stop). Rows that it has not put in their places yet may
         lie there as an earlier run left them."""
-        found = {}
-        rows = reader.execute(_LOOK, (self.number << STAGE_SHIFT, self.number, start, stop))
-        for position, item, is_waiting, outcome, raw in rows:
-            record = None
-            if outcome in self.upstream.outcomes:
-                read = stored_answer(raw.encode() if isinstance(raw, str) else raw)
-                record = self.upstream.read(orjson.loads(item), read[0]) if read else None
-            found[position] = _Found(bool(is_waiting), record)
+        found = answers_at(reader, self.number, self.upstream, start, stop)
         if self.reach:
             waited = self.reach.pending
             several = waited if stop - start > len(waited) else waited.intersection(range(start, stop))
@@ -79,7 +99,7 @@ class _Above:
         return found
 
 
-_WAITING, _NOTHING = _Found(True, None), _Found(False, None)
+_WAITING, _NOTHING = Found(True, None), Found(False, None)
 
 
 class StageRows:
@@ -117,10 +137,7 @@ class StageRows:
         if self._bad:
             yield from self._bad()
         numbers = dict(reader.execute("SELECT name, id FROM stages").fetchall())
-        above = [
-            _Above(numbers[u.stage], u, u.stage in self._followed or is_complete(reader, numbers[u.stage]))
-            for u in self._stages
-        ]
+        above = [_Above(numbers[u.stage], u, u.is_whole or u.stage in self._followed) for u in self._stages]
         end = self._end(reader, above)
         if self._limit is not None:
             end = min(end, -(-self._limit // self._each))
@@ -149,7 +166,8 @@ class StageRows:
 
     def _end(self, reader: sqlite3.Connection, above: Sequence[_Above]) -> int:
         sql = "SELECT ifnull(max(position), -1) + 1 FROM samples WHERE stage = ?"
-        return max(int(reader.execute(sql, (one.number,)).fetchone()[0]) for one in above)
+        end = max(int(reader.execute(sql, (one.number,)).fetchone()[0]) for one in above)
+        return min([end, *(one.upstream.limit for one in above if one.upstream.limit is not None)])
 
     def _rows_at(
         self,

@@ -26,7 +26,7 @@ SELECT a.position, a.sample, w.item, b.raw, p.outcome, p.model
 FROM samples a JOIN rows w ON w.id = ? + a.position
 JOIN requests r ON r.id = a.request JOIN responses p ON p.id = r.answer
 JOIN bodies b ON b.response = p.id
-WHERE a.stage = ? ORDER BY a.position, a.sample
+WHERE a.stage = ? AND w.plan IN ({plans}) ORDER BY a.position, a.sample
 """
 # With the last reply to rows that failed because none of theirs could be read.
 _ASKED = """
@@ -36,7 +36,7 @@ JOIN requests r ON r.id = a.request LEFT JOIN errors e ON e.id = r.failure AND r
 JOIN responses p ON p.id = ifnull(r.answer, (
   SELECT max(q.id) FROM responses q WHERE q.attempt = e.attempt AND q.outcome = 'unparsed'))
 JOIN bodies b ON b.response = p.id
-WHERE a.stage = ? ORDER BY a.position, a.sample
+WHERE a.stage = ? AND w.plan IN ({plans}) ORDER BY a.position, a.sample
 """
 
 
@@ -73,10 +73,13 @@ def stored(
     outcomes: Sequence[str],
     unparsed: bool = False,
     left_out: Counter[str] | None = None,
+    plans: Sequence[int] | None = None,
 ) -> Iterator[Stored]:
     """In pool order. `unparsed`: with the rows of which no reply could be read. `left_out` counts rows by
-    their outcome that is not asked for."""
-    rows = reader.execute(_ASKED if unparsed else _ANSWERS, (stage << STAGE_SHIFT, stage))
+    their outcome that is not asked for. `plans`: only rows that belong to these settings."""
+    sql = _ASKED if unparsed else _ANSWERS
+    sql = sql.format(plans="w.plan" if plans is None else ", ".join("?" * len(plans)))
+    rows = reader.execute(sql, (stage << STAGE_SHIFT, stage, *(plans or ())))
     for position, sample, item, raw, outcome, model in rows:
         if outcome in outcomes or outcome == "unparsed":
             body = raw.encode() if isinstance(raw, str) else raw

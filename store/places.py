@@ -1,7 +1,7 @@
 """Where the rows of a stage stand, read for whoever adds rows to a stage that may have some already."""
 
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
 import orjson
@@ -34,14 +34,18 @@ def first_requests(reader: sqlite3.Connection, stage: int) -> Iterator[int]:
 
 
 def one_row_of_each_plan(
-    reader: sqlite3.Connection, stage: int, but: int
+    reader: sqlite3.Connection, stage: int, but: Sequence[int]
 ) -> Iterator[tuple[dict[str, Any], bytes]]:
-    """(row, key of its first sample) of a row for each other plan under which rows of the stage stand."""
+    """(row, key of its first sample) of a row for each plan under which rows stand, `but` these."""
+    firsts = (
+        "SELECT min(id) AS id FROM rows WHERE id >= ? AND id < ? "
+        f"AND plan NOT IN ({', '.join('?' * len(but))}) GROUP BY plan"
+    )
     found = reader.execute(
-        "SELECT w.item, r.key FROM (SELECT min(id) AS id FROM rows WHERE id >= ? AND id < ? AND plan <> ? "
-        "GROUP BY plan) p JOIN rows w ON w.id = p.id JOIN samples a ON a.stage = ? AND a.position = w.id - ? "
-        "AND a.sample = 0 JOIN requests r ON r.id = a.request",
-        (stage << STAGE_SHIFT, (stage + 1) << STAGE_SHIFT, but, stage, stage << STAGE_SHIFT),
+        f"SELECT w.item, r.key FROM ({firsts}) p JOIN rows w ON w.id = p.id "
+        "JOIN samples a ON a.stage = ? AND a.position = w.id - ? AND a.sample = 0 "
+        "JOIN requests r ON r.id = a.request",
+        (stage << STAGE_SHIFT, (stage + 1) << STAGE_SHIFT, *but, stage, stage << STAGE_SHIFT),
     )
     for item, key in found:
         yield cast(dict[str, Any], orjson.loads(item)), key

@@ -1,6 +1,7 @@
 """Reads a ledger: index, pages of rows, counts for `status`. Read-only, short transactions."""
 
 import sqlite3
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import orjson
 
 from store.bills import billed, in_vain
 from store.errors import RunFolderError, UsageError
-from store.folder import LEDGER, held, ledger_path
+from store.folder import held, ledger_path
 from store.index import ANSWERED, DUE, FAILED, KeyIndex
 from store.ledger import connect_writer
 from store.records import UNUSABLE
@@ -16,7 +17,8 @@ from store.schema import STAGE_SHIFT, VERSION, version_words
 
 PAGE_OF_KEYS = 4096
 _IN_UNUSABLE = f"({', '.join(repr(outcome) for outcome in UNUSABLE)})"
-Page = tuple[dict[int, bytes], list[dict[int, int]]]  # items, requests of each sample; by position
+# By position: the row's item with the settings that it belongs to; the request of each sample.
+Page = tuple[dict[int, tuple[bytes, int]], list[dict[int, int]]]
 
 
 def connect_reader(run: Path) -> sqlite3.Connection:
@@ -92,16 +94,17 @@ def times_asked(reader: sqlite3.Connection, request: int) -> int:
 
 
 def placed_page(
-    reader: sqlite3.Connection, stage: int, plan: int, samples: int, start: int, stop: int
+    reader: sqlite3.Connection, stage: int, plans: Sequence[int], samples: int, start: int, stop: int
 ) -> Page:
-    """What a stage holds at positions [start, stop) under a plan: the items' JSON by position, and
-    the request of each sample by position, where there is one for every sample."""
+    """What a stage holds at positions [start, stop) under any of these plans: the items' JSON with
+    their plan, and the request of each sample."""
     base = stage << STAGE_SHIFT
     items = reader.execute(
-        "SELECT id - ?, CAST(item AS BLOB) FROM rows WHERE id >= ? AND id < ? AND plan = ?",
-        (base, base + start, base + stop, plan),
+        "SELECT id - ?, CAST(item AS BLOB), plan FROM rows WHERE id >= ? AND id < ? "
+        f"AND plan IN ({', '.join('?' * len(plans))})",
+        (base, base + start, base + stop, *plans),
     )
-    page: Page = (dict(items.fetchall()), [])
+    page: Page = ({position: (item, plan) for position, item, plan in items}, [])
     for sample in range(samples):
         requests = reader.execute(
             "SELECT position, request FROM samples "
@@ -183,21 +186,6 @@ def endpoint_accounts(reader: sqlite3.Connection) -> dict[str, dict[str, Any]]:
     return {url: {"answered": n, "cost_usd": cost / 1e6} for url, n, cost in rows}
 
 
-def answered(run: Path, name: str) -> int:
-    """Samples of a stage that have an answer; 0 where the folder or the stage is new."""
-    if not (run / LEDGER).exists():
-        return 0
-    reader = connect_reader(run)
-    try:
-        sql = (
-            "SELECT count(*) FROM stages s JOIN samples a ON a.stage = s.id "
-            "JOIN requests r ON r.id = a.request WHERE s.name = ? AND r.answer IS NOT NULL"
-        )
-        return int(reader.execute(sql, (name,)).fetchone()[0])
-    finally:
-        reader.close()
-
-
 def stages(reader: sqlite3.Connection) -> list[tuple[int, str]]:
     return [(int(i), str(n)) for i, n in reader.execute("SELECT id, name FROM stages ORDER BY id")]
 
@@ -248,27 +236,14 @@ def has_row(reader: sqlite3.Connection, stage: int, position: int) -> bool:
     return reader.execute(sql, ((stage << STAGE_SHIFT) + position,)).fetchone() is not None
 
 
-def is_complete(reader: sqlite3.Connection, stage: int) -> bool:
-    """Whether the stage's last run came to the end of its rows, some of which may have failed."""
-    sql = "SELECT exit_code FROM runs WHERE stage = ? ORDER BY id DESC LIMIT 1"
-    row = reader.execute(sql, (stage,)).fetchone()
-    return row is not None and row[0] in (0, 1)
-
-
-def has_other_plan(reader: sqlite3.Connection, stage: int, plan: int) -> bool:
-    """Whether a row of the stage was put in its place under another plan."""
-    sql = "SELECT 1 FROM rows WHERE id >= ? AND id < ? AND plan <> ? LIMIT 1"
-    values = (stage << STAGE_SHIFT, (stage + 1) << STAGE_SHIFT, plan)
-    return reader.execute(sql, values).fetchone() is not None
-
-
 def has_answer(run: Path, stage: int, plan: int) -> bool:
-    """Whether a row that a stage holds under a plan has a usable answer."""
+    """Whether a row that a stage holds under a plan has a usable answer. (CROSS JOIN: row by row. The
+    other way round every sample would walk through all rows.)"""
     reader = connect_reader(run)
     try:
         first = stage << STAGE_SHIFT
         sql = (
-            "SELECT 1 FROM rows w JOIN samples a ON a.stage = ? AND a.position = w.id - ? "
+            "SELECT 1 FROM rows w CROSS JOIN samples a ON a.stage = ? AND a.position = w.id - ? "
             "JOIN requests r ON r.id = a.request JOIN responses p ON p.id = r.answer "
             f"WHERE w.id >= ? AND w.id < ? AND w.plan = ? AND p.outcome NOT IN {_IN_UNUSABLE} LIMIT 1"
         )

@@ -260,7 +260,7 @@ async def test_a_schema_is_sent_where_asked_for_and_is_part_of_the_key(run: Path
     async with scripted(judge.answer) as url:
         assert (await ask("score", run, url, *files)).code == 0
         judge.says = lambda text: orjson.dumps(grades).decode()
-        assert (await ask("score", run, url, *files, "--structured")).code == 0
+        assert (await ask("score", run, url, *files, "--structured", "--replace")).code == 0
     plain, structured = judge.bodies[:5], judge.bodies[5:]
     assert len(structured) == 5
     assert all("response_format" not in body for body in plain)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from engine.earlier import counting
 from engine.exports import clean
 from engine.language import language_of
 from engine.replies import answer_of
@@ -127,7 +128,7 @@ def of_run(run: Path, stage: str | None = None) -> dict[str, Tally]:
         found = {}
         for number, name in chosen:
             tally = Tally(outcomes=Counter(), failed=stage_status(reader, number)["failed"])
-            for row in stored(reader, number, OUTCOMES):
+            for row in stored(reader, number, OUTCOMES, plans=counting(reader, number).plans):
                 where = {"id": str(row.item.get("id", row.position)), "line": None, "position": row.position}
                 text, thinking = answer_of(row.raw)
                 tally.add(clean(text), thinking, where, row.outcome)

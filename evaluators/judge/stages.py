@@ -8,11 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from engine.earlier import Counting, counting
 from engine.exports import clean
 from engine.judging.comparisons import by_file, verdict
 from engine.replies import text_of
-from engine.roles import role, settings_of_stage
-from engine.settings import Settings
+from engine.roles import role
 from engine.tasks.contest import question
 from evaluators.judge.judgements import Judgement, won
 from evaluators.judge.reviews import Source
@@ -30,8 +30,8 @@ def read_run(run: Path, names: list[str], judge: str | None = None) -> list[Sour
     instead of the model's name. Raises UsageError, RunFolderError."""
     reader = connect_reader(run)
     try:
-        there = {name: (number, settings_of_stage(reader, number)) for number, name in stages(reader)}
-        judged = [name for name, (_, settings) in there.items() if settings.task in JUDGING]
+        there = {name: (number, counting(reader, number)) for number, name in stages(reader)}
+        judged = [name for name, (_, counted) in there.items() if counted.settings.task in JUDGING]
         for name in names:
             if name not in judged:
                 raise UsageError(f"{run}: nobody judged in a stage '{name}'; {_told(judged)}")
@@ -47,18 +47,19 @@ def _told(judged: list[str]) -> str:
 
 
 def _source(
-    reader: sqlite3.Connection, name: str, number: int, settings: Settings, judge: str | None
+    reader: sqlite3.Connection, name: str, number: int, counted: Counting, judge: str | None
 ) -> Source:
-    found = list(_judgements(reader, name, number, settings, judge or settings.model))
+    found = list(_judgements(reader, name, number, counted, judge or counted.settings.model))
     total = stage_status(reader, number)["total"]
     return Source(name, found, unanswered=max(0, (total or 0) - len(found)))
 
 
 def _judgements(
-    reader: sqlite3.Connection, name: str, number: int, settings: Settings, judge: str
+    reader: sqlite3.Connection, name: str, number: int, counted: Counting, judge: str
 ) -> Iterator[Judgement]:
-    task = role(settings)
-    for row in stored(reader, number, READABLE, unparsed=True):
+    """Of one setting: judgements after two prompts are two measurements."""
+    task = role(counted.settings)
+    for row in stored(reader, number, READABLE, unparsed=True, plans=counted.plans):
         contest = task.decode(row.item)
         if isinstance(contest, Contest):
             text = clean(text_of(row.raw))
