@@ -83,8 +83,7 @@ def bill(result: Result) -> Iterator[Line]:
     state, told = result.state, said_of(result)
     billed = (state.billed_prompt, state.billed_completion, state.reasoning_tokens)
     if told:
-        prompt = told.prompt_tokens * told.replies_per_request
-        yield "prompt tokens", f"estimated {prompt:,.0f}, billed {billed[0]:,}"
+        yield "prompt tokens", f"estimated {told.billed_prompt_tokens:,}, billed {billed[0]:,}"
         yield "completion tokens", _tokens(told.completion_tokens, billed[1])
         if told.thinking_tokens and billed[2]:
             yield "thinking tokens", _tokens(told.thinking_tokens, billed[2])
@@ -95,7 +94,7 @@ def bill(result: Result) -> Iterator[Line]:
             yield "thinking tokens", f"none estimated, billed {billed[2]:,}"
     else:
         thinking = f" (thinking: {billed[2]:,})" if billed[2] else ""
-        yield "tokens", f"billed {billed[0]:,} in, {billed[1]:,} out{thinking}"
+        yield "billed", f"{billed[0]:,} tokens in, {billed[1]:,} out{thinking}"
     cost = told.cost_as_asked(result.is_batch) if told else None
     if state.cost_micro or (cost and cost.high):
         yield "cost", _cost(cost, state.cost_micro / 1e6)

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from random import Random
 
-from engine.completions import UNSEEN, Paid, Range, Seen, expected_completion
+from engine.completions import UNSEEN, Paid, Range, Seen, effort_of, expected_completion
 from engine.earlier import settled, standing
 from engine.estimate import Bound, Estimate, Limits, Survey, Surveyed, estimate, extrapolated, survey
 from engine.job import Job, Result, StageJob
@@ -109,7 +109,7 @@ def told(settings: Settings, plan: Plan, found: Survey, seen: Seen = UNSEEN) -> 
     thinks = bool(completion.thinking or settings.thinking_room)
     return replace(
         made,
-        effort=settings.effort if thinks else None,
+        effort=effort_of(settings) if thinks else None,
         bound=Bound(settings.answer_bound() or None, settings.thinking_room, sent or None),
         not_sent=settings.unsent(),
     )

@@ -41,13 +41,15 @@ class Range:
 
 
 class Paid(NamedTuple):
-    """What one request has cost so far: tokens of all its replies, how many replies were paid for, and
-    whether one of them reached its bound."""
+    """What one request has cost so far: tokens of all its replies, how many replies were paid for, whether
+    one of them reached its bound, prompt tokens as billed for all, and those of the request as we count."""
 
     completion: int
     reasoning: int
     replies: int
     was_cut: bool
+    prompt: int = 0
+    counted: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,12 +77,14 @@ UNSEEN = Seen()
 class Completion:
     """What one request will bring, on average: tokens of all its replies, how many of these are thinking
     (None where the model does not think, or its server does not tell), and how many replies are paid for.
-    source: where that comes from, for people."""
+    prompts: how many times the prompt tokens that we count are billed, by the server's own tokenizer and
+    with every reply. source: where that comes from, for people."""
 
     tokens: Range
     thinking: Range | None
     replies: float
     source: str
+    prompts: float = 1.0
 
 
 def expected_completion(
@@ -95,7 +99,9 @@ def expected_completion(
     reasoning = [paid.reasoning for paid in seen.requests]
     thinking = observed(reasoning, _cuts(seen), bound, remaining) if any(reasoning) else None
     replies = statistics.fmean(paid.replies for paid in seen.requests)
-    return Completion(tokens, thinking, replies, seen.source)
+    counted = sum(paid.counted for paid in seen.requests)
+    prompts = sum(paid.prompt for paid in seen.requests) / counted if counted else replies
+    return Completion(tokens, thinking, replies, seen.source, prompts)
 
 
 def _cuts(seen: Seen) -> list[bool]:
@@ -115,8 +121,8 @@ def _by_prior(settings: Settings, prior: Prior, imagined: float) -> Completion:
     )
     by = settings.traits.source or "as told by --model-kind, --reasoning-effort or --thinking-tokens"
     source = (
-        f"the task's prior for the answer, and for the thinking what is usual at effort {_effort(settings)} "
-        f"({thinking_source()}; the model: {by})"
+        "the task's prior for the answer, and for the thinking what is usual at effort "
+        f"{effort_of(settings)} ({thinking_source()}; the model: {by})"
     )
     return Completion(tokens, thinking, 1.0, source)
 
@@ -132,7 +138,7 @@ def _answer(prior: Prior, bound: int, imagined: float) -> Range:
 def _thinking(settings: Settings) -> Range | None:
     """Mean thinking of a reply at the model's effort, cut at the room for it; None where it does not
     think. Room that was asked for is taken as a sign that it does."""
-    usual = thinking_at(_effort(settings))
+    usual = thinking_at(effort_of(settings))
     if not (settings.thinking.room or settings.thinking_tokens) or not usual.room:
         return None
     room = settings.thinking_room or settings.sent_max_tokens()
@@ -141,7 +147,7 @@ def _thinking(settings: Settings) -> Range | None:
     return Range(mean, mean / usual.wide, min(mean * usual.wide, cap))
 
 
-def _effort(settings: Settings) -> str:
+def effort_of(settings: Settings) -> str:
     """The effort by which thinking is foreseen: `medium` where only room was asked for."""
     return settings.effort if settings.thinking.room else "medium"
 

@@ -88,6 +88,7 @@ class Bound:
 class Estimate:
     """As `estimate --json` prints it; cost is None where the price is unknown.
 
+    prompt_tokens: by our count, once for each request; billed_prompt_tokens: as they will be billed.
     completion_tokens: of all paid replies, with thinking_tokens in them (None where the model does not
     think). replies_per_request: how many are paid for on average. effort: None where it does not think;
     not_sent: sampling parameters that were asked for and that the model would refuse.
@@ -108,6 +109,7 @@ class Estimate:
     price_source: str = ""  # `given`, `listed`, `listed: MODEL`, `free: local server`, `unknown`
     thinking_tokens: Range | None = None
     replies_per_request: float = 1.0
+    billed_prompt_tokens: int = 0
     effort: str | None = None
     bound: Bound | None = None
     not_sent: Mapping[str, float] = field(default_factory=dict)
@@ -130,6 +132,7 @@ class Estimate:
             self,
             requests=requests,
             prompt_tokens=round(self.prompt_tokens * share),
+            billed_prompt_tokens=round(self.billed_prompt_tokens * share),
             completion_tokens=self.completion_tokens.times(share),
             thinking_tokens=part(self.thinking_tokens),
             cost_usd=part(self.cost_usd),
@@ -231,6 +234,7 @@ def estimate(
         price_source=price_source,
         thinking_tokens=completion.thinking and completion.thinking.times(n).rounded(),
         replies_per_request=round(completion.replies, 4),
+        billed_prompt_tokens=round(found.prompt_tokens * completion.prompts),
     )
 
 
@@ -241,8 +245,9 @@ def _cost(price: Price | None, found: Survey, completion: Completion) -> Range |
     each = [price, *(step for _, step in price.steps)]
     lengths = found.lengths([start for start, _ in price.steps])
     a_token = sum(n * float(p.completion) for p, (n, _) in zip(each, lengths, strict=True))
-    fixed = sum(t * float(p.prompt) + n * float(p.request) for p, (n, t) in zip(each, lengths, strict=True))
-    return completion.tokens.times(a_token / 1e6).plus(completion.replies * fixed / 1e6)
+    prompts = completion.prompts * sum(t * float(p.prompt) for p, (_, t) in zip(each, lengths, strict=True))
+    fees = completion.replies * sum(n * float(p.request) for p, (n, _) in zip(each, lengths, strict=True))
+    return completion.tokens.times(a_token / 1e6).plus((prompts + fees) / 1e6)
 
 
 def _seconds(found: Survey, completion: Completion, limits: Limits, max_tokens: int) -> tuple[Range, str]:

@@ -76,11 +76,13 @@ def print_estimate(told: Estimate, settings: Settings, to_stdout: bool = False, 
         table.add_row(label, Text(words))
     more = f"; {told.replies_per_request:.2f} paid replies each" if told.replies_per_request > 1 else ""
     table.add_row("requests", f"{told.requests:,}  ({told.rows:,} rows{done}{bad}{more})")
-    table.add_row("prompt tokens", f"{told.prompt_tokens:,}  ({count})")
+    differs = abs(told.billed_prompt_tokens - told.prompt_tokens) > 0.005 * told.prompt_tokens
+    billed = f"; {told.billed_prompt_tokens:,} as replies so far were billed" if differs else ""
+    table.add_row("prompt tokens", f"{told.prompt_tokens:,}  ({count}{billed})")
     table.add_row("completion tokens", f"{tokens.expected:,.0f}  ({interval(tokens)})")
     if thinking := told.thinking_tokens:
         table.add_row("thinking tokens", f"{thinking.expected:,.0f} of these  ({interval(thinking)})")
-    table.add_row("by", Text(told.completion_from))
+    table.add_row("based on", Text(told.completion_from))
     if price := settings.price(batch):
         table.add_row("price", _price(price, told.price_source))
     prices = [("cost", told.cost_usd), ("as a batch", told.batch_cost_usd)]

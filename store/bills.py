@@ -15,9 +15,10 @@ INDIFFERENT = ("temperature", "top_p", "service_tier")  # parameters that do not
 
 _PAID = """
 SELECT sum(completion_tokens), sum(reasoning_tokens), sum(prompt_tokens > 0),
-  max(:most > 0 AND completion_tokens >= :most)
+  max(:most > 0 AND completion_tokens >= :most), sum(prompt_tokens), max(counted)
 FROM (
-  SELECT p.* FROM responses p JOIN attempts t ON t.id = p.attempt
+  SELECT p.*, r.prompt_tokens AS counted
+  FROM responses p JOIN attempts t ON t.id = p.attempt JOIN requests r ON r.id = p.request
   WHERE t.run IN (SELECT value FROM json_each(:runs)) AND NOT (:thinks AND p.finish_reason = 'imported')
   ORDER BY p.id DESC LIMIT :newest)
 GROUP BY request
@@ -36,10 +37,11 @@ SELECT p.outcome, count(*), sum(p.cost_micro) FROM responses p {_OF_STAGE}
 
 def paid_requests(
     reader: sqlite3.Connection, model: str, task: str, params: Mapping[str, Any], most: int, thinks: bool
-) -> list[tuple[int, int, int, bool]]:
+) -> list[tuple[int, int, int, bool, int, int]]:
     """What the newest requests to a model have cost that were asked in one role and in this way, each with
     all its replies: (completion tokens, thinking in them, replies that were paid for, whether one of them
-    reached `most`). What was imported cost nothing here and does not tell of its thinking."""
+    reached `most`, prompt tokens as billed, those of the request by our count). What was imported cost
+    nothing here and does not tell of its thinking."""
     runs = reader.execute(
         "SELECT u.id, json_extract(u.settings, '$.params') FROM runs u JOIN stages s ON s.id = u.stage "
         "WHERE s.task = ? AND json_extract(u.settings, '$.model') = ?",
@@ -47,7 +49,8 @@ def paid_requests(
     ).fetchall()
     alike = [number for number, sent in runs if _decisive(orjson.loads(sent or b"{}")) == _decisive(params)]
     names = {"runs": str(alike), "most": most, "thinks": thinks, "newest": NEWEST}
-    return [(int(c), int(r), int(n), bool(cut)) for c, r, n, cut in reader.execute(_PAID, names)]
+    found = reader.execute(_PAID, names)
+    return [(int(c), int(r), int(n), bool(cut), int(p), int(own)) for c, r, n, cut, p, own in found]
 
 
 def _decisive(params: Mapping[str, Any]) -> dict[str, Any]:

@@ -104,6 +104,9 @@ async def test_a_pilot_s_empty_replies_are_in_the_estimate_and_its_interval_hold
         assert told["replies_per_request"] == pytest.approx(paid["replies"] / 50)
         assert paid["replies"] > 50
         assert told["completion_tokens"]["expected"] == pytest.approx(110 * paid["completion"] / 50, abs=1)
+        prompts = paid["prompt"] / 50  # fewer than we count
+        assert told["billed_prompt_tokens"] == pytest.approx(110 * prompts, rel=0.02)
+        assert told["billed_prompt_tokens"] < 0.99 * told["prompt_tokens"] * told["replies_per_request"]
         assert told["thinking_tokens"]["expected"] == pytest.approx(110 * paid["reasoning"] / 50, abs=1)
         again = await estimated(pool, run, server.url, "--thinking-tokens", 2000)
         assert again["completion_from"] == f"{paid['replies']} paid replies to 50 requests of this run"
