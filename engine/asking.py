@@ -35,16 +35,14 @@ from engine.replies import (
     FILTERED_REPLY,
     Reply,
     claim_in,
-    is_cut,
     judged,
     read_reply,
     unread_words,
-    unusable_words,
 )
 from engine.state import RunState
 from engine.tasks.task import Check
 from engine.tokens import Tokenizer
-from engine.verdicts import Again, Answered, Failed, Unusable, Verdict
+from engine.verdicts import Again, Answered, Failed, Verdict, unusable
 from store.ledger import Ledger
 from store.records import UNUSABLE, Cause, Request, Usage
 
@@ -233,8 +231,7 @@ class Asker:
         effort.unusable += 1
         if reply.outcome != "tool_calls" and effort.unusable < self.terms.attempts_empty:
             return Again(0.0)
-        thought = bool(reply.reasoning or usage.reasoning_tokens) or is_cut(reply)
-        return Unusable(reply.outcome, unusable_words(reply, usage), number, thought)
+        return unusable(reply, usage, number)
 
     async def _unparsed(self, sent: _Sent, effort: Effort, reply: Reply) -> Verdict:
         """Stored and billed, and no record in it: a further sample is asked, a few times."""
@@ -335,6 +332,7 @@ class Asker:
     ) -> None:
         self.limiter.settle(sent.ticket, usage, headers)
         self.budget.settle(sent.worst, cost, lost)
+        self.state.at_risk_micro += lost
 
 
 def size_of(request: Request) -> Size:

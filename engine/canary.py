@@ -4,7 +4,8 @@ teacher whose replies hold no answer."""
 
 from collections.abc import Collection, Sequence
 
-from engine.errors import AllEmpty, AllRefused, AllUnread, RunStopped
+from engine.errors import AllEmpty, AllRefused, AllUnread, RunStopped, TooManyUnusable
+from engine.state import RunState
 from engine.verdicts import Failed, Unusable
 
 CANARIES = 10
@@ -47,6 +48,20 @@ def are_in_a_row(failures: Sequence[Failed]) -> bool:
     asked before the others."""
     last = failures[-CANARIES:]
     return len(last) >= CANARIES and _are_alike(last)
+
+
+def mostly_unusable(state: RunState, most: float) -> RunStopped | None:
+    """Why a stage ends that pays for replies which hold no answer, or None. `most`: the share of the last
+    hundred replies that may be such."""
+    share = state.unusable_share()
+    if share <= most:
+        return None
+    kinds = ", ".join(f"{outcome} {count:,}" for outcome, count in state.unusable.most_common())
+    return TooManyUnusable(
+        f"{share:.0%} of the last 100 replies were paid for and hold no answer ({kinds or 'unreadable'}): "
+        "raise --thinking-tokens or --max-tokens, lower --reasoning-effort, or look at the replies with "
+        "bin/distill browse. --give-up-share 1 continues all the same"
+    )
 
 
 def _are_alike(failures: Collection[Failed]) -> bool:

@@ -102,6 +102,16 @@ def export(
     min_margin: Annotated[
         float, typer.Option("--min-margin", metavar="M", help="of comparisons: least difference of scores")
     ] = 0.0,
+    reasoning: Annotated[
+        str,
+        typer.Option(
+            "--reasoning",
+            metavar="R",
+            help="thinking before answers: drop, keep (a field of its own) or inline (before the answer, in "
+            "<think> marks) [drop]",
+            show_default=False,
+        ),
+    ] = "drop",
     all_settings: Annotated[
         bool,
         typer.Option("--all-settings", help="answers under all settings, not only those of the last run"),
@@ -110,7 +120,7 @@ def export(
     """Write the answers as a data set: a line for each row with an answer, in pool order."""
     from engine.exports import run_export
 
-    run_export(run, format, out, stage, outcome, min_margin, all_settings)
+    run_export(run, format, out, stage, outcome, min_margin, reasoning, all_settings)
 
 
 @app.command()

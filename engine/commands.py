@@ -37,6 +37,7 @@ def run_estimate(
 
     if pool.is_stream:
         raise UsageError("estimate reads its pool more than once: give a file, not a pipe")
+    asked = 0
     if pilot is not None:
         if run is None:
             raise UsageError("--pilot needs --run DIR: the answers that it buys are kept there")
@@ -46,9 +47,10 @@ def run_estimate(
         result = run_pilot(online, pool, run, pilot, yes, quiet, confirm)
         if result.stopped:
             raise result.stopped
+        asked = result.state.ended
     settings.price()  # raises UsageError before the pool is counted
     found = standing(run, settings, plan_of(settings, tokenizer_for(settings.model)))
-    told = estimate_pool(settings, pool, run, plan=found.plan)
+    told = estimate_pool(settings, pool, run, plan=found.plan, pilot=asked)
     if as_json:
         shown = {**told.as_json(), "other_settings": found.as_json()}
         sys.stdout.write(orjson.dumps(shown).decode() + "\n")

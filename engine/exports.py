@@ -5,6 +5,7 @@ bodies here and now: a better reader than the one of the run costs nothing.
 """
 
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
@@ -22,7 +23,7 @@ from engine.judging.comparisons import (
     review_line,
     verdict,
 )
-from engine.replies import text_of
+from engine.replies import stored_answer
 from engine.roles import role
 from engine.settings import Settings
 from engine.tasks.task import Task
@@ -30,7 +31,7 @@ from store.errors import UsageError
 from store.export import Answer, Stored, question, stored, write, write_lines
 from store.files import is_stdout
 from store.read import connect_reader, stage_of
-from store.records import OUTCOMES
+from store.records import OUTCOMES, Instruction
 
 POOLED = ("alpaca", "chat", "parquet")
 SHAPES: Mapping[str, Sequence[str]] = {
@@ -40,17 +41,19 @@ SHAPES: Mapping[str, Sequence[str]] = {
     "compare": ("comparisons",),
     "judge": ("reviews",),
 }
+REASONING = ("drop", "keep", "inline")
 Read = tuple[Stored, Any, Any]  # what is stored, the row, what its reply amounts to
 
 
 @dataclass(frozen=True, slots=True)
 class Exported:
-    """What became of a stage's rows: how many lines were written and how many replies could not be read.
-    others: rows with an answer under other settings than the last run's, which are left out or, `mixed`
-    in with so many of the last run's, part of the data set."""
+    """What became of a stage's rows: lines written, replies that could not be read, rows left out by
+    outcome. others: rows with an answer under other settings than the last run's, which are left out or,
+    `mixed` in with so many of the last run's, part of the data set."""
 
     rows: int
     unread: int
+    left_out: Mapping[str, int]
     others: tuple[Other, ...] = ()
     mixed: int | None = None
 
@@ -58,6 +61,10 @@ class Exported:
     def words(self) -> str:
         """What was left out, or mixed."""
         said = f"; {self.unread:,} replies could not be read and are left out" if self.unread else ""
+        if self.left_out:
+            count = sum(self.left_out.values())
+            kinds = ", ".join(f"{outcome} {n:,}" for outcome, n in sorted(self.left_out.items()))
+            said += f"; {count:,} {'row' if count == 1 else 'rows'} left out: {kinds}"
         if not self.others:
             return said
         whose = ", ".join(f"{other.rows:,} ({other.why})" for other in self.others)
@@ -73,10 +80,11 @@ def run_export(
     stage: str | None,
     outcome: str,
     min_margin: float,
+    reasoning: str = "drop",
     all_settings: bool = False,
 ) -> None:
     """Writes the data set and says what it left out. Raises UsageError."""
-    found = export_stage(run, format, out, stage, outcome, min_margin, all_settings)
+    found = export_stage(run, format, out, stage, outcome, min_margin, reasoning, all_settings)
     where = "standard output" if is_stdout(out) else out
     print(f"{found.rows:,} rows written to {where}{found.words}", file=sys.stderr)
 
@@ -88,9 +96,11 @@ def export_stage(
     stage: str | None,
     outcome: str,
     min_margin: float,
+    reasoning: str = "drop",
     all_settings: bool = False,
 ) -> Exported:
-    """Writes the data set: of one setting, that of the newest run, or of all. Raises UsageError."""
+    """Writes the data set: of one setting, that of the newest run, or of all. `reasoning`: what becomes of
+    the thinking before answers, one of REASONING. Raises UsageError."""
     outcomes = check_outcomes(outcome)
     check_format(format)
     number, name = stage_of(run, stage)
@@ -99,12 +109,15 @@ def export_stage(
         counted = counting(reader, number)
         settings = counted.settings
         _check(format, settings.task, name)
+        check_reasoning(reasoning, format, settings.task, settings.field)
+        left_out: Counter[str] = Counter()
         plans = None if all_settings else counted.plans
-        rows = stored(reader, number, outcomes, unparsed=format == "reviews", plans=plans)
+        rows = stored(reader, number, outcomes, unparsed=format == "reviews", left_out=left_out, plans=plans)
         unread: list[int] = []
-        found = _read(rows, role(settings), unread, keep=format == "reviews")
-        count = _write(out, format, found, settings, min_margin)
-        return Exported(count, len(unread), counted.others, counted.rows if all_settings else None)
+        found = _read(_answered(rows, outcomes, left_out), role(settings), unread, keep=format == "reviews")
+        count = _write(out, format, found, settings, min_margin, reasoning)
+        mixed = counted.rows if all_settings else None
+        return Exported(count, len(unread), left_out, counted.others, mixed)
     finally:
         reader.close()
 
@@ -130,11 +143,43 @@ def _check(format: str, task: str, stage: str) -> None:
         raise UsageError(f"--format {format}: stage '{stage}' ({task}) is exported as {shapes}")
 
 
-def _read(rows: Iterator[Stored], task: Task, unread: list[int], keep: bool) -> Iterator[Read]:
-    """What the replies amount to; those that cannot be read are counted, and kept only if wanted."""
+def check_reasoning(given: str, format: str, task: str, field: str | None = None) -> None:
+    """Raises UsageError where the data set has no place for thinking."""
+    if given not in REASONING:
+        raise UsageError(f"--reasoning {given}: unknown; there are {', '.join(REASONING)}")
+    if given == "drop":
+        return
+    if format not in POOLED:
+        raise UsageError(
+            f"--reasoning {given}: {format} hold no thinking; export it as {', '.join(POOLED)}, or leave it "
+            "out (--reasoning drop)"
+        )
+    if given == "inline" and task == "translate" and field != "output":
+        raise UsageError(
+            "--reasoning inline: these rows are translated instructions without an answer to put it before; "
+            "--reasoning keep gives the translator's thinking a field of its own"
+        )
+
+
+def _answered(
+    rows: Iterator[Stored], outcomes: Sequence[str], left_out: Counter[str]
+) -> Iterator[tuple[Stored, bool]]:
+    """The rows with what their replies hold, and whether that can be read. Empty answers are left out,
+    also those that older versions stored under another outcome."""
     for row in rows:
+        found = stored_answer(row.raw)
+        text, reasoning = map(clean, found or ("", ""))
+        if found and not text.strip() and row.outcome in ("stop", "length") and "empty" not in outcomes:
+            left_out["empty"] += 1
+            continue
+        yield replace(row, text=text, reasoning=reasoning.strip()), found is not None
+
+
+def _read(rows: Iterator[tuple[Stored, bool]], task: Task, unread: list[int], keep: bool) -> Iterator[Read]:
+    """What the replies amount to; those that cannot be read are counted, and kept only if wanted."""
+    for row, is_readable in rows:
         item = task.decode(row.item)
-        record = task.record(item, clean(text_of(row.raw)))
+        record = task.record(item, row.text) if is_readable else None
         if record is None and not keep:
             unread.append(row.position)
             continue
@@ -146,13 +191,23 @@ def clean(text: str) -> str:
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
-def _write(out: Path, format: str, found: Iterator[Read], settings: Settings, min_margin: float) -> int:
-    if format in POOLED:
-        answers = (Answer(record, row.sample, row.outcome, row.model) for row, _, record in found)
-        if settings.task == "translate" and settings.field != "output":  # a pool again: nothing answered yet
-            answers = (replace(answer, item=replace(answer.item, output="")) for answer in answers)
-        return write(out, format, answers, settings.samples, settings.system)
-    return write_lines(out, map(orjson.dumps, _LINES[format](found, settings, min_margin)))
+def _write(
+    out: Path, format: str, found: Iterator[Read], settings: Settings, min_margin: float, reasoning: str
+) -> int:
+    if format not in POOLED:
+        return write_lines(out, map(orjson.dumps, _LINES[format](found, settings, min_margin)))
+    answers = (_answer(row, record, reasoning) for row, _, record in found)
+    if settings.task == "translate" and settings.field != "output":  # a pool again: nothing answered yet
+        answers = (replace(answer, item=replace(answer.item, output="")) for answer in answers)
+    return write(out, format, answers, settings.samples, settings.system, reasoning == "keep")
+
+
+def _answer(row: Stored, record: Instruction, reasoning: str) -> Answer:
+    """A line of a data set; its thinking in a place of its own, before the answer, or nowhere."""
+    if reasoning == "inline" and row.reasoning:
+        record = replace(record, output=f"<think>\n{row.reasoning}\n</think>\n\n{record.output}")
+    kept = row.reasoning if reasoning == "keep" else None
+    return Answer(record, row.sample, row.outcome, row.model, kept)
 
 
 def _comparison_lines(
@@ -179,7 +234,7 @@ def _score_lines(found: Iterator[Read], settings: Settings, min_margin: float) -
 
 def _review_lines(found: Iterator[Read], settings: Settings, min_margin: float) -> Iterator[dict[str, Any]]:
     judge = {"judge": settings.model}
-    return (review_line(verdict(item, record, text_of(row.raw))) | judge for row, item, record in found)
+    return (review_line(verdict(item, record, row.text)) | judge for row, item, record in found)
 
 
 _LINES: Mapping[str, Callable[[Iterator[Read], Settings, float], Iterator[dict[str, Any]]]] = {

@@ -19,6 +19,7 @@ from store.ledger import Ledger
 from store.records import Cause, Outcome
 
 CHUNK = 64  # due requests asked for at once; and placements in one commit without waiting for the disk
+PAID = ("malformed", "unparsed")  # causes of failures after replies that may have been billed
 GATHER_SECONDS = 0.2  # news from the stages before are taken in at most this often
 
 
@@ -100,12 +101,14 @@ class Intake:
     def answered(self, request: int, own: int = 1) -> None:
         """`own`: samples of this stage that wait for it and are not known to the crowd."""
         self.index.mark(request, ANSWERED)
+        self.state.ended += 1
         self.settled(own, None)
         self.crowd.settle(request, None)
 
     def failed(self, request: int, cause: Cause, error: int, own: int = 1) -> None:
         self.ledger.fail(request, error)
         self.index.mark(request, FAILED)
+        self.state.ended += cause in PAID
         self.settled(own, cause)
         self.crowd.settle(request, cause)
 
@@ -113,6 +116,7 @@ class Intake:
         """A reply that holds no answer is kept as what the request came to, and not asked for again."""
         self.ledger.accept(request, response)
         self.index.mark(request, FAILED)
+        self.state.ended += 1
         self.settled(own, outcome)
         self.crowd.settle(request, outcome)
 

@@ -45,10 +45,12 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """How a stage ended: counts, exit code, and the reason if it ended early."""
+    """How a stage ended: counts, exit code, the reason if it ended early; and its estimate."""
 
     state: RunState
     exit_code: int
     stopped: DistillError | None
     utilisation: dict[str, Any]
     seconds: float
+    estimate: Estimate | None = None
+    is_batch: bool = False

@@ -193,7 +193,7 @@ def _later(graph: Graph, ready: Sequence[str], run: Path, how: How, course: Cour
 
 
 def _estimated(job: StageJob, told: Estimate) -> StageJob:
-    return replace(job, estimate=None if job.after else told)
+    return replace(job, estimate=told)
 
 
 @contextlib.contextmanager

@@ -33,6 +33,7 @@ class OfStage(Table):
     format: str | None = None
     outcome: str = "stop,length"
     min_margin: Annotated[float, Field(ge=0)] = 0.0
+    reasoning: str = "drop"
 
 
 Member = str | OfStep  # a stage or a file; or a file that a step makes

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import orjson
 
+from engine.bills import bill_json
 from engine.collect import known_keys
 from engine.completeness import Completeness
 from engine.errors import Incomplete
@@ -16,7 +17,8 @@ from engine.phases import Course, How, run_phases
 from engine.recipe import load
 from engine.recipe_plan import plan_stages, show_plan, unserved
 from engine.recipe_tables import Recipe, with_choice
-from engine.show import print_bad_rows, print_results, print_steps
+from engine.show import print_steps
+from engine.show_results import print_bad_rows, print_results
 from engine.step_commands import Commands
 from engine.step_records import is_whole, record_of
 from engine.steps import Step, steps_of
@@ -122,4 +124,5 @@ def _as_json(result: Result) -> dict[str, object]:
         "outcomes": dict(state.outcomes),
         "cost_usd": state.cost_micro / 1e6,
         "exit_code": result.exit_code,
+        **bill_json(result),
     }

@@ -256,9 +256,18 @@ def answer_of(raw: bytes) -> tuple[str, str]:
     return reply.text, reply.reasoning
 
 
+def stored_answer(raw: bytes) -> tuple[str, str] | None:
+    """The same; None of a body that cannot be read or holds an error (older versions stored such ones as
+    answers)."""
+    try:
+        return answer_of(raw)
+    except (AskError, RunStopped, ValueError, RecursionError):
+        return None
+
+
 def text_of(raw: bytes) -> str:
-    """The teacher's words in a stored body."""
-    return answer_of(raw)[0]
+    """The teacher's words in a stored body; none in one that cannot be read."""
+    return (stored_answer(raw) or ("", ""))[0]
 
 
 def judged(reply: Reply, check: Check | None, row: Callable[[], Any]) -> Verdict:

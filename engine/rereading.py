@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import orjson
 
-from engine.replies import text_of
+from engine.replies import stored_answer
 from engine.roles import role, settings_of_stage
 from engine.tasks.task import Task
 
@@ -46,4 +46,7 @@ def read_again(connection: sqlite3.Connection, where: str, values: Sequence[obje
 
 
 def _outcome(task: Task, item: str, raw: bytes) -> str:
-    return task.check(task.decode(orjson.loads(item)), text_of(raw)) if task.check else "stop"
+    found = stored_answer(raw)
+    if found is None:
+        return "unparsed"
+    return task.check(task.decode(orjson.loads(item)), found[0]) if task.check else "stop"

@@ -171,7 +171,8 @@ async def _run_stage(stage: Stage) -> None:
         stage.stopped = PoolError(f"no usable row in pool {stage.job.rows.source} ({rows})")
     code = stage.stopped.exit_code if stage.stopped else (1 if state.failed.total() else 0)
     used, seconds = stage.view.teacher.utilisation(), time.monotonic() - stage.started
-    stage.result = Result(state, code, stage.stopped, used, seconds)
+    told, batch = stage.job.estimate, stage.job.settings.batch
+    stage.result = Result(state, code, stage.stopped, used, seconds, told, batch)
 
 
 @contextlib.asynccontextmanager

@@ -16,7 +16,7 @@ from typing import Any
 
 import orjson
 
-from engine.replies import text_of
+from engine.replies import stored_answer
 from engine.rows import Gone, Placed, Progress, Reach
 from store.records import BadRow, Item, Outcome
 from store.schema import STAGE_SHIFT
@@ -73,8 +73,8 @@ def answers_at(
     for position, item, is_waiting, outcome, raw in reader.execute(sql, values):
         record = None
         if outcome in upstream.outcomes:
-            text = text_of(raw.encode() if isinstance(raw, str) else raw)
-            record = upstream.read(orjson.loads(item), text)
+            read = stored_answer(raw.encode() if isinstance(raw, str) else raw)
+            record = upstream.read(orjson.loads(item), read[0]) if read else None
         found[position] = Found(bool(is_waiting), record, item)
     return found
 

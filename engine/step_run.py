@@ -123,7 +123,7 @@ def _exported(recipe: Recipe, folder: Path, run: Path, given: OfStage) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     out = folder / f"{given.stage}.jsonl"
     format = given.format or SHAPES[recipe.stage[given.stage].task][0]
-    found = export_stage(run, format, out, given.stage, given.outcome, given.min_margin)
+    found = export_stage(run, format, out, given.stage, given.outcome, given.min_margin, given.reasoning)
     if not found.rows:
         words = f"stage '{given.stage}' has no row for it (outcomes {given.outcome})"
         raise EmptyStage(f"{words}: see `distill status {run}` for what became of its rows")

@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass
 
-from store.records import Cause, Outcome
+from engine.replies import Reply, is_cut, unusable_words
+from store.records import Cause, Outcome, Usage
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +40,12 @@ class Unusable:
     words: str
     response: int
     thought: bool
+
+
+def unusable(reply: Reply, usage: Usage, response: int) -> Unusable:
+    """What a reply amounts to that holds no answer; `response`: its row in the ledger."""
+    thought = bool(reply.reasoning or usage.reasoning_tokens) or is_cut(reply)
+    return Unusable(reply.outcome, unusable_words(reply, usage), response, thought)
 
 
 Verdict = Answered | Again | Failed | Unusable

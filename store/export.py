@@ -7,6 +7,7 @@ name and renamed when it is whole, so that nobody ever reads half a data set.
 import shutil
 import sqlite3
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,7 +43,7 @@ WHERE a.stage = ? AND w.plan IN ({plans}) ORDER BY a.position, a.sample
 @dataclass(frozen=True, slots=True)
 class Stored:
     """A row of a stage with the reply to one of its samples, as they lie in the ledger. `item`: the
-    row's JSON as an object."""
+    row's JSON as an object. text, reasoning: what whoever reads `raw` finds in it."""
 
     position: int
     sample: int
@@ -50,16 +51,20 @@ class Stored:
     raw: bytes
     outcome: str
     model: str
+    text: str = ""
+    reasoning: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A line of an export: the pool's row with the teacher's words as its output."""
+    """A line of an export: the pool's row with the teacher's words as its output. reasoning: the thinking
+    before it; None where the data set has none."""
 
     item: Instruction
     sample: int
     outcome: str
     model: str
+    reasoning: str | None = None
 
 
 def stored(
@@ -67,10 +72,11 @@ def stored(
     stage: int,
     outcomes: Sequence[str],
     unparsed: bool = False,
+    left_out: Counter[str] | None = None,
     plans: Sequence[int] | None = None,
 ) -> Iterator[Stored]:
-    """In pool order. `unparsed`: with the rows of which no reply could be read. `plans`: only rows that
-    belong to these settings."""
+    """In pool order. `unparsed`: with the rows of which no reply could be read. `left_out` counts rows by
+    their outcome that is not asked for. `plans`: only rows that belong to these settings."""
     sql = _ASKED if unparsed else _ANSWERS
     sql = sql.format(plans="w.plan" if plans is None else ", ".join("?" * len(plans)))
     rows = reader.execute(sql, (stage << STAGE_SHIFT, stage, *(plans or ())))
@@ -78,16 +84,26 @@ def stored(
         if outcome in outcomes or outcome == "unparsed":
             body = raw.encode() if isinstance(raw, str) else raw
             yield Stored(position, sample, orjson.loads(item), body, outcome, model)
+        elif left_out is not None:
+            left_out[outcome] += 1
 
 
-def write(path: Path, format: str, rows: Iterator[Answer], samples: int, system: str | None) -> int:
-    """Writes all rows; returns how many. Raises UsageError, StorageError with the old file untouched."""
+def write(
+    path: Path,
+    format: str,
+    rows: Iterator[Answer],
+    samples: int,
+    system: str | None,
+    reasoning: bool = False,
+) -> int:
+    """Writes all rows; returns how many. `reasoning`: they have thinking, which gets a place of its own.
+    Raises UsageError, StorageError with the old file untouched."""
     if format == "parquet" and is_plain(path):
         with replacing(path) as file:
-            return _write_parquet(file, rows, samples)
+            return _write_parquet(file, rows, samples, reasoning)
     if format == "parquet":  # it counts its bytes from the beginning, which a pipe or device cannot tell
         with tempfile.TemporaryFile() as spooled, replacing(path) as file:
-            count = _write_parquet(spooled, rows, samples)
+            count = _write_parquet(spooled, rows, samples, reasoning)
             spooled.seek(0)
             shutil.copyfileobj(spooled, file)
             return count
@@ -109,6 +125,8 @@ def _alpaca_line(samples: int) -> Callable[[Answer], bytes]:
             "output": item.output,
             "id": item.id,
         }
+        if answer.reasoning is not None:
+            row["reasoning"] = answer.reasoning
         return orjson.dumps({**row, "sample": answer.sample} if samples > 1 else row)
 
     return line
@@ -124,8 +142,10 @@ def _chat_line(system: str | None) -> Callable[[Answer], bytes]:
 
     def line(answer: Answer) -> bytes:
         item = answer.item
-        turns = [{"role": "user", "content": question(item)}, {"role": "assistant", "content": item.output}]
-        return orjson.dumps({"messages": [*head, *turns]})
+        said = {"role": "assistant", "content": item.output}
+        if answer.reasoning is not None:
+            said["reasoning_content"] = answer.reasoning
+        return orjson.dumps({"messages": [*head, {"role": "user", "content": question(item)}, said]})
 
     return line
 
@@ -148,20 +168,17 @@ def _write_list(file: IO[bytes], lines: Iterator[bytes]) -> int:
     return count
 
 
-def _write_parquet(file: IO[bytes], rows: Iterator[Answer], samples: int) -> int:
+def _write_parquet(file: IO[bytes], rows: Iterator[Answer], samples: int, reasoning: bool) -> int:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    names = ["instruction", "input", "output", "id", "sample", "outcome", "model"]
-    types = [pa.string()] * 4 + [pa.int32(), pa.string(), pa.string()]
-    schema = pa.schema(list(zip(names, types, strict=True)))
+    own = ["instruction", "input", "output", "id"]
+    names = [*own, "sample", "outcome", "model", *(["reasoning"] if reasoning else [])]
+    schema = pa.schema([(name, pa.int32() if name == "sample" else pa.string()) for name in names])
     count = 0
     with pq.ParquetWriter(file, schema) as writer:
         while batch := [row for _, row in zip(range(PARQUET_ROWS), rows, strict=False)]:
-            columns = [
-                [getattr(a.item, name) if name in names[:4] else getattr(a, name) for a in batch]
-                for name in names
-            ]
+            columns = [[getattr(a.item if name in own else a, name) for a in batch] for name in names]
             writer.write_table(pa.table(dict(zip(names, columns, strict=True)), schema))
             count += len(batch)
     return count

@@ -7,6 +7,7 @@ from typing import Any
 
 import orjson
 
+from store.bills import billed, in_vain
 from store.errors import RunFolderError, UsageError
 from store.folder import held, ledger_path
 from store.index import ANSWERED, DUE, FAILED, KeyIndex
@@ -150,11 +151,6 @@ def stage_status(reader: sqlite3.Connection, stage: int) -> dict[str, Any]:
             (stage,),
         ).fetchall()
     )
-    in_vain = reader.execute(
-        "SELECT count(*), ifnull(sum(p.cost_micro), 0) FROM responses p JOIN attempts t ON t.id = p.attempt "
-        f"WHERE p.outcome IN {_IN_UNUSABLE} AND t.run IN (SELECT id FROM runs WHERE stage = ?)",
-        (stage,),
-    ).fetchone()
     paid = reader.execute(
         "SELECT prompt_tokens, completion_tokens, spent_micro, at_risk_micro, sent - ended "
         "FROM spending WHERE stage = ?",
@@ -171,7 +167,8 @@ def stage_status(reader: sqlite3.Connection, stage: int) -> dict[str, Any]:
         "at_risk_usd": paid[3] / 1e6,
         "unanswered": paid[4],
         "bad_rows": bad,
-        "unusable": {"replies": in_vain[0], "cost_usd": in_vain[1] / 1e6},
+        "billed": billed(reader, stage, paid[2]),
+        **in_vain(reader, stage),
     }
 
 
@@ -232,18 +229,6 @@ def day_usage(reader: sqlite3.Connection, since: float, endpoint: int) -> list[t
         (since, endpoint, endpoint),
     )
     return [(float(at), int(n), int(tokens)) for at, n, tokens in rows]
-
-
-def completions(reader: sqlite3.Connection, model: str, task: str, count: int = 10_000) -> list[int]:
-    """Completion tokens of the newest usable replies of runs that asked this model in this role."""
-    rows = reader.execute(
-        "SELECT p.completion_tokens FROM responses p JOIN attempts t ON t.id = p.attempt "
-        "JOIN runs u ON u.id = t.run WHERE json_extract(u.settings, '$.model') = ? "
-        "AND u.stage IN (SELECT id FROM stages WHERE task = ?) "
-        "AND p.outcome IN ('stop', 'length') ORDER BY p.id DESC LIMIT ?",
-        (model, task, count),
-    )
-    return [int(n) for (n,) in rows]
 
 
 def has_row(reader: sqlite3.Connection, stage: int, position: int) -> bool:

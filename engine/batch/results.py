@@ -18,7 +18,7 @@ from engine.batch.parcels import Again
 from engine.batch.reading import Fetcher
 from engine.booking import Asked, Booking
 from engine.budget import Budget
-from engine.canary import against_the_run
+from engine.canary import against_the_run, mostly_unusable
 from engine.errors import (
     AskError,
     BadReply,
@@ -30,11 +30,11 @@ from engine.intake import Intake
 from engine.prices import Price, Prices
 from engine.replies import Reply, claim_in, judged, unread_words
 from engine.tokens import Tokenizer
-from engine.verdicts import Failed
+from engine.verdicts import Failed, Unusable, unusable
 from store import batches
 from store.batches import BatchRow, Enqueued, Items
 from store.ledger import Ledger
-from store.records import UNUSABLE, Cause
+from store.records import UNUSABLE, Cause, Usage
 
 LINES_A_COMMIT = 256
 DAMAGED = "the line of the batch's results cannot be read"
@@ -106,14 +106,17 @@ class Collector:
         attempts: int,
         attempts_parse: int,
         attempts_empty: int,
+        give_up_share: float,
         items: Items,
     ) -> None:
         self.fetcher, self.ledger, self.intake, self.budget = fetcher, ledger, intake, budget
         self.tokenizer, self.state, self.items = tokenizer, intake.state, items
         self.attempts, self.attempts_parse, self.attempts_empty = attempts, attempts_parse, attempts_empty
+        self.give_up_share = give_up_share
         self._proven = False
         self._refusals: list[tuple[int, Failed, bool]] = []  # until a row has been answered
         self._unread: dict[int, Failed] = {}  # likewise, by request
+        self._in_vain: dict[int, Unusable] = {}  # likewise: answered without an answer
 
     async def collect(self, row: BatchRow, remote: Remote, waiting: list[Enqueued], own: bool) -> Collected:
         """Raises ResultsUnreadable, ProviderDown, StorageError; what was read by then is stored."""
@@ -166,6 +169,7 @@ class Collector:
         del reading.waiting[entry.key]
         batches.settled(self.ledger, entry.attempt)
         self.budget.settle(entry.worst, cost, lost)
+        self.state.at_risk_micro += lost
         self.state.in_flight -= 1
 
     def _answered(self, reading: _Reading, entry: Enqueued, line: Line, reply: Reply) -> None:
@@ -182,7 +186,7 @@ class Collector:
         elif outcome == "unparsed":
             self._unparsed(reading, entry, reply)
         else:
-            self._unusable(reading, entry, reply, number)
+            self._unusable(reading, entry, reply, response.usage, number)
 
     def _asked(self, entry: Enqueued) -> Asked:
         """What its reply is measured by; its body is at the provider, not here."""
@@ -190,8 +194,12 @@ class Collector:
         most = entry.prompt_tokens if self.tokenizer.exact else size
         return Asked(entry.prompt_tokens, most, size, self.intake.plan.max_tokens)
 
-    def _unusable(self, reading: _Reading, entry: Enqueued, reply: Reply, response: int) -> None:
+    def _unusable(
+        self, reading: _Reading, entry: Enqueued, reply: Reply, usage: Usage, response: int
+    ) -> None:
         """Stored and billed, and no answer in it: another is bought in a next batch, a few times."""
+        if not self._proven and self.give_up_share < 1:
+            self._in_vain[entry.request] = unusable(reply, usage, response)
         if reply.outcome == "tool_calls" or entry.tries + 1 >= self.attempts_empty:
             self.intake.unusable(entry.request, reply.outcome, response, own=reading.own)
             return
@@ -297,6 +305,7 @@ class Collector:
         if not self._proven:
             self._proven = True
             self._unread.clear()
+            self._in_vain.clear()
             self._fail_refusals()
 
     def _fail_refusals(self) -> None:
@@ -307,7 +316,8 @@ class Collector:
     def _judge_doubts(self, reading: _Reading) -> None:
         """Where the batch speaks against the run, its rows stay due and the run ends."""
         refused = [failed for _, failed, _ in self._refusals]
-        if reason := against_the_run([*refused, *self._unread.values()]):
+        doubts: list[Failed | Unusable] = [*refused, *self._unread.values(), *self._in_vain.values()]
+        if reason := against_the_run(doubts) or mostly_unusable(self.state, self.give_up_share):
             reading.found.reason = reading.found.reason or reason
         else:
             self._fail_refusals()

@@ -51,6 +51,7 @@ class Terms:
     grace: float
     limits: Limits
     abandoned: str | None = None
+    give_up_share: float = 1.0
 
 
 class Batches:
@@ -76,7 +77,7 @@ class Batches:
         self._packer = Packer(intake, budget, terms.price, tokenizer)
         collector = Collector(
             Fetcher(api, give_up, terms.abandoned, say), ledger, intake, budget, tokenizer, terms.attempts,
-            terms.attempts_parse, terms.attempts_empty, Items(reader),
+            terms.attempts_parse, terms.attempts_empty, terms.give_up_share, Items(reader),
         )  # fmt: skip
         self._lives = Lives(
             api, ledger, self._books, submitter, collector, self._packer, Queue(terms.limits.tokens), state,

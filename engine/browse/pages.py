@@ -15,9 +15,9 @@ from datasette.database import QueryInterrupted
 from datasette.utils import sqlite_timelimit
 from datasette.utils.asgi import NotFound, Response
 
-from engine.bodies import loads
 from engine.browse.cells import row_link
 from engine.browse.queries import QUESTIONS
+from engine.replies import stored_answer
 from store.read import stage_status, stages
 
 COUNT_MS = 2500  # for what the front page counts: a million rows take about one second
@@ -38,7 +38,8 @@ FROM stages s JOIN rows w ON w.id = (s.id << 40) + :position WHERE s.name = :sta
 SAMPLES = """
 SELECT a.sample, a.request, r.answer, r.prompt_tokens AS counted, e.cause, e.status, e.message, e.at,
   p.outcome, p.model, p.finish_reason, p.prompt_tokens, p.completion_tokens, p.cached_tokens,
-  p.reasoning_tokens, p.cost_micro / 1e6 AS cost_usd, p.latency, p.received_at, b.raw
+  p.reasoning_tokens, p.cost_micro / 1e6 AS cost_usd, p.latency, p.received_at, p.estimated,
+  p.service_tier, p.listed_micro / 1e6 AS listed_usd, b.raw, b.text, b.reasoning
 FROM samples a JOIN requests r ON r.id = a.request LEFT JOIN responses p ON p.id = r.answer
   LEFT JOIN bodies b ON b.response = p.id LEFT JOIN errors e ON e.id = r.failure
 WHERE a.stage = :number AND a.position = :position ORDER BY a.sample"""
@@ -119,7 +120,7 @@ def _place(args: Any) -> dict[str, Any]:
 
 async def _sample(database: Any, sample: dict[str, Any]) -> dict[str, Any]:
     """A sample with its words, and every ask behind it (None where looking takes too long)."""
-    sample["words"] = _words(sample["raw"])
+    sample["words"], sample["thinking"] = _words(sample)
     try:
         found = await database.execute(HISTORY, {"request": sample["request"]}, custom_time_limit=HISTORY_MS)
         sample["history"] = [dict(ask) for ask in found.rows]
@@ -128,15 +129,14 @@ async def _sample(database: Any, sample: dict[str, Any]) -> dict[str, Any]:
     return sample
 
 
-def _words(raw: str | bytes | None) -> str | None:
-    """What the teacher said in a stored body; a refusal is said in a field of its own."""
-    body = loads(raw.encode() if isinstance(raw, str) else raw) if raw else None
-    try:
-        message = body["choices"][0]["message"]  # type: ignore[index]
-        said = message.get("content") or message.get("refusal")
-    except (TypeError, LookupError, AttributeError):
-        return None
-    return said if isinstance(said, str) else None
+def _words(sample: Mapping[str, Any]) -> tuple[str | None, str | None]:
+    """What the teacher said and thought in a stored body, as far as it can be read."""
+    raw = sample["raw"]
+    if not raw:
+        return None, None
+    found = stored_answer(raw.encode() if isinstance(raw, str) else raw)
+    text, thinking = found or (sample["text"], sample["reasoning"])
+    return text or None, thinking or None
 
 
 def title_of(run: Path) -> str:

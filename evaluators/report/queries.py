@@ -11,14 +11,14 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from engine.replies import text_of
+from engine.replies import stored_answer
 
 TRIES = 20  # places drawn for each row wanted: some hold no row of the kind
 
 COSTS = """
 SELECT t.run, count(*), sum(p.prompt_tokens), sum(p.completion_tokens), sum(p.cost_micro),
-  sum(p.outcome NOT IN ('malformed', 'unparsed'))
-FROM responses p JOIN attempts t ON t.id = p.attempt GROUP BY 1"""
+  sum(ifnull(r.answer = p.id, 0)), sum(p.reasoning_tokens)
+FROM responses p JOIN attempts t ON t.id = p.attempt JOIN requests r ON r.id = p.request GROUP BY 1"""
 SENT = "SELECT run, CAST(sent_at / :bin AS INTEGER), count(*) FROM attempts GROUP BY 1, 2"
 CAME = """
 SELECT t.run, CAST(p.received_at / :bin AS INTEGER), sum(p.prompt_tokens + p.completion_tokens)
@@ -72,7 +72,8 @@ class Row(NamedTuple):
 def _row(found: Sequence[Any]) -> Row:
     position, sample, item, raw, *rest = found
     body = raw.encode() if isinstance(raw, str) else raw
-    return Row(position, sample, orjson.loads(item), text_of(body), *rest)
+    text, _ = stored_answer(body) or ("", "")
+    return Row(position, sample, orjson.loads(item), text, *rest)
 
 
 def drawn(reader: sqlite3.Connection, stage: int, count: int, seed: str) -> list[Row]:
