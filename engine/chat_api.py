@@ -5,7 +5,6 @@ api-reference/chat.)
 """
 
 import asyncio
-import signal
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
@@ -15,6 +14,7 @@ from aiohttp.typedefs import Handler
 
 from engine.bodies import loads
 from engine.keys import Message
+from engine.terminal import stop_signals
 from store.errors import UsageError
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
@@ -146,10 +146,10 @@ async def _in_openais_shape(request: web.Request, handler: Handler) -> web.Strea
 
 
 async def listen(app: web.Application, port: int, model: str) -> None:
-    """Serves until SIGINT or SIGTERM; prints the address on stdout when it is ready. A handler whose
+    """Serves until it is told to stop; prints the address on stdout when it is ready. A handler whose
     client has gone is cancelled."""
     done = asyncio.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in stop_signals():
         asyncio.get_running_loop().add_signal_handler(number, done.set)
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1, handler_cancellation=True)
     await runner.setup()

@@ -14,6 +14,8 @@ import typer
 
 from engine.cli_ask import ASKING
 from engine.flags import JsonOption
+from engine.terminal import outlive_the_terminal, plain, stop_on_signals, tell
+from engine.unexpected import Unexpected
 from evaluators.cli import annotate
 from evaluators.cli import app as evaluate_app
 from evaluators.report.cli import report
@@ -78,6 +80,45 @@ def retry(
 
 
 @app.command()
+def check(
+    run: RunArgument,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="make damaged answers pending again; nothing is thrown away")
+    ] = False,
+    json: JsonOption = False,
+) -> None:
+    """Check that the ledger is intact, and say what is damaged and what that costs."""
+    from engine.checking.command import run_check
+
+    raise typer.Exit(run_check(run, repair, json))
+
+
+@app.command()
+def settle(
+    run: RunArgument,
+    lost: Annotated[bool, typer.Option("--lost", help="they were not billed: nothing is at risk")] = False,
+    billed: Annotated[
+        bool, typer.Option("--billed", help="they were billed: book the most that they can cost")
+    ] = False,
+    usd: Annotated[
+        float | None, typer.Option("--usd", metavar="X", help="they were billed, X dollars together")
+    ] = None,
+    stage: Annotated[str | None, typer.Option("--stage", metavar="S", help="only this stage")] = None,
+    id: Annotated[
+        list[str] | None, typer.Option("--id", metavar="ID", help="only this row; repeat it for more")
+    ] = None,
+    attempt: Annotated[
+        list[int] | None, typer.Option("--attempt", metavar="N", help="only this attempt; repeat it for more")
+    ] = None,
+    json: JsonOption = False,
+) -> None:
+    """List requests that may have been billed without an answer, or say what became of them."""
+    from engine.settling import run_settle
+
+    run_settle(run, lost, billed, usd, stage, id or (), attempt or (), json)
+
+
+@app.command()
 def export(
     run: RunArgument,
     format: Annotated[
@@ -120,7 +161,8 @@ def export(
     """Write the answers as a data set: a line for each row with an answer, in pool order."""
     from engine.exports import run_export
 
-    run_export(run, format, out, stage, outcome, min_margin, reasoning, all_settings)
+    code = run_export(run, format, out, stage, outcome, min_margin, reasoning, all_settings)
+    raise typer.Exit(code)
 
 
 @app.command()
@@ -197,18 +239,33 @@ def demo(
     raise typer.Exit(run_demo(out))
 
 
-def main() -> None:
-    """Errors of ours become a sentence and their exit code; a broken pipe is the reader's choice."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # before a run handles both itself
+def _run_app() -> None:
     try:
         app(prog_name="distill")
-    except DistillError as error:
-        from engine.terminal import plain
+    except SystemExit:
+        sys.stdout.flush()  # here, where a broken pipe is still heard of
+        raise
 
-        print(f"distill: {plain(str(error), 1000)}", file=sys.stderr)
+
+def main() -> None:
+    """Errors of ours become a sentence and their exit code, all others exit code 4 and a file with the
+    traceback; a broken pipe is the reader's choice."""
+    stop_on_signals()
+    outlive_the_terminal()
+    unexpected = Unexpected(sys.argv[1:], os.environ)
+    unexpected.watch()
+    try:
+        _run_app()
+    except DistillError as error:
+        tell(f"distill: {plain(str(error), 1000)}\n")
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # what ends already need not be interrupted
         sys.exit(130)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except SystemExit:
+        raise
+    except BaseException as error:
+        sys.exit(unexpected.say(error))

@@ -22,6 +22,9 @@ CUT = 0.7
 PROBE_EVERY = 20  # windows
 PROBE_SHARE = 0.6
 MIN_WINDOW = 8  # replies
+# In seconds. The loop's clock counts milliseconds: a quicker server's latency reads as 0, and what is
+# measured below is our own noise, not its queue.
+SHORTEST = 0.001
 
 
 class Gate:
@@ -102,7 +105,7 @@ class Adaptive:
             self._set(self._level * CUT)
 
     def _close_window(self) -> None:
-        latency = statistics.median(self._latencies)
+        latency = max(SHORTEST, statistics.median(self._latencies))
         used = self._busiest >= 0.9 * self._gate.limit
         self._windows += 1
         if self._probe:
@@ -115,7 +118,7 @@ class Adaptive:
             self._adapt(latency, used)
 
     def _adapt(self, latency: float, used: bool) -> None:
-        self._unloaded = min(self._unloaded or latency, latency)
+        self._unloaded = latency if self._unloaded is None else min(self._unloaded, latency)
         gradient = min(1.0, TOLERANCE * self._unloaded / latency)
         if gradient < 0.9:
             self._growing = False

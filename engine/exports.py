@@ -27,6 +27,8 @@ from engine.replies import stored_answer
 from engine.roles import role
 from engine.settings import Settings
 from engine.tasks.task import Task
+from engine.terminal import plain, tell
+from store.damages import Damages, words_of
 from store.errors import UsageError
 from store.export import Answer, Stored, question, stored, write, write_lines
 from store.files import is_stdout
@@ -49,11 +51,12 @@ Read = tuple[Stored, Any, Any]  # what is stored, the row, what its reply amount
 class Exported:
     """What became of a stage's rows: lines written, replies that could not be read, rows left out by
     outcome. others: rows with an answer under other settings than the last run's, which are left out or,
-    `mixed` in with so many of the last run's, part of the data set."""
+    `mixed` in with so many of the last run's, part of the data set. damages: answers that are damaged."""
 
     rows: int
     unread: int
     left_out: Mapping[str, int]
+    damages: Damages
     others: tuple[Other, ...] = ()
     mixed: int | None = None
 
@@ -82,11 +85,15 @@ def run_export(
     min_margin: float,
     reasoning: str = "drop",
     all_settings: bool = False,
-) -> None:
-    """Writes the data set and says what it left out. Raises UsageError."""
+) -> int:
+    """Writes the data set and says what it left out. Returns the exit code: 1 where answers were left out
+    because they are damaged. Raises UsageError."""
     found = export_stage(run, format, out, stage, outcome, min_margin, reasoning, all_settings)
     where = "standard output" if is_stdout(out) else out
     print(f"{found.rows:,} rows written to {where}{found.words}", file=sys.stderr)
+    if words := words_of([found.damages], run):
+        tell(f"distill: {plain(words, 1000)}\n")
+    return 1 if found.damages.count else 0
 
 
 def export_stage(
@@ -104,7 +111,7 @@ def export_stage(
     outcomes = check_outcomes(outcome)
     check_format(format)
     number, name = stage_of(run, stage)
-    reader = connect_reader(run)
+    reader, damages = connect_reader(run), Damages(name)
     try:
         counted = counting(reader, number)
         settings = counted.settings
@@ -112,12 +119,21 @@ def export_stage(
         check_reasoning(reasoning, format, settings.task, settings.field)
         left_out: Counter[str] = Counter()
         plans = None if all_settings else counted.plans
-        rows = stored(reader, number, outcomes, unparsed=format == "reviews", left_out=left_out, plans=plans)
+        rows = stored(
+            reader,
+            number,
+            outcomes,
+            unparsed=format == "reviews",
+            left_out=left_out,
+            plans=plans,
+            damages=damages,
+        )
         unread: list[int] = []
-        found = _read(_answered(rows, outcomes, left_out), role(settings), unread, keep=format == "reviews")
+        answered = _answered(rows, outcomes, left_out)
+        found = _read(answered, role(settings), unread, format == "reviews", damages)
         count = _write(out, format, found, settings, min_margin, reasoning)
         mixed = counted.rows if all_settings else None
-        return Exported(count, len(unread), left_out, counted.others, mixed)
+        return Exported(count, len(unread), left_out, damages, counted.others, mixed)
     finally:
         reader.close()
 
@@ -175,10 +191,16 @@ def _answered(
         yield replace(row, text=text, reasoning=reasoning.strip()), found is not None
 
 
-def _read(rows: Iterator[tuple[Stored, bool]], task: Task, unread: list[int], keep: bool) -> Iterator[Read]:
+def _read(
+    rows: Iterator[tuple[Stored, bool]], task: Task, unread: list[int], keep: bool, damages: Damages
+) -> Iterator[Read]:
     """What the replies amount to; those that cannot be read are counted, and kept only if wanted."""
     for row, is_readable in rows:
-        item = task.decode(row.item)
+        try:
+            item = task.decode(row.item)
+        except (LookupError, TypeError, AttributeError, ValueError) as error:  # of a damaged row
+            damages.add(row.position, f"it cannot be read ({type(error).__name__})", row.item.get("id"))
+            continue
         record = task.record(item, row.text) if is_readable else None
         if record is None and not keep:
             unread.append(row.position)

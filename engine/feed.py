@@ -8,6 +8,7 @@ index. Knows nothing of limits, money or the network.
 """
 
 import asyncio
+import sqlite3
 import threading
 import time
 from collections import Counter
@@ -20,7 +21,9 @@ from engine.keys import Message
 from engine.known import Known
 from engine.plan import Plan
 from engine.rows import NOTHING, Gone, Placed, Reach, Rows
-from store.errors import PoolError
+from store.damages import is_damage
+from store.errors import DamagedLedger, PoolError
+from store.folder import LEDGER
 from store.index import ANSWERED, DUE, FAILED, TAKEN, KeyIndex
 from store.read import Page, has_row, placed_page
 from store.records import BadRow, Item, Request
@@ -62,7 +65,7 @@ class FeedThread:
     """The thread in which every feed of a run folder reads, builds and looks up."""
 
     def __init__(self, run: Path, index: KeyIndex) -> None:
-        self.known = Known(run, index)
+        self.known, self._run = Known(run, index), run
         self._loop = asyncio.get_running_loop()
         self._commands: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         threading.Thread(target=self._serve, name="feed", daemon=True).start()
@@ -76,6 +79,8 @@ class FeedThread:
             try:
                 chunk = work()
             except Exception as error:  # handed to the loop, which knows what to do with it
+                if isinstance(error, sqlite3.Error) and is_damage(error):
+                    error = DamagedLedger(self._run / LEDGER, error)
                 self._tell(_set_exception, future, error)
             else:
                 self._tell(_set_result, future, chunk, deliver)
@@ -219,7 +224,9 @@ class Feed:
         states = []
         for numbers in requests:
             number = numbers.get(position)
-            if number is None or (state := self.index.state(number)) in WANTED:
+            if number is None or not 0 < number <= len(self.index):  # beyond it, the ledger is damaged
+                return False
+            if (state := self.index.state(number)) in WANTED:
                 return False
             if is_reused and state != ANSWERED:
                 return False

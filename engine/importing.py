@@ -36,6 +36,9 @@ ROWS_A_TURN, TURNS_AHEAD = 500, 8  # rows between two looks at the writer; what 
 def run_import(settings: Settings, source: str, run: Path) -> int:
     """Says what became of the rows. Raises UsageError, PoolError, StorageError."""
     rows = pool_of(settings, source)
+    if (run / LEDGER).exists():
+        with held(run):  # a folder that is in use is told first
+            pass
     if not rows.is_stream:  # a file without an answer leaves nothing behind
         _check_answers(rows, source)
     with held(run):

@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 from typing import IO
 
+from engine.terminal import stop_signals
+
 _PR_SET_PDEATHSIG = 1
 
 
@@ -26,13 +28,17 @@ def mortal(number: int) -> Callable[[], None] | None:
 
 
 def run_to_end(words: Sequence[str], stdout: IO[bytes], on_our_death: int) -> int:
-    """Its exit code; 130 where we were told to stop. It is out of the terminal's reach: the first SIGINT
-    or SIGTERM asks it to end, the second ends it and its children at once."""
+    """Its exit code; 130 where we were told to stop. It is out of the terminal's reach: the first SIGINT,
+    SIGTERM or SIGHUP asks it to end, a second SIGINT or SIGTERM ends it and its children at once."""
     process: subprocess.Popen[bytes] | None = None
     told = 0
 
     def stop(number: int, frame: FrameType | None) -> None:
         nonlocal told
+        if number == signal.SIGHUP:  # the shell and the kernel both tell of a lost terminal
+            signal.signal(number, signal.SIG_IGN)
+            if told:
+                return
         told += 1
         if process is None or process.poll() is not None:
             return
@@ -54,10 +60,11 @@ def run_to_end(words: Sequence[str], stdout: IO[bytes], on_our_death: int) -> in
 
 @contextlib.contextmanager
 def _handled(stop: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    numbers = (signal.SIGINT, signal.SIGTERM)
+    numbers = stop_signals()
     before = [signal.signal(number, stop) for number in numbers]
     try:
         yield
     finally:
         for number, handler in zip(numbers, before, strict=True):
-            signal.signal(number, handler)
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, handler)

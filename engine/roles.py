@@ -16,7 +16,6 @@ from engine.tasks import compare, generate, judge, score, translate
 from engine.tasks.task import Task
 from engine.tokens import Tokenizer
 from store.errors import UsageError
-from store.read import last_runs
 
 # What is sent unless the user says otherwise: the paper's for answers and judgements.
 DEFAULTS: dict[str, dict[str, Any]] = {
@@ -51,14 +50,34 @@ def translation_of(settings: Settings) -> tuple[Language, translate.Field]:
 
 
 def settings_of_stage(reader: sqlite3.Connection, stage: int) -> Settings:
-    """Those of a stage's last run, as the ledger remembers them (without keys)."""
-    (last, *_) = last_runs(reader, stage, 1)
-    return recorded_settings(last["settings"])
+    """Those of a stage's last run, as the ledger remembers them (without keys). Raises UsageError where the
+    ledger is damaged and remembers none."""
+    texts = reader.execute("SELECT settings FROM runs WHERE stage = ? ORDER BY id DESC", (stage,))
+    for (text,) in texts:
+        if (found := settings_in(text)) is not None:
+            return found[0]
+    raise UsageError(
+        f"the settings of stage {stage} are damaged; the next run of the same command writes them anew"
+    )
 
 
-def plan_of(settings: Settings, tokenizer: Tokenizer) -> Plan:
-    """How the stage makes requests out of rows."""
-    return _plan_of(settings, settings.params(), tokenizer)
+def settings_in(text: str) -> tuple[Settings, Mapping[str, Any]] | None:
+    """A run's settings and the parameters that it sent, from its row in the ledger; None where they cannot
+    be read."""
+    try:
+        told = orjson.loads(text)
+        known = {name: told[name] for name in Settings.model_fields if name in told}
+        settings = Settings(**known)
+        params = told.get("params")
+        role(settings)
+        return settings, params if isinstance(params, Mapping) else settings.params()
+    except (ValueError, TypeError, AttributeError, UsageError):  # pydantic's errors are ValueErrors
+        return None
+
+
+def plan_of(settings: Settings, tokenizer: Tokenizer, params: Mapping[str, Any] | None = None) -> Plan:
+    """How the stage makes requests out of rows. params: those that were sent, of an earlier run."""
+    return _plan_of(settings, settings.params() if params is None else params, tokenizer)
 
 
 def recorded_plan(recorded: Mapping[str, Any], tokenizer: Tokenizer) -> Plan | None:

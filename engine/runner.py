@@ -34,7 +34,7 @@ from engine.errors import (
 )
 from engine.intake import Intake
 from engine.verdicts import Again, Answered, Failed, Unusable, Verdict
-from store.errors import DistillError, PoolError
+from store.errors import DamagedLedger, DistillError, PoolError
 from store.records import Request
 
 OUTSTANDING = 4  # times the concurrency
@@ -118,7 +118,7 @@ class Runner:
                 await self._canary()
             self._past_canaries = True
             await self._bulk()
-        except PoolError as error:  # what is in flight may land
+        except (PoolError, DamagedLedger) as error:  # what is in flight may land
             self.stop(error)
 
     async def _canary(self) -> None:

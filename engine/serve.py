@@ -12,6 +12,7 @@ import sys
 import threading
 from pathlib import Path
 
+from engine.terminal import stop_signals
 from store.errors import UsageError
 
 SMOLLM2 = "smollm2"
@@ -40,7 +41,7 @@ def model_file(model: str) -> Path:
 
 
 def run_server(model: str, port: int, parallel: int, precision: str | None = None) -> None:
-    """Serves until SIGINT or SIGTERM; prints the address on stdout when it is ready."""
+    """Serves until it is told to stop; prints the address on stdout when it is ready."""
     if precision not in (None, *PRECISIONS):
         raise UsageError(f"--precision {precision}: expected {' or '.join(PRECISIONS)}")
     if model != SMOLLM2 and Path(model).is_dir():
@@ -58,7 +59,7 @@ def run_server(model: str, port: int, parallel: int, precision: str | None = Non
         flush=True,
     )
     done = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in stop_signals():
         signal.signal(number, lambda *_: done.set())
     done.wait()
     sys.stdout.flush()

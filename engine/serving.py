@@ -22,11 +22,13 @@ class ServingFailed(DistillError):
 @contextlib.contextmanager
 def served(model: str, log: Path) -> Iterator[tuple[str, str]]:
     """`distill serve MODEL` (or `scripted`) on any free port: (address, model name). Its words go to
-    the log."""
+    the log. It is out of the terminal's reach: what is in flight when we are interrupted is answered."""
     what = ["--scripted"] if model == "scripted" else [model]
     with log.open("wb") as sink:
         words = command("serve", *what, "--port", "0")
-        server = subprocess.Popen(words, stdout=sink, stderr=sink, preexec_fn=mortal(signal.SIGTERM))
+        server = subprocess.Popen(
+            words, stdout=sink, stderr=sink, start_new_session=True, preexec_fn=mortal(signal.SIGTERM)
+        )
     try:
         yield _address(server, log)
     finally:

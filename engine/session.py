@@ -10,6 +10,7 @@ import json
 import resource
 import signal
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,7 +26,8 @@ from engine.feed import FeedThread
 from engine.job import Job, Result, StageJob
 from engine.runner import Interrupted, Runner
 from engine.settings import MOST_CONCURRENT, Settings
-from store.errors import DiskFull, PoolError
+from engine.terminal import stop_signals
+from store.errors import DamagedLedger, DiskFull, PoolError
 from store.folder import LEDGER, make_reserve
 from store.ledger import Ledger
 from store.read import account, connect_reader
@@ -157,7 +159,7 @@ async def _watched(running: Sequence[Stage], ledger: Ledger, quiet: bool) -> Non
 async def _run_stage(stage: Stage) -> None:
     try:
         await stage.runner.run()
-    except (RunStopped, DiskFull, PoolError) as reason:
+    except (RunStopped, DiskFull, PoolError, DamagedLedger) as reason:
         stage.stopped = reason
     state = stage.view.state
     if (
@@ -177,25 +179,27 @@ async def _run_stage(stage: Stage) -> None:
 
 @contextlib.asynccontextmanager
 async def _signals(runners: Sequence["Runner | Batches"]) -> AsyncIterator[None]:
-    """First SIGINT or SIGTERM: drain for some seconds; second: at once."""
+    """First SIGINT, SIGTERM or SIGHUP: drain for some seconds; a second SIGINT or SIGTERM: at once."""
     loop = asyncio.get_running_loop()
-    seen = 0
+    before = {number: signal.getsignal(number) for number in stop_signals()}
+    seen: Counter[signal.Signals] = Counter()
 
-    def stop(name: str) -> None:
-        nonlocal seen
-        seen += 1
-        words = f"stopped by {name}; what was answered is stored: run the same command to go on"
+    def stop(number: signal.Signals) -> None:
+        seen[number] += 1
+        # A lost terminal is told by the shell and by the kernel: it is no sign of impatience.
+        is_urgent = number != signal.SIGHUP and seen[signal.SIGINT] + seen[signal.SIGTERM] > 1
+        words = f"stopped by {number.name}; what was answered is stored: run the same command to go on"
         for runner in runners:
-            runner.stop(Interrupted(words), drain=DRAIN_SECONDS if seen == 1 else 0.0)
+            runner.stop(Interrupted(words), drain=0.0 if is_urgent else DRAIN_SECONDS)
 
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    for number in numbers:
-        loop.add_signal_handler(number, stop, number.name)
+    for number in before:
+        loop.add_signal_handler(number, stop, number)
     try:
         yield
     finally:
-        for number in numbers:
+        for number, handler in before.items():
             loop.remove_signal_handler(number)
+            signal.signal(number, signal.SIG_IGN if number == signal.SIGHUP and seen[number] else handler)
 
 
 def _close_books(stage: Stage, ledger: Ledger, is_whole: bool) -> None:

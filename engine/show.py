@@ -241,7 +241,9 @@ def print_status(status: Mapping[str, Any]) -> None:
         )
     if status["at_risk_usd"]:
         worst = dollars(status["at_risk_usd"])
-        console.print(f"at most {worst} may have been billed for requests without an answer")
+        console.print(
+            f"at most {worst} may have been billed for requests without an answer (distill settle lists them)"
+        )
     for name, changes in status["changed"].items():
         console.print(
             Text(f"{plain(name, 40)}: keys differ from the run before: {plain('; '.join(changes), 400)}")
@@ -249,6 +251,10 @@ def print_status(status: Mapping[str, Any]) -> None:
     for name, count in status["other_settings"].items():
         words = f"{count:,} rows have an answer under other settings than the last run's"
         console.print(Text(f"{plain(name, 40)}: {words}; an export leaves them out"))
+    for name, s in status["stages"].items():
+        if s["damaged"]:
+            words = f"{s['damaged']:,} answers are damaged (distill check tells more)"
+            console.print(Text(f"{plain(name, 40)}: {words}"))
     if any(s["bad_rows"] for s in status["stages"].values()):
         bad = sum(s["bad_rows"] for s in status["stages"].values())
         console.print(f"{bad:,} pool rows could not be used")

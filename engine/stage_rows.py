@@ -11,13 +11,15 @@ being waited for.
 
 import sqlite3
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
 
 from engine.replies import stored_answer
 from engine.rows import Gone, Placed, Progress, Reach
+from engine.terminal import plain, tell
+from store.damages import is_intact
 from store.records import BadRow, Item, Outcome
 from store.schema import STAGE_SHIFT
 
@@ -26,7 +28,8 @@ CLOSE = 4  # so near to each other they are looked at together again
 USABLE: tuple[Outcome, ...] = ("stop", "length")
 
 _LOOK = """
-SELECT a.position, CAST(w.item AS BLOB), r.answer IS NULL AND r.failure IS NULL, p.outcome, b.raw
+SELECT a.position, CAST(w.item AS BLOB), r.answer IS NULL AND r.failure IS NULL, p.outcome,
+  CAST(b.raw AS BLOB), b.checksum
 FROM samples a JOIN rows w ON w.id = ? + a.position JOIN requests r ON r.id = a.request
 LEFT JOIN responses p ON p.id = r.answer LEFT JOIN bodies b ON b.response = p.id
 WHERE a.stage = ? AND a.sample = ? AND a.position >= ? AND a.position < ? AND w.plan IN ({plans})
@@ -65,17 +68,24 @@ def answers_at(
     stop: int,
     sample: int = 0,
     plans: Sequence[int] | None = None,
+    damages: set[int] | None = None,
 ) -> dict[int, Found]:
-    """What a stage has at positions [start, stop); `plans`: of rows that belong to these settings."""
+    """What a stage has at positions [start, stop); `plans`: of rows that belong to these settings. A damaged
+    answer is waited for as if it were pending, which `check --repair` makes it; `damages` is told of it."""
     found = {}
     sql = _LOOK.format(plans="w.plan" if plans is None else ", ".join("?" * len(plans)))
     values = (number << STAGE_SHIFT, number, sample, start, stop, *(plans or ()))
-    for position, item, is_waiting, outcome, raw in reader.execute(sql, values):
-        record = None
-        if outcome in upstream.outcomes:
-            read = stored_answer(raw.encode() if isinstance(raw, str) else raw)
-            record = upstream.read(orjson.loads(item), read[0]) if read else None
-        found[position] = Found(bool(is_waiting), record, item)
+    for position, item, is_waiting, outcome, raw, checksum in reader.execute(sql, values):
+        found[position] = Found(bool(is_waiting), None, item)
+        if outcome in upstream.outcomes and raw is not None:
+            if is_intact(raw, checksum) and _is_row(item):
+                answer = stored_answer(raw)
+                record = upstream.read(orjson.loads(item), answer[0]) if answer else None
+                found[position] = Found(False, record, item)
+            else:
+                found[position] = Found(True, None, item)
+                if damages is not None:
+                    damages.add(position)
     return found
 
 
@@ -87,11 +97,12 @@ class _Above:
     upstream: Upstream
     is_whole: bool
     reach: Reach | None = None
+    damages: set[int] = field(default_factory=set)  # positions of answers that are damaged
 
     def look(self, reader: sqlite3.Connection, start: int, stop: int) -> dict[int, Found]:
         """What it has at positions [start, stop). Rows that it has not put in their places yet may
         lie there as an earlier run left them."""
-        found = answers_at(reader, self.number, self.upstream, start, stop)
+        found = answers_at(reader, self.number, self.upstream, start, stop, damages=self.damages)
         if self.reach:
             waited = self.reach.pending
             several = waited if stop - start > len(waited) else waited.intersection(range(start, stop))
@@ -100,6 +111,23 @@ class _Above:
 
 
 _WAITING, _NOTHING = Found(True, None), Found(False, None)
+
+
+def _is_row(item: bytes) -> bool:
+    try:
+        return isinstance(orjson.loads(item), dict)
+    except ValueError:
+        return False
+
+
+def _damaged(one: _Above) -> str:
+    first = ", ".join(map(str, sorted(one.damages)[:5]))
+    count = len(one.damages)
+    answers = "1 answer is" if count == 1 else f"{count:,} answers are"
+    return (
+        f"stage '{one.upstream.stage}': {answers} damaged (row {first}{', …' if count > 5 else ''}); rows "
+        "made of damaged answers wait until `distill check RUN --repair` makes these pending again"
+    )
 
 
 class StageRows:
@@ -138,6 +166,16 @@ class StageRows:
             yield from self._bad()
         numbers = dict(reader.execute("SELECT name, id FROM stages").fetchall())
         above = [_Above(numbers[u.stage], u, u.is_whole or u.stage in self._followed) for u in self._stages]
+        try:
+            yield from self._looked_through(reader, above)
+        finally:
+            for one in above:
+                if one.damages:
+                    tell(f"distill: {plain(_damaged(one), 600)}\n")
+
+    def _looked_through(
+        self, reader: sqlite3.Connection, above: Sequence["_Above"]
+    ) -> Iterator[Placed | Gone | None]:
         end = self._end(reader, above)
         if self._limit is not None:
             end = min(end, -(-self._limit // self._each))

@@ -27,7 +27,8 @@ def status_of(run: Path) -> dict[str, Any]:
             runs = last_runs(reader, number, 2)
             if runs and (newest is None or runs[0]["id"] > newest["id"]):
                 newest = runs[0]
-            if len(runs) == 2 and (changes := differences(runs[1]["settings"], runs[0]["settings"])):
+            known = [run for run in runs if run["settings"]]  # all but those of a damaged ledger
+            if len(known) == 2 and (changes := differences(runs[1]["settings"], runs[0]["settings"])):
                 found["changed"][name] = changes
     finally:
         reader.close()

@@ -26,7 +26,8 @@ from engine.recipe_tables import OfStage, OfStep, Recipe, Value
 from engine.step_commands import WRITTEN, Flag, is_file
 from engine.step_records import STEPS, Record, StepResult, is_whole, record_of, write_record
 from engine.steps import EVALUATIONS, MADE, Step, folder_of, left_by
-from engine.terminal import tell
+from engine.terminal import plain, tell
+from store.damages import words_of
 from store.errors import DistillError
 
 BEGUN = Path("training") / "run.json"  # where a training was begun, which can be resumed
@@ -124,6 +125,8 @@ def _exported(recipe: Recipe, folder: Path, run: Path, given: OfStage) -> Path:
     out = folder / f"{given.stage}.jsonl"
     format = given.format or SHAPES[recipe.stage[given.stage].task][0]
     found = export_stage(run, format, out, given.stage, given.outcome, given.min_margin, given.reasoning)
+    if words := words_of([found.damages], run):
+        tell(f"distill: {plain(words, 1000)}\n")
     if not found.rows:
         words = f"stage '{given.stage}' has no row for it (outcomes {given.outcome})"
         raise EmptyStage(f"{words}: see `distill status {run}` for what became of its rows")

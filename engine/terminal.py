@@ -1,9 +1,17 @@
-"""Text from elsewhere, made safe for a terminal; money, counts and times as people read them."""
+"""Text from elsewhere, made safe for a terminal; money, counts and times as people read them.
 
+Also what is to be done when the terminal is lost: what asks us to stop, and where words go then.
+"""
+
+import errno
+import io
 import os
 import re
+import signal
 import sys
 from decimal import Decimal
+from types import FrameType
+from typing import Any
 
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
@@ -16,6 +24,49 @@ def tell(text: str) -> None:
         sys.stderr.flush()
     except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+
+
+class _Outliving(io.FileIO):
+    """Standard output or error, whose terminal may be gone before us: what is written then goes nowhere."""
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data)
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())
+            return memoryview(data).nbytes
+
+
+def outlive_the_terminal() -> None:
+    """From now on nothing that is written to a lost terminal raises."""
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        stream = getattr(sys, name)
+        if stream is None or not stream.isatty():
+            continue
+        raw = io.BufferedWriter(_Outliving(number, "wb", closefd=False))
+        new = io.TextIOWrapper(raw, stream.encoding, stream.errors, line_buffering=True)
+        setattr(sys, name, new)
+
+
+def stop_signals() -> tuple[signal.Signals, ...]:
+    """What asks us to stop: Ctrl-C, `kill`, and a lost terminal, unless (by `nohup`) we were told to
+    outlive it."""
+    asked = (signal.SIGINT, signal.SIGTERM)
+    return asked if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else (*asked, signal.SIGHUP)
+
+
+def stop_on_signals() -> None:
+    """All of them are a KeyboardInterrupt until somebody handles them otherwise."""
+    for number in stop_signals():
+        signal.signal(number, _interrupt)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    if number == signal.SIGHUP:  # the shell and the kernel both send it
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    raise KeyboardInterrupt
 
 
 def plain(text: str, width: int | None = None) -> str:

@@ -4,6 +4,7 @@ DistillError                 everything this program raises on purpose
 ├── UsageError               bad flags or input; the command exits 2
 │   └── PoolError            a pool that cannot be used at all
 ├── RunFolderError           the run folder cannot be used (held, unwritable); exits 2
+│   └── DamagedLedger        SQLite cannot read the ledger, or what it holds cannot be
 └── StorageError             the disk failed us in the middle; exits 3, resumable
     └── DiskFull             no space left; the reserve file has been given up
 """
@@ -25,6 +26,16 @@ class PoolError(UsageError):
 
 class RunFolderError(DistillError):
     """The run folder is held by another process, or cannot be written."""
+
+
+class DamagedLedger(RunFolderError):
+    """The ledger is damaged; `check` says how, and repairs it."""
+
+    def __init__(self, ledger: object, why: object) -> None:
+        super().__init__(
+            f"{ledger} is damaged ({why}): `distill check` on its folder says what is lost, and saves the "
+            "rest with --repair"
+        )
 
 
 class StorageError(DistillError):

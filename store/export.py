@@ -15,29 +15,40 @@ from typing import IO, Any
 
 import orjson
 
+from store.damages import Damages, is_damage, is_intact
 from store.files import is_plain, replacing
-from store.records import Instruction
+from store.records import OUTCOMES, Instruction
 from store.schema import STAGE_SHIFT
 
 PARQUET_ROWS = 10_000
+KNOWN = {*OUTCOMES, "unparsed"}
 
+POSITIONS = 512  # read together; of a page that is damaged each alone
+
+# With an answer; what it names may be missing, where the ledger is damaged.
 _ANSWERS = """
-SELECT a.position, a.sample, w.item, b.raw, p.outcome, p.model
-FROM samples a JOIN rows w ON w.id = ? + a.position
-JOIN requests r ON r.id = a.request JOIN responses p ON p.id = r.answer
-JOIN bodies b ON b.response = p.id
-WHERE a.stage = ? AND w.plan IN ({plans}) ORDER BY a.position, a.sample
+SELECT a.position, a.sample, CAST(w.item AS BLOB), CAST(b.raw AS BLOB), b.checksum, p.outcome, p.model
+FROM samples a LEFT JOIN rows w ON w.id = ? + a.position
+LEFT JOIN requests r ON r.id = a.request LEFT JOIN responses p ON p.id = r.answer AND p.request = r.id
+LEFT JOIN bodies b ON b.response = p.id
+WHERE a.stage = ? AND a.position >= ? AND a.position < ? AND (r.answer IS NOT NULL OR r.id IS NULL)
+  AND (w.id IS NULL OR w.plan IN ({plans}))
+ORDER BY a.position, a.sample
 """
 # With the last reply to rows that failed because none of theirs could be read.
 _ASKED = """
-SELECT a.position, a.sample, w.item, b.raw, p.outcome, p.model
-FROM samples a JOIN rows w ON w.id = ? + a.position
-JOIN requests r ON r.id = a.request LEFT JOIN errors e ON e.id = r.failure AND r.answer IS NULL
-JOIN responses p ON p.id = ifnull(r.answer, (
+SELECT a.position, a.sample, CAST(w.item AS BLOB), CAST(b.raw AS BLOB), b.checksum, p.outcome, p.model
+FROM samples a LEFT JOIN rows w ON w.id = ? + a.position
+LEFT JOIN requests r ON r.id = a.request LEFT JOIN errors e ON e.id = r.failure AND r.answer IS NULL
+LEFT JOIN responses p ON p.request = r.id AND p.id = ifnull(r.answer, (
   SELECT max(q.id) FROM responses q WHERE q.attempt = e.attempt AND q.outcome = 'unparsed'))
-JOIN bodies b ON b.response = p.id
-WHERE a.stage = ? AND w.plan IN ({plans}) ORDER BY a.position, a.sample
+LEFT JOIN bodies b ON b.response = p.id
+WHERE a.stage = ? AND a.position >= ? AND a.position < ?
+  AND (r.answer IS NOT NULL OR r.id IS NULL OR p.id IS NOT NULL)
+  AND (w.id IS NULL OR w.plan IN ({plans}))
+ORDER BY a.position, a.sample
 """
+_NEXT = "SELECT min(position) FROM samples WHERE stage = ? AND position >= ?"
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,18 +85,58 @@ def stored(
     unparsed: bool = False,
     left_out: Counter[str] | None = None,
     plans: Sequence[int] | None = None,
+    damages: Damages | None = None,
 ) -> Iterator[Stored]:
     """In pool order. `unparsed`: with the rows of which no reply could be read. `left_out` counts rows by
-    their outcome that is not asked for. `plans`: only rows that belong to these settings."""
+    their outcome that is not asked for. `plans`: only rows that belong to these settings. What is damaged
+    is left out, and told to `damages`."""
+    damages = Damages("") if damages is None else damages
+    wanted = {*outcomes, "unparsed"}
     sql = _ASKED if unparsed else _ANSWERS
     sql = sql.format(plans="w.plan" if plans is None else ", ".join("?" * len(plans)))
-    rows = reader.execute(sql, (stage << STAGE_SHIFT, stage, *(plans or ())))
-    for position, sample, item, raw, outcome, model in rows:
-        if outcome in outcomes or outcome == "unparsed":
-            body = raw.encode() if isinstance(raw, str) else raw
-            yield Stored(position, sample, orjson.loads(item), body, outcome, model)
-        elif left_out is not None:
-            left_out[outcome] += 1
+    for position, sample, item, raw, checksum, outcome, model in _found(
+        reader, stage, sql, plans or (), damages
+    ):
+        if item is None or raw is None or outcome not in KNOWN:
+            damages.add(position, "its row is missing" if item is None else "its reply is missing")
+        elif outcome not in wanted:
+            if left_out is not None:
+                left_out[outcome] += 1
+        elif not is_intact(raw, checksum):
+            damages.add(position, "the checksum of its reply differs")
+        else:
+            row = _object(item)
+            if row is None:
+                damages.add(position, "its text cannot be read")
+                continue
+            yield Stored(position, sample, row, raw, outcome, model)
+
+
+def _object(item: bytes) -> dict[str, Any] | None:
+    try:
+        row = orjson.loads(item)
+    except ValueError:
+        return None
+    return row if isinstance(row, dict) else None
+
+
+def _found(
+    reader: sqlite3.Connection, stage: int, sql: str, plans: Sequence[int], damages: Damages
+) -> Iterator[tuple[Any, ...]]:
+    """Rows of a query, some positions at a time. Where SQLite finds a page damaged, each position alone."""
+    base, start = stage << STAGE_SHIFT, 0
+    while (first := reader.execute(_NEXT, (stage, start)).fetchone()[0]) is not None:
+        start = first + POSITIONS
+        try:
+            yield from reader.execute(sql, (base, stage, first, start, *plans)).fetchall()
+        except sqlite3.DatabaseError as error:
+            if not is_damage(error):
+                raise
+            for position in range(first, start):
+                try:
+                    yield from reader.execute(sql, (base, stage, position, position + 1, *plans)).fetchall()
+                except sqlite3.DatabaseError as error:
+                    damages.add(position, str(error))
 
 
 def write(

@@ -44,6 +44,21 @@ def held(run: Path, lock: str = LOCK, flag: str = "--run") -> Iterator[Path]:
         os.close(descriptor)
 
 
+def is_held(run: Path) -> bool:
+    """Whether a process holds the folder at this moment."""
+    try:
+        descriptor = os.open(run / LOCK, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
 def _lock(descriptor: int, run: Path, lock: str, flag: str) -> None:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

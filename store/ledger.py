@@ -19,10 +19,11 @@ from pathlib import Path
 from queue import SimpleQueue
 
 from store.batch import Batch
-from store.errors import DiskFull, RunFolderError, StorageError
+from store.damages import is_damage
+from store.errors import DamagedLedger, DiskFull, RunFolderError, StorageError
 from store.folder import LEDGER, give_up_reserve
 from store.records import Cause, Request, Response
-from store.schema import STAGE_SHIFT, VERSION, migrate, version_words
+from store.schema import STAGE_SHIFT, VERSION, is_newer, migrate, version_words
 
 CHECKPOINT_PAGES = 4000
 FOLD_MS = 2000  # to wait at the end for readers that are in the middle of a query
@@ -42,9 +43,15 @@ def connect_writer(run: Path) -> sqlite3.Connection:
         connection.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}")
         (version,) = connection.execute("PRAGMA user_version").fetchone()
         if version > VERSION:
+            if not is_newer(connection):
+                raise DamagedLedger(run / LEDGER, f"its version is told as {version}")
             raise RunFolderError(version_words(run / LEDGER, version))
         migrate(connection)
+    except UnicodeDecodeError as error:  # in the words of SQLite, which quotes the schema
+        raise DamagedLedger(run / LEDGER, "its schema cannot be read") from error
     except sqlite3.Error as error:
+        if is_damage(error):
+            raise DamagedLedger(run / LEDGER, error) from error
         raise RunFolderError(f"cannot open {run / LEDGER}: {error}") from error
     return connection
 
@@ -312,4 +319,6 @@ class _Guard:
                 f"cannot write {self._run / LEDGER} ({error}); nothing stored is lost: see to the disk "
                 "(free some space) and run the same command again"
             ) from error
+        if is_damage(error):
+            raise StorageError(str(DamagedLedger(self._run / LEDGER, error))) from error
         raise StorageError(f"writing {self._run / LEDGER} failed: {error}") from error

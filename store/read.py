@@ -8,12 +8,12 @@ from typing import Any
 import orjson
 
 from store.bills import billed, in_vain
-from store.errors import RunFolderError, UsageError
+from store.errors import DamagedLedger, RunFolderError, UsageError
 from store.folder import held, ledger_path
 from store.index import ANSWERED, DUE, FAILED, KeyIndex
 from store.ledger import connect_writer
-from store.records import UNUSABLE
-from store.schema import STAGE_SHIFT, VERSION, version_words
+from store.records import OUTCOMES, UNUSABLE
+from store.schema import STAGE_SHIFT, VERSION, is_newer, version_words
 
 PAGE_OF_KEYS = 4096
 _IN_UNUSABLE = f"({', '.join(repr(outcome) for outcome in UNUSABLE)})"
@@ -23,7 +23,7 @@ Page = tuple[dict[int, tuple[bytes, int]], list[dict[int, int]]]
 
 def connect_reader(run: Path) -> sqlite3.Connection:
     """A read-only connection; readers never checkpoint. A ledger of an older version is brought up
-    to date first. Raises RunFolderError without a ledger."""
+    to date first. Raises RunFolderError without a ledger, DamagedLedger."""
     path = ledger_path(run).resolve()
     try:
         return _checked(run, path, "mode=ro")
@@ -32,16 +32,21 @@ def connect_reader(run: Path) -> sqlite3.Connection:
         if wal.exists() and wal.stat().st_size:
             raise RunFolderError(f"cannot read {path}: {error}") from error
         return _checked(run, path, "immutable=1")  # a disk that is read-only: nobody can be writing
+    except UnicodeDecodeError as error:  # in the words of SQLite, which quotes the schema
+        raise DamagedLedger(path, "its schema cannot be read") from error
     except sqlite3.DatabaseError as error:
-        raise RunFolderError(f"{path} is no ledger: {error}") from error
+        raise DamagedLedger(path, error) from error
 
 
 def _checked(run: Path, path: Path, mode: str) -> sqlite3.Connection:
     connection = sqlite3.connect(f"{path.as_uri()}?{mode}", uri=True, check_same_thread=False)
+    connection.text_factory = _text
     connection.execute("PRAGMA busy_timeout = 5000")
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     if version == VERSION:
         return connection
+    if version > VERSION and not is_newer(connection):
+        raise DamagedLedger(path, f"its version is told as {version}")
     connection.close()
     if not 0 < version < VERSION:
         raise RunFolderError(version_words(path, version))
@@ -50,15 +55,24 @@ def _checked(run: Path, path: Path, mode: str) -> sqlite3.Connection:
     return _checked(run, path, mode)
 
 
+def _text(raw: bytes) -> str:
+    """A text that is damaged is read all the same; whoever needs its very bytes reads it as a blob."""
+    return raw.decode(errors="replace")
+
+
 def load_index(reader: sqlite3.Connection, index: KeyIndex) -> None:
-    """All requests' keys with their state. Ids have no gaps: requests are never deleted."""
+    """All requests' keys with their state. Ids have no gaps: requests are never deleted. Raises
+    DamagedLedger where they have."""
     reader.execute("BEGIN")
     try:
-        keys = reader.execute("SELECT substr(key, 1, 8) FROM requests ORDER BY id")
+        keys = reader.execute("SELECT CAST(substr(key, 1, 8) AS BLOB) FROM requests ORDER BY id")
         heads = bytearray()
         while some := keys.fetchmany(PAGE_OF_KEYS):  # a join of all would hold a million small objects
             heads += b"".join([head for (head,) in some])
-        states = bytearray([ANSWERED]) * (len(heads) // 8)
+        count, last = reader.execute("SELECT count(*), ifnull(max(id), 0) FROM requests").fetchone()
+        if not count == last == len(heads) // 8:
+            raise DamagedLedger(_name_of(reader), "requests are missing in it")
+        states = bytearray([ANSWERED]) * count
         others = reader.execute("SELECT id, failure FROM requests WHERE answer IS NULL")
         for request, failure in others:
             states[request - 1] = DUE if failure is None else FAILED
@@ -71,6 +85,11 @@ def load_index(reader: sqlite3.Connection, index: KeyIndex) -> None:
         index.load(heads, states)
     finally:
         reader.execute("ROLLBACK")
+
+
+def _name_of(reader: sqlite3.Connection) -> str:
+    """The file that a connection reads."""
+    return str(reader.execute("PRAGMA database_list").fetchone()[2])
 
 
 def note_asked(reader: sqlite3.Connection) -> None:
@@ -137,13 +156,15 @@ def stage_status(reader: sqlite3.Connection, stage: int) -> dict[str, Any]:
     """One stage as `status --json` shows it. Shared answers are counted where they are used,
     tokens and cost where they were paid."""
     total, bad = reader.execute("SELECT total, bad_rows FROM stages WHERE id = ?", (stage,)).fetchone()
-    outcomes = dict(
+    found = dict(
         reader.execute(
-            "SELECT p.outcome, count(*) FROM samples a JOIN requests r ON r.id = a.request "
-            "JOIN responses p ON p.id = r.answer WHERE a.stage = ? GROUP BY 1 ORDER BY 1",
+            "SELECT p.outcome, count(*) FROM samples a LEFT JOIN requests r ON r.id = a.request "
+            "LEFT JOIN responses p ON p.id = r.answer AND p.request = r.id "
+            "WHERE a.stage = ? AND (r.answer IS NOT NULL OR r.id IS NULL) GROUP BY 1 ORDER BY 1",
             (stage,),
         ).fetchall()
     )
+    outcomes = {outcome: count for outcome, count in found.items() if outcome in OUTCOMES}
     failed = dict(
         reader.execute(
             "SELECT e.cause, count(*) FROM samples a JOIN requests r ON r.id = a.request "
@@ -167,6 +188,7 @@ def stage_status(reader: sqlite3.Connection, stage: int) -> dict[str, Any]:
         "at_risk_usd": paid[3] / 1e6,
         "unanswered": paid[4],
         "bad_rows": bad,
+        "damaged": sum(found.values()) - sum(outcomes.values()),  # as far as is seen without their bodies
         "billed": billed(reader, stage, paid[2]),
         **in_vain(reader, stage),
     }
@@ -215,8 +237,17 @@ def last_runs(reader: sqlite3.Connection, stage: int, count: int) -> list[dict[s
         reader.row_factory = None
     for run in runs:
         for name in ("settings", "estimate", "utilisation"):
-            run[name] = orjson.loads(run[name]) if run[name] else None
+            run[name] = _object(run[name]) if run[name] else None
     return runs
+
+
+def _object(text: str) -> dict[str, Any] | None:
+    """None where the ledger is damaged."""
+    try:
+        found = orjson.loads(text)
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) else None
 
 
 def day_usage(reader: sqlite3.Connection, since: float, endpoint: int) -> list[tuple[float, int, int]]:

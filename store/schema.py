@@ -158,11 +158,27 @@ ALTER TABLE errors ADD COLUMN at_risk_micro INTEGER;
 CREATE TABLE settlements (  -- attempts in doubt that a person has settled
   attempt INTEGER PRIMARY KEY REFERENCES attempts(id),
   billed_micro INTEGER NOT NULL, at REAL NOT NULL);
+DROP VIEW unanswered;
+CREATE VIEW unanswered AS
+  SELECT t.id AS attempt, t.request, t.run, t.sent_at, t.worst_micro / 1e6 AS worst_usd
+  FROM attempts t
+  WHERE t.id NOT IN (SELECT attempt FROM responses) AND t.id NOT IN (SELECT attempt FROM errors)
+    AND t.id NOT IN (SELECT attempt FROM settlements);
+DROP VIEW failures;
+CREATE VIEW failures AS
+  SELECT s.name AS stage, a.position, a.sample,
+    CASE WHEN json_valid(w.item) THEN json_extract(w.item, '$.instruction') END AS instruction,
+    e.cause, e.status, e.message, e.at
+  FROM samples a JOIN stages s ON s.id = a.stage
+  JOIN rows w ON w.id = (a.stage << 40) + a.position
+  JOIN requests r ON r.id = a.request JOIN errors e ON e.id = r.failure
+  WHERE r.answer IS NULL;
 DROP VIEW answers;
 CREATE VIEW answers AS
-  SELECT s.name AS stage, a.position, a.sample, json_extract(w.item, '$.id') AS id,
-    json_extract(w.item, '$.instruction') AS instruction,
-    json_extract(w.item, '$.input') AS input,
+  SELECT s.name AS stage, a.position, a.sample,
+    CASE WHEN json_valid(w.item) THEN json_extract(w.item, '$.id') END AS id,
+    CASE WHEN json_valid(w.item) THEN json_extract(w.item, '$.instruction') END AS instruction,
+    CASE WHEN json_valid(w.item) THEN json_extract(w.item, '$.input') END AS input,
     coalesce(b.text, CASE WHEN typeof(b.raw) = 'text' AND json_valid(b.raw)
       THEN json_extract(b.raw, '$.choices[0].message.content') END) AS output,
     coalesce(b.reasoning, CASE WHEN typeof(b.raw) = 'text' AND json_valid(b.raw)
@@ -182,6 +198,15 @@ def version_words(path: object, version: int) -> str:
     if version > VERSION:
         return f"{path} was written by a newer distill (version {version}, this one knows {VERSION})"
     return f"{path} is not ready: it is empty or being made; run generate first"
+
+
+def is_newer(connection: sqlite3.Connection) -> bool:
+    """Whether a ledger whose version is above ours has been brought there: else its header is damaged."""
+    try:
+        (made,) = connection.execute("SELECT count(*) FROM _sqlite_migrations").fetchone()
+    except sqlite3.OperationalError:
+        return True
+    return int(made) > VERSION
 
 
 def migrate(connection: sqlite3.Connection) -> None:

@@ -35,6 +35,7 @@ FREE = (
 )  # a model that is on a price list needs words about money
 TROUBLE = (
     "Traceback (most recent call last)",
+    "an unexpected error",
     "never retrieved",
     "never awaited",
     "destroyed but it is pending",

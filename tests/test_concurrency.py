@@ -187,6 +187,16 @@ def test_a_ceiling_below_the_start_holds() -> None:
     assert gate.limit == 3
 
 
+@pytest.mark.parametrize("latency", [0.0, 1e-9, 0.0005])
+def test_a_server_of_under_a_millisecond_is_no_queue_and_no_error(latency: float) -> None:
+    """The loop's clock counts milliseconds, so that such latencies are 0 or noise."""
+    gate = Gate(1)
+    adaptive = Adaptive(gate, most=256)
+    for number in range(40):
+        window(gate, adaptive, latency if number % 3 else 0.0)
+    assert gate.limit == 256
+
+
 def test_growth_ends_at_the_first_sign_of_a_queue() -> None:
     gate = Gate(1)
     adaptive = Adaptive(gate, most=1024)

@@ -154,6 +154,18 @@ def test_an_interrupted_training_stops_with_a_checkpoint_and_no_other_may_take_i
     assert "holds a training already" in again
 
 
+def test_a_lost_terminal_stops_a_training_with_a_checkpoint(ground: Path) -> None:
+    process = at_step(tiny.words(*given(ground, "hung-up"), "--epochs", 20), ground / "hung-up", 1)
+    workers = children_of(process.pid)
+    os.kill(process.pid, signal.SIGHUP)
+    os.kill(process.pid, signal.SIGHUP)  # the shell and the kernel both tell of it
+    _, said = process.communicate(timeout=tiny.SECONDS)
+    assert process.returncode == 130, said
+    assert "stopped with a checkpoint" in said
+    assert "Traceback" not in said
+    until_gone(workers)
+
+
 def test_a_loss_that_is_no_number_ends_the_training_with_a_sentence(ground: Path) -> None:
     said = tiny.train(*given(ground, "diverged"), "--lr", 1e30, "--clip", 1e30, code=1)
     assert re.search(r"training failed: the loss of step \d is (nan|inf): begin anew with a lower --lr", said)

@@ -46,6 +46,7 @@ async def test_a_stage_is_told_with_done_failed_outcomes_tokens_and_cost(tmp_pat
             "at_risk_usd": 0.03,
             "unanswered": 1,
             "bad_rows": 2,
+            "damaged": 0,
             "billed": {
                 "replies": 3,
                 "prompt_tokens": 210,

@@ -1,7 +1,7 @@
 """One training from the command's side: start its processes, show what they report, end it well.
 
-Shared by what is trained. Of several machines the first alone hears of measurements. A first Ctrl-C asks
-for a checkpoint and a stop, a second ends all at once.
+Shared by what is trained. Of several machines the first alone hears of measurements. A first Ctrl-C, or
+the loss of the terminal, asks for a checkpoint and a stop, a second Ctrl-C ends all at once.
 """
 
 import shutil
@@ -9,6 +9,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from types import FrameType
 from typing import Any
 
 from trainers import launch
@@ -51,8 +52,10 @@ def run(
 
 @contextmanager
 def _stoppable(folder: Folder, processes: launch.Processes, display: Display) -> Iterator[None]:
-    def asked(*_: object) -> None:
-        if folder.stop.exists():
+    def asked(number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGHUP:  # the shell and the kernel both tell of a lost terminal
+            signal.signal(number, signal.SIG_IGN)
+        elif folder.stop.exists():
             raise KeyboardInterrupt
         folder.stop.touch()
         display.say("stopping after this step, with a checkpoint; Ctrl-C again: at once")
@@ -60,12 +63,16 @@ def _stoppable(folder: Folder, processes: launch.Processes, display: Display) ->
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.signal(number, asked) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # by nohup, or because it came already
+        numbers.append(signal.SIGHUP)
+    before = {number: signal.signal(number, asked) for number in numbers}
     try:
         yield
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, handler)
 
 
 def _draw(step: int, folder: Folder, recipe: Training) -> None:

@@ -62,11 +62,11 @@ class Fetcher:
             return glance
         read = results.requests - count
         raise ResultsUnreadable(
-            f"the results of batch {row.remote} are incomplete after {FETCHES} fetches: {doubt}. {read:,} of "
-            f"{results.requests:,} could be read. The others may be paid for, so nothing is asked for anew. "
-            "Run the same command again to fetch them again, or ask the provider about the batch. To ask for "
-            f"the {count:,} anew, and perhaps pay for them twice, add --batch-abandon {row.remote} "
-            f'(in a recipe: batch_abandon = "{row.remote}")'
+            f"the results of batch {row.remote} are incomplete after {FETCHES} fetches: {doubt.rstrip('.')}. "
+            f"{read:,} of {results.requests:,} could be read. The others may be paid for, so nothing is "
+            "asked for anew. Run the same command again to fetch them again, or ask the provider about the "
+            f"batch. To ask for the {count:,} anew, and perhaps pay for them twice, add "
+            f'--batch-abandon {row.remote} (in a recipe: batch_abandon = "{row.remote}")'
         )
 
     async def _look_again(self, row: BatchRow, results: Results) -> None:

@@ -18,6 +18,7 @@ from datasette.utils.asgi import NotFound, Response
 from engine.browse.cells import row_link
 from engine.browse.queries import QUESTIONS
 from engine.replies import stored_answer
+from store.damages import is_intact
 from store.read import stage_status, stages
 
 COUNT_MS = 2500  # for what the front page counts: a million rows take about one second
@@ -39,7 +40,8 @@ SAMPLES = """
 SELECT a.sample, a.request, r.answer, r.prompt_tokens AS counted, e.cause, e.status, e.message, e.at,
   p.outcome, p.model, p.finish_reason, p.prompt_tokens, p.completion_tokens, p.cached_tokens,
   p.reasoning_tokens, p.cost_micro / 1e6 AS cost_usd, p.latency, p.received_at, p.estimated,
-  p.service_tier, p.listed_micro / 1e6 AS listed_usd, b.raw, b.text, b.reasoning
+  p.service_tier, p.listed_micro / 1e6 AS listed_usd, CAST(b.raw AS BLOB) AS raw, b.text, b.reasoning,
+  b.checksum
 FROM samples a JOIN requests r ON r.id = a.request LEFT JOIN responses p ON p.id = r.answer
   LEFT JOIN bodies b ON b.response = p.id LEFT JOIN errors e ON e.id = r.failure
 WHERE a.stage = :number AND a.position = :position ORDER BY a.sample"""
@@ -104,7 +106,7 @@ async def row(request: Any, datasette: Any) -> Any:
     samples = [await _sample(database, dict(s)) for s in (await database.execute(SAMPLES, place)).rows]
     context = {
         "stage": item["stage"], "task": item["task"], "position": place["position"],
-        "item": orjson.loads(item["item"]), "samples": samples, "database": LEDGER,
+        "item": _item(item["item"]), "samples": samples, "database": LEDGER,
         "before": row_link(item["stage"], place["position"] - 1) if place["position"] else None,
         "after": row_link(item["stage"], place["position"] + 1) if item["has_next"] else None,
     }  # fmt: skip
@@ -120,7 +122,10 @@ def _place(args: Any) -> dict[str, Any]:
 
 async def _sample(database: Any, sample: dict[str, Any]) -> dict[str, Any]:
     """A sample with its words, and every ask behind it (None where looking takes too long)."""
+    raw = sample["raw"]
+    sample["damaged"] = raw is not None and not is_intact(raw, sample["checksum"])
     sample["words"], sample["thinking"] = _words(sample)
+    sample["raw"] = None if raw is None else raw.decode(errors="backslashreplace")
     try:
         found = await database.execute(HISTORY, {"request": sample["request"]}, custom_time_limit=HISTORY_MS)
         sample["history"] = [dict(ask) for ask in found.rows]
@@ -129,13 +134,20 @@ async def _sample(database: Any, sample: dict[str, Any]) -> dict[str, Any]:
     return sample
 
 
+def _item(text: str) -> dict[str, Any]:
+    """A row's JSON; what is left of it where it is damaged."""
+    try:
+        found = orjson.loads(text)
+    except ValueError:
+        return {"damaged row": text}
+    return found if isinstance(found, dict) else {"damaged row": text}
+
+
 def _words(sample: Mapping[str, Any]) -> tuple[str | None, str | None]:
     """What the teacher said and thought in a stored body, as far as it can be read."""
-    raw = sample["raw"]
-    if not raw:
+    if not sample["raw"]:
         return None, None
-    found = stored_answer(raw.encode() if isinstance(raw, str) else raw)
-    text, thinking = found or (sample["text"], sample["reasoning"])
+    text, thinking = stored_answer(sample["raw"]) or (sample["text"], sample["reasoning"])
     return text or None, thinking or None
 
 

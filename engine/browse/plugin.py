@@ -1,9 +1,11 @@
 """Datasette's hooks: which function of ours answers which of them. Registered by server.py."""
 
+import logging
+import sqlite3
 from collections.abc import Callable
 from typing import Any
 
-from datasette import hookimpl
+from datasette import Response, hookimpl
 
 from engine.browse import cells, pages
 
@@ -51,6 +53,28 @@ def prepare_jinja2_environment(env: Any, datasette: Any) -> None:
 def _whole_cell(cell: Any, row: Any, table: str) -> Any:
     values = {other["column"]: other["raw"] for other in row}
     return cells.whole(values, cell["raw"], cell["column"], table)
+
+
+@hookimpl  # type: ignore[untyped-decorator]
+def handle_exception(datasette: Any, request: Any, exception: Exception) -> Callable[[], Any]:
+    """A page that says it, in the place of Datasette's, which prints a traceback with all values to the
+    terminal as well. What nobody foresaw is logged."""
+
+    async def page() -> Any:
+        status = getattr(exception, "status", 500)
+        message = getattr(exception, "message", None) or str(exception) or type(exception).__name__
+        if isinstance(exception, sqlite3.DatabaseError):
+            message = f"The ledger may be damaged here ({message}): `distill check` on its folder tells."
+        elif status == 500:
+            logging.getLogger("distill").error("a page of browse failed", exc_info=exception)
+        told = {"ok": False, "error": message, "status": status, "title": getattr(exception, "title", None)}
+        if request.path.split("?")[0].endswith(".json"):
+            return Response.json(told, status=status)
+        template = datasette.jinja_env.select_template([f"{status}.html", "error.html"])
+        context = {**told, "urls": datasette.urls, "app_css_hash": datasette.app_css_hash()}
+        return Response.html(await template.render_async({**context, "menu_links": list}), status=status)
+
+    return page
 
 
 @hookimpl  # type: ignore[untyped-decorator]

@@ -13,7 +13,7 @@ from store.records import UNUSABLE
 
 SHOWN = 100
 POSITION_SHIFT = "(a.stage << 40) + a.position"  # rows.id, see store/schema.py
-INSTRUCTION = "json_extract(w.item, '$.instruction') AS instruction"
+INSTRUCTION = "CASE WHEN json_valid(w.item) THEN json_extract(w.item, '$.instruction') END AS instruction"
 _PLAIN = """CASE WHEN typeof(b.raw) = 'text' AND json_valid(b.raw)
     THEN json_extract(b.raw, '$.choices[0].message.content') END"""
 OUTPUT = f"coalesce(b.text, {_PLAIN}) AS output"
@@ -140,7 +140,8 @@ WITH judged AS MATERIALIZED (
   FROM stages s CROSS JOIN samples a ON a.stage = s.id JOIN rows w ON w.id = (a.stage << 40) + a.position
     JOIN requests r ON r.id = a.request JOIN responses p ON p.id = r.answer
     JOIN bodies b ON b.response = p.id
-  WHERE s.task = 'judge' AND a.sample = 0),
+  WHERE s.task = 'judge' AND a.sample = 0 AND json_valid(w.item)
+    AND (b.text IS NOT NULL OR json_valid(b.raw))),
 scored AS MATERIALIZED (
   SELECT *, score_of(item, reply, 0) AS a, score_of(item, reply, 1) AS b FROM judged)
 SELECT x.stage, x.position, y.stage AS other_stage, y.position AS other_position,

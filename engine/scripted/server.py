@@ -84,7 +84,7 @@ def application(latency: float) -> web.Application:
 
 
 def run_scripted(port: int, latency: float = 0.0) -> None:
-    """Serves until SIGINT or SIGTERM; prints the address on stdout when it is ready."""
+    """Serves until it is told to stop; prints the address on stdout when it is ready."""
     import uvloop
 
     if not (0 <= port <= 65535 and latency >= 0):

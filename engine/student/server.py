@@ -202,7 +202,7 @@ async def _send(response: web.StreamResponse, value: dict[str, Any]) -> None:
 
 
 def run_student(folder: Path, port: int, parallel: int, precision: str | None = None) -> None:
-    """Serves until SIGINT or SIGTERM; prints the address on stdout when it is ready. Raises UsageError."""
+    """Serves until it is told to stop; prints the address on stdout when it is ready. Raises UsageError."""
     if not (0 <= port <= 65535 and parallel > 0):
         raise UsageError("--port wants 0 to 65535, --parallel at least 1")
     check(folder)

@@ -8,7 +8,6 @@ import errno
 import ipaddress
 import os
 import secrets
-import signal
 import socket
 import sys
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from pathlib import Path
 
 from aiohttp import web
 
-from engine.terminal import plain, tell
+from engine.terminal import plain, stop_signals, tell
 from evaluators.annotate.doors import Door, guard
 from evaluators.annotate.pages import Site, add_routes, templates
 from store.errors import RunFolderError, UsageError
@@ -37,7 +36,7 @@ class Address:
 
 
 def serve(votes: Votes, run: Path, address: Address) -> None:
-    """Serves until SIGINT or SIGTERM. Raises UsageError for an address that cannot be had."""
+    """Serves until it is told to stop. Raises UsageError for an address that cannot be had."""
     if not 0 <= address.port <= 65535:
         raise UsageError(f"--port {address.port}: wants 0 (any that is free) to 65535")
     bound = bind(address)
@@ -121,7 +120,7 @@ def application(votes: Votes, token: str, hosts: frozenset[str], port: int) -> w
 
 async def _serve(votes: Votes, bound: socket.socket, run: Path, address: Address) -> None:
     done = asyncio.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in stop_signals():
         asyncio.get_running_loop().add_signal_handler(number, done.set)
     port = bound.getsockname()[1]
     token = token_of(run)

@@ -17,9 +17,11 @@ from engine.earlier import counting
 from engine.exports import clean
 from engine.language import language_of
 from engine.replies import answer_of
+from engine.terminal import plain, tell
 from evaluators.intervals import wilson
 from evaluators.rows import data_sets, row_of
 from evaluators.sheets import Sheet, Span, Value, publish
+from store.damages import Damages, words_of
 from store.errors import UsageError
 from store.export import stored
 from store.read import connect_reader, stage_of, stage_status, stages
@@ -125,14 +127,22 @@ def of_run(run: Path, stage: str | None = None) -> dict[str, Tally]:
     reader = connect_reader(run)
     try:
         chosen = [stage_of(run, stage)] if stage is not None else stages(reader)
-        found = {}
+        found, damages = {}, []
         for number, name in chosen:
+            damages.append(Damages(name))
             tally = Tally(outcomes=Counter(), failed=stage_status(reader, number)["failed"])
-            for row in stored(reader, number, OUTCOMES, plans=counting(reader, number).plans):
+            plans = counting(reader, number).plans
+            for row in stored(reader, number, OUTCOMES, plans=plans, damages=damages[-1]):
                 where = {"id": str(row.item.get("id", row.position)), "line": None, "position": row.position}
-                text, thinking = answer_of(row.raw)
+                try:
+                    text, thinking = answer_of(row.raw)
+                except Exception:  # of an older version's body, which has no checksum
+                    damages[-1].add(row.position, "it cannot be read", where["id"])
+                    continue
                 tally.add(clean(text), thinking, where, row.outcome)
             found[name] = tally
+        if words := words_of(damages, run):
+            tell(f"distill: {plain(words, 1000)}\n")
         return found
     finally:
         reader.close()

@@ -14,8 +14,10 @@ from engine.judging.comparisons import by_file, verdict
 from engine.replies import text_of
 from engine.roles import role
 from engine.tasks.contest import question
+from engine.terminal import plain, tell
 from evaluators.judge.judgements import Judgement, won
 from evaluators.judge.reviews import Source
+from store.damages import Damages, words_of
 from store.errors import UsageError
 from store.export import Stored, stored
 from store.read import connect_reader, stage_status, stages
@@ -37,7 +39,7 @@ def read_run(run: Path, names: list[str], judge: str | None = None) -> list[Sour
                 raise UsageError(f"{run}: nobody judged in a stage '{name}'; {_told(judged)}")
         if not judged:
             raise UsageError(f"{run}: nobody judged in it; its stages are: {', '.join(there) or 'none yet'}")
-        return [_source(reader, name, *there[name], judge) for name in names or judged]
+        return [_source(reader, run, name, *there[name], judge) for name in names or judged]
     finally:
         reader.close()
 
@@ -47,23 +49,29 @@ def _told(judged: list[str]) -> str:
 
 
 def _source(
-    reader: sqlite3.Connection, name: str, number: int, counted: Counting, judge: str | None
+    reader: sqlite3.Connection, run: Path, name: str, number: int, counted: Counting, judge: str | None
 ) -> Source:
-    found = list(_judgements(reader, name, number, counted, judge or counted.settings.model))
+    damages = Damages(name)
+    found = list(_judgements(reader, number, counted, judge or counted.settings.model, damages))
+    if words := words_of([damages], run):
+        tell(f"distill: {plain(words, 1000)}\n")
     total = stage_status(reader, number)["total"]
     return Source(name, found, unanswered=max(0, (total or 0) - len(found)))
 
 
 def _judgements(
-    reader: sqlite3.Connection, name: str, number: int, counted: Counting, judge: str
+    reader: sqlite3.Connection, number: int, counted: Counting, judge: str, damages: Damages
 ) -> Iterator[Judgement]:
     """Of one setting: judgements after two prompts are two measurements."""
     task = role(counted.settings)
-    for row in stored(reader, number, READABLE, unparsed=True, plans=counted.plans):
-        contest = task.decode(row.item)
+    for row in stored(reader, number, READABLE, unparsed=True, plans=counted.plans, damages=damages):
+        try:
+            contest, text = task.decode(row.item), clean(text_of(row.raw))
+        except Exception:  # of an older version's body, which has no checksum, or of a damaged row
+            damages.add(row.position, "it cannot be read", row.item.get("id"))
+            continue
         if isinstance(contest, Contest):
-            text = clean(text_of(row.raw))
-            yield _judgement(contest, task.record(contest, text), text, row, judge, name)
+            yield _judgement(contest, task.record(contest, text), text, row, judge, damages.stage)
 
 
 def _judgement(contest: Contest, record: Any, text: str, row: Stored, judge: str, stage: str) -> Judgement:

@@ -30,7 +30,8 @@ from evaluators.report.sections import (
     training,
     words,
 )
-from store.errors import RunFolderError
+from store.damages import is_damage, words_of
+from store.errors import DamagedLedger, RunFolderError
 from store.files import is_plain, is_stdout, replacing
 from store.folder import ledger_path
 from store.read import connect_reader
@@ -67,6 +68,8 @@ def run_report(
     try:
         report = build(run, trainings, evaluations, seed)
     except sqlite3.Error as error:
+        if is_damage(error):
+            raise DamagedLedger(ledger_path(run), error) from error
         raise RunFolderError(f"cannot read {ledger_path(run)}: {error}") from error
     with replacing(out) as file:
         file.write(html(report).encode())
@@ -90,6 +93,8 @@ def build(
         about = list(_about(found))
     sections = [s for _, s in told if isinstance(s, Section)]
     left_out = [(name, why) for name, why in told if isinstance(why, str)]
+    if words := words_of(list(found.damages.values()), run):
+        left_out.append(("Damaged answers", words))
     name = run.resolve().name
     return Report(f"Report on {name}", about, sections, [*left_out, *found.unread])
 

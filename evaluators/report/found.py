@@ -6,12 +6,13 @@ holds, whatever it is called. What cannot be read is put on a list, and the rest
 
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import orjson
 
+from store.damages import Damages
 from store.errors import UsageError
 from store.read import last_runs, stage_status, stages
 
@@ -70,6 +71,11 @@ class Found:
     evaluations: list[Evaluation]
     unread: list[tuple[str, str]]
     seed: int
+    damages: dict[str, Damages] = field(default_factory=dict)
+
+    def damaged(self, stage: Stage) -> Damages:
+        """Where answers of a stage are told that are damaged and left out."""
+        return self.damages.setdefault(stage.name, Damages(stage.name))
 
     def evaluated(self, kind: str) -> list[Evaluation]:
         return [e for e in self.evaluations if e.kind == kind]

@@ -81,7 +81,7 @@ def _verbs_of(found: Found, stage: Stage) -> dict[str, object] | None:
     from evaluators.data.verbs import Verbs, load_parser, parsed
     from evaluators.rows import Row
 
-    answers = drawn(found.reader, stage.number, PARSED, f"{found.seed} verbs {stage.number}")
+    answers = drawn(found, stage, PARSED, "verbs")
     rows = [Row(str(a.position), a.position, "", "", a.text) for a in answers if _is_english(a.text)]
     if len(rows) * 2 < len(answers):
         return None

@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 import orjson
 
 from engine.replies import stored_answer
+from evaluators.report.found import Found, Stage
+from store.damages import Damages, is_intact
 
 TRIES = 20  # places drawn for each row wanted: some hold no row of the kind
 
@@ -43,7 +45,8 @@ JOIN responses p ON p.id = r.answer WHERE a.stage = ? GROUP BY 1 ORDER BY 1"""
 SHARED = "SELECT count(*), count(DISTINCT request) FROM samples WHERE stage = ?"
 LAST = "SELECT max(position), count(*) FROM samples WHERE stage = ?"
 _DRAWN = """
-SELECT a.position, a.sample, w.item, b.raw, p.outcome, p.model, p.completion_tokens, p.cost_micro
+SELECT a.position, a.sample, CAST(w.item AS BLOB), CAST(b.raw AS BLOB), b.checksum, p.outcome, p.model,
+  p.completion_tokens, p.cost_micro
 FROM samples a JOIN requests r ON r.id = a.request JOIN responses p ON p.id = r.answer
 JOIN bodies b ON b.response = p.id JOIN rows w ON w.id = (a.stage << 40) + a.position
 WHERE a.stage = ? AND a.position >= ? AND a.position <= ? ORDER BY a.position, a.sample"""
@@ -69,28 +72,36 @@ class Row(NamedTuple):
     cost_micro: int
 
 
-def _row(found: Sequence[Any]) -> Row:
-    position, sample, item, raw, *rest = found
-    body = raw.encode() if isinstance(raw, str) else raw
-    text, _ = stored_answer(body) or ("", "")
-    return Row(position, sample, orjson.loads(item), text, *rest)
+def _row(found: Sequence[Any], damages: Damages) -> Row | None:
+    """None for one that is damaged, which `damages` is told of."""
+    position, sample, item, raw, checksum, *rest = found
+    if not is_intact(raw, checksum):
+        damages.add(position, "the checksum of its reply differs")
+        return None
+    try:
+        text, _ = stored_answer(raw) or ("", "")
+        return Row(position, sample, orjson.loads(item), text, *rest)
+    except Exception as error:  # of a damaged row
+        damages.add(position, f"it cannot be read ({type(error).__name__})")
+        return None
 
 
-def drawn(reader: sqlite3.Connection, stage: int, count: int, seed: str) -> list[Row]:
-    """Answered rows of a stage, drawn by their places with a seed, in pool order."""
-    last, _ = reader.execute(LAST, (stage,)).fetchone()
+def drawn(of: Found, stage: Stage, count: int, what: str) -> list[Row]:
+    """Answered rows of a stage, drawn by their places with the report's seed, in pool order. what: for
+    which they are drawn, so that others are drawn elsewhere."""
+    last, _ = of.reader.execute(LAST, (stage.number,)).fetchone()
     if last is None:
         return []
-    random = Random(seed)
+    random = Random(f"{of.seed} {what} {stage.number}")
     some = last + 1 <= count * TRIES
     places = random.sample(range(last + 1), last + 1) if some else _places(random, last, count * TRIES)
     found: dict[int, Row] = {}
     for place in places:
         if len(found) == count:
             break
-        row = reader.execute(_DRAWN + " LIMIT 1", (stage, place, place)).fetchone()
-        if row:
-            found[place] = _row(row)
+        row = of.reader.execute(_DRAWN + " LIMIT 1", (stage.number, place, place)).fetchone()
+        if row and (read := _row(row, of.damaged(stage))):
+            found[place] = read
     return [found[place] for place in sorted(found)]
 
 
@@ -98,20 +109,25 @@ def _places(random: Random, last: int, count: int) -> list[int]:
     return [random.randrange(last + 1) for _ in range(count)]
 
 
-def answered(reader: sqlite3.Connection, stage: int, most: int, seed: str) -> Iterator[Row]:
+def answered(of: Found, stage: Stage, most: int, what: str) -> Iterator[Row]:
     """All answered rows in pool order; of many, so many in runs of neighbours that begin at drawn places."""
-    last, samples = reader.execute(LAST, (stage,)).fetchone()
+    last, samples = of.reader.execute(LAST, (stage.number,)).fetchone()
     if last is None:
         return
     if samples <= most:
-        yield from map(_row, reader.execute(_DRAWN, (stage, 0, last)))
+        yield from _rows(of, stage, 0, last)
         return
     length = 100
-    starts = sorted(
-        Random(seed).sample(range(0, last + 1, length), max(1, most * (last + 1) // samples // length))
-    )
+    random = Random(f"{of.seed} {what} {stage.number}")
+    starts = sorted(random.sample(range(0, last + 1, length), max(1, most * (last + 1) // samples // length)))
     for start in starts:
-        yield from map(_row, reader.execute(_DRAWN, (stage, start, start + length - 1)))
+        yield from _rows(of, stage, start, start + length - 1)
+
+
+def _rows(of: Found, stage: Stage, first: int, last: int) -> Iterator[Row]:
+    for found in of.reader.execute(_DRAWN, (stage.number, first, last)):
+        if row := _row(found, of.damaged(stage)):
+            yield row
 
 
 def failed(reader: sqlite3.Connection, count: int, seed: str) -> list[tuple[Any, ...]]:

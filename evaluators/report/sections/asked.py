@@ -110,7 +110,7 @@ def hosts(settings: dict[str, Any]) -> Iterator[str]:
 
 def _prompts(found: Found, stage: Stage) -> list[Block]:
     """The first row's request as it was sent, made again from what the ledger knows."""
-    first = drawn(found.reader, stage.number, 1, f"{found.seed} prompt {stage.number}")
+    first = drawn(found, stage, 1, "prompt")
     if not first:
         return []
     try:

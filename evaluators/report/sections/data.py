@@ -121,7 +121,7 @@ def _shared(found: Found, stages: list[Stage]) -> list[Block]:
 
 
 def _sampled(found: Found, stage: Stage) -> Samples:
-    rows = drawn(found.reader, stage.number, SAMPLED, f"{found.seed} data {stage.number}")
+    rows = drawn(found, stage, SAMPLED, "data")
     samples = [_sample(stage, row) for row in rows]
     return Samples(f"{stage.name}: {len(rows)} answers, drawn at random (seed {found.seed})", samples)
 

@@ -185,7 +185,7 @@ def _sampled(found: Found) -> list[Block]:
     blocks: list[Block] = []
     for stage in found.of_task("judge", "compare"):
         samples = []
-        for row in drawn(found.reader, stage.number, SAMPLED, f"{found.seed} judge {stage.number}"):
+        for row in drawn(found, stage, SAMPLED, "judge"):
             item = row.item
             shown = zip(item.get("models", ()), item.get("answers", ()), strict=False)
             quotes = [Quote("question", str(item.get("instruction", "")))]

@@ -41,7 +41,7 @@ def section(found: Found) -> Section | str:
 def _stage(found: Found, stage: Stage, number: int) -> list[Block]:
     spread: dict[str, Counter[float]] = {}
     replies = 0
-    for row in answered(found.reader, stage.number, MOST_READ, f"{found.seed} scores {stage.number}"):
+    for row in answered(found, stage, MOST_READ, "scores"):
         replies += 1
         scores = reading.scores(row.text, len(row.item["models"]))
         for model, score in zip(row.item["models"], scores or (), strict=False):
@@ -53,7 +53,7 @@ def _stage(found: Found, stage: Stage, number: int) -> list[Block]:
         "" if replies == whole else f" {replies:,} of {whole:,} replies, drawn at random (seed {found.seed})."
     )
     samples = []
-    for row in drawn(found.reader, stage.number, SAMPLED, f"{found.seed} scored {stage.number}"):
+    for row in drawn(found, stage, SAMPLED, "scored"):
         shown = zip(row.item.get("models", ()), row.item.get("answers", ()), strict=False)
         quotes = [Quote("instruction", str(row.item.get("instruction", "")))]
         quotes += [Quote(f"shown {place}: {m}", str(text)) for place, (m, text) in enumerate(shown, 1)]

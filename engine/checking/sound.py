@@ -1,0 +1,116 @@
+"""Whether SQLite can read a ledger, and its tables hold what their columns say.
+
+Where it cannot, the file is salvaged page by page before anything else is looked at.
+"""
+
+import contextlib
+import math
+import sqlite3
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from store.folder import LEDGER
+from store.salvage import Column, shapes_of
+from store.schema import VERSION, migrate
+
+MOST_TOLD = 20
+STEPS = 100_000  # of SQLite's machine, between two looks at the clock
+MAGIC = b"SQLite format 3\0"
+FIXED = {  # bytes of the header that are the same in every ledger: first, last + 1, what they are
+    (18, 19): (b"\1", b"\2"), (19, 20): (b"\1", b"\2"),
+    (20, 24): (b"\0\x40\x20\x20",), (44, 48): (b"\0\0\0\4",), (52, 60): (b"\0\0\0\0\0\0\0\1",),
+    (64, 68): (b"\0\0\0\0",), (72, 92): (bytes(20),),
+}  # fmt: skip
+_TYPES = {
+    "INTEGER": ("integer",), "REAL": ("real", "integer"), "TEXT": ("text",), "BLOB": ("blob",),
+    "": ("text", "blob"),
+}  # fmt: skip
+
+
+def faults_of(run: Path, seconds: float | None = None) -> list[str]:
+    """What makes the file unreadable in part or whole; empty for one that SQLite can work with. Reads all
+    of it, unless `seconds` are not enough for that: then what was found until then."""
+    path = run / LEDGER
+    if found := _header(path):
+        return found
+    end = time.monotonic() + seconds if seconds is not None else math.inf
+    try:
+        with contextlib.closing(_opened(path)) as connection:
+            connection.set_progress_handler(lambda: time.monotonic() > end, STEPS)
+            return _schema(connection) or _integrity(connection) or list(_types(connection))
+    except UnicodeDecodeError:  # SQLite quotes the schema
+        return ["its schema is damaged"]
+    except sqlite3.Error as error:
+        if getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_INTERRUPT:
+            return []
+        return [f"SQLite cannot read it: {error}"]
+
+
+def _header(path: Path) -> list[str]:
+    """The first 100 bytes. SQLite believes most of them, and would read texts in another encoding."""
+    wal = path.with_name(path.name + "-wal")
+    with path.open("rb") as file:
+        head = file.read(100)
+    if len(head) < 100 and wal.exists() and wal.stat().st_size:
+        return []  # all of it is in the log still
+    if not head.startswith(MAGIC):
+        return ["its header is not that of an SQLite file"]
+    wrong = [str(a) for (a, b), right in FIXED.items() if head[a:b] not in right]
+    return [f"its header is damaged (byte {', '.join(wrong)})"] if wrong else []
+
+
+def _opened(path: Path) -> sqlite3.Connection:
+    """Read-only, whatever version it says it is."""
+    uri = f"{path.resolve().as_uri()}?mode=ro"
+    connection = sqlite3.connect(uri, uri=True, isolation_level=None)
+    try:
+        connection.execute("PRAGMA busy_timeout = 5000")
+        connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    except sqlite3.OperationalError:  # a disk that is read-only: nobody can be writing
+        connection.close()
+        connection = sqlite3.connect(uri.replace("mode=ro", "immutable=1"), uri=True, isolation_level=None)
+    connection.text_factory = lambda text: text.decode(errors="replace")
+    return connection
+
+
+def _schema(connection: sqlite3.Connection) -> list[str]:
+    """Tables and views against those of a new ledger."""
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    if version != VERSION:
+        return [f"its version is {version}, which cannot be: {VERSION} was expected"]
+    with contextlib.closing(sqlite3.connect("")) as new:
+        migrate(new)
+        wanted = {shape.table: shape for shape in shapes_of(new)}
+        views = [name for (name,) in new.execute("SELECT name FROM sqlite_master WHERE type = 'view'")]
+    there = {shape.table: shape for shape in shapes_of(connection)}
+    faults = [
+        f"table {name} is not as it should be" for name, one in wanted.items() if there.get(name) != one
+    ]
+    for name in [] if faults else views:
+        try:
+            connection.execute(f"SELECT * FROM {name} LIMIT 0")
+        except sqlite3.Error as error:
+            faults.append(f"view {name} cannot be used: {error}")
+    return faults
+
+
+def _integrity(connection: sqlite3.Connection) -> list[str]:
+    found = [str(words) for (words,) in connection.execute(f"PRAGMA integrity_check({MOST_TOLD})")]
+    return [] if found == ["ok"] else found
+
+
+def _types(connection: sqlite3.Connection) -> Iterator[str]:
+    """SQLite takes any value in any column; ours hold one kind each."""
+    for shape in shapes_of(connection):
+        wrong = " OR ".join(f"NOT {_holds(column)}" for column in shape.columns)
+        if shape.by_rowid:
+            wrong += f" OR {shape.columns[0].name} < 1"
+        (count,) = connection.execute(f"SELECT count(*) FROM {shape.table} WHERE {wrong}").fetchone()
+        if count:
+            yield f"{count:,} records of table {shape.table} hold values of another kind"
+
+
+def _holds(column: Column) -> str:
+    kinds = _TYPES[column.kind] + (("null",) if column.can_be_null else ())
+    return f"typeof({column.name}) IN ({', '.join(map(repr, kinds))})"

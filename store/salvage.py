@@ -1,0 +1,191 @@
+"""Brings what can be read of a damaged ledger into a fresh one.
+
+Each record that is found (pages.py) goes into the table whose columns it fits. What fits none is counted
+and left out. Nothing is judged beyond that: whether the parts still belong together is for the check.
+"""
+
+import os
+import sqlite3
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from store.pages import BadText, Pages, Value
+from store.schema import migrate
+
+AT_ONCE = 1000
+LARGEST_ID = 1 << 52  # ids count up from 1, or are made of a stage and a position
+MIGRATIONS = "_sqlite_migrations"  # the fresh ledger has its own
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """As the schema declares it. `kind`: INTEGER, REAL, TEXT, BLOB, or empty for text or blob."""
+
+    name: str
+    kind: str
+    can_be_null: bool
+    default: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """A table as its records show it. `by_rowid`: its first column is the rowid, which records leave out."""
+
+    table: str
+    by_rowid: bool
+    columns: Sequence[Column]
+
+    def fits(self, is_row: bool, values: Sequence[Value]) -> bool:
+        """Whether a record can be one of this table. Those from before a column was added are shorter."""
+        if is_row != self.by_rowid or len(values) > len(self.columns):
+            return False
+        if self.by_rowid and values[0] is not None:
+            return False
+        missing = self.columns[len(values) :]
+        if any(not column.can_be_null and column.default is None for column in missing):
+            return False
+        first = 1 if self.by_rowid else 0
+        return all(map(_may_hold, self.columns[first:], values[first:])) and _TELLING.get(
+            self.table, _anything
+        )(values)
+
+
+@dataclass
+class Salvaged:
+    """What was found: records by table, and how many fitted none or could not be read."""
+
+    records: Counter[str] = field(default_factory=Counter)
+    unreadable: int = 0
+
+
+def salvage(damaged: Path, fresh: Path) -> Salvaged:
+    """Makes the ledger `fresh` of what `damaged` still holds. Raises OSError, sqlite3.Error."""
+    for path in (fresh, Path(f"{fresh}-wal"), Path(f"{fresh}-shm"), Path(f"{fresh}-journal")):
+        path.unlink(missing_ok=True)
+    connection = sqlite3.connect(fresh, isolation_level=None)
+    found = Salvaged()
+    try:
+        connection.execute("PRAGMA page_size = 8192")
+        connection.execute("PRAGMA synchronous = OFF")  # it is made anew if we do not come to the end
+        migrate(connection)
+        shapes = shapes_of(connection)
+        waiting: dict[str, list[Sequence[Value]]] = {shape.table: [] for shape in shapes}
+        with Pages(damaged) as pages:
+            for number in pages.in_use():
+                for record in pages.records(number):
+                    shape = None if record is None else _shape_of(shapes, *record)
+                    if record is None or shape is None:
+                        found.unreadable += record is None
+                        continue
+                    waiting[shape.table].append(_row(shape, *record))
+                    if len(waiting[shape.table]) == AT_ONCE:
+                        _insert(connection, shape, waiting[shape.table], found)
+        for shape in shapes:
+            _insert(connection, shape, waiting[shape.table], found)
+    finally:
+        connection.close()
+    descriptor = os.open(fresh, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    return found
+
+
+def shapes_of(connection: sqlite3.Connection) -> list[Shape]:
+    """The tables of a sound ledger."""
+    tables = connection.execute(
+        "SELECT name, sql LIKE '%WITHOUT ROWID%' FROM sqlite_master WHERE type = 'table' ORDER BY rowid"
+    ).fetchall()
+    shapes = []
+    for table, is_index in tables:
+        told = connection.execute(f"PRAGMA table_info({table})").fetchall()
+        columns = [
+            Column(name, kind.upper(), not notnull, default) for _, name, kind, notnull, default, _ in told
+        ]
+        by_rowid = not is_index and bool(told[0][5])
+        shapes.append(Shape(table, by_rowid, columns))
+    return shapes
+
+
+def _shape_of(shapes: Sequence[Shape], rowid: int | None, values: Sequence[Value]) -> Shape | None:
+    """The table of which a record is: one that has all its columns before one that has had more since."""
+    if rowid is not None and not 0 < rowid < LARGEST_ID:
+        return None
+    fitting = [shape for shape in shapes if shape.fits(rowid is not None, values)]
+    return min(fitting, key=lambda shape: len(shape.columns) - len(values), default=None)
+
+
+def _anything(values: Sequence[Value]) -> bool:
+    return True
+
+
+def _is_address(values: Sequence[Value]) -> bool:
+    return isinstance(values[1], str) and values[1].startswith(("http://", "https://"))
+
+
+def _is_key(values: Sequence[Value]) -> bool:
+    return isinstance(values[1], bytes) and len(values[1]) == 32
+
+
+def _is_item(values: Sequence[Value]) -> bool:
+    return not isinstance(values[1], BadText)  # a row with other words would be another row
+
+
+def _is_migration(values: Sequence[Value]) -> bool:
+    return len(values) > 2 and values[1] == "distill"
+
+
+# Where the types alone could be another table's.
+_TELLING: Mapping[str, Callable[[Sequence[Value]], bool]] = {
+    "endpoints": _is_address,
+    "requests": _is_key,
+    "rows": _is_item,
+    MIGRATIONS: _is_migration,
+}
+
+
+def _may_hold(column: Column, value: Value) -> bool:
+    if value is None:
+        return column.can_be_null
+    if column.kind == "INTEGER":
+        return isinstance(value, int)
+    if column.kind == "REAL":
+        return isinstance(value, int | float)  # SQLite writes whole numbers as integers
+    if column.kind == "TEXT":
+        return isinstance(value, str | BadText)
+    return isinstance(value, bytes if column.kind == "BLOB" else str | bytes)
+
+
+def _row(shape: Shape, rowid: int | None, values: Sequence[Value]) -> Sequence[Value]:
+    """As it is inserted: texts that are not UTF-8 are kept as bytes where a column takes these, else with
+    the wrong bytes replaced."""
+    row = [rowid, *values[1:]] if shape.by_rowid else list(values)
+    return [
+        _text(value, column) if isinstance(value, BadText) else value
+        for column, value in zip(shape.columns, row, strict=False)
+    ]
+
+
+def _text(value: BadText, column: Column) -> Value:
+    return value.decode(errors="replace") if column.kind == "TEXT" else bytes(value)
+
+
+def _insert(
+    connection: sqlite3.Connection, shape: Shape, rows: list[Sequence[Value]], found: Salvaged
+) -> None:
+    """The first of two records with the same id is kept; what the fresh ledger says of itself is replaced."""
+    if shape.table == MIGRATIONS:
+        rows.clear()
+    found.records[shape.table] += len(rows)
+    connection.execute("BEGIN")
+    with connection:
+        for width in {len(row) for row in rows}:
+            names = ", ".join(column.name for column in shape.columns[:width])
+            marks = ", ".join("?" * width)
+            or_ = "REPLACE" if shape.table == "facts" else "IGNORE"
+            some = [row for row in rows if len(row) == width]
+            connection.executemany(f"INSERT OR {or_} INTO {shape.table} ({names}) VALUES ({marks})", some)
+    rows.clear()
