@@ -154,9 +154,11 @@ async def test_rows_left_out_are_counted_by_outcome(run: Path, tmp_path: Path) -
 async def test_a_step_of_a_recipe_says_what_becomes_of_thinking(run: Path, tmp_path: Path) -> None:
     tables: dict[str, dict[str, Any]] = {
         "teacher.t": {"model": "gpt-4", "base_url": "http://127.0.0.1:1/v1", "price_in": 1, "price_out": 1},
-        "stage.generate": {"task": "generate", "teacher": "t", "pool": str(tmp_path / "pool.jsonl")},
+        "stage.generate": {
+            "task": "generate", "teacher": "t", "pool": str(tmp_path / "pool.jsonl"), "prompt": "bare.txt",
+        },
         "step.lengths": {"run": "evaluate lengths"},
-    }
+    }  # fmt: skip
     for reasoning, words in (
         ("keep", None),
         ("inline", None),
