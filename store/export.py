@@ -97,24 +97,24 @@ def stored(
     for position, sample, item, raw, checksum, outcome, model in _found(
         reader, stage, sql, plans or (), damages
     ):
+        row = _object(item)
+        id = None if row is None else row.get("id")
         if item is None or raw is None or outcome not in KNOWN:
-            damages.add(position, "its row is missing" if item is None else "its reply is missing")
+            damages.add(position, "its row is missing" if item is None else "its reply is missing", id)
         elif outcome not in wanted:
             if left_out is not None:
                 left_out[outcome] += 1
         elif not is_intact(raw, checksum):
-            damages.add(position, "the checksum of its reply differs")
+            damages.add(position, "its checksum differs", id)
+        elif row is None:
+            damages.add(position, "its text cannot be read")
         else:
-            row = _object(item)
-            if row is None:
-                damages.add(position, "its text cannot be read")
-                continue
             yield Stored(position, sample, row, raw, outcome, model)
 
 
-def _object(item: bytes) -> dict[str, Any] | None:
+def _object(item: bytes | None) -> dict[str, Any] | None:
     try:
-        row = orjson.loads(item)
+        row = orjson.loads(item or b"")
     except ValueError:
         return None
     return row if isinstance(row, dict) else None

@@ -10,13 +10,16 @@ The format is SQLite's 'Database File Format' (sqlite.org/fileformat2.html).
 
 import struct
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Self
 
+from store.leaves import Bounds, places
+
 PAGE_SIZES = {512 << n for n in range(8)}  # to 65536
 OUR_PAGE_SIZE = 8192
-LEAF_TABLE, LEAF_INDEX, INNER_INDEX = 0x0D, 0x0A, 0x02
+LEAF_TABLE, INNER_TABLE, LEAF_INDEX, INNER_INDEX = 0x0D, 0x05, 0x0A, 0x02
 MOST_BYTES = 256 << 20  # of one record; a reply is never so long
 MOST_COLUMNS = 64
 _WAL_HEADER, _FRAME_HEADER = 32, 24
@@ -26,6 +29,15 @@ Value = int | float | str | bytes | None
 
 class BadText(bytes):
     """A text that is not UTF-8."""
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """rowid: None of an index that holds rows. is_certain: nothing speaks against its number."""
+
+    rowid: int | None
+    values: list[Value]
+    is_certain: bool
 
 
 class Broken(Exception):
@@ -41,12 +53,15 @@ class Pages:
         told = int.from_bytes(head[16:18], "big") or 0
         self.size = told if told in PAGE_SIZES else 65536 if told == 1 else OUR_PAGE_SIZE
         self.count = self._file.seek(0, 2) // self.size
-        self._log_file = self._frames = None
+        self._log_file: BinaryIO | None = None
+        self._frames: dict[int, int] = {}
+        self.is_log_damaged = False
         log = path.with_name(path.name + "-wal")
         if log.exists() and log.stat().st_size > _WAL_HEADER:
             self._log_file = log.open("rb")
-            self._frames, size = _frames(self._log_file.read(_WAL_HEADER), self._log_file, self.size)
-            self.count = max(self.count, size)
+            frames, self.is_log_damaged = _frames(self._log_file, self.size)
+            self._frames = {frame.page: frame.at for frame in frames}
+            self.count = max(self.count, frames[-1].pages if frames else 0)
 
     def __enter__(self) -> Self:
         return self
@@ -62,7 +77,7 @@ class Pages:
         """Pages count from 1. A page that is not there, or is cut off, is filled with zeros."""
         if not 0 < number <= self.count:
             raise Broken
-        if self._frames and self._log_file and number in self._frames:
+        if self._log_file and number in self._frames:
             file, at = self._log_file, self._frames[number]
         else:
             file, at = self._file, (number - 1) * self.size
@@ -86,22 +101,49 @@ class Pages:
             free.update(struct.unpack(f">{count}I", page[8 : 8 + 4 * count]))
         return free
 
-    def records(self, number: int) -> Iterator[tuple[int | None, list[Value]] | None]:
-        """(rowid, columns) of each record on a leaf, or of an index that holds rows; rowid None there. None
-        for what should be a record and is not one. Other pages have none."""
+    def bounds(self) -> dict[int, Bounds]:
+        """Between which numbers the records of leaves lie, as the pages above them say. Of a tree of one
+        page, and below damaged pages, there are none."""
+        found: dict[int, Bounds] = {}
+        for number in self.in_use():
+            page = self.page(number)
+            start = 100 if number == 1 else 0
+            if page[start] != INNER_TABLE:
+                continue
+            low = 0
+            for at in self._cells(page, start + 12, start):
+                try:
+                    child, (high, _) = int.from_bytes(page[at : at + 4], "big"), _varint(page, at + 4)
+                except IndexError:
+                    continue
+                found[child] = (low, high)
+                low = high
+            found[int.from_bytes(page[start + 8 : start + 12], "big")] = (low, None)
+        return found
+
+    def _cells(self, page: bytes, pointers: int, start: int) -> list[int]:
+        (count,) = struct.unpack(">H", page[start + 3 : start + 5])
+        count = min(count, (self.size - pointers) // 2)
+        return list(struct.unpack(f">{count}H", page[pointers : pointers + 2 * count]))
+
+    def records(self, number: int, bounds: Bounds | None = None) -> Iterator[Record | None]:
+        """The records of a leaf, or of an index that holds rows. None for what should be a record and is
+        not one, or has a number that cannot be. Other pages have none."""
         page = self.page(number)
         start = 100 if number == 1 else 0
         kind = page[start]
         if kind not in (LEAF_TABLE, LEAF_INDEX, INNER_INDEX):
             return
-        (count,) = struct.unpack(">H", page[start + 3 : start + 5])
-        pointers = start + (12 if kind == INNER_INDEX else 8)
-        count = min(count, (self.size - pointers) // 2)
-        for (at,) in struct.iter_unpack(">H", page[pointers : pointers + 2 * count]):
+        found: list[tuple[int | None, list[Value]]] = []
+        for at in self._cells(page, start + (12 if kind == INNER_INDEX else 8), start):
             try:
-                yield self._record(page, at, kind)
+                found.append(self._record(page, at, kind))
             except (Broken, IndexError, struct.error):
                 yield None
+        rowids = [rowid for rowid, _ in found if rowid is not None]
+        placed = places(rowids, bounds) if rowids else [(None, True)] * len(found)
+        for (rowid, values), (place, is_certain) in zip(found, placed, strict=True):
+            yield None if rowid is not None and place is None else Record(place, values, is_certain)
 
     def _record(self, page: bytes, at: int, kind: int) -> tuple[int | None, list[Value]]:
         if kind == INNER_INDEX:
@@ -135,24 +177,52 @@ class Pages:
         return b"".join(parts)
 
 
-def _frames(head: bytes, file: BinaryIO, size: int) -> tuple[dict[int, int], int]:
-    """Where the log has the newest copy of each page, and how many pages there were at its last commit.
-    Its checksums are not looked at: behind the first that is wrong SQLite would see nothing any more."""
-    found: dict[int, int] = {}
-    committed: dict[int, int] = {}
-    count, at = 0, _WAL_HEADER
-    while len(frame := file.read(_FRAME_HEADER)) == _FRAME_HEADER:
-        number, pages, *salt = struct.unpack(">II8s8s", frame)
-        if salt[0] != head[16:24]:
-            break  # of an earlier round
-        found[number] = at + _FRAME_HEADER
+@dataclass(frozen=True, slots=True)
+class _Frame:
+    """A copy of a page in the log. pages: how many there are, if it ends a commit, else 0."""
+
+    page: int
+    at: int
+    pages: int
+
+
+def _frames(file: BinaryIO, size: int) -> tuple[list[_Frame], bool]:
+    """What the log has committed, and whether it is damaged.
+
+    Checksums run through all of it: behind a wrong one SQLite sees nothing any more. A commit that was
+    being written when the power went ends so, and is dropped; where others follow it, the log is damaged,
+    and all that has its mark is read.
+    """
+    head = file.read(_WAL_HEADER)
+    order = ">" if head[3] & 1 else "<"
+    sums = _checksum(head[:24], (0, 0), order)
+    is_right = sums == struct.unpack(">II", head[24:])
+    frames: list[_Frame] = []
+    right = at = 0
+    while len(frame := file.read(_FRAME_HEADER)) == _FRAME_HEADER and frame[8:16] == head[16:24]:
+        page = file.read(size)
+        if len(page) < size:
+            break
+        number, pages = struct.unpack(">II", frame[:8])
+        frames.append(_Frame(number, at + _WAL_HEADER + _FRAME_HEADER, pages))
+        if is_right:
+            sums = _checksum(page, _checksum(frame[:8], sums, order), order)
+            is_right = sums == struct.unpack(">II", frame[16:])
+            right += is_right
         at += _FRAME_HEADER + size
-        file.seek(at)
-        if pages:
-            count = pages
-            committed |= found
-            found.clear()
-    return committed, count
+    is_damaged = sum(frame.pages > 0 for frame in frames[right:]) > 1
+    usable = frames if is_damaged else frames[:right]
+    last = max((n for n, frame in enumerate(usable, 1) if frame.pages), default=0)
+    return usable[:last], is_damaged
+
+
+def _checksum(data: bytes, sums: tuple[int, int], order: str) -> tuple[int, int]:
+    a, b = sums
+    words = struct.unpack(f"{order}{len(data) // 4}I", data)
+    for x, y in zip(words[::2], words[1::2], strict=True):
+        a = (a + x + b) & 0xFFFFFFFF
+        b = (b + y + a) & 0xFFFFFFFF
+    return a, b
 
 
 def _varint(data: bytes, at: int) -> tuple[int, int]:

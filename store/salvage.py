@@ -16,6 +16,7 @@ from store.schema import migrate
 
 AT_ONCE = 1000
 LARGEST_ID = 1 << 52  # ids count up from 1, or are made of a stage and a position
+NO_CHECKSUM = -1  # that no body has
 MIGRATIONS = "_sqlite_migrations"  # the fresh ledger has its own
 
 
@@ -72,18 +73,26 @@ def salvage(damaged: Path, fresh: Path) -> Salvaged:
         migrate(connection)
         shapes = shapes_of(connection)
         waiting: dict[str, list[Sequence[Value]]] = {shape.table: [] for shape in shapes}
+        doubtful: list[tuple[Shape, Sequence[Value]]] = []
         with Pages(damaged) as pages:
+            bounds = pages.bounds()
             for number in pages.in_use():
-                for record in pages.records(number):
-                    shape = None if record is None else _shape_of(shapes, *record)
+                for record in pages.records(number, bounds.get(number)):
+                    shape = None if record is None else _shape_of(shapes, record.rowid, record.values)
                     if record is None or shape is None:
                         found.unreadable += record is None
                         continue
-                    waiting[shape.table].append(_row(shape, *record))
+                    row = _row(shape, record.rowid, record.values)
+                    if not record.is_certain:
+                        doubtful.append((shape, row))
+                        continue
+                    waiting[shape.table].append(row)
                     if len(waiting[shape.table]) == AT_ONCE:
                         _insert(connection, shape, waiting[shape.table], found)
         for shape in shapes:
             _insert(connection, shape, waiting[shape.table], found)
+        for shape, row in doubtful:
+            _insert(connection, shape, [row], found, is_certain=False)
     finally:
         connection.close()
     descriptor = os.open(fresh, os.O_RDONLY)
@@ -174,18 +183,28 @@ def _text(value: BadText, column: Column) -> Value:
 
 
 def _insert(
-    connection: sqlite3.Connection, shape: Shape, rows: list[Sequence[Value]], found: Salvaged
+    connection: sqlite3.Connection,
+    shape: Shape,
+    rows: list[Sequence[Value]],
+    found: Salvaged,
+    is_certain: bool = True,
 ) -> None:
-    """The first of two records with the same id is kept; what the fresh ledger says of itself is replaced."""
+    """Of two records with the same number the first is kept, or the certain one. A body whose number another
+    has as well may be either's: it gets a checksum that is wrong."""
     if shape.table == MIGRATIONS:
         rows.clear()
     found.records[shape.table] += len(rows)
+    how, also = "INSERT OR IGNORE", ""
+    if shape.table == "facts":  # the fresh ledger has one of its own
+        how = "INSERT OR REPLACE"
+    elif shape.table == "bodies" and is_certain:
+        how, also = "INSERT", f"ON CONFLICT (response) DO UPDATE SET checksum = {NO_CHECKSUM}"
     connection.execute("BEGIN")
     with connection:
         for width in {len(row) for row in rows}:
             names = ", ".join(column.name for column in shape.columns[:width])
             marks = ", ".join("?" * width)
-            or_ = "REPLACE" if shape.table == "facts" else "IGNORE"
             some = [row for row in rows if len(row) == width]
-            connection.executemany(f"INSERT OR {or_} INTO {shape.table} ({names}) VALUES ({marks})", some)
+            sql = f"{how} INTO {shape.table} ({names}) VALUES ({marks}) {also}"
+            connection.executemany(sql, some)
     rows.clear()

@@ -21,13 +21,14 @@ import orjson
 
 from engine.checking.find import find
 from engine.checking.mend import Log, mend
-from engine.checking.sound import faults_of
+from engine.checking.sound import faults_of, faults_of_log
 from engine.checking.told import Told, lines, told
 from engine.terminal import plain, tell
-from store.errors import StorageError
-from store.folder import LEDGER, held, ledger_path
+from store.errors import RunFolderError, StorageError
+from store.folder import LEDGER, held, is_held, ledger_path
 from store.ledger import connect_writer
 from store.salvage import salvage
+from store.schema import VERSION, is_newer, version_words
 
 SALVAGED = ".ledger.db.salvaged"
 DAMAGED = 1
@@ -36,19 +37,44 @@ PASSES = 4  # what is made up from what others name is looked at again
 
 def run_check(run: Path, repair: bool, as_json: bool) -> int:
     """0 for an intact ledger, or one that has been repaired; 1 for a damaged one."""
-    ledger_path(run)
+    ledger = ledger_path(run)
+    _refuse_newer(ledger)
     try:
         return _repair(run, as_json) if repair else _check(run, as_json)
     except (sqlite3.Error, OSError) as error:
-        raise StorageError(f"{run / LEDGER} cannot be checked: {error}") from error
+        raise StorageError(f"{ledger} cannot be checked: {error}") from error
+
+
+def _refuse_newer(ledger: Path) -> None:
+    """One that a newer version has written is not damaged, and one in the making is not either."""
+    log = ledger.with_name(ledger.name + "-wal")
+    if not ledger.stat().st_size and not (log.exists() and log.stat().st_size):
+        raise RunFolderError(version_words(ledger, 0))
+    with contextlib.suppress(sqlite3.Error, UnicodeDecodeError):
+        with contextlib.closing(_connected(ledger)) as connection:
+            (version,) = connection.execute("PRAGMA user_version").fetchone()
+            is_too_new = version > VERSION and is_newer(connection)
+        if is_too_new:
+            raise RunFolderError(version_words(ledger, version))
+
+
+def _salvaged(run: Path, fresh: Path) -> int:
+    """Makes a fresh ledger of what can be read; how many records cannot be."""
+    found = salvage(run / LEDGER, fresh)
+    if not sum(found.records[table] for table in ("rows", "requests", "responses", "bodies")):
+        raise RunFolderError(f"{run / LEDGER} holds nothing of a ledger any more: take one from a backup")
+    return found.unreadable
 
 
 def _check(run: Path, as_json: bool) -> int:
-    _bring_up_to_date(run)
-    if faults := faults_of(run):
+    faults = [] if is_held(run) else faults_of_log(run)
+    if not faults:
+        _bring_up_to_date(run)
+        faults = faults_of(run)
+    if faults:
         with tempfile.TemporaryDirectory(prefix="distill-check-") as folder:
             fresh = Path(folder) / LEDGER
-            unreadable = salvage(run / LEDGER, fresh).unreadable
+            unreadable = _salvaged(run, fresh)
             result = _look(fresh, run, faults)
             result.unreadable = unreadable
     else:
@@ -88,13 +114,15 @@ def _connected(path: Path) -> sqlite3.Connection:
 
 def _repair(run: Path, as_json: bool) -> int:
     with held(run):
-        _bring_up_to_date_held(run)
-        faults = faults_of(run)
+        faults = faults_of_log(run)
+        if not faults:
+            _bring_up_to_date_held(run)
+            faults = faults_of(run)
         kept, unreadable = None, 0
         log = run / f"repair-{time.strftime('%Y%m%d-%H%M%S')}.jsonl"
         if faults:
             fresh = run / SALVAGED
-            unreadable = salvage(run / LEDGER, fresh).unreadable
+            unreadable = _salvaged(run, fresh)
             fresh.chmod((run / LEDGER).stat().st_mode & 0o777)
             result, done = _mended(fresh, run, faults, log)
             kept = _put_in_place(run, fresh)
@@ -174,7 +202,7 @@ def _put_in_place(run: Path, fresh: Path) -> Path:
 
         shutil.copy2(ledger, kept)
     wal, shared = (run / f"{LEDGER}{end}" for end in ("-wal", "-shm"))
-    if wal.exists():
+    if wal.exists() and wal.stat().st_size:
         wal.rename(kept.with_name(kept.name + "-wal"))
     shared.unlink(missing_ok=True)
     fresh.replace(ledger)

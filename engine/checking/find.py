@@ -38,6 +38,7 @@ CREATE TEMP TABLE bad_rows (
 CREATE TEMP TABLE mends (request INTEGER PRIMARY KEY, response INTEGER NOT NULL);
 CREATE TEMP TABLE orphans (response INTEGER PRIMARY KEY, request INTEGER NOT NULL);
 CREATE TEMP TABLE figureless (response INTEGER PRIMARY KEY);
+CREATE TEMP TABLE misplaced (response INTEGER PRIMARY KEY, request INTEGER NOT NULL);
 """
 _REPLIES = """
 SELECT p.id, p.outcome, CAST(b.raw AS BLOB), typeof(b.raw), b.checksum
@@ -49,13 +50,21 @@ INSERT INTO figureless SELECT id FROM responses WHERE NOT (
   AND cached_tokens BETWEEN 0 AND {MOST_FIGURE} AND reasoning_tokens BETWEEN 0 AND {MOST_FIGURE}
   AND cost_micro BETWEEN 0 AND {MOST_FIGURE} AND latency BETWEEN 0 AND 1e9)
 """
+# Replies that name another request than their attempt and the request itself do.
+_MISPLACED = """
+INSERT INTO misplaced SELECT p.id, t.request FROM responses p JOIN attempts t ON t.id = p.attempt
+JOIN requests r ON r.id = t.request AND r.answer = p.id WHERE p.request <> t.request
+"""
 _ANSWERS = (
     # the reply that counts is damaged, is not there, or is another request's
     "INSERT OR IGNORE INTO bad_requests SELECT r.id, x.why FROM temp.bad_replies x "
     "JOIN responses p ON p.id = x.response JOIN requests r ON r.id = p.request AND r.answer = p.id",
     "INSERT OR IGNORE INTO bad_requests SELECT r.id, 'its reply is missing' FROM requests r "
     "LEFT JOIN responses p ON p.id = r.answer "
-    "WHERE r.answer IS NOT NULL AND (p.id IS NULL OR p.request <> r.id)",
+    "WHERE r.answer IS NOT NULL AND (p.id IS NULL OR p.request <> r.id) "
+    "AND NOT EXISTS (SELECT 1 FROM temp.misplaced x WHERE x.response = r.answer AND x.request = r.id)",
+    "INSERT OR IGNORE INTO bad_requests SELECT r.id, 'its reply is not an answer' FROM responses p "
+    "JOIN requests r ON r.id = p.request AND r.answer = p.id WHERE p.outcome IN ('malformed', 'unparsed')",
     "INSERT OR IGNORE INTO bad_requests SELECT r.id, 'the error that ended it is missing' FROM requests r "
     "LEFT JOIN errors e ON e.id = r.failure WHERE r.answer IS NULL AND r.failure IS NOT NULL "
     "AND (e.id IS NULL OR e.request <> r.id)",
@@ -118,6 +127,7 @@ def find(connection: sqlite3.Connection) -> Found:
     found = Found()
     _note_replies(connection, found)
     connection.execute(_FIGURES)
+    connection.execute(_MISPLACED)
     for sql in _ANSWERS:
         connection.execute(sql)
     found.most_request = most = _note_lost(connection)

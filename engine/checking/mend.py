@@ -55,6 +55,10 @@ CREATE TEMP TABLE spare AS SELECT t.request, max(t.id) AS attempt FROM attempts 
 WHERE t.request IN (SELECT request FROM temp.orphans) AND t.id NOT IN (SELECT attempt FROM responses)
 GROUP BY t.request
 """
+_GIVEN_BACK = """
+UPDATE responses SET request = (SELECT x.request FROM temp.misplaced x WHERE x.response = responses.id)
+WHERE id IN (SELECT response FROM temp.misplaced)
+"""
 _REBUILT = """
 INSERT INTO responses (id, attempt, request, outcome, finish_reason, model, prompt_tokens, completion_tokens,
   cached_tokens, reasoning_tokens, cost_micro, latency, received_at)
@@ -67,6 +71,7 @@ def mend(connection: sqlite3.Connection, found: Found, log: Log) -> Counter[str]
     done: Counter[str] = Counter()
     _give_parents(connection, done)
     _restore_requests(connection, found, log, done)
+    done["replies given back to their requests"] += connection.execute(_GIVEN_BACK).rowcount
     _rebuild_replies(connection, done)
     _set_figures(connection, log, done)
     _set_replies_aside(connection, log, done)

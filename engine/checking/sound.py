@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from store.folder import LEDGER
+from store.pages import Pages
 from store.salvage import Column, shapes_of
 from store.schema import VERSION, migrate
 
@@ -47,13 +48,17 @@ def faults_of(run: Path, seconds: float | None = None) -> list[str]:
         return [f"SQLite cannot read it: {error}"]
 
 
+def faults_of_log(run: Path) -> list[str]:
+    """The write-ahead log that a killed process has left. To be asked before anybody opens the ledger, for
+    SQLite drops what follows the damage, and says nothing."""
+    with Pages(run / LEDGER) as pages:
+        return ["its write-ahead log is damaged"] if pages.is_log_damaged else []
+
+
 def _header(path: Path) -> list[str]:
     """The first 100 bytes. SQLite believes most of them, and would read texts in another encoding."""
-    wal = path.with_name(path.name + "-wal")
-    with path.open("rb") as file:
-        head = file.read(100)
-    if len(head) < 100 and wal.exists() and wal.stat().st_size:
-        return []  # all of it is in the log still
+    with Pages(path) as pages:
+        head = pages.page(1)[:100] if pages.count else b""
     if not head.startswith(MAGIC):
         return ["its header is not that of an SQLite file"]
     wrong = [str(a) for (a, b), right in FIXED.items() if head[a:b] not in right]

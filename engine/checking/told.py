@@ -140,26 +140,33 @@ def _id_in(item: bytes | None) -> str | None:
 
 def _loose(connection: sqlite3.Connection) -> Iterator[str]:
     for table, column, named, count in loose_ends(connection):
-        yield f"{count:,} records of {table} name a record of {named} that is missing ({column})"
+        yield f"{_n(count, 'record')} of {table} with a {column} that is missing among {named}"
     (gaps,) = connection.execute(
         "SELECT ifnull(max(id), 0) - count(*) - (SELECT count(*) FROM temp.lost_requests WHERE request < "
         "(SELECT max(id) FROM requests)) FROM requests"
     ).fetchone()
     if gaps:
-        yield f"{gaps:,} numbers of requests are missing, which nothing names"
+        yield f"{_n(gaps, 'request')} missing that nothing names"
+    (misplaced,) = connection.execute("SELECT count(*) FROM temp.misplaced").fetchone()
+    if misplaced:
+        yield f"{_n(misplaced, 'reply', 'replies')} with the number of another request"
     texts = connection.execute("SELECT settings, estimate, utilisation FROM runs").fetchall()
     bad = sum(not all(text is None or is_json(text) for text in run) for run in texts)
     if bad:
-        yield f"the settings of {bad:,} runs cannot be read"
+        yield f"unreadable settings of {_n(bad, 'run')}"
     names = dict(connection.execute("SELECT id, name FROM stages").fetchall())
     for stage, _ in wrong_accounts(connection):
         yield f"the account of stage '{names[stage]}' is not what its replies add up to"
 
 
+def _n(count: int, one: str, many: str = "") -> str:
+    return f"{count:,} {one if count == 1 else many or one + 's'}"
+
+
 def lines(told: Told, run: str) -> Iterator[str]:
     """In plain sentences."""
     counts = told.counts
-    looked = f"{told.found.replies:,} replies and {told.found.rows:,} rows were checked"
+    looked = f"{_n(told.found.replies, 'reply', 'replies')} and {_n(told.found.rows, 'row')} were checked"
     if told.is_intact:
         yield f"{told.ledger} is intact: {looked}"
         yield from _unverified(told.found.unverified)
@@ -190,7 +197,7 @@ def lines(told: Told, run: str) -> Iterator[str]:
 def _some(words: str, count: int, named: Sequence[Named], what: str) -> Iterator[str]:
     if not count:
         return
-    yield f"  {count:,} {words}:"
+    yield f"  {words}: {count:,}"
     shown = [one for one in named if one.what == what][:SHOWN]
     for one in shown:
         yield f"    {_place(one)}: {one.why}"
@@ -209,16 +216,16 @@ def _place(one: Named) -> str:
 def _consequences(told: Told) -> Iterator[str]:
     if told.pending:
         paid = f"; {exact_dollars(told.paid_micro)} were paid for what is damaged" if told.paid_micro else ""
-        yield f"{told.pending:,} requests have to be sent again{paid}"
+        yield f"to be sent again: {_n(told.pending, 'request')}{paid}"
     if saved := told.counts["linked"]:
-        yield f"{saved:,} answers can be saved from what is left"
+        yield f"saved from what is left: {_n(saved, 'answer')}"
     if told.counts["rows"]:
-        yield f"{told.counts['rows']:,} rows are put back from the pool by the next run, which costs nothing"
+        yield f"put back from the pool by the next run, which costs nothing: {_n(told.counts['rows'], 'row')}"
 
 
 def _unverified(stages: Mapping[str, int]) -> Iterator[str]:
     for name, count in stages.items():
         yield (
-            f"stage '{plain(name, 40)}': {count:,} rows could not be compared with what was sent, since no "
-            "run with their settings is known; their replies were checked"
+            f"stage '{plain(name, 40)}': {_n(count, 'row')} could not be compared with what was sent, since "
+            "no run with the same settings is known; the replies were checked"
         )

@@ -76,7 +76,7 @@ def _row(found: Sequence[Any], damages: Damages) -> Row | None:
     """None for one that is damaged, which `damages` is told of."""
     position, sample, item, raw, checksum, *rest = found
     if not is_intact(raw, checksum):
-        damages.add(position, "the checksum of its reply differs")
+        damages.add(position, "its checksum differs")
         return None
     try:
         text, _ = stored_answer(raw) or ("", "")
