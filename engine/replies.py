@@ -15,6 +15,7 @@ from engine.errors import AskError, BadReply, RunStopped
 from engine.refusals import embedded_error
 from engine.tasks.task import Check, Verdict
 from engine.usage import NO_CLAIM, Claim, read_claim
+from store.reasoning import PAIRS, apart
 from store.records import UNUSABLE, Outcome, Usage
 
 UNREAD_LENGTH = 200
@@ -49,13 +50,6 @@ _THOUGHT_PARTS = (
     "redacted_thinking",
     "summary_text",
 )
-# Marks around thinking inside a text: opening, closing.
-_MARKS = (
-    ("<think>", "</think>"), ("<thinking>", "</thinking>"), ("<thought>", "</thought>"),
-    ("<reasoning>", "</reasoning>"), ("[THINK]", "[/THINK]"), ("<seed:think>", "</seed:think>"),
-    ("◁think▷", "◁/think▷"), ("<|begin_of_thought|>", "<|end_of_thought|>"),
-    ("<|START_THINKING|>", "<|END_THINKING|>"),
-)  # fmt: skip
 _BARE_CLOSING = re.compile(r"(?:^|\n)\s*(</think>|</thinking>|\[/THINK\]|◁/think▷|</seed:think>)\s*(?:\n|$)")
 _INLINE_CLOSING = re.compile(r"</think>\s*\n")
 _HARMONY = re.compile(
@@ -210,14 +204,12 @@ def split_thinking(text: str) -> tuple[str, str]:
     if "<|channel|>" in text and (found := _HARMONY.findall(text)):
         final = "".join(part for channel, part in found if channel == "final")
         return final, "\n".join(part for channel, part in found if channel != "final").strip()
-    head = text.lstrip()
-    for opening, closing in _MARKS:
-        if head.startswith(opening):
-            thought, closed, answer = head[len(opening) :].partition(closing)
-            return (answer.lstrip() if closed else ""), thought.strip()
+    thought, answer = apart(text)
+    if answer != text:
+        return answer, thought
     if found_mark := _BARE_CLOSING.search(text) or _INLINE_CLOSING.search(text):
         before = text[: found_mark.start()]
-        if not any(opening in before for opening, _ in _MARKS) and before.count("```") % 2 == 0:
+        if not any(opening in before for opening, _ in PAIRS) and before.count("```") % 2 == 0:
             return text[found_mark.end() :].lstrip(), before.strip()
     return text, ""
 
