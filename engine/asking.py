@@ -35,17 +35,16 @@ from engine.replies import (
     FILTERED_REPLY,
     Reply,
     claim_in,
-    is_cut,
     judged,
     read_reply,
     unread_words,
-    unusable_words,
 )
 from engine.state import RunState
 from engine.tasks.task import Check
 from engine.tokens import Tokenizer
+from engine.verdicts import Again, Answered, Failed, Verdict, unusable
 from store.ledger import Ledger
-from store.records import UNUSABLE, Cause, Outcome, Request, Usage
+from store.records import UNUSABLE, Cause, Request, Usage
 
 FIRST_BACKOFF, LONGEST_BACKOFF = 0.25, 60.0
 NO_HEADERS: Mapping[str, str] = {}
@@ -61,45 +60,6 @@ class Terms:
     attempts_parse: int = 2
     attempts_empty: int = 2
     check: Check | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Answered:
-    """The request has its answer on the disk."""
-
-
-@dataclass(frozen=True, slots=True)
-class Again:
-    """Ask again after so many seconds."""
-
-    seconds: float
-
-
-@dataclass(frozen=True, slots=True)
-class Failed:
-    """The request has failed; `error` is its row in the ledger. `refused`: by the server's word;
-    `about`: whose fault that is, where the server says so (see errors.RowRefused)."""
-
-    cause: Cause
-    status: int | None
-    words: str
-    error: int
-    refused: bool
-    about: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Unusable:
-    """The request was answered with nothing that is an answer, as often as may be paid for. `response`: the
-    last reply's row in the ledger. `thought`: the bound was used up, or filled with thinking."""
-
-    outcome: Outcome
-    words: str
-    response: int
-    thought: bool
-
-
-Verdict = Answered | Again | Failed | Unusable
 
 
 @dataclass(slots=True)
@@ -271,8 +231,7 @@ class Asker:
         effort.unusable += 1
         if reply.outcome != "tool_calls" and effort.unusable < self.terms.attempts_empty:
             return Again(0.0)
-        thought = bool(reply.reasoning or usage.reasoning_tokens) or is_cut(reply)
-        return Unusable(reply.outcome, unusable_words(reply, usage), number, thought)
+        return unusable(reply, usage, number)
 
     async def _unparsed(self, sent: _Sent, effort: Effort, reply: Reply) -> Verdict:
         """Stored and billed, and no record in it: a further sample is asked, a few times."""
@@ -373,6 +332,7 @@ class Asker:
     ) -> None:
         self.limiter.settle(sent.ticket, usage, headers)
         self.budget.settle(sent.worst, cost, lost)
+        self.state.at_risk_micro += lost
 
 
 def size_of(request: Request) -> Size:

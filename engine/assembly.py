@@ -97,7 +97,7 @@ async def begin(
 ) -> Stage:
     """Opens the stage and its run in the ledger, and puts its parts together."""
     settings, state = job.settings, RunState()
-    shown = {**settings.public(), "pool": job.rows.source}
+    shown = {**settings.public(), **job.plan.recorded, "pool": job.rows.source}
     number, run = ledger.begin(settings.stage, settings.task, settings.samples, shown)
     _note_estimate(job, ledger, state, number, run)
     if job.cap is not None:
@@ -144,9 +144,11 @@ def _note_estimate(job: StageJob, ledger: Ledger, state: RunState, stage: int, r
     told = job.estimate
     if told is None or job.plan.only is not None:
         return
+    ledger.note("UPDATE runs SET estimate = ? WHERE id = ?", json.dumps(told.as_json()), run)
+    if job.after:  # its rows are not there yet: how many there will be is a guess
+        return
     state.total = (told.requests + told.already_answered) or None
     state.stored = told.already_answered
-    ledger.note("UPDATE runs SET estimate = ? WHERE id = ?", json.dumps(told.as_json()), run)
     if not job.settings.limit:
         state.total = told.rows * job.settings.samples
         ledger.note("UPDATE stages SET total = ? WHERE id = ?", state.total, stage)

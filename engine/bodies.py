@@ -32,7 +32,7 @@ def parse_body(raw: bytes) -> tuple[Any, bool]:
         lines = [line for line in text.splitlines() if line.strip() and not line.startswith(":")]
         events = [line for line in lines if line.startswith("data:")]
         if events:
-            return _joined(_events(events)), False
+            return _joined(_events(events), ended=events[-1].removeprefix("data:").strip() == "[DONE]"), False
         if len(lines) == len(text.splitlines()):
             raise
         return loads("\n".join(lines).encode()), False
@@ -55,8 +55,10 @@ def _events(lines: list[str]) -> Iterator[Mapping[str, Any]]:
                 yield event
 
 
-def _joined(events: Iterator[Mapping[str, Any]]) -> dict[str, Any]:
-    """The one reply that a stream's chunks make. An event that is a reply, or an error, speaks for itself."""
+def _joined(events: Iterator[Mapping[str, Any]], ended: bool) -> dict[str, Any]:
+    """The one reply that a stream's chunks make. An event that is a reply, or an error, speaks for itself.
+    `ended`: the stream came to its end; one that broke off before a chunk said why is half a reply, and
+    raises ValueError."""
     body: dict[str, Any] = {}
     message: dict[str, Any] = {"role": "assistant", "content": ""}
     finish = None
@@ -72,8 +74,8 @@ def _joined(events: Iterator[Mapping[str, Any]]) -> dict[str, Any]:
                     message[name] = (message.get(name) or "") + part
                 elif part is not None and name != "role":
                     message[name] = part
-    if not body and message["content"] == "":
-        raise ValueError("a stream without a chunk")
+    if not (ended or finish):
+        raise ValueError("the stream broke off")
     body["choices"] = [{"index": 0, "message": message, "finish_reason": finish}]
     return body
 
@@ -82,6 +84,15 @@ def is_page(raw: bytes) -> bool:
     """Whether it is a page for people (HTML) and not an API's reply."""
     start = raw.lstrip(b"\xef\xbb\xbf \t\r\n")[:512].lower()
     return start.startswith(_PAGE)
+
+
+def is_prose(raw: bytes) -> bool:
+    """Whether it is plain words, such as some servers greet with: no model's reply, not even a torn one."""
+    try:
+        text = raw[:512].decode().lstrip()
+    except UnicodeDecodeError:
+        return False
+    return text[:1].isalpha() and not text.startswith("data:")
 
 
 def storable(text: str) -> str:

@@ -15,6 +15,7 @@ from engine.tokens import Tokenizer
 from engine.usage import Claim, believed
 from store.records import Response, Usage
 
+OVERRUN = 4  # times what a reply took beyond its bound, which the next one may take
 NO_HEADERS: Mapping[str, str] = {}
 
 
@@ -42,6 +43,12 @@ class Booking:
         """The most that a request can cost, in micro-dollars."""
         return self._prices.worst(asked.most_prompt, self._most_tokens(asked))
 
+    def _learn(self, completion: int, bound: int) -> None:
+        """A server that does not keep to the bound may go further beyond it next time, in every reply that is
+        on its way: several times as much is set aside from now on."""
+        beyond = max(0, completion - bound) if bound else 0
+        self._most_output = max(self._most_output, completion + (OVERRUN - 1) * beyond)
+
     def _most_tokens(self, asked: Asked) -> int:
         return max(asked.max_tokens, self._most_output)
 
@@ -57,7 +64,7 @@ class Booking:
         """What is stored of a reply."""
         usage, estimated = self._usage(reply, asked)
         cost, own = self._cost(reply.claim, usage, reply.tier, asked, headers)
-        self._most_output = max(self._most_output, usage.completion_tokens)
+        self._learn(usage.completion_tokens, asked.max_tokens)
         text, reasoning = (None, None) if reply.plain else (storable(reply.text), storable(reply.reasoning))
         return Response(
             outcome, reply.finish_reason, usage, raw, cost, latency, reply.model, text, reasoning or None,

@@ -4,8 +4,9 @@ teacher whose replies hold no answer."""
 
 from collections.abc import Collection, Sequence
 
-from engine.asking import Failed, Unusable
-from engine.errors import AllEmpty, AllRefused, AllUnread, RunStopped
+from engine.errors import AllEmpty, AllRefused, AllUnread, RunStopped, TooManyUnusable
+from engine.state import RunState
+from engine.verdicts import Failed, Unusable
 
 CANARIES = 10
 # Where they stand among the pending rows: the first, and rows further and further away.
@@ -21,19 +22,19 @@ def is_doubtful(failed: Failed | Unusable) -> bool:
     return (failed.refused and failed.about != "row") or failed.cause == "unparsed"
 
 
-def against_the_run(failures: Collection[Failed | Unusable]) -> RunStopped | None:
+def against_the_run(failures: Collection[Failed | Unusable], first: bool = True) -> RunStopped | None:
     """Why nothing more is to be asked, or None. `failures`: doubtful ones of different rows, while no
-    row has been answered."""
+    row has been answered; `first`: none was answered before them either."""
     empty = [failed for failed in failures if isinstance(failed, Unusable)]
     if any(one.thought for one in empty) or len(empty) >= EMPTY_CANARIES:
-        return AllEmpty(_words(len(empty), "answered without an answer", empty[-1].words))
+        return AllEmpty(_words(len(empty), "answered without an answer", empty[-1].words, first))
     failed = [one for one in failures if isinstance(one, Failed)]
     unread = [one for one in failed if one.cause == "unparsed"]
     if len(unread) >= CANARIES:
-        return AllUnread(_words(len(unread), "answered in vain", unread[-1].words))
+        return AllUnread(_words(len(unread), "answered in vain", unread[-1].words, first))
     own = [one for one in failed if one.about == "run" or one.status == 404]
     if own or (not unread and len(failed) >= CANARIES and _are_alike(failed)):
-        return AllRefused(_words(len(failed), "refused", (own or failed)[-1].words))
+        return AllRefused(_words(len(failed), "refused", (own or failed)[-1].words, first))
     return None
 
 
@@ -49,10 +50,26 @@ def are_in_a_row(failures: Sequence[Failed]) -> bool:
     return len(last) >= CANARIES and _are_alike(last)
 
 
+def mostly_unusable(state: RunState, most: float) -> RunStopped | None:
+    """Why a stage ends that pays for replies which hold no answer, or None. `most`: the share of the last
+    hundred replies that may be such."""
+    share = state.unusable_share()
+    if share <= most:
+        return None
+    kinds = ", ".join(f"{outcome} {count:,}" for outcome, count in state.unusable.most_common())
+    return TooManyUnusable(
+        f"{share:.0%} of the last 100 replies were paid for and hold no answer ({kinds or 'unreadable'}): "
+        "raise --thinking-tokens or --max-tokens, lower --reasoning-effort, or look at the replies with "
+        "bin/distill browse. --give-up-share 1 continues all the same"
+    )
+
+
 def _are_alike(failures: Collection[Failed]) -> bool:
     return len({failed.status for failed in failures}) == 1
 
 
-def _words(count: int, what: str, words: str) -> str:
+def _words(count: int, what: str, words: str, first: bool) -> str:
     rows = "the first row was" if count == 1 else f"the first {count:,} rows were all"
+    if not first:
+        rows = f"{count:,} more rows, from other places, were"
     return f"{rows} {what}, so nothing more is asked: {words}"

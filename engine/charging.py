@@ -19,6 +19,7 @@ FULL = 0.9  # share of the ceiling from which a bucket counts as full
 STEP = 0.85
 FORGET = 0.85  # weight of the past in the errors of each way, a window
 MARGIN = 0.02
+MEAN_WEIGHT = 0.04  # of a reply in the mean completion, at least
 LIMITED_BEFORE_DEARER = 2
 
 
@@ -72,6 +73,7 @@ class Charging:
     def __init__(self) -> None:
         self.way = Charge.UPFRONT
         self.mean_completion: float | None = None
+        self._replies = 0
         self._stretch = 1.0  # times the assumed charge, while a full bucket is being tried
         self._heard = False
         self._limited = 0
@@ -103,8 +105,11 @@ class Charging:
 
     def replied(self, size: Size, used: int, completion: int) -> None:
         """A reply's real usage."""
-        mean = self.mean_completion
-        self.mean_completion = completion if mean is None else 0.95 * mean + 0.05 * completion
+        self._replies += 1
+        mean = completion if self.mean_completion is None else self.mean_completion
+        # The mean of all at first, then of the last few dozen: the first that thinks to its bound must not
+        # move it much.
+        self.mean_completion = mean + max(1 / self._replies, MEAN_WEIGHT) * (completion - mean)
         if self._window:
             self._window.sums[Charge.ACTUAL] += used
 

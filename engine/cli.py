@@ -143,11 +143,26 @@ def export(
     min_margin: Annotated[
         float, typer.Option("--min-margin", metavar="M", help="of comparisons: least difference of scores")
     ] = 0.0,
+    reasoning: Annotated[
+        str,
+        typer.Option(
+            "--reasoning",
+            metavar="R",
+            help="thinking before answers: drop, keep (a field of its own) or inline (before the answer, in "
+            "<think> marks) [drop]",
+            show_default=False,
+        ),
+    ] = "drop",
+    all_settings: Annotated[
+        bool,
+        typer.Option("--all-settings", help="answers under all settings, not only those of the last run"),
+    ] = False,
 ) -> None:
     """Write the answers as a data set: a line for each row with an answer, in pool order."""
     from engine.exports import run_export
 
-    raise typer.Exit(run_export(run, format, out, stage, outcome, min_margin))
+    code = run_export(run, format, out, stage, outcome, min_margin, reasoning, all_settings)
+    raise typer.Exit(code)
 
 
 @app.command()

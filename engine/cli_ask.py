@@ -159,6 +159,11 @@ def run_(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="the plan and its price; asks nothing")] = False,
     json: JsonOption = False,
     yes: YesOption = False,
+    reuse: Annotated[
+        bool,
+        typer.Option("--reuse", help="keep the answers that stages have under other settings"),
+    ] = False,
+    replace: Annotated[bool, typer.Option("--replace", help="ask rows with such an answer again")] = False,
     quiet: QuietOption = False,
     metrics_port: Annotated[
         int | None,
@@ -170,7 +175,7 @@ def run_(
     from engine.recipes import run_recipe
     from engine.step_commands import commands_of
 
-    how = How(yes, quiet, metrics_port, typer.confirm)
+    how = How(yes, quiet, metrics_port, typer.confirm, reuse, replace)
     commands = commands_of(context.find_root().command)
     raise typer.Exit(run_recipe(recipe, run, commands, only or [], dry_run, json, how))
 
@@ -213,7 +218,7 @@ def import_(
     options: dict[str, Any],
 ) -> None:
     """Take in answers that were paid for elsewhere, so that they are not bought again."""
-    from engine.commands import run_import
+    from engine.importing import run_import
 
     raise typer.Exit(run_import(settings_from(options, "generate"), file, run))
 

@@ -6,22 +6,25 @@ from dataclasses import replace
 from pathlib import Path
 from random import Random
 
-from engine.estimate import Estimate, Limits, Range, Survey, Surveyed, estimate, extrapolated, survey
-from engine.feed import Plan
+from engine.completions import UNSEEN, Paid, Range, Seen, effort_of, expected_completion
+from engine.earlier import settled, standing
+from engine.estimate import Bound, Estimate, Limits, Survey, Surveyed, estimate, extrapolated, survey
 from engine.job import Job, Result, StageJob
-from engine.prices import FREE
+from engine.plan import Plan
 from engine.roles import plan_of
 from engine.rows import Numbered
 from engine.session import run_job
 from engine.settings import MOST_CONCURRENT, Settings
-from engine.show import TAKEN_AS_FREE, print_bad_rows, print_estimate, print_result
+from engine.show import TAKEN_AS_FREE, print_estimate
+from engine.show_results import print_bad_rows, print_result
 from engine.terminal import dollars, tell
 from engine.tokens import tokenizer_for
+from store.bills import paid_requests
 from store.errors import UsageError
 from store.folder import LEDGER, held
 from store.index import KeyIndex
 from store.ledger import connect_writer
-from store.read import completions, connect_reader, load_index
+from store.read import connect_reader, load_index
 
 ASK_OVER_USD = 1.0
 SURVEY_SECONDS = 2.0  # before a run; `estimate` itself counts everything
@@ -43,14 +46,23 @@ def known_keys(run: Path | None) -> KeyIndex:
     return index
 
 
-def _observed(run: Path | None, settings: Settings) -> list[int]:
+def observed(run: Path | None, settings: Settings, pilot: int = 0) -> Seen:
+    """What requests to this model have cost in the run, in this role and asked in this way."""
     if run is None or not (run / LEDGER).exists():
-        return []
+        return UNSEEN
     reader = connect_reader(run)
     try:
-        return completions(reader, settings.model, settings.task)
+        found = paid_requests(
+            reader,
+            settings.model,
+            settings.task,
+            settings.params(),
+            settings.most_output(),
+            settings.thinking_room > 0,
+        )
     finally:
         reader.close()
+    return Seen([Paid(*each) for each in found], pilot)
 
 
 def estimate_pool(
@@ -59,47 +71,47 @@ def estimate_pool(
     run: Path | None,
     seconds: float | None = None,
     index: KeyIndex | None = None,
-    stored: int = 0,
+    plan: Plan | None = None,
+    pilot: int = 0,
 ) -> Estimate:
-    """Surveys a pool and estimates what remains of it; `seconds` bounds the survey. stored: answers
-    to rows that are only imagined here."""
-    plan, starts = plan_of(settings, tokenizer_for(settings.model)), _starts(settings)
+    """Surveys a pool and estimates what remains of it; `seconds` bounds the survey. pilot: requests that
+    were asked just now to learn from."""
+    plan = plan or plan_of(settings, tokenizer_for(settings.model))
     index = (index or known_keys(run)).copy()
-    found = survey(pool, plan, index, seconds, starts)
-    if stored:
-        found = _without(found, stored)
-    return told(settings, plan, found, _observed(run, settings))
+    found = survey(pool, plan, index, seconds, price_steps(settings))
+    return told(settings, plan, found, observed(run, settings, pilot))
 
 
-def _without(found: Survey, stored: int) -> Survey:
-    """What is left of imagined rows (whose keys nobody knows) when so many are answered already."""
-    found = extrapolated(found)
-    share = max(0, found.requests - stored) / found.requests if found.requests else 0.0
-    left = found.part(share)
-    return replace(left, rows=found.rows, bad_rows=found.bad_rows, known=found.requests - left.requests)
-
-
-def _starts(settings: Settings) -> tuple[int, ...]:
+def price_steps(settings: Settings) -> tuple[int, ...]:
     """Lengths of prompts from which any of the servers charges another price."""
     prices = [settings.price_of(server, batch) for server in settings.servers() for batch in (False, True)]
     return tuple(sorted({start for price in prices if price for start, _ in price.steps}))
 
 
-def told(settings: Settings, plan: Plan, found: Survey, observed: Sequence[int] = ()) -> Estimate:
+def told(settings: Settings, plan: Plan, found: Survey, seen: Seen = UNSEEN) -> Estimate:
     """The estimate of a survey, under the settings' limits and prices."""
     rpm, tpm, rpd, tpd = (settings.together(name) for name in ("rpm", "tpm", "rpd", "tpd"))
     limits = Limits(rpm, tpm, rpd, tpd, _concurrency(settings))
-    price, batch = settings.price(batch=False), settings.price(batch=True)
-    return estimate(
+    found = extrapolated(found)
+    imagined = found.imagined_tokens / found.requests if found.requests else 0.0
+    completion = expected_completion(settings, plan.task.prior, imagined, found.requests, seen)
+    sent = settings.sent_max_tokens()
+    made = estimate(
         found,
-        plan.task.prior,
-        price,
-        batch,
+        completion,
+        settings.price(batch=False),
+        settings.price(batch=True),
         limits,
-        settings.sent_max_tokens(),
+        sent,
         plan.tokenizer.exact,
-        observed,
         settings.price_source(),
+    )
+    thinks = bool(completion.thinking or settings.thinking_room)
+    return replace(
+        made,
+        effort=effort_of(settings) if thinks else None,
+        bound=Bound(settings.answer_bound() or None, settings.thinking_room, sent or None),
+        not_sent=settings.unsent(),
     )
 
 
@@ -116,7 +128,8 @@ def run_pilot(
     """Really asks `count` rows drawn at random; their answers stay in the run."""
     settings.check(settings.price())
     plan = plan_of(settings, tokenizer_for(settings.model))
-    found = survey(pool, plan, KeyIndex(), starts=_starts(settings))
+    plan = settled(standing(run, settings, plan), settings, confirm, quiet)
+    found = survey(pool, plan, KeyIndex(), starts=price_steps(settings))
     count = min(count, found.rows)
     chosen = frozenset(Random(PILOT_SEED).sample(range(found.rows), count))
     part = replace(
@@ -136,10 +149,11 @@ def collect(settings: Settings, pool: Surveyed, run: Path, yes: bool, quiet: boo
     plan = plan_of(settings, tokenizer_for(settings.model))
     with held(run):
         connect_writer(run).close()
+        plan = settled(standing(run, settings, plan), settings, confirm, quiet)
         index = known_keys(run)
         expected = None
         if not (pool.is_stream or (quiet and yes)):  # nobody would see it
-            expected = estimate_pool(settings, pool, run, SURVEY_SECONDS, index)
+            expected = estimate_pool(settings, pool, run, SURVEY_SECONDS, index, plan=plan)
             if not quiet:
                 print_estimate(expected, settings, batch=settings.batch)
         elif not quiet and settings.is_taken_as_free:
@@ -148,7 +162,7 @@ def collect(settings: Settings, pool: Surveyed, run: Path, yes: bool, quiet: boo
         job = StageJob(settings, plan, Numbered(pool), expected)
         (result,) = run_job(Job([job], run, index, settings.budget, quiet, settings.metrics_port))
     if not quiet or result.exit_code:
-        print_result(result, settings.price() or FREE, expected, run)
+        print_result(result, run)
     print_bad_rows({settings.stage: result})
     return result.exit_code
 
@@ -168,7 +182,7 @@ def ask_leave_for(stages: Sequence[tuple[Settings, Estimate | None]], yes: bool,
     if yes or all(settings.budget is not None for settings, _ in paid):
         return
     unknown = next((settings for settings, _ in paid if settings.price() is None), None)
-    costs = [(told.batch_cost_usd if s.batch else told.cost_usd) if told else None for s, told in paid]
+    costs = [told.cost_as_asked(s.batch) if told else None for s, told in paid]
     cost = sum_of([c for c in costs if c is not None]) if all(costs) else None
     if not (sys.stdin.isatty() and all(told for _, told in paid)):
         if unknown is not None:

@@ -8,7 +8,8 @@
     │   │   ├── TimedOut         no reply in time              (may have been billed)
     │   │   ├── ConnectionLost   refused, reset, torn          (billed only if it was sent)
     │   │   ├── ServerFault      408, 409, 425, 5xx
-    │   │   └── BadReply         a 200 that cannot be read; its raw body is stored
+    │   │   ├── BadReply         a 200 that cannot be read; its raw body is stored
+    │   │   └── BrokenOff        a batch's file that breaks off: it is fetched again
     │   └── RowRefused           the row fails, once: 400, 403, 404, 413, 422, too large for the limit
     └── RunStopped               the whole run ends, resumable (exit 3)
         ├── AuthRefused          401; 403 of a server that has answered nothing yet
@@ -21,7 +22,9 @@
         ├── AllUnread            the canaries were all answered in a form that the task cannot read
         ├── AllEmpty             the canaries' replies hold no answer
         ├── TooManyUnusable      of the last hundred replies too many were paid for and hold no answer
-        └── BatchRefused         the provider does not take a batch, or does not know it any more
+        ├── BatchRefused         the provider does not take a batch, or does not know it any more
+        ├── ResultsUnreadable    a batch has ended and its files do not show all results
+        └── Incomplete           what a step takes its rows from is not complete
 
 Choose by type, never by message.
 """
@@ -93,7 +96,7 @@ class ServerFault(Transient):
 
 class BadReply(Transient):
     """`raw` is what came; it is stored as `malformed` before the row is asked again. `page`: it is a page
-    for browsers, which no model has written and nobody bills."""
+    for browsers or a line of plain words, which no model has written and nobody bills."""
 
     cause: Cause = "malformed"
     raw: bytes
@@ -101,6 +104,12 @@ class BadReply(Transient):
     def __init__(self, message: str, raw: bytes, page: bool = False) -> None:
         super().__init__(message, 200)
         self.raw, self.page, self.maybe_billed = raw, page, not page
+
+
+class BrokenOff(Transient):
+    """Its beginning came: an outage of the server is something else."""
+
+    cause: Cause = "connection"
 
 
 class RowRefused(AskError):
@@ -157,3 +166,9 @@ class TooManyUnusable(RunStopped): ...
 
 
 class BatchRefused(RunStopped): ...
+
+
+class ResultsUnreadable(RunStopped): ...
+
+
+class Incomplete(RunStopped): ...

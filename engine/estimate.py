@@ -1,47 +1,27 @@
 """What a run will cost and how long it will take, before anything is paid.
 
-Prompt tokens are counted exactly, row by row. Completion tokens are the teacher's to choose:
-predicted from the answers that the run has already (a pilot's, or those of a run begun) by
-their mean and its 95 % interval, or else from the task's prior. Time is the largest of what
-each limit needs; what binds is named.
+Prompt tokens are counted exactly, row by row. Completion tokens are the teacher's to choose: how they
+are foreseen is in completions.py. Where requests of the run needed more than one paid reply, the cost
+has these in it. Time is the largest of what each limit needs; what binds is named.
 """
 
 import itertools
 import math
-import statistics
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
-from statistics import NormalDist
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Protocol
 
-from engine.feed import Plan
+from engine.completions import Completion, Range
+from engine.plan import Plan
 from engine.prices import Price
 from engine.rows import Source
-from engine.tasks.task import Prior
 from store.errors import PoolError
 from store.index import ANSWERED, FAILED, TAKEN, KeyIndex
 from store.records import BadRow
 
 DAY, MINUTE = 86400.0, 60.0
 SECONDS_A_TOKEN, FIRST_TOKEN_SECONDS = 0.02, 1.0  # of a stream, where no run has told
-Z95 = 1.96
-LEAST_OBSERVED = 8
-
-
-@dataclass(frozen=True, slots=True)
-class Range:
-    """Expected value with a 95 % interval."""
-
-    expected: float
-    low: float
-    high: float
-
-    def times(self, factor: float) -> "Range":
-        return Range(self.expected * factor, self.low * factor, self.high * factor)
-
-    def plus(self, amount: float) -> "Range":
-        return Range(self.expected + amount, self.low + amount, self.high + amount)
 
 
 @dataclass(slots=True)
@@ -95,8 +75,24 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
+class Bound:
+    """Tokens that a reply may take: for the answer (None: as many as it likes), beside it to think, and
+    the bound that is sent (None: none is)."""
+
+    answer: int | None
+    thinking: int
+    sent: int | None
+
+
+@dataclass(frozen=True, slots=True)
 class Estimate:
-    """As `estimate --json` prints it; cost is None where the price is unknown."""
+    """As `estimate --json` prints it; cost is None where the price is unknown.
+
+    prompt_tokens: by our count, once for each request; billed_prompt_tokens: as they will be billed.
+    completion_tokens: of all paid replies, with thinking_tokens in them (None where the model does not
+    think). replies_per_request: how many are paid for on average. effort: None where it does not think;
+    not_sent: sampling parameters that were asked for and that the model would refuse.
+    """
 
     requests: int
     prompt_tokens: int
@@ -111,9 +107,37 @@ class Estimate:
     exact_tokens: bool
     completion_from: str
     price_source: str = ""  # `given`, `listed`, `listed: MODEL`, `free: local server`, `unknown`
+    thinking_tokens: Range | None = None
+    replies_per_request: float = 1.0
+    billed_prompt_tokens: int = 0
+    effort: str | None = None
+    bound: Bound | None = None
+    not_sent: Mapping[str, float] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, object]:
         return asdict(self)
+
+    def cost_as_asked(self, batch: bool) -> Range | None:
+        """The price of the way in which it is asked."""
+        return self.batch_cost_usd if batch else self.cost_usd
+
+    def of(self, requests: int) -> "Estimate":
+        """What it said of so many of the requests, to be held against their bill."""
+        share = requests / self.requests if self.requests else 0.0
+
+        def part(whole: Range | None) -> Range | None:
+            return whole and whole.times(share)
+
+        return replace(
+            self,
+            requests=requests,
+            prompt_tokens=round(self.prompt_tokens * share),
+            billed_prompt_tokens=round(self.billed_prompt_tokens * share),
+            completion_tokens=self.completion_tokens.times(share),
+            thinking_tokens=part(self.thinking_tokens),
+            cost_usd=part(self.cost_usd),
+            batch_cost_usd=part(self.batch_cost_usd),
+        )
 
 
 class Surveyed(Source, Protocol):
@@ -145,6 +169,7 @@ def survey(
             continue
         found.rows += 1
         messages, _, keys = plan.seal(row)
+        keys, _ = plan.kept(row, keys, index.has_answer)
         tokens = 0
         for key in keys:
             state = next((index.state(i) for i in index.candidates(key)), None)
@@ -180,85 +205,65 @@ def extrapolated(found: Survey) -> Survey:
     return found if found.whole else found.part(1 / found.fraction)
 
 
-def prior_completion(prior: Prior, max_tokens: int, imagined: float = 0.0) -> Range:
-    """Mean completion of a reply by the task's prior, capped at max_tokens. imagined: mean tokens of
-    the imagined replies, which the prior may be relative to."""
-    cap = max_tokens or math.inf
-    median = prior.median * imagined if prior.of_imagined else prior.median
-    normal = NormalDist(math.log(max(median, 1.0)), prior.sigma or 1e-9)
-    mean = statistics.fmean(min(cap, math.exp(normal.inv_cdf((i + 0.5) / 200))) for i in range(200))
-    return Range(mean, mean * prior.low, min(mean * prior.high, cap))
-
-
-def observed_completion(completions: Sequence[int], remaining: int) -> Range:
-    """Mean completion of the replies to come, after `completions` of replies that came.
-
-    The interval holds both the error of the mean and the scatter of what remains.
-    """
-    mean, spread = statistics.fmean(completions), statistics.stdev(completions)
-    error = Z95 * spread * math.sqrt(1 / len(completions) + 1 / max(1, remaining))
-    return Range(mean, max(0.0, mean - error), mean + error)
-
-
 def estimate(
     found: Survey,
-    prior: Prior,
+    completion: Completion,
     price: Price | None,
     batch: Price | None,
     limits: Limits,
     max_tokens: int,
     exact_tokens: bool,
-    completions: Sequence[int] = (),
     price_source: str = "",
 ) -> Estimate:
-    """Puts a survey, prices and limits together; `completions` were observed in the run."""
-    found = extrapolated(found)
+    """Puts a complete survey, prices and limits together. max_tokens: the bound that is sent, 0 for none."""
     n = found.requests
-    seen = len(completions) >= LEAST_OBSERVED
-    imagined = found.imagined_tokens / n if n else 0.0
-    mean = observed_completion(completions, n) if seen else prior_completion(prior, max_tokens, imagined)
-    tokens = mean.times(n)
-    seconds, bound_by = _seconds(found, mean, limits, max_tokens)
+    seconds, bound_by = _seconds(found, completion, limits, max_tokens)
     return Estimate(
         requests=n,
         prompt_tokens=found.prompt_tokens,
-        completion_tokens=Range(round(tokens.expected), round(tokens.low), round(tokens.high)),
-        cost_usd=_cost(price, found, mean),
-        batch_cost_usd=_cost(batch, found, mean),
+        completion_tokens=completion.tokens.times(n).rounded(),
+        cost_usd=_cost(price, found, completion),
+        batch_cost_usd=_cost(batch, found, completion),
         seconds=seconds,
         bound_by=bound_by,
         rows=found.rows,
         bad_rows=found.bad_rows,
         already_answered=found.known,
         exact_tokens=exact_tokens,
-        completion_from=f"{len(completions)} answers of this run" if seen else "the task's prior",
+        completion_from=completion.source,
         price_source=price_source,
+        thinking_tokens=completion.thinking and completion.thinking.times(n).rounded(),
+        replies_per_request=round(completion.replies, 4),
+        billed_prompt_tokens=round(found.prompt_tokens * completion.prompts),
     )
 
 
-def _cost(price: Price | None, found: Survey, mean: Range) -> Range | None:
-    """In USD; mean: completion tokens of one reply. Each length of prompt has its own price."""
+def _cost(price: Price | None, found: Survey, completion: Completion) -> Range | None:
+    """In USD. Each length of prompt has its own price, and is paid for with every reply."""
     if price is None:
         return None
     each = [price, *(step for _, step in price.steps)]
     lengths = found.lengths([start for start, _ in price.steps])
     a_token = sum(n * float(p.completion) for p, (n, _) in zip(each, lengths, strict=True))
-    fixed = sum(t * float(p.prompt) + n * float(p.request) for p, (n, t) in zip(each, lengths, strict=True))
-    return mean.times(a_token / 1e6).plus(fixed / 1e6)
+    prompts = completion.prompts * sum(t * float(p.prompt) for p, (_, t) in zip(each, lengths, strict=True))
+    fees = completion.replies * sum(n * float(p.request) for p, (n, _) in zip(each, lengths, strict=True))
+    return completion.tokens.times(a_token / 1e6).plus((prompts + fees) / 1e6)
 
 
-def _seconds(found: Survey, mean: Range, limits: Limits, max_tokens: int) -> tuple[Range, str]:
-    """Low: real usage is charged; high: prompt + max_tokens; expected: the larger of the two."""
-    n = found.requests
-    prompt = found.prompt_tokens / n if n else 0.0
-    most = max_tokens or mean.high
-    charges = (max(prompt, most), prompt + mean.low, prompt + most)
-    spans = [_span(n, charge, mean.expected, limits) for charge in charges]
+def _seconds(found: Survey, completion: Completion, limits: Limits, max_tokens: int) -> tuple[Range, str]:
+    """Low: real usage is charged; high: prompt + max_tokens; expected: the larger of the two. Thinking
+    takes its time as answers do."""
+    prompt = found.prompt_tokens / found.requests if found.requests else 0.0
+    replies = max(1.0, completion.replies)
+    a_reply, n = completion.tokens.times(1 / replies), found.requests * replies
+    most = max_tokens or a_reply.high
+    charges = (max(prompt, most), prompt + a_reply.low, prompt + most)
+    spans = [_span(n, charge, a_reply.expected, limits) for charge in charges]
     expected = spans[0]
     return Range(expected[0], min(s for s, _ in spans), max(s for s, _ in spans)), expected[1]
 
 
-def _span(n: int, charge: float, completion: float, limits: Limits) -> tuple[float, str]:
+def _span(n: float, charge: float, completion: float, limits: Limits) -> tuple[float, str]:
     if not n:
         return 0.0, "latency"
     latency = FIRST_TOKEN_SECONDS + SECONDS_A_TOKEN * completion

@@ -5,14 +5,16 @@ bodies here and now: a better reader than the one of the run costs nothing.
 """
 
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import orjson
 
+from engine.earlier import Other, counting
 from engine.judging.comparisons import (
     agreed,
     comparison_line,
@@ -21,8 +23,8 @@ from engine.judging.comparisons import (
     review_line,
     verdict,
 )
-from engine.replies import text_of
-from engine.roles import role, settings_of_stage
+from engine.replies import stored_answer
+from engine.roles import role
 from engine.settings import Settings
 from engine.tasks.task import Task
 from engine.terminal import plain, tell
@@ -31,7 +33,7 @@ from store.errors import UsageError
 from store.export import Answer, Stored, question, stored, write, write_lines
 from store.files import is_stdout
 from store.read import connect_reader, stage_of
-from store.records import OUTCOMES
+from store.records import OUTCOMES, Instruction
 
 POOLED = ("alpaca", "chat", "parquet")
 SHAPES: Mapping[str, Sequence[str]] = {
@@ -41,37 +43,97 @@ SHAPES: Mapping[str, Sequence[str]] = {
     "compare": ("comparisons",),
     "judge": ("reviews",),
 }
+REASONING = ("drop", "keep", "inline")
 Read = tuple[Stored, Any, Any]  # what is stored, the row, what its reply amounts to
 
 
-def run_export(run: Path, format: str, out: Path, stage: str | None, outcome: str, min_margin: float) -> int:
+@dataclass(frozen=True, slots=True)
+class Exported:
+    """What became of a stage's rows: lines written, replies that could not be read, rows left out by
+    outcome. others: rows with an answer under other settings than the last run's, which are left out or,
+    `mixed` in with so many of the last run's, part of the data set. damages: answers that are damaged."""
+
+    rows: int
+    unread: int
+    left_out: Mapping[str, int]
+    damages: Damages
+    others: tuple[Other, ...] = ()
+    mixed: int | None = None
+
+    @property
+    def words(self) -> str:
+        """What was left out, or mixed."""
+        said = f"; {self.unread:,} replies could not be read and are left out" if self.unread else ""
+        if self.left_out:
+            count = sum(self.left_out.values())
+            kinds = ", ".join(f"{outcome} {n:,}" for outcome, n in sorted(self.left_out.items()))
+            said += f"; {count:,} {'row' if count == 1 else 'rows'} left out: {kinds}"
+        if not self.others:
+            return said
+        whose = ", ".join(f"{other.rows:,} ({other.why})" for other in self.others)
+        if self.mixed is None:
+            return f"{said}; rows with an answer under other settings are left out (--all-settings): {whose}"
+        return f"{said}; settings are mixed: rows of the last run's: {self.mixed:,}, of others: {whose}"
+
+
+def run_export(
+    run: Path,
+    format: str,
+    out: Path,
+    stage: str | None,
+    outcome: str,
+    min_margin: float,
+    reasoning: str = "drop",
+    all_settings: bool = False,
+) -> int:
     """Writes the data set and says what it left out. Returns the exit code: 1 where answers were left out
     because they are damaged. Raises UsageError."""
-    count, unread, damages = export_stage(run, format, out, stage, outcome, min_margin)
-    left_out = f"; {unread:,} replies could not be read and are left out" if unread else ""
+    found = export_stage(run, format, out, stage, outcome, min_margin, reasoning, all_settings)
     where = "standard output" if is_stdout(out) else out
-    print(f"{count:,} rows written to {where}{left_out}", file=sys.stderr)
-    if words := words_of([damages], run):
+    print(f"{found.rows:,} rows written to {where}{found.words}", file=sys.stderr)
+    if words := words_of([found.damages], run):
         tell(f"distill: {plain(words, 1000)}\n")
-    return 1 if damages.count else 0
+    return 1 if found.damages.count else 0
 
 
 def export_stage(
-    run: Path, format: str, out: Path, stage: str | None, outcome: str, min_margin: float
-) -> tuple[int, int, Damages]:
-    """Writes the data set: how many rows, how many replies could not be read, and what is damaged. Raises
-    UsageError."""
+    run: Path,
+    format: str,
+    out: Path,
+    stage: str | None,
+    outcome: str,
+    min_margin: float,
+    reasoning: str = "drop",
+    all_settings: bool = False,
+) -> Exported:
+    """Writes the data set: of one setting, that of the newest run, or of all. `reasoning`: what becomes of
+    the thinking before answers, one of REASONING. Raises UsageError."""
     outcomes = check_outcomes(outcome)
     check_format(format)
     number, name = stage_of(run, stage)
     reader, damages = connect_reader(run), Damages(name)
     try:
-        settings = settings_of_stage(reader, number)
+        counted = counting(reader, number)
+        settings = counted.settings
         _check(format, settings.task, name)
-        rows = stored(reader, number, outcomes, unparsed=format == "reviews", damages=damages)
+        check_reasoning(reasoning, format, settings.task, settings.field)
+        left_out: Counter[str] = Counter()
+        plans = None if all_settings else counted.plans
+        rows = stored(
+            reader,
+            number,
+            outcomes,
+            unparsed=format == "reviews",
+            left_out=left_out,
+            plans=plans,
+            damages=damages,
+        )
         unread: list[int] = []
-        found = _read(rows, role(settings), unread, format == "reviews", damages)
-        return _write(out, format, found, settings, min_margin), len(unread), damages
+        answered = _answered(rows, outcomes, left_out)
+        found = _read(answered, role(settings), unread, format == "reviews", damages)
+        count = _write(out, format, found, settings, min_margin, reasoning)
+        mixed = counted.rows if all_settings else None
+        return Exported(count, len(unread), left_out, damages, counted.others, mixed)
     finally:
         reader.close()
 
@@ -97,17 +159,49 @@ def _check(format: str, task: str, stage: str) -> None:
         raise UsageError(f"--format {format}: stage '{stage}' ({task}) is exported as {shapes}")
 
 
+def check_reasoning(given: str, format: str, task: str, field: str | None = None) -> None:
+    """Raises UsageError where the data set has no place for thinking."""
+    if given not in REASONING:
+        raise UsageError(f"--reasoning {given}: unknown; there are {', '.join(REASONING)}")
+    if given == "drop":
+        return
+    if format not in POOLED:
+        raise UsageError(
+            f"--reasoning {given}: {format} hold no thinking; export it as {', '.join(POOLED)}, or leave it "
+            "out (--reasoning drop)"
+        )
+    if given == "inline" and task == "translate" and field != "output":
+        raise UsageError(
+            "--reasoning inline: these rows are translated instructions without an answer to put it before; "
+            "--reasoning keep gives the translator's thinking a field of its own"
+        )
+
+
+def _answered(
+    rows: Iterator[Stored], outcomes: Sequence[str], left_out: Counter[str]
+) -> Iterator[tuple[Stored, bool]]:
+    """The rows with what their replies hold, and whether that can be read. Empty answers are left out,
+    also those that older versions stored under another outcome."""
+    for row in rows:
+        found = stored_answer(row.raw)
+        text, reasoning = map(clean, found or ("", ""))
+        if found and not text.strip() and row.outcome in ("stop", "length") and "empty" not in outcomes:
+            left_out["empty"] += 1
+            continue
+        yield replace(row, text=text, reasoning=reasoning.strip()), found is not None
+
+
 def _read(
-    rows: Iterator[Stored], task: Task, unread: list[int], keep: bool, damages: Damages
+    rows: Iterator[tuple[Stored, bool]], task: Task, unread: list[int], keep: bool, damages: Damages
 ) -> Iterator[Read]:
     """What the replies amount to; those that cannot be read are counted, and kept only if wanted."""
-    for row in rows:
+    for row, is_readable in rows:
         try:
-            item, text = task.decode(row.item), clean(text_of(row.raw))
-        except Exception as error:  # of an older version's body without a checksum, or of a damaged row
+            item = task.decode(row.item)
+        except (LookupError, TypeError, AttributeError, ValueError) as error:  # of a damaged row
             damages.add(row.position, f"it cannot be read ({type(error).__name__})", row.item.get("id"))
             continue
-        record = task.record(item, text)
+        record = task.record(item, row.text) if is_readable else None
         if record is None and not keep:
             unread.append(row.position)
             continue
@@ -119,13 +213,23 @@ def clean(text: str) -> str:
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
-def _write(out: Path, format: str, found: Iterator[Read], settings: Settings, min_margin: float) -> int:
-    if format in POOLED:
-        answers = (Answer(record, row.sample, row.outcome, row.model) for row, _, record in found)
-        if settings.task == "translate" and settings.field != "output":  # a pool again: nothing answered yet
-            answers = (replace(answer, item=replace(answer.item, output="")) for answer in answers)
-        return write(out, format, answers, settings.samples, settings.system)
-    return write_lines(out, map(orjson.dumps, _LINES[format](found, settings, min_margin)))
+def _write(
+    out: Path, format: str, found: Iterator[Read], settings: Settings, min_margin: float, reasoning: str
+) -> int:
+    if format not in POOLED:
+        return write_lines(out, map(orjson.dumps, _LINES[format](found, settings, min_margin)))
+    answers = (_answer(row, record, reasoning) for row, _, record in found)
+    if settings.task == "translate" and settings.field != "output":  # a pool again: nothing answered yet
+        answers = (replace(answer, item=replace(answer.item, output="")) for answer in answers)
+    return write(out, format, answers, settings.samples, settings.system, reasoning == "keep")
+
+
+def _answer(row: Stored, record: Instruction, reasoning: str) -> Answer:
+    """A line of a data set; its thinking in a place of its own, before the answer, or nowhere."""
+    if reasoning == "inline" and row.reasoning:
+        record = replace(record, output=f"<think>\n{row.reasoning}\n</think>\n\n{record.output}")
+    kept = row.reasoning if reasoning == "keep" else None
+    return Answer(record, row.sample, row.outcome, row.model, kept)
 
 
 def _comparison_lines(
@@ -152,7 +256,7 @@ def _score_lines(found: Iterator[Read], settings: Settings, min_margin: float) -
 
 def _review_lines(found: Iterator[Read], settings: Settings, min_margin: float) -> Iterator[dict[str, Any]]:
     judge = {"judge": settings.model}
-    return (review_line(verdict(item, record, text_of(row.raw))) | judge for row, item, record in found)
+    return (review_line(verdict(item, record, row.text)) | judge for row, item, record in found)
 
 
 _LINES: Mapping[str, Callable[[Iterator[Read], Settings, float], Iterator[dict[str, Any]]]] = {

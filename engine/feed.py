@@ -17,54 +17,33 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from queue import SimpleQueue
 
-from engine.keys import Message, Sealer
+from engine.keys import Message
 from engine.known import Known
+from engine.plan import Plan
 from engine.rows import NOTHING, Gone, Placed, Reach, Rows
-from engine.tasks.task import Task
-from engine.tokens import Tokenizer
 from store.damages import is_damage
 from store.errors import DamagedLedger, PoolError
 from store.folder import LEDGER
 from store.index import ANSWERED, DUE, FAILED, TAKEN, KeyIndex
 from store.read import Page, has_row, placed_page
-from store.records import BadRow, Instruction, Item, Request
+from store.records import BadRow, Item, Request
 
 PAGE = 4096  # positions read from the ledger at once
 CLOCK_ROWS = 64
+WANTED = (DUE, TAKEN)  # states of requests whose rows are not passed over
 SLICE_SECONDS = 0.2  # a chunk is handed over at the latest after this
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """How a stage makes requests out of rows. `fingerprint` (63 bits) covers all that decides a
-    request's key beside the row itself."""
-
-    fingerprint: int
-    task: Task
-    sealer: Sealer
-    tokenizer: Tokenizer
-    samples: int
-    max_tokens: int
-    limit: int | None
-    only: frozenset[int] | None = None  # positions, for a pilot
-    structured: bool = False
-
-    def seal(self, item: Item) -> tuple[Sequence[Message], bytes, list[bytes]]:
-        """(messages, body, keys of the samples) of a row."""
-        messages = self.task.build(item)
-        wanted = self.task.schema(item) if self.structured and self.task.schema else None
-        body, keys = self.sealer.seal(messages, self.samples, wanted)
-        return messages, body, keys
 
 
 @dataclass(slots=True)
 class Placement:
-    """A row whose place in the ledger is new or has changed; `item` None: the row is gone."""
+    """A row whose place in the ledger is new or has changed; `item` None: the row is gone. `plan`: the
+    fingerprint of the settings that it belongs to."""
 
     position: int
     item: bytes | None
     requests: list[tuple[int, int]]
     new: list[Request]
+    plan: int
 
 
 @dataclass(slots=True)
@@ -77,7 +56,6 @@ class Chunk:
     known: Counter[int] = field(default_factory=Counter)  # ANSWERED, FAILED -> samples
     shared: Counter[int] = field(default_factory=Counter)  # request -> more samples that wait for it
     rows: int = 0
-    outputs: list[str] = field(default_factory=list)  # of the due rows, for `import`
     reach: Reach = field(default_factory=Reach)
     dry: bool = False  # no row is there at the moment
     ended: bool = False
@@ -145,14 +123,11 @@ class Feed:
         stage: int,
         thread: FeedThread,
         place: Callable[[Placement], None],
-        keep_output: bool = False,
     ) -> None:
         """`place` is called on the loop for every row whose place has changed."""
         self._rows, self._plan, self._stage, self._thread = rows, plan, stage, thread
-        self._place, self._keep_output = place, keep_output
+        self._place = place
         self._known = thread.known
-        self._due = {DUE, FAILED} if keep_output else {DUE}  # an import mends what had failed
-        self._wanted = {*self._due, TAKEN}
         self.rows_read = self.end = 0
         self.is_followed = False  # whether others take their rows from this stage
         self._page: Page = ({}, [])
@@ -226,7 +201,7 @@ class Feed:
         elif isinstance(row, BadRow):
             chunk.bad.append(row)
         elif has_row(self._known.reader, self._stage, row.position):
-            chunk.placements.append(Placement(row.position, None, [], []))
+            chunk.placements.append(Placement(row.position, None, [], [], self.plan))
 
     def _add(self, position: int, item: Item, chunk: Chunk) -> None:
         chunk.rows += 1
@@ -234,20 +209,26 @@ class Feed:
         if not self._page_start <= position < self._page_start + PAGE:
             self._turn_page(position)
         items, requests = self._page
-        if items.get(position) != text:
-            self._add_sealed(Placement(position, text, [], []), item, [], chunk)
-        elif not self._passes(position, requests, chunk):
+        there = items.get(position)
+        if there is None or there[0] != text:
+            self._add_sealed(Placement(position, text, [], [], self.plan), item, [], self.plan, chunk)
+        elif not self._passes(position, requests, chunk, is_reused=there[1] != self.plan):
             placed = [numbers.get(position) for numbers in requests]
-            self._add_sealed(Placement(position, text, [], []), item, placed, chunk)
+            self._add_sealed(Placement(position, text, [], [], self.plan), item, placed, there[1], chunk)
 
-    def _passes(self, position: int, requests: Sequence[dict[int, int]], chunk: Chunk) -> bool:
-        """Whether every sample of a row that stands where it stood needs nothing: then it is counted."""
+    def _passes(
+        self, position: int, requests: Sequence[dict[int, int]], chunk: Chunk, is_reused: bool
+    ) -> bool:
+        """Whether every sample of a row that stands where it stood needs nothing: then it is counted. Of
+        reused settings only answers are kept: what has failed under them is asked."""
         states = []
         for numbers in requests:
             number = numbers.get(position)
             if number is None or not 0 < number <= len(self.index):  # beyond it, the ledger is damaged
                 return False
-            if (state := self.index.state(number)) in self._wanted:
+            if (state := self.index.state(number)) in WANTED:
+                return False
+            if is_reused and state != ANSWERED:
                 return False
             states.append(state)
         for state in states:
@@ -255,28 +236,36 @@ class Feed:
         return True
 
     def _add_sealed(
-        self, placement: Placement, item: Item, placed: Sequence[int | None], chunk: Chunk
+        self, placement: Placement, item: Item, placed: Sequence[int | None], plan: int, chunk: Chunk
     ) -> None:
-        """`placed`: where the ledger has this very row, the requests that it has there."""
+        """`placed`: where the ledger has this very row, the requests that it has there, and `plan` the
+        settings that it belongs to there."""
         messages, body, keys = self._plan.seal(item)
+        keys, placement.plan = self._plan.kept(item, keys, self._known.has_answer)
         for sample, key in enumerate(keys):
             number = self._known.find(key)
+            if plan != self.plan and (kept := self._answer_kept(placed[sample], number)) is not None:
+                number, placement.plan = kept, plan
             if number is None:
                 request = self._request(self._known.new(key), key, sample, body, messages, item)
                 number = request.id
                 placement.new.append(request)
                 chunk.due.append(request)
-            elif self.index.state(number) in self._due:  # known from an earlier run, not answered yet
+            elif self.index.state(number) == DUE:  # known from an earlier run, not answered yet
                 self.index.mark(number, TAKEN)
                 asked = self._known.asked(number)
                 chunk.due.append(self._request(number, key, sample, body, messages, item, asked))
             else:
                 self._count_known(number, chunk)
             placement.requests.append((sample, number))
-            if self._keep_output and len(chunk.outputs) < len(chunk.due):
-                chunk.outputs.append(item.output if isinstance(item, Instruction) else "")
-        if placed != [number for _, number in placement.requests]:
+        if placement.plan != plan or placed != [number for _, number in placement.requests]:
             chunk.placements.append(placement)
+
+    def _answer_kept(self, placed: int | None, number: int | None) -> int | None:
+        """A row's request under reused settings, if it is the one that has been answered."""
+        if placed is None or self.index.state(placed) != ANSWERED:
+            return None
+        return placed if number is None or self.index.state(number) != ANSWERED else None
 
     def _count_known(self, request: int, chunk: Chunk) -> None:
         state = self.index.state(request)
@@ -302,6 +291,6 @@ class Feed:
     def _turn_page(self, position: int) -> None:
         start, plan = position - position % PAGE, self._plan
         self._page = placed_page(
-            self._known.reader, self._stage, plan.fingerprint, plan.samples, start, start + PAGE
+            self._known.reader, self._stage, plan.accepted, plan.samples, start, start + PAGE
         )
         self._page_start = start

@@ -122,6 +122,18 @@ def engine_options(
         str | None,
         _option("--stage", text="name of the stage [the task's]", panel=PANEL_HOW, metavar="NAME"),
     ] = None,
+    reuse: Annotated[
+        bool,
+        _option(
+            "--reuse",
+            text="keep the answers that the stage's rows have under other settings, and ask only the rest",
+            panel=PANEL_HOW,
+        ),
+    ] = False,
+    replace: Annotated[
+        bool,
+        _option("--replace", text="ask rows with such an answer again", panel=PANEL_HOW),
+    ] = False,
     structured: Annotated[
         bool,
         _option("--structured", text="ask for JSON by a schema where the task has one", panel=PANEL_HOW),
@@ -251,6 +263,15 @@ def engine_options(
             panel=PANEL_BATCH,
         ),
     ] = 60.0,
+    batch_abandon: Annotated[
+        str | None,
+        _option(
+            "--batch-abandon",
+            text="a batch whose results cannot be read: ask for the missing ones anew, perhaps paying twice",
+            panel=PANEL_BATCH,
+            metavar="ID",
+        ),
+    ] = None,
 ) -> None:
     """Only its signature is used."""
 

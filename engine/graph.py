@@ -1,45 +1,53 @@
 """A checked recipe as stages that run together: settings, rows, estimates.
 
 A stage that reads files stands for itself. One that reads other stages gets its rows as their
-answers come (stage_rows.py), and is estimated from imagined answers: what a typical reply of the
-stage before would be.
+answers come (stage_rows.py), and is estimated from the answers that are there and imagined ones
+(imagined.py).
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import islice
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from engine.earlier import Standing, standing
 from engine.estimate import Surveyed
+from engine.imagined import Expected, Foreseen
 from engine.job import StageJob
 from engine.options import default_url, server_values, text_of_file
 from engine.prices import is_loopback
-from engine.recipe_checks import POOLED
-from engine.recipe_tables import EndpointTable, Recipe, TeacherTable, Thought
+from engine.recipe_checks import POOLED, RANKED
+from engine.recipe_tables import EndpointTable, Member, OfStep, Recipe, TeacherTable, Thought
 from engine.roles import DEFAULTS, plan_of, role
 from engine.rows import Numbered, Rows
 from engine.settings import Quota, Server, Settings
 from engine.sources import Members, contests_of, pool_of
 from engine.stage_rows import USABLE, StageRows, Upstream
-from engine.tasks.task import Task
+from engine.steps import placed
 from engine.tokens import tokenizer_for
 from engine.toml_lines import Path_
 from store.errors import UsageError
-from store.records import BadRow, Item, Outcome
+from store.records import Item, Outcome
 
 SHARED = (
     "to", "field", "language", "structured", "seed", "sample", "limit", "samples", "top_p", "param",
-    "omit", "system", "batch", "attempts", "attempts_parse", "attempts_empty", "both_orders", "names",
+    "omit", "system", "batch", "batch_abandon", "attempts", "attempts_parse", "attempts_empty", "both_orders",
+    "names", "reuse", "replace",
 )  # fmt: skip
 Served = Mapping[str, tuple[str, str]]  # teacher -> (address, model) of what the recipe serves itself
 
 
 class Graph:
-    """The settings and rows of a recipe's stages; `served` tells of its own teachers. What steps make
-    must have a place (placed.py)."""
+    """The settings and rows of a recipe's stages in a run folder; `served` tells of its own teachers.
+    replaced: stages whose answers under other settings are to be asked again. incomplete: stages that
+    do not run now and still have rows to come."""
 
-    def __init__(self, recipe: Recipe, served: Served) -> None:
-        self.recipe = recipe
-        self.settings = {name: _settings(recipe, name, served) for name in recipe.order}
+    def __init__(self, recipe: Recipe, run: Path, served: Served, replaced: Collection[str] = ()) -> None:
+        self.given, self.recipe, self.run = recipe, placed(recipe, run), run
+        self.settings = {name: _settings(self.recipe, name, served) for name in recipe.order}
+        for name in replaced:
+            self.settings[name] = self.settings[name].model_copy(update={"replace": True})
+        self.incomplete: set[str] = set()
+        self._standing: dict[str, Standing] = {}
 
     def job(self, name: str, asks: bool = True) -> StageJob:
         """A stage, ready to run, or, if it asks nobody, to be looked at: that needs no key. Raises
@@ -50,16 +58,21 @@ class Graph:
             self._check_keys(table.teacher, settings)
         try:
             capped.check(settings.price(), needs_keys=False)
-            plan = plan_of(settings, tokenizer_for(settings.model))
+            plan = self.standing(name).plan
             rows = self._rows(name)
         except UsageError as error:
             raise self.recipe.wrong(("stage", name), str(error)) from None
-        return StageJob(settings, plan, rows, None, self.recipe.upstream(name), table.budget)
+        above = self.recipe.upstream(name)
+        lacking = tuple(one for one in above if one in self.incomplete)
+        return StageJob(settings, plan, rows, None, above, table.budget, lacking)
 
-    def fingerprint(self, name: str) -> int:
-        """What the ledger knows the stage's rows by, besides their content."""
-        settings = self.settings[name]
-        return plan_of(settings, tokenizer_for(settings.model)).fingerprint
+    def standing(self, name: str) -> Standing:
+        """What the run folder has of a stage."""
+        if name not in self._standing:
+            settings = self.settings[name]
+            plan = plan_of(settings, tokenizer_for(settings.model))
+            self._standing[name] = standing(self.run, settings, plan)
+        return self._standing[name]
 
     def _check_keys(self, teacher: str, settings: Settings) -> None:
         table = self.recipe.teacher[teacher]
@@ -73,15 +86,24 @@ class Graph:
                 words = f"no API key for {server.base_url}: {one.api_key_env} is not set"
                 raise self.recipe.wrong((*place, "api_key_env"), words)
 
-    def imagined(self, name: str) -> Surveyed:
-        """The rows of a stage for its estimate: those of its files, or imagined ones."""
+    def expected(self, name: str) -> Surveyed:
+        """The rows of a stage for its estimate: of its files, or of answers, imagined where there are
+        none yet."""
         if not self.recipe.upstream(name):
             return self._files(name)
         members = self._members(name)
-        make = members.contests if members else _as_they_are
-        above = self.recipe.upstream(name)
-        stages = [(self.imagined(one), role(self.settings[one]), self.settings[one].limit) for one in above]
-        return _Imagined(stages, make)
+        make, each = (members.contests, members.each) if members else (_as_they_are, 1)
+        inputs = zip(self.given.stage[name].inputs, self.recipe.stage[name].inputs, strict=True)
+        above = [
+            self._foreseen(str(one), name, _rank_of(given) - 1)
+            for given, one in inputs
+            if str(one) in self.recipe.stage
+        ]
+        return Expected(above, make, each, self.settings[name].limit)
+
+    def _foreseen(self, name: str, reader: str, sample: int) -> Foreseen:
+        upstream, plan = self._upstream(name, reader), self.standing(name).plan
+        return Foreseen(upstream, plan, self.expected(name), self.run, sample)
 
     def _rows(self, name: str) -> Rows:
         if not self.recipe.upstream(name):
@@ -112,41 +134,30 @@ class Graph:
     def _upstream(self, name: str, reader: str) -> Upstream:
         """What a stage takes from another. Models' answers are compared as they are: an empty one too is
         an answer, and often the worst."""
-        task = role(self.settings[name])
+        task, is_whole = role(self.settings[name]), name not in self.incomplete
         compares = self.recipe.stage[reader].task not in POOLED
         outcomes: tuple[Outcome, ...] = (*USABLE, "empty") if compares else USABLE
-        return Upstream(name, lambda row, text: task.record(task.decode(row), text), outcomes)
+
+        def read(row: Mapping[str, Any], text: str) -> Any:
+            return task.record(task.decode(row), text)
+
+        return Upstream(name, read, outcomes, is_whole, self._limit_of(name))
+
+    def _limit_of(self, name: str) -> int | None:
+        """Of its own, or of the stages that its rows are made of."""
+        limits = [self.settings[name].limit, *(self._limit_of(one) for one in self.recipe.upstream(name))]
+        return min((limit for limit in limits if limit is not None), default=None)
+
+
+def _rank_of(member: Member) -> int:
+    """Of what a ranking leaves: its n-th file holds one of a row's answers as good as the n-th sample.
+    Other stages are read for their first."""
+    rank = RANKED.fullmatch(member.file or "") if isinstance(member, OfStep) else None
+    return int(rank[1]) if rank else 1
 
 
 def _as_they_are(records: Sequence[Any]) -> Sequence[Item]:
     return [record for record in records if record is not None]
-
-
-class _Imagined:
-    """Rows made of what the stages before would answer to their rows, imagined ones in their turn."""
-
-    is_stream = False
-
-    def __init__(
-        self,
-        above: Sequence[tuple[Surveyed, Task, int | None]],
-        make: Callable[[Sequence[Any]], Sequence[Item]],
-    ) -> None:
-        self._above, self._make = above, make
-        self.source = "answers to " + " + ".join(rows.source for rows, _, _ in above)
-
-    @property
-    def fraction(self) -> float:
-        return self._above[0][0].fraction
-
-    def __iter__(self) -> Iterator[Item | BadRow]:
-        for records in zip(*(_records(*one) for one in self._above), strict=False):
-            yield from self._make(records)
-
-
-def _records(rows: Surveyed, task: Task, limit: int | None) -> Iterator[Any]:
-    usable = (item for item in rows if not isinstance(item, BadRow))
-    return map(task.imagined, islice(usable, limit))
 
 
 def _settings(recipe: Recipe, name: str, served: Served) -> Settings:

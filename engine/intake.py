@@ -10,7 +10,8 @@ import asyncio
 from collections.abc import Callable
 
 from engine.crowd import Crowd
-from engine.feed import Chunk, Feed, Placement, Plan
+from engine.feed import Chunk, Feed, Placement
+from engine.plan import Plan
 from engine.rows import Reach
 from engine.state import BAD_ROWS_KEPT, RunState
 from store.index import ANSWERED, FAILED, KeyIndex
@@ -18,6 +19,7 @@ from store.ledger import Ledger
 from store.records import Cause, Outcome
 
 CHUNK = 64  # due requests asked for at once; and placements in one commit without waiting for the disk
+PAID = ("malformed", "unparsed")  # causes of failures after replies that may have been billed
 GATHER_SECONDS = 0.2  # news from the stages before are taken in at most this often
 
 
@@ -57,7 +59,7 @@ class Intake:
         if p.item is None:
             self.ledger.clear(self.stage, p.position)
         else:
-            self.ledger.place(self.stage, p.position, p.item, self.plan.fingerprint, p.requests, p.new)
+            self.ledger.place(self.stage, p.position, p.item, p.plan, p.requests, p.new)
 
     async def next(self) -> Chunk:
         """The next stretch, counted. It may hold nothing due: then the stages before had news, or
@@ -99,12 +101,14 @@ class Intake:
     def answered(self, request: int, own: int = 1) -> None:
         """`own`: samples of this stage that wait for it and are not known to the crowd."""
         self.index.mark(request, ANSWERED)
+        self.state.ended += 1
         self.settled(own, None)
         self.crowd.settle(request, None)
 
     def failed(self, request: int, cause: Cause, error: int, own: int = 1) -> None:
         self.ledger.fail(request, error)
         self.index.mark(request, FAILED)
+        self.state.ended += cause in PAID
         self.settled(own, cause)
         self.crowd.settle(request, cause)
 
@@ -112,6 +116,7 @@ class Intake:
         """A reply that holds no answer is kept as what the request came to, and not asked for again."""
         self.ledger.accept(request, response)
         self.index.mark(request, FAILED)
+        self.state.ended += 1
         self.settled(own, outcome)
         self.crowd.settle(request, outcome)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.estimate import Estimate
-from engine.feed import Plan
+from engine.plan import Plan
 from engine.rows import Rows
 from engine.settings import Settings
 from engine.state import RunState
@@ -17,7 +17,8 @@ from store.index import KeyIndex
 @dataclass(frozen=True, slots=True)
 class StageJob:
     """One stage: what is asked, of which rows. `after`: the stages whose answers they are made of,
-    which may run at the same time; `cap`: dollars for this stage alone."""
+    which may run at the same time; `cap`: dollars for this stage alone; `lacking`: of `after` those that
+    do not run now and are incomplete."""
 
     settings: Settings
     plan: Plan
@@ -25,6 +26,7 @@ class StageJob:
     estimate: Estimate | None = None
     after: tuple[str, ...] = ()
     cap: float | None = None
+    lacking: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,10 +45,12 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """How a stage ended: counts, exit code, and the reason if it ended early."""
+    """How a stage ended: counts, exit code, the reason if it ended early; and its estimate."""
 
     state: RunState
     exit_code: int
     stopped: DistillError | None
     utilisation: dict[str, Any]
     seconds: float
+    estimate: Estimate | None = None
+    is_batch: bool = False

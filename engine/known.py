@@ -6,7 +6,7 @@ way are remembered here. Used by one thread only, whichever stage asks.
 
 from pathlib import Path
 
-from store.index import TAKEN, KeyIndex
+from store.index import ANSWERED, TAKEN, KeyIndex
 from store.read import connect_reader, note_asked, times_asked
 
 FRESH_KEPT = 8192  # keys that may not be in the ledger yet
@@ -28,6 +28,10 @@ class Known:
             if self._stored_key(candidate) == key:
                 return candidate
         return None
+
+    def has_answer(self, key: bytes) -> bool:
+        number = self.find(key)
+        return number is not None and self.index.state(number) == ANSWERED
 
     def new(self, key: bytes) -> int:
         """A number for a key that is not known; it counts as taken from now on."""

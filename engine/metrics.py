@@ -63,15 +63,21 @@ def _one(value: float | None) -> Iterator[Sample]:
 def _requests(source: Source) -> Iterator[Sample]:
     """Requests that have ended, by outcome or cause: a malformed reply is no answer."""
     state = source.view.state
-    for name, count in (*state.outcomes.items(), *state.retry_causes.items(), *state.refusals.items()):
+    ended = (state.outcomes, state.unusable, state.retry_causes, state.refusals)
+    for name, count in (pair for counted in ended for pair in counted.items()):
         yield (name,), count
     yield ("rate_limit",), state.limited
 
 
 def _tokens(source: Source) -> Iterator[Sample]:
     state = source.view.state
-    yield ("prompt",), state.prompt_tokens + state.unread_prompt
-    yield ("completion",), state.completion_tokens + state.unread_completion
+    yield ("prompt",), state.billed_prompt
+    yield ("completion",), state.billed_completion
+
+
+def _unusable(source: Source) -> Iterator[Sample]:
+    for outcome, count in source.view.state.unusable.items():
+        yield (outcome,), count
 
 
 def _failed(source: Source) -> Iterator[Sample]:
@@ -123,6 +129,24 @@ COUNTERS = (
     Family("distill_rate_limited", "Replies with status 429", lambda s: _one(s.view.state.limited)),
     Family("distill_retries", "Asks that failed for a passing reason", _retries, ("cause",)),
     Family("distill_tokens", "Tokens as billed, of every stored reply", _tokens, ("kind",)),
+    Family(
+        "distill_reasoning_tokens",
+        "Of the completion tokens: thinking, where the server tells it",
+        lambda s: _one(s.view.state.reasoning_tokens),
+    ),
+    Family(
+        "distill_estimated_replies",
+        "Replies whose tokens distill counted itself, because the server does not tell them",
+        lambda s: _one(s.view.state.estimated),
+    ),
+    Family(
+        "distill_unusable_replies", "Paid replies that hold no answer, by outcome", _unusable, ("outcome",)
+    ),
+    Family(
+        "distill_unusable_cost_usd",
+        "Of the cost: replies that hold no answer, in US dollars",
+        lambda s: _one(s.view.state.unusable_micro / 1e6),
+    ),
     Family(
         "distill_cost_usd",
         "Cost of the replies of this process in US dollars",

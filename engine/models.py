@@ -18,6 +18,11 @@ from store.errors import UsageError
 Kind = Literal["reasoning", "plain"]
 SAMPLING = ("temperature", "top_p")
 EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
+_SWITCHES = ("reasoning_effort", "enable_thinking", "thinking")  # of chat templates
+_LEVELS = ("effort", "type", "enabled", "thinking_level")
+_BUDGETS = ("budget_tokens", "max_tokens", "thinking_budget")
+_WORDS = {"disabled": "none", "off": "none", "enabled": "on", "adaptive": "on", "auto": "on"}
+_SECOND_NUMBER = re.compile(r"(?<=\d)-(?=\d(?![a-z0-9]))")  # of a version: gpt-5-1, claude-opus-4-1
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +60,15 @@ class Thinking:
     wide: float = 1.0
 
 
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What a request says of thinking. effort: none, or how hard; "on" where only that it is to think;
+    None where it says nothing. tokens: of thinking that it allows."""
+
+    effort: str | None = None
+    tokens: int | None = None
+
+
 UNKNOWN = Model()
 GENERIC = Model(
     thinks=True,
@@ -79,7 +93,7 @@ def find_model(name: str, kind: Kind | None = None) -> Model:
 
 @functools.lru_cache(maxsize=256)
 def _row_of(name: str) -> Model:
-    plain = name.strip().lower().replace("_", "-")
+    plain = _SECOND_NUMBER.sub(".", name.strip().lower().replace("_", "-"))
     return next((row for pattern, row in _rows() if pattern.search(plain)), UNKNOWN)
 
 
@@ -103,6 +117,48 @@ def thinking_at(effort: str) -> Thinking:
     """How much is thought at an effort, by the table; unknown words are taken for `medium`."""
     efforts = _table()["thinking"]
     return Thinking(**efforts.get(effort, efforts["medium"]))
+
+
+def thinking_source() -> str:
+    """Where the table's tokens of thinking come from."""
+    source = _table()["thinking_source"]
+    return f"{source['name']}, {source['date']}"
+
+
+def wish_in(params: Mapping[str, Any]) -> Wish:
+    """How much thinking a request's parameters ask for, in any server's words: reasoning_effort (OpenAI),
+    reasoning (OpenRouter), thinking and output_config (Anthropic, DeepSeek, Z.ai), enable_thinking (Alibaba),
+    chat_template_kwargs (vLLM, SGLang), think (Ollama), extra_body (Google)."""
+    template, google = params.get("chat_template_kwargs"), params.get("extra_body")
+    for path in ("google", "thinking_config"):
+        google = google.get(path) if isinstance(google, Mapping) else None
+    said = [
+        params.get("reasoning_effort"), params.get("reasoning"), params.get("output_config"),
+        params.get("thinking"), params.get("enable_thinking"), params.get("think"), google,
+        *((template.get(name) for name in _SWITCHES) if isinstance(template, Mapping) else ()),
+    ]  # fmt: skip
+    wishes = [_wish(one) for one in (*said, {"budget_tokens": params.get("thinking_budget")})]
+    efforts = [wish.effort for wish in wishes if wish.effort is not None]
+    # a level tells more than a switch, unless the switch is off
+    effort = next((one for one in efforts if one not in ("none", "on")), efforts[0] if efforts else None)
+    tokens = next((wish.tokens for wish in wishes if wish.tokens), None)
+    return Wish("none" if "none" in efforts else effort, tokens)
+
+
+def _wish(said: object) -> Wish:
+    """Of one parameter: a level, a switch, a number of tokens, or a mapping with such."""
+    if isinstance(said, bool):
+        return Wish("on" if said else "none")
+    if isinstance(said, str):
+        return Wish(_WORDS.get(said.lower(), said.lower()) or None)
+    if not isinstance(said, Mapping):
+        return Wish()
+    tokens = next((said[name] for name in _BUDGETS if isinstance(said.get(name), int)), None)
+    level = next((said[name] for name in _LEVELS if isinstance(said.get(name), str | bool)), None)
+    if tokens == 0:
+        return Wish("none")
+    effort = _wish(level).effort or ("on" if tokens else None)
+    return Wish(effort, tokens if tokens and tokens > 0 and effort != "none" else None)
 
 
 def check_effort(name: str, model: Model, effort: str | None) -> None:

@@ -24,6 +24,7 @@ def settings_from(options: Mapping[str, Any], task: str, **own: Any) -> "Setting
     options. Raises UsageError with the flag's name."""
     from pydantic import ValidationError
 
+    from engine.models import check_effort
     from engine.roles import DEFAULTS
     from engine.settings import Quota, Settings
 
@@ -51,9 +52,11 @@ def settings_from(options: Mapping[str, Any], task: str, **own: Any) -> "Setting
         omit=tuple(options["omit"] or ()),
     )
     try:
-        return Settings(**values)
+        settings = Settings(**values)
     except ValidationError as error:
         raise UsageError(_first_problem(error)) from None
+    check_effort(settings.model, settings.traits, settings.reasoning_effort)
+    return settings
 
 
 def _check_heeded(options: Mapping[str, Any], task: str) -> None:

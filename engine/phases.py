@@ -9,10 +9,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from engine.collect import SURVEY_SECONDS, ask_leave_for, known_keys
+from engine.completeness import Completeness
 from engine.estimate import Estimate
 from engine.graph import Graph, Served
 from engine.job import Job, Result, StageJob
-from engine.recipe_plan import plan_stages, unserved
+from engine.recipe_plan import plan_stages, settle, unserved
 from engine.recipe_tables import OfStep, Recipe
 from engine.serving import ServingFailed, served
 from engine.session import run_job
@@ -20,7 +21,7 @@ from engine.settings import Settings
 from engine.show import print_plan
 from engine.step_records import StepResult
 from engine.step_run import run_step
-from engine.steps import Step, left_by, placed
+from engine.steps import Step, left_by
 from store.errors import DistillError
 
 
@@ -32,26 +33,49 @@ class How:
     quiet: bool
     metrics_port: int | None
     confirm: Callable[[str], bool]
+    reuse: bool = False
+    replace: bool = False
 
 
 @dataclass(slots=True)
 class Course:
-    """What has come of a recipe so far. lost: what came to no good end, and why."""
+    """What has come of a recipe so far. lost: what came to no good end, and why; incomplete: of these what
+    still has rows to come, in words that follow its name. agreed: stages whose answers under other
+    settings are to be asked again, as somebody at a terminal has said."""
 
     results: dict[str, Result] = field(default_factory=dict)
     steps: dict[str, StepResult] = field(default_factory=dict)
     lost: dict[str, str] = field(default_factory=dict)
+    incomplete: dict[str, str] = field(default_factory=dict)
+    agreed: set[str] = field(default_factory=set)
     codes: list[int] = field(default_factory=list)
 
     def waits(self, recipe: Recipe, name: str) -> bool:
         """Whether what comes before it is lost; then it is, too."""
         if above := [one for one in recipe.needs(name) if one in self.lost]:
-            self.lose(name, f"it needs {above[0]}")
+            words = f"needs {above[0]}"
+            if above[0] in self.incomplete:
+                words += f", which {self.incomplete[above[0]]}"
+                self.incomplete[name] = words
+            self.lose(name, f"it {words}")
         return bool(above)
 
     def lose(self, name: str, why: str, code: int = 0) -> None:
         self.lost[name] = why
         self.codes.append(code)
+
+    def take(self, recipe: Recipe, job: StageJob, result: Result) -> None:
+        """How a stage has ended. One whose rows come of a stage that is incomplete is so itself, though
+        all that could be asked has its answer."""
+        name = job.settings.stage
+        self.results[name] = result
+        self.codes.append(result.exit_code)
+        if result.exit_code not in (0, 1):
+            self.incomplete[name] = _pending(result)
+            self.lose(name, "it was stopped early")
+        elif above := [one for one in recipe.upstream(name) if one in self.incomplete]:
+            self.incomplete[name] = f"reads {above[0]}, which {self.incomplete[above[0]]}"
+            self.lose(name, f"it {self.incomplete[name]}", 3 if job.lacking else 0)
 
     @property
     def waiting(self) -> dict[str, str]:
@@ -77,7 +101,8 @@ def run_phases(
     phases = recipe.phases
     for phase in range(max((phases[name] for name in chosen), default=-1) + 1):
         now = [name for name in chosen if phases[name] == phase]
-        _ask(recipe, [name for name in now if name in recipe.stage], stages, run, how, course, phase == 0)
+        stages_now = [name for name in now if name in recipe.stage]
+        _ask(recipe, stages_now, stages, steps, run, how, course, phase == 0)
         for name in now:
             if name in steps and not steps[name].is_last:
                 _step(recipe, steps[name], run, how.quiet, course)
@@ -90,6 +115,7 @@ def _ask(
     recipe: Recipe,
     now: Sequence[str],
     every: Sequence[str],
+    steps: Mapping[str, Step],
     run: Path,
     how: How,
     course: Course,
@@ -101,15 +127,34 @@ def _ask(
         return
     with _serving(recipe, ready, run, course) as own:
         ready = [name for name in ready if name not in course.lost]
-        graph = Graph(placed(recipe, run), own)
-        later = None if is_first else _later(graph, ready, run, course)
-        jobs = _with_leave(graph, ready, every, run, how) if later is None else later
-        results = _run(jobs, recipe, run, how) if jobs else {}
-    course.results |= results
-    for name, result in results.items():
-        course.codes.append(result.exit_code)
-        if result.exit_code not in (0, 1):
-            course.lost[name] = "it was stopped early"
+        graph = Graph(recipe, run, own, course.agreed)
+        _find_incomplete(graph, ready, steps, run, course)
+        later = None if is_first else _later(graph, ready, run, how, course)
+        jobs = _with_leave(graph, ready, every, run, how, course) if later is None else later
+        results = _run(jobs, recipe, run, how) if jobs else []
+    for job, result in zip(jobs, results, strict=False):
+        course.take(recipe, job, result)
+
+
+def _pending(result: Result) -> str:
+    state = result.state
+    pending = (state.total or 0) - state.done - state.failed.total()
+    return (
+        f"is incomplete: {pending:,} of {state.total:,} rows are pending" if pending > 0 else "is incomplete"
+    )
+
+
+def _find_incomplete(
+    graph: Graph, ready: Sequence[str], steps: Mapping[str, Step], run: Path, course: Course
+) -> None:
+    """Of the stages that these read and that do not run now: those which still have rows to come."""
+    above = {one for name in ready for one in graph.recipe.upstream(name)}
+    if above := above.difference(ready, course.results):
+        complete = Completeness(graph, steps, run, known_keys(run))
+        for name in sorted(above):
+            if lack := complete.lack(name):
+                graph.incomplete.add(name)
+                course.incomplete[name] = f"is incomplete: {lack.words}"
 
 
 def _step(recipe: Recipe, step: Step, run: Path, quiet: bool, course: Course) -> None:
@@ -122,9 +167,10 @@ def _step(recipe: Recipe, step: Step, run: Path, quiet: bool, course: Course) ->
 
 
 def _with_leave(
-    graph: Graph, ready: Sequence[str], every: Sequence[str], run: Path, how: How
+    graph: Graph, ready: Sequence[str], every: Sequence[str], run: Path, how: How, course: Course
 ) -> list[StageJob]:
     """The stages that can be asked now, when leave was given for all."""
+    course.agreed.update(settle(graph, every, how.confirm, how.quiet))
     planned = plan_stages(graph, every, run, known_keys(run), SURVEY_SECONDS)
     if not how.quiet:
         print_plan(planned, graph.recipe.budget)
@@ -132,11 +178,12 @@ def _with_leave(
     return [_estimated(*planned[name]) for name in ready]
 
 
-def _later(graph: Graph, ready: Sequence[str], run: Path, course: Course) -> list[StageJob]:
+def _later(graph: Graph, ready: Sequence[str], run: Path, how: How, course: Course) -> list[StageJob]:
     """The stages of a later phase; one that cannot be is lost, and the others go on."""
     index, jobs = known_keys(run), []
     for name in ready:
         try:
+            course.agreed.update(settle(graph, [name], how.confirm, how.quiet))
             jobs += [
                 _estimated(*one) for one in plan_stages(graph, [name], run, index, SURVEY_SECONDS).values()
             ]
@@ -146,7 +193,7 @@ def _later(graph: Graph, ready: Sequence[str], run: Path, course: Course) -> lis
 
 
 def _estimated(job: StageJob, told: Estimate) -> StageJob:
-    return replace(job, estimate=None if job.after else told)
+    return replace(job, estimate=told)
 
 
 @contextlib.contextmanager
@@ -154,7 +201,7 @@ def _serving(recipe: Recipe, names: Sequence[str], run: Path, course: Course) ->
     """Starts the teachers that the recipe serves itself, and stops them in the end. Where a step's
     model cannot be served, those who would ask it are lost."""
     with contextlib.ExitStack() as stack:
-        own = unserved(recipe)
+        own = unserved(recipe, run)
         for teacher in dict.fromkeys(recipe.stage[name].teacher for name in names):
             serve = recipe.teacher[teacher].serve
             if serve is None:
@@ -171,11 +218,9 @@ def _serving(recipe: Recipe, names: Sequence[str], run: Path, course: Course) ->
         yield own
 
 
-def _run(chosen: Sequence[StageJob], recipe: Recipe, run: Path, how: How) -> dict[str, Result]:
+def _run(chosen: Sequence[StageJob], recipe: Recipe, run: Path, how: How) -> list[Result]:
     knob = "budget in the recipe"
-    job = Job(chosen, run, known_keys(run), recipe.budget, how.quiet, how.metrics_port, knob)
-    names = [stage.settings.stage for stage in chosen]
-    return dict(zip(names, run_job(job), strict=True))
+    return run_job(Job(chosen, run, known_keys(run), recipe.budget, how.quiet, how.metrics_port, knob))
 
 
 def _capped(job: StageJob) -> Settings:

@@ -67,11 +67,11 @@ class View:
 
     @property
     def projected(self) -> float | None:
-        """Dollars of this run when it is done, at the mean cost so far."""
+        """Dollars of this run when it is done, at the mean cost of a request so far, with all its replies."""
         state, left = self.state, self.left
-        if not state.answered or left is None:
+        if not state.ended or left is None:
             return None
-        return (state.cost_micro + left * state.cost_micro / state.answered) / 1e6
+        return (state.cost_micro + left * state.cost_micro / state.ended) / 1e6
 
     def parts(self) -> list[tuple[str, str]]:
         """(label, value) pairs, in the order in which people ask."""

@@ -13,7 +13,7 @@ ONLY_FOR = {  # keys that other tasks would not heed
     "to": ("translate",),
     "field": ("translate",), "prompt": ("generate", "translate", "judge"),
 }  # fmt: skip
-RANKED = re.compile(r"rank[1-9][0-9]*\.jsonl")
+RANKED = re.compile(r"rank([1-9][0-9]*)\.jsonl")
 
 
 def check(recipe: Recipe) -> None:

@@ -33,6 +33,7 @@ class OfStage(Table):
     format: str | None = None
     outcome: str = "stop,length"
     min_margin: Annotated[float, Field(ge=0)] = 0.0
+    reasoning: str = "drop"
 
 
 Member = str | OfStep  # a stage or a file; or a file that a step makes
@@ -106,6 +107,9 @@ class StageTable(Thought):
     attempts_parse: Annotated[int, Field(ge=0)] = 2
     attempts_empty: PositiveInt = 2
     batch: bool = False
+    reuse: bool = False
+    replace: bool = False
+    batch_abandon: str | None = None
     budget: Annotated[float, Field(ge=0)] | None = None
 
     @property
@@ -172,10 +176,12 @@ class Recipe(Table):
         """The stages and steps that come before a node."""
         if name in self.step:
             return self.step[name].needs
-        stage = self.stage[name]
-        made = [member.step for member in stage.inputs if isinstance(member, OfStep)]
-        teacher = self.teacher.get(stage.teacher)
-        return (*self.upstream(name), *made, *(teacher.steps if teacher else ()))
+        teacher = self.teacher.get(self.stage[name].teacher)
+        return (*self.upstream(name), *self.made(name), *(teacher.steps if teacher else ()))
+
+    def made(self, name: str) -> tuple[str, ...]:
+        """The steps that make rows of a stage."""
+        return tuple(member.step for member in self.stage[name].inputs if isinstance(member, OfStep))
 
     def path(self, text: str) -> Path:
         """A file that the recipe names, which is meant relative to it."""
@@ -202,6 +208,19 @@ class Recipe(Table):
             above = [found[one] + (later and one in self.step) for one in self.needs(name)]
             found[name] = max(above, default=0)
         return found
+
+
+def with_choice(recipe: Recipe, reuse: bool, replace: bool) -> Recipe:
+    """The recipe where every stage that says nothing itself keeps its answers under other settings, or
+    asks them again. Raises UsageError."""
+    if reuse and replace:
+        raise UsageError("--reuse keeps answers, --replace asks them again: give one of them")
+    update = {"reuse": reuse, "replace": replace}
+    stages = {
+        name: stage if stage.reuse or stage.replace else stage.model_copy(update=update)
+        for name, stage in recipe.stage.items()
+    }
+    return recipe.model_copy(update={"stage": stages})
 
 
 def wrong(file: Path, lines: Mapping[Path_, int], where: Path_, words: str) -> UsageError:

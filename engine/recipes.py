@@ -1,23 +1,27 @@
 """`distill run`: prices a recipe's stages, asks for leave, runs them and the steps, says what came of it."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 import orjson
 
+from engine.bills import bill_json
 from engine.collect import known_keys
+from engine.completeness import Completeness
+from engine.errors import Incomplete
 from engine.graph import Graph
 from engine.job import Result
 from engine.phases import Course, How, run_phases
 from engine.recipe import load
 from engine.recipe_plan import plan_stages, show_plan, unserved
-from engine.recipe_tables import Recipe
-from engine.show import print_bad_rows, print_results, print_steps
+from engine.recipe_tables import Recipe, with_choice
+from engine.show import print_steps
+from engine.show_results import print_bad_rows, print_results
 from engine.step_commands import Commands
 from engine.step_records import is_whole, record_of
-from engine.steps import placed, steps_of
+from engine.steps import Step, steps_of
 from store.errors import UsageError
 from store.folder import LEDGER, held
 from store.ledger import connect_writer
@@ -29,25 +33,27 @@ DRY_SECONDS = 5.0  # of counting for each stage; what is not counted by then is 
 def run_recipe(
     file: Path, run: Path, commands: Commands, only: Sequence[str], dry_run: bool, as_json: bool, how: How
 ) -> int:
-    """Returns the exit code; raises UsageError before anything is asked."""
-    recipe = load(file)
+    """Returns the exit code; raises UsageError before anything is asked, and Incomplete where a step
+    would run on a part of its data."""
+    recipe = with_choice(load(file), how.reuse, how.replace)
     steps = steps_of(recipe, commands)
     chosen = _chosen(recipe, run, only)
     stages = [name for name in chosen if name in recipe.stage]
+    graph = Graph(recipe, run, unserved(recipe, run))
     if dry_run:
-        graph = Graph(placed(recipe, run), unserved(recipe))
         planned = plan_stages(graph, stages, run, known_keys(run), DRY_SECONDS, asks=False)
-        show_plan(planned, recipe, [name for name in chosen if name in steps], run, as_json)
+        show_plan(planned, graph, [name for name in chosen if name in steps], as_json)
         return 0
     with held(run):
         connect_writer(run).close()
+        _check_complete(graph, steps, chosen, run)
         course = Course()
         run_phases(recipe, chosen, steps, run, how, course)
     if as_json:
         _print_results(course)
     elif not how.quiet or course.exit_code:
         print_results(course.results, run)
-        print_steps(course.steps, course.waiting)
+        print_steps(course.steps, course.waiting, course.incomplete)
     print_bad_rows(course.results)
     return course.exit_code
 
@@ -61,11 +67,33 @@ def _chosen(recipe: Recipe, run: Path, only: Sequence[str]) -> list[str]:
     there = _stages_in(run)
     for name in chosen:
         for above in recipe.needs(name):
-            done = above in there if above in recipe.stage else is_whole(run, record_of(run, above))
-            if above not in chosen and not done:
+            record = record_of(run, above) if above in recipe.step else {}
+            begun = above in there if above in recipe.stage else bool(record)
+            if name in recipe.stage and above in recipe.step:
+                begun = is_whole(run, record)
+            if above not in chosen and not begun:
                 what = "it reads stage" if above in recipe.stage else "it needs step"
                 raise UsageError(f"--only {name}: {what} '{above}', which has not run in {run} yet")
     return chosen
+
+
+def _check_complete(graph: Graph, steps: Mapping[str, Step], chosen: Sequence[str], run: Path) -> None:
+    """What steps read, or made, must be complete where it does not run now. Stages take the rows that
+    are there of others. Raises Incomplete."""
+    recipe = graph.given
+    sources = {name: recipe.needs(name) if name in steps else recipe.made(name) for name in chosen}
+    wanted = {name: [one for one in above if one not in chosen] for name, above in sources.items()}
+    if not any(wanted.values()):
+        return
+    complete = Completeness(graph, steps, run, known_keys(run))
+    for name, above in wanted.items():
+        for one in above:
+            if lack := complete.lack(one):
+                through = "" if lack.name == one else f" ({name} needs {one}, which needs {lack.name})"
+                raise Incomplete(
+                    f"--only {name}: {lack.words}{through}. Run it first, with --only {lack.name}, and what "
+                    "comes after it; or run the recipe without --only"
+                )
 
 
 def _stages_in(run: Path) -> set[str]:
@@ -80,6 +108,8 @@ def _stages_in(run: Path) -> set[str]:
 
 def _print_results(course: Course) -> None:
     found = {name: _as_json(result) for name, result in course.results.items()}
+    for name in found.keys() & course.incomplete.keys():
+        found[name]["incomplete"] = f"it {course.incomplete[name]}"
     steps = {name: asdict(result) for name, result in course.steps.items()}
     shown = {"stages": found, "steps": steps, "waiting": course.waiting}
     sys.stdout.write(orjson.dumps(shown).decode() + "\n")
@@ -94,4 +124,5 @@ def _as_json(result: Result) -> dict[str, object]:
         "outcomes": dict(state.outcomes),
         "cost_usd": state.cost_micro / 1e6,
         "exit_code": result.exit_code,
+        **bill_json(result),
     }

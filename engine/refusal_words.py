@@ -20,19 +20,21 @@ FILTER_WORDS = _any(
     "safety (?:system|filter|polic|guideline|setting|reason)", "content polic", "usage polic",
     "responsible ai", "prohibited content", "sensitive (?:content|information|word|data)", "unsafe content",
     r"violat\w+ .{0,60}(?:polic|guideline|terms)", "blocked by .{0,40}(?:guard|filter|safety|polic)",
-    "considered high risk", "敏感", "违规", "不安全", "风险",
+    "considered high risk", "content exists risk", "敏感", "违规", "不安全", "风险",
 )  # fmt: skip
 # A refusal of everybody, though it may speak of policies.
 ACCOUNT = _any(r"\b(?:your|this) (?:account|organi[sz]ation|api key|project|access|team)\b")
 QUOTA_CODE = _any(
     "insufficient.?(?:quota|balance|credit|fund)", "exceeded_current_quota", "billing", "arrear", "overdue",
-    "credits?_exhausted", "payment_required", "budget_exceeded", "spend.?limit",
+    "credits?_exhausted", "payment_required", "budget_exceeded", "spend.?limit", "allocationquota",
+    "free_?tier_?only",
     "^1113$",  # Zhipu
     "^1008$",  # MiniMax
 )  # fmt: skip
 QUOTA_WORDS = _any(
     "credit balance", "insufficient (?:account )?(?:balance|credit|fund|quota)",
-    "(?:out of|no|not enough|more) credits", "payment required", "exceeded your current quota",
+    "(?:out of|no|not enough|more|any) credits", "free (?:tier|quota) .{0,40}(?:exhausted|used up|exceeded)",
+    "payment required", "exceeded your current quota",
     "plan and billing", "billing (?:hard )?limit", r"arrears?\b", "overdue", "budget has been exceeded",
     "spend(?:ing)? limit", "余额不足", "欠费", "可用额度",
 )  # fmt: skip

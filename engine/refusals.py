@@ -38,6 +38,7 @@ _MESSAGES = (
     "message", "msg", "detail", "error_msg", "errmsg", "status_msg", "error_message", "error", "title",
 )  # fmt: skip
 
+_PASSING = (408, 409, 425, 498, 499)  # passes by itself; Groq's 498: no capacity in the flex tier
 _REDIRECTS = (301, 302, 303, 307, 308)
 
 
@@ -104,6 +105,8 @@ def _message(value: Any, depth: int) -> str:
     places = [inner, *(value.get(name) for name in _MESSAGES), value.get("base_resp"), value.get("Response")]
     own = next((text for place in places if (text := _message(place, depth - 1))), "")
     raw = value.get("metadata", {}).get("raw") if isinstance(value.get("metadata"), Mapping) else None
+    if isinstance(value.get("loc"), list) and own:  # of validators: which field it is about
+        return f"{'.'.join(map(str, value['loc']))}: {own}"
     return f"{own}: {_message(raw, 1)}" if isinstance(raw, str) and own and raw else own
 
 
@@ -190,13 +193,19 @@ def _error(
         return error
     if status == 401:
         return AuthRefused(said)
-    if status in (404, 410, 400, 403, 422) and refusal.has(words.GONE_CODE, words.GONE_WORDS):
+    if status in (404, 410, 400, 403, 422) and _is_gone(status, refusal):
         return ModelGone(said)
     if status == 429:
         return _limited(refusal, said, wait)
-    if status in (408, 409, 425) or status >= 500:
+    if status in _PASSING or status >= 500 or "capacity_exceeded" in refusal.codes:
         return ServerFault(said, status, wait.seconds)
     return _row_refused(status, refusal, said)
+
+
+def _is_gone(status: int, refusal: Refusal) -> bool:
+    """Whether the model is not there. Anthropic's words for it are 'model: NAME' alone."""
+    named = status == 404 and refusal.message.lower().startswith("model:")
+    return named or refusal.has(words.GONE_CODE, words.GONE_WORDS)
 
 
 def _of_account(status: int, refusal: Refusal, said: str, wait: Wait) -> RunStopped | None:

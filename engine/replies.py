@@ -7,14 +7,15 @@ reply of 200 is raised as if its code were the status, and what cannot be read a
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from engine.bodies import is_page, parse_body, storable
+from engine.bodies import is_page, is_prose, parse_body, storable
 from engine.errors import AskError, BadReply, RunStopped
 from engine.refusals import embedded_error
 from engine.tasks.task import Check, Verdict
 from engine.usage import NO_CLAIM, Claim, read_claim
+from store.reasoning import PAIRS, apart
 from store.records import UNUSABLE, Outcome, Usage
 
 UNREAD_LENGTH = 200
@@ -49,13 +50,6 @@ _THOUGHT_PARTS = (
     "redacted_thinking",
     "summary_text",
 )
-# Marks around thinking inside a text: opening, closing.
-_MARKS = (
-    ("<think>", "</think>"), ("<thinking>", "</thinking>"), ("<thought>", "</thought>"),
-    ("<reasoning>", "</reasoning>"), ("[THINK]", "[/THINK]"), ("<seed:think>", "</seed:think>"),
-    ("◁think▷", "◁/think▷"), ("<|begin_of_thought|>", "<|end_of_thought|>"),
-    ("<|START_THINKING|>", "<|END_THINKING|>"),
-)  # fmt: skip
 _BARE_CLOSING = re.compile(r"(?:^|\n)\s*(</think>|</thinking>|\[/THINK\]|◁/think▷|</seed:think>)\s*(?:\n|$)")
 _INLINE_CLOSING = re.compile(r"</think>\s*\n")
 _HARMONY = re.compile(
@@ -92,17 +86,32 @@ def read_reply(raw: bytes) -> Reply:
         body, plain = parse_body(raw)
         error = embedded_error(body)
     except (ValueError, RecursionError) as wrong:
-        raise BadReply(_why_unreadable(raw, "it is not JSON"), raw, page=is_page(raw)) from wrong
+        raise BadReply(
+            _why_unreadable(raw, "it is not JSON"), raw, page=is_page(raw) or is_prose(raw)
+        ) from wrong
     if error is not None:
         raise with_body(error, raw, read_claim(body.get("usage") if isinstance(body, Mapping) else None))
     try:
+        if _is_blocked(body):
+            return replace(FILTERED_REPLY, claim=read_claim(body.get("usage") or body.get("usageMetadata")))
         choice = body["choices"][0]
         message = choice.get("message")
-        if message is None:
-            message = {"content": choice["text"]} if "text" in choice else choice["delta"]
+        if message is None:  # filtered replies may have none
+            said = choice.get("text")
+            message = choice.get("delta") or ({"content": said} if said or choice["finish_reason"] else None)
         return _reply(body, choice, message, plain)
     except (LookupError, TypeError, AttributeError, RecursionError) as wrong:
         raise BadReply(_why_unreadable(raw, "there is no choice in it"), raw) from wrong
+
+
+def _is_blocked(body: Mapping[str, Any]) -> bool:
+    """Whether a body without a choice says that the prompt was blocked, as Google's does."""
+    feedback = body.get("promptFeedback") or body.get("prompt_feedback")
+    return (
+        not body.get("choices")
+        and isinstance(feedback, Mapping)
+        and bool(feedback.get("blockReason") or feedback.get("block_reason"))
+    )
 
 
 def _reply(
@@ -111,7 +120,7 @@ def _reply(
     content, thought = _content(message.get("content"))
     told = next((text for name in _REASONING if (text := _joined_text(message.get(name)))), "")
     text, marked = split_thinking(content)
-    refusal = message.get("refusal")
+    refusal = message.get("refusal") or _refusal_in(message.get("content"))
     finish = choice.get("finish_reason") or choice.get("stop_reason") or ""
     calls = message.get("tool_calls") or message.get("function_call")
     outcome = _outcome(str(finish), text, refusal, bool(calls))
@@ -135,7 +144,7 @@ def _reply(
 def _outcome(finish: str, text: str, refusal: object, calls: bool) -> Outcome:
     """What a reply amounts to: the server's word on a filter first, then whether there is an answer."""
     ended = _ended(finish)
-    if ended in FILTERED:
+    if ended in FILTERED or ended.startswith(("content_filter_", "prohibited_content_", "safety_")):
         return "content_filter"
     if ended in REFUSED or (isinstance(refusal, str) and refusal):
         return "refusal"
@@ -170,6 +179,13 @@ def _content(content: object) -> tuple[str, str]:
     return "".join(texts), "\n".join(text for text in thoughts if text)
 
 
+def _refusal_in(content: object) -> str:
+    """What a part of the kind 'refusal' says."""
+    parts = content if isinstance(content, list) else ()
+    refusals = [part.get("refusal") for part in parts if isinstance(part, Mapping)]
+    return "".join(text for text in refusals if isinstance(text, str))
+
+
 def _joined_text(value: object) -> str:
     """All text in a value that may be a text, a part, or a list of parts."""
     if isinstance(value, str):
@@ -188,14 +204,12 @@ def split_thinking(text: str) -> tuple[str, str]:
     if "<|channel|>" in text and (found := _HARMONY.findall(text)):
         final = "".join(part for channel, part in found if channel == "final")
         return final, "\n".join(part for channel, part in found if channel != "final").strip()
-    head = text.lstrip()
-    for opening, closing in _MARKS:
-        if head.startswith(opening):
-            thought, closed, answer = head[len(opening) :].partition(closing)
-            return (answer.lstrip() if closed else ""), thought.strip()
+    thought, answer = apart(text)
+    if answer != text:
+        return answer, thought
     if found_mark := _BARE_CLOSING.search(text) or _INLINE_CLOSING.search(text):
         before = text[: found_mark.start()]
-        if not any(opening in before for opening, _ in _MARKS) and before.count("```") % 2 == 0:
+        if not any(opening in before for opening, _ in PAIRS) and before.count("```") % 2 == 0:
             return text[found_mark.end() :].lstrip(), before.strip()
     return text, ""
 
@@ -220,6 +234,8 @@ def _why_unreadable(raw: bytes, why: str) -> str:
         return "the reply is empty"
     if is_page(raw):
         return "the reply is a page for browsers (HTML), not an answer of an API"
+    if is_prose(raw) and "JSON" in why:
+        return f"the reply is not JSON but the words {raw[:UNREAD_LENGTH].decode(errors='replace').strip()!r}"
     return f"the reply cannot be read: {why}"
 
 
@@ -232,9 +248,18 @@ def answer_of(raw: bytes) -> tuple[str, str]:
     return reply.text, reply.reasoning
 
 
+def stored_answer(raw: bytes) -> tuple[str, str] | None:
+    """The same; None of a body that cannot be read or holds an error (older versions stored such ones as
+    answers)."""
+    try:
+        return answer_of(raw)
+    except (AskError, RunStopped, ValueError, RecursionError):
+        return None
+
+
 def text_of(raw: bytes) -> str:
-    """The teacher's words in a stored body."""
-    return answer_of(raw)[0]
+    """The teacher's words in a stored body; none in one that cannot be read."""
+    return (stored_answer(raw) or ("", ""))[0]
 
 
 def judged(reply: Reply, check: Check | None, row: Callable[[], Any]) -> Verdict:

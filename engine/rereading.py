@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import orjson
 
-from engine.replies import text_of
+from engine.replies import stored_answer
 from engine.roles import role, settings_of_stage
 from engine.tasks.task import Task
 from store.damages import is_intact
@@ -49,8 +49,11 @@ def read_again(connection: sqlite3.Connection, where: str, values: Sequence[obje
 
 def _outcome(task: Task, item: bytes, raw: bytes) -> str:
     """What is damaged cannot be read now either."""
+    found = stored_answer(raw)
+    if found is None:
+        return "unparsed"
     try:
-        row, text = task.decode(orjson.loads(item)), text_of(raw)
+        row = task.decode(orjson.loads(item))
     except (ValueError, LookupError, TypeError, AttributeError, DistillError):
         return "unparsed"
-    return task.check(row, text) if task.check else "stop"
+    return task.check(row, found[0]) if task.check else "stop"

@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import orjson
+from pydantic import ValidationError
 
-from engine.feed import Plan
 from engine.keys import KEY_VERSION, Sealer, canonical
 from engine.languages import Language, find_language
+from engine.plan import Plan
 from engine.settings import Settings
 from engine.tasks import compare, generate, judge, score, translate
 from engine.tasks.task import Task
@@ -76,10 +77,38 @@ def settings_in(text: str) -> tuple[Settings, Mapping[str, Any]] | None:
 
 def plan_of(settings: Settings, tokenizer: Tokenizer, params: Mapping[str, Any] | None = None) -> Plan:
     """How the stage makes requests out of rows. params: those that were sent, of an earlier run."""
+    return _plan_of(settings, settings.params() if params is None else params, tokenizer)
+
+
+def recorded_plan(recorded: Mapping[str, Any], tokenizer: Tokenizer) -> Plan | None:
+    """The plan of a run, of its settings as the ledger remembers them, with the parameters that were
+    sent then; None where this version can make nothing of them."""
+    try:
+        return _plan_of(recorded_settings(recorded), recorded["params"], tokenizer)
+    except (ValidationError, UsageError, KeyError):
+        return None
+
+
+def recorded_fingerprint(recorded: Mapping[str, Any]) -> int | None:
+    """By which the rows of a run are known; runs of older versions did not put it down."""
+    if isinstance(known := recorded.get("plan"), int):
+        return known
+    try:
+        settings = recorded_settings(recorded)
+        return _fingerprint(settings, recorded["params"], role(settings))
+    except (ValidationError, UsageError, KeyError):
+        return None
+
+
+def recorded_settings(recorded: Mapping[str, Any]) -> Settings:
+    """Of a run, as the ledger remembers them: without keys."""
+    return Settings(**{name: recorded[name] for name in Settings.model_fields if name in recorded})
+
+
+def _plan_of(settings: Settings, params: Mapping[str, Any], tokenizer: Tokenizer) -> Plan:
     task = role(settings)
-    params = settings.params() if params is None else params
     return Plan(
-        _fingerprint(settings, task, params),
+        _fingerprint(settings, params, task),
         task,
         Sealer(settings.model, params),
         tokenizer,
@@ -90,7 +119,7 @@ def plan_of(settings: Settings, tokenizer: Tokenizer, params: Mapping[str, Any] 
     )
 
 
-def _fingerprint(settings: Settings, task: Task, params: Mapping[str, Any]) -> int:
+def _fingerprint(settings: Settings, params: Mapping[str, Any], task: Task) -> int:
     """63 bits over the task's prompts, the model and the parameters: all that a key is made of
     beside the row."""
     decisive = [KEY_VERSION, task.name, *task.decisive, settings.model, canonical(params)]

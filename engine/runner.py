@@ -10,9 +10,17 @@ from collections import deque
 
 from aiolimiter import AsyncLimiter
 
-from engine.asking import Again, Answered, Asker, Failed, Unusable, Verdict, size_of
+from engine.asking import Asker, size_of
 from engine.breaker import Effort
-from engine.canary import CANARIES, CANARY_PLACES, against_the_run, are_in_a_row, is_doubtful, is_of_the_run
+from engine.canary import (
+    CANARIES,
+    CANARY_PLACES,
+    against_the_run,
+    are_in_a_row,
+    is_doubtful,
+    is_of_the_run,
+    mostly_unusable,
+)
 from engine.ending import asking, landed
 from engine.endpoints import Endpoint, Teacher
 from engine.errors import (
@@ -23,9 +31,9 @@ from engine.errors import (
     ProviderDown,
     QuotaExhausted,
     RunStopped,
-    TooManyUnusable,
 )
 from engine.intake import Intake
+from engine.verdicts import Again, Answered, Failed, Unusable, Verdict
 from store.errors import DamagedLedger, DistillError, PoolError
 from store.records import Request
 
@@ -153,7 +161,8 @@ class Runner:
         return request
 
     def _judge_doubts(self) -> None:
-        if reason := against_the_run([failed for _, failed in self._doubts]):
+        doubts = [failed for _, failed in self._doubts]
+        if reason := against_the_run(doubts, first=not self._refused):
             self.stop(reason)
 
     def _settle_doubts(self) -> None:
@@ -302,13 +311,5 @@ class Runner:
 
     def _check_share(self) -> None:
         """A stage that pays for replies which hold no answer ends, however far it is."""
-        share = self.state.unusable_share()
-        if share > self.give_up_share:
-            kinds = ", ".join(f"{outcome} {count:,}" for outcome, count in self.state.unusable.most_common())
-            self.stop(
-                TooManyUnusable(
-                    f"{share:.0%} of the last 100 replies were paid for and hold no answer "
-                    f"({kinds or 'they cannot be read'}): raise --thinking-tokens or --max-tokens, lower "
-                    "--reasoning-effort, or see the replies in bin/distill browse; --give-up-share 1 goes on"
-                )
-            )
+        if reason := mostly_unusable(self.state, self.give_up_share):
+            self.stop(reason)

@@ -116,7 +116,7 @@ async def _run_with(
     broken: set[str] = set()  # stages that have not seen all their rows
     for stage in running:
         assert stage.result
-        if stage.result.stopped or broken.intersection(stage.job.after):
+        if stage.result.stopped or stage.job.lacking or broken.intersection(stage.job.after):
             broken.add(stage.job.settings.stage)
         _close_books(stage, ledger, is_whole=stage.job.settings.stage not in broken)
     return [stage.result for stage in running if stage.result]
@@ -173,7 +173,8 @@ async def _run_stage(stage: Stage) -> None:
         stage.stopped = PoolError(f"no usable row in pool {stage.job.rows.source} ({rows})")
     code = stage.stopped.exit_code if stage.stopped else (1 if state.failed.total() else 0)
     used, seconds = stage.view.teacher.utilisation(), time.monotonic() - stage.started
-    stage.result = Result(state, code, stage.stopped, used, seconds)
+    told, batch = stage.job.estimate, stage.job.settings.batch
+    stage.result = Result(state, code, stage.stopped, used, seconds, told, batch)
 
 
 @contextlib.asynccontextmanager

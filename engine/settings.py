@@ -9,7 +9,18 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, SecretStr
 
 from engine.batch.packing import MOST_REQUESTS
-from engine.models import SAMPLING, Kind, Model, Thinking, accepted, check_effort, find_model, thinking_at
+from engine.models import (
+    SAMPLING,
+    Kind,
+    Model,
+    Thinking,
+    Wish,
+    accepted,
+    check_effort,
+    find_model,
+    thinking_at,
+    wish_in,
+)
 from engine.price_list import known_prices
 from engine.prices import LOCAL, UNKNOWN, Price, Prices, given_price, is_loopback
 from store.errors import UsageError
@@ -79,6 +90,8 @@ class Settings(Server):
     strict: bool = False  # whether a bad row ends the run
     both_orders: bool = False
     names: tuple[str, ...] = ()
+    reuse: bool = False  # answers under other settings count
+    replace: bool = False  # rows with an answer under other settings are asked again
     attempts: PositiveInt = 8
     attempts_parse: Annotated[int, Field(ge=0)] = 2
     attempts_empty: PositiveInt = 2
@@ -91,6 +104,7 @@ class Settings(Server):
     batch_requests: Annotated[int, Field(gt=0, le=MOST_REQUESTS)] = MOST_REQUESTS
     batch_tokens: PositiveInt | None = None
     batch_grace: Annotated[float, Field(ge=0)] = 60.0
+    batch_abandon: str | None = None
     metrics_port: Annotated[int, Field(ge=0, le=65535)] | None = None
 
     @property
@@ -99,21 +113,31 @@ class Settings(Server):
         return find_model(self.model, self.model_kind)
 
     @property
+    def wish(self) -> Wish:
+        """What the request says of thinking, in whatever server's words."""
+        asked = {"reasoning_effort": self.reasoning_effort, **self.param}
+        return wish_in({name: value for name, value in asked.items() if name not in self.omit})
+
+    @property
     def effort(self) -> str:
         """How hard the model thinks: as asked for, or by itself."""
-        asked = self.param.get("reasoning_effort", self.reasoning_effort)
-        return str(asked) if asked and "reasoning_effort" not in self.omit else self.traits.effort
+        asked, own = self.wish.effort, self.traits.effort
+        if asked == "on":
+            return own if own != "none" else "medium"
+        return asked or own
 
     @property
     def thinking(self) -> Thinking:
         """How much it thinks. An effort that was asked for is believed of a model that nobody knows."""
-        asked = self.reasoning_effort is not None and self.model_kind != "plain"
+        asked = self.wish.effort is not None and self.model_kind != "plain"
         return thinking_at(self.effort if self.traits.thinks or asked else "none")
 
     @property
     def thinking_room(self) -> int:
         """Tokens of thinking that a reply may take beside its answer."""
-        return self.thinking.room if self.thinking_tokens is None else self.thinking_tokens
+        if self.thinking_tokens is not None:
+            return self.thinking_tokens
+        return (self.thinking.room and self.wish.tokens) or self.thinking.room
 
     def params(self) -> dict[str, Any]:
         """The sampling parameters as sent: none that the model is known to refuse, and a bound on the
@@ -146,6 +170,13 @@ class Settings(Server):
         """The most tokens that a reply is billed for: its bound, and thinking that stands beside it."""
         bound = self.sent_max_tokens()
         return bound + self.thinking_room if bound and not self.traits.inside else bound
+
+    def answer_bound(self) -> int:
+        """The most tokens that the answer itself may have: what is sent, less the room to think within it;
+        0 for no bound. A bound given with --param leaves no room beside it."""
+        bound = self.sent_max_tokens()
+        own = self.traits.bound not in self.param and self.traits.inside
+        return max(1, bound - self.thinking_room) if bound and own else bound
 
     @property
     def reply_seconds(self) -> float:
@@ -215,6 +246,8 @@ class Settings(Server):
 
     def check(self, price: Price | None, needs_keys: bool = True) -> None:
         """Raises UsageError for what only shows when settings meet."""
+        if self.reuse and self.replace:
+            raise UsageError("--reuse keeps answers, --replace asks them again: give one of them")
         check_effort(self.model, self.traits, self.reasoning_effort)
         for name in ("model", "messages", "n", "stream"):
             if name in self.param:

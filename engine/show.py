@@ -1,17 +1,22 @@
-"""Tables for people: an estimate, the end of a run, the status of a run folder."""
+"""Tables for people: an estimate, a recipe's plan and steps, the status of a run folder."""
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from decimal import Decimal
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from engine.estimate import Estimate, Range
-from engine.job import Result, StageJob
+from engine.bills import (
+    bound_words,
+    interval,
+    spent_in_vain,
+)
+from engine.completions import Range
+from engine.estimate import Estimate
+from engine.job import StageJob
 from engine.prices import LOCAL, Price
 from engine.settings import Settings
 from engine.step_records import StepResult
@@ -20,14 +25,15 @@ from engine.terminal import dollars, duration, exact_dollars, percent, plain, te
 TAKEN_AS_FREE = "taken as free: a local server"
 
 
-def _grid() -> Table:
+def grid() -> Table:
+    """Labels and texts."""
     table = Table.grid(padding=(0, 2))
     table.add_column(justify="right", style="dim", no_wrap=True)
     table.add_column(overflow="fold")
     return table
 
 
-def _tell(shown: Table | Text) -> None:
+def tell_shown(shown: Table | Text) -> None:
     """On stderr, which may be gone."""
     console = Console(stderr=True, highlight=False, soft_wrap=isinstance(shown, Text))
     with console.capture() as captured:
@@ -65,14 +71,18 @@ def print_estimate(told: Estimate, settings: Settings, to_stdout: bool = False, 
     bad = f", {told.bad_rows:,} bad rows" if told.bad_rows else ""
     tokens = told.completion_tokens
     count = "exact" if told.exact_tokens else "counted with o200k_base; this model's own differ"
-    table = _grid()
-    table.add_row("model", Text(plain(settings.model, 80)))
-    table.add_row("requests", f"{told.requests:,}  ({told.rows:,} rows{done}{bad})")
-    table.add_row("prompt tokens", f"{told.prompt_tokens:,}  ({count})")
-    table.add_row(
-        "completion tokens",
-        f"{tokens.expected:,.0f}  (95 %: {tokens.low:,.0f} to {tokens.high:,.0f}; by {told.completion_from})",
-    )
+    table = grid()
+    for label, words in _asked(told, settings):
+        table.add_row(label, Text(words))
+    more = f"; {told.replies_per_request:.2f} paid replies each" if told.replies_per_request > 1 else ""
+    table.add_row("requests", f"{told.requests:,}  ({told.rows:,} rows{done}{bad}{more})")
+    differs = abs(told.billed_prompt_tokens - told.prompt_tokens) > 0.005 * told.prompt_tokens
+    billed = f"; {told.billed_prompt_tokens:,} as replies so far were billed" if differs else ""
+    table.add_row("prompt tokens", f"{told.prompt_tokens:,}  ({count}{billed})")
+    table.add_row("completion tokens", f"{tokens.expected:,.0f}  ({interval(tokens)})")
+    if thinking := told.thinking_tokens:
+        table.add_row("thinking tokens", f"{thinking.expected:,.0f} of these  ({interval(thinking)})")
+    table.add_row("based on", Text(told.completion_from))
     if price := settings.price(batch):
         table.add_row("price", _price(price, told.price_source))
     prices = [("cost", told.cost_usd), ("as a batch", told.batch_cost_usd)]
@@ -86,7 +96,18 @@ def print_estimate(told: Estimate, settings: Settings, to_stdout: bool = False, 
     if to_stdout:
         Console(highlight=False).print(table)
     else:
-        _tell(table)
+        tell_shown(table)
+
+
+def _asked(told: Estimate, settings: Settings) -> Iterator[tuple[str, str]]:
+    """The model, how hard it thinks, and what of the settings reaches it."""
+    thinks = f", thinking at effort {plain(told.effort, 40)}" if told.effort else ""
+    yield "model", f"{plain(settings.model, 80)}{thinks}"
+    if told.bound:
+        yield "bound on a reply", bound_words(told.bound, settings.traits.inside)
+    if told.not_sent:
+        names = ", ".join(f"{name} {value:g}" for name, value in told.not_sent.items())
+        yield "not sent", f"{names}: this model refuses it"
 
 
 def print_plan(
@@ -94,11 +115,12 @@ def print_plan(
 ) -> None:
     """A recipe's stages with the estimate of each and the sum."""
     table = Table(box=None, pad_edge=False, header_style="dim")
-    for column in ("stage", "task", "teacher", "requests", "tokens in", "tokens out", "cost", "time"):
+    names = ("stage", "task", "teacher", "requests", "tokens in", "tokens out", "thinking", "cost", "time")
+    for column in names:
         left = column in ("stage", "task", "teacher")
         table.add_column(column, justify="left" if left else "right", no_wrap=column == "stage")
     for name, (job, told) in planned.items():
-        cost = told.cost_usd
+        cost = told.cost_as_asked(job.settings.batch)
         table.add_row(
             Text(plain(name, 40)),
             job.settings.task,
@@ -106,50 +128,32 @@ def print_plan(
             f"{told.requests:,}",
             f"{told.prompt_tokens:,}",
             f"{told.completion_tokens.expected:,.0f}",
+            f"{told.thinking_tokens.expected:,.0f}" if told.thinking_tokens else "-",
             "?" if cost is None else dollars(cost.expected),
-            duration(told.seconds.expected),
+            "a day a batch" if job.settings.batch else duration(told.seconds.expected),
         )
-    costs = [told.cost_usd for _, told in planned.values() if told.cost_usd]
+    asked = [told.cost_as_asked(job.settings.batch) for job, told in planned.values()]
+    costs = [cost for cost in asked if cost]
     low, high = sum(c.low for c in costs), sum(c.high for c in costs)
     words = f"in all {dollars(sum(c.expected for c in costs))}  (95 %: {dollars(low)} to {dollars(high)})"
-    unknown = sum(told.cost_usd is None for _, told in planned.values())
+    unknown = asked.count(None)
     words += f", and {unknown} stages of unknown price" if unknown else ""
     words += f"; budget {dollars(budget)}" if budget is not None else ""
     free = dict.fromkeys(
         plain(j.settings.teacher, 24) for j, t in planned.values() if LOCAL in t.price_source
     )
     words += f"\n{TAKEN_AS_FREE}: {', '.join(free)}" if free else ""
+    for name, (job, told) in planned.items():
+        if told.effort or told.not_sent:
+            said = "; ".join(f"{label}: {text}" for label, text in _asked(told, job.settings))
+            words += f"\nstage {plain(name, 40)}: {said}"
     if any(job.after for job, _ in planned.values()):
         words += "\nstages after others are estimated from imagined answers of the usual length"
     if to_stdout:
         Console(highlight=False).print(table, Text(words))
     else:
-        _tell(table)
-        _tell(Text(words))
-
-
-def print_results(results: Mapping[str, Result], run: Path) -> None:
-    """The end of a recipe: a line for each stage."""
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    for column in ("stage", "done", "failed", "outcomes", "cost", "took"):
-        table.add_column(column, justify="left" if column in ("stage", "failed", "outcomes") else "right")
-    for name, result in results.items():
-        state = result.state
-        total = "?" if state.total is None else f"{state.total:,}"
-        table.add_row(
-            Text(plain(name, 40)),
-            f"{state.done:,} of {total}",
-            ", ".join(f"{c} {n:,}" for c, n in sorted(state.failed.items()) if n) or "0",
-            ", ".join(f"{o} {n:,}" for o, n in sorted(state.outcomes.items())) or "-",
-            dollars(state.cost_micro / 1e6),
-            duration(result.seconds),
-        )
-    _tell(table)
-    for name, result in results.items():
-        if result.stopped:
-            _tell(Text(f"distill: {plain(name, 40)}: {plain(str(result.stopped), 600)}", style="bold"))
-    if any(result.state.failed.total() for result in results.values()):
-        _tell(Text(f"see them: bin/distill status {run}; ask again: bin/distill retry {run}"))
+        tell_shown(table)
+        tell_shown(Text(words))
 
 
 def print_planned_steps(steps: Mapping[str, Mapping[str, Any]]) -> None:
@@ -167,93 +171,27 @@ def print_planned_steps(steps: Mapping[str, Mapping[str, Any]]) -> None:
     Console(highlight=False).print(Text(), table)
 
 
-def print_steps(steps: Mapping[str, StepResult], waiting: Mapping[str, str]) -> None:
-    """The end of a recipe's steps, and what was not begun for want of others."""
+def print_steps(
+    steps: Mapping[str, StepResult], waiting: Mapping[str, str], incomplete: Mapping[str, str]
+) -> None:
+    """The end of a recipe's steps, and what was not begun for want of others, or has rows to come."""
     for name, result in steps.items():
         words = {"known": "done before", "done": f"done in {duration(result.seconds)}"}.get(result.state)
         said = words or f"{result.state}: {plain(result.why, 600)}"
-        _tell(Text(f"step {plain(name, 40)}: {said}", style="" if words else "bold"))
+        tell_shown(Text(f"step {plain(name, 40)}: {said}", style="" if words else "bold"))
+    for name, why in incomplete.items():
+        if name not in waiting:
+            tell_shown(Text(f"stage {plain(name, 40)} {plain(why, 600)}"))
     for name, why in waiting.items():
-        _tell(Text(f"{plain(name, 40)}: not begun: {plain(why, 600)}"))
+        tell_shown(Text(f"{plain(name, 40)}: not begun: {plain(why, 600)}"))
+    if waiting.keys() & incomplete.keys():
+        tell_shown(Text("run the same command again: what is pending is asked first, then what waits for it"))
 
 
-def print_result(result: Result, price: Price, told: Estimate | None, run: Path) -> None:
-    """The end of a run, with estimate and bill side by side."""
-    state = result.state
-    table = _grid()
-    total = "?" if state.total is None else f"{state.total:,}"
-    before = f"  ({state.known:,} from before)" if state.known else ""
-    table.add_row("done", f"{state.done:,} of {total}{before}")
-    if state.failed.total():
-        table.add_row("failed", ", ".join(f"{c} {n:,}" for c, n in sorted(state.failed.items()) if n))
-    if state.outcomes:
-        table.add_row("outcomes", ", ".join(f"{o} {n:,}" for o, n in sorted(state.outcomes.items())))
-    if state.bad_rows:
-        table.add_row("bad rows", f"{state.bad_rows:,} left out")
-        for bad in state.bad_shown:
-            table.add_row("", Text(f"line {bad.line}: {plain(bad.reason, 100)}"))
-    if state.answered:
-        speed = state.answered / max(result.seconds, 1e-9)
-        table.add_row(
-            "asked", f"{state.asked:,} in {duration(result.seconds)} ({speed:.1f} answers a second)"
-        )
-        used = _used(result.utilisation)
-        if used:
-            table.add_row("of the limit", ", ".join(used) + f"; {state.limited:,} x 429")
-        ratio = state.billed_ratio
-        if ratio and abs(ratio - 1) > 0.005:
-            table.add_row("tokens", f"billed prompt tokens are {ratio:.2f} of what was counted")
-        _add_bill(table, result, price, told)
-    _tell(table)
-    if result.stopped:
-        _tell(Text(f"distill: {plain(str(result.stopped), 600)}", style="bold"))
-    elif state.failed.total():
-        _tell(Text(f"see them: bin/distill status {run}; ask again: bin/distill retry {run}"))
-
-
-def print_bad_rows(results: Mapping[str, Result]) -> None:
-    """The last line of a command that asks, also with --quiet: rows that were left out are never lost
-    among other lines."""
-    bad = {name: result.state for name, result in results.items() if result.state.bad_rows}
-    if not bad:
-        return
-    count = sum(state.bad_rows for state in bad.values())
-    where = (
-        f" ({', '.join(f'{plain(n, 40)} {s.bad_rows:,}' for n, s in bad.items())})" if len(bad) > 1 else ""
-    )
-    first = next(iter(bad.values())).bad_shown[0]
-    said = "row" if count == 1 else "rows"
-    words = (
-        f"{count:,} bad {said} left out{where}; the first is line {first.line}: {plain(first.reason, 200)}"
-    )
-    _tell(Text(words))
-
-
-def _used(utilisation: Mapping[str, Any]) -> list[str]:
+def used_words(utilisation: Mapping[str, Any]) -> list[str]:
+    """How much of which limit was used."""
     shares = [(name, utilisation.get(name)) for name in ("requests", "tokens")]
     return [f"{name} {percent(share)}" for name, share in shares if share is not None]
-
-
-def _add_bill(table: Table, result: Result, price: Price, told: Estimate | None) -> None:
-    state = result.state
-    if told is not None and told.requests:
-        mean = told.completion_tokens.expected / told.requests
-        price = price.at(state.counted_prompt / max(1, state.answered))
-        estimated = state.counted_prompt * float(price.prompt) + state.answered * (
-            mean * float(price.completion) + float(price.request)
-        )
-        table.add_row(
-            "completion tokens",
-            f"estimated {state.answered * mean:,.0f}, billed {state.completion_tokens:,}",
-        )
-        if not price.free:
-            ratio = f"  ({state.cost_micro / estimated:.2f} of it)" if estimated else ""
-            table.add_row(
-                "cost",
-                f"estimated {dollars(estimated / 1e6)}, billed {dollars(state.cost_micro / 1e6)}{ratio}",
-            )
-    elif not price.free:
-        table.add_row("cost", f"billed {dollars(state.cost_micro / 1e6)}")
 
 
 def print_status(status: Mapping[str, Any]) -> None:
@@ -275,13 +213,16 @@ def print_status(status: Mapping[str, Any]) -> None:
             dollars(s["cost_usd"]),
         )
     console.print(table)
+    for name, s in status["stages"].items():
+        for words in spent_in_vain(s):
+            console.print(Text(f"stage {plain(name, 40)}: {words}"))
     console.print(f"spent {dollars(status['spent_usd'])}", end="")
-    used = _used(status["utilisation"])
+    used = used_words(status["utilisation"])
     console.print(f"; of the limit: {', '.join(used)}" if used else "")
     for url, e in status["endpoints"].items():
         if not (e["answered"] or e["cost_usd"]):
             continue
-        limits = _used(e["utilisation"])
+        limits = used_words(e["utilisation"])
         of_limit = f"; of its limit: {', '.join(limits)}" if limits else ""
         words = f"{plain(url, 100)}: {e['answered']:,} answers, {dollars(e['cost_usd'])}{of_limit}"
         console.print(Text(words))
@@ -307,6 +248,9 @@ def print_status(status: Mapping[str, Any]) -> None:
         console.print(
             Text(f"{plain(name, 40)}: keys differ from the run before: {plain('; '.join(changes), 400)}")
         )
+    for name, count in status["other_settings"].items():
+        words = f"{count:,} rows have an answer under other settings than the last run's"
+        console.print(Text(f"{plain(name, 40)}: {words}; an export leaves them out"))
     for name, s in status["stages"].items():
         if s["damaged"]:
             words = f"{s['damaged']:,} answers are damaged (distill check tells more)"

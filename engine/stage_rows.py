@@ -16,11 +16,10 @@ from typing import Any
 
 import orjson
 
-from engine.replies import text_of
+from engine.replies import stored_answer
 from engine.rows import Gone, Placed, Progress, Reach
 from engine.terminal import plain, tell
 from store.damages import is_intact
-from store.read import is_complete
 from store.records import BadRow, Item, Outcome
 from store.schema import STAGE_SHIFT
 
@@ -33,26 +32,61 @@ SELECT a.position, CAST(w.item AS BLOB), r.answer IS NULL AND r.failure IS NULL,
   CAST(b.raw AS BLOB), b.checksum
 FROM samples a JOIN rows w ON w.id = ? + a.position JOIN requests r ON r.id = a.request
 LEFT JOIN responses p ON p.id = r.answer LEFT JOIN bodies b ON b.response = p.id
-WHERE a.stage = ? AND a.sample = 0 AND a.position >= ? AND a.position < ? ORDER BY a.position
+WHERE a.stage = ? AND a.sample = ? AND a.position >= ? AND a.position < ? AND w.plan IN ({plans})
+ORDER BY a.position
 """
 
 
 @dataclass(frozen=True, slots=True)
 class Upstream:
     """A stage that rows are made of. read: its row (as JSON) and the reply's text to a record, or
-    None where there is none to be had. outcomes: of replies that rows are made of."""
+    None where there is none to be had. outcomes: of replies that rows are made of. is_whole: where it
+    has no row, none will come, unless it runs now. limit: how many of its rows belong to it, whatever an
+    earlier run had."""
 
     stage: str
     read: Callable[[Mapping[str, Any], str], Any]
     outcomes: tuple[Outcome, ...] = USABLE
+    is_whole: bool = True
+    limit: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class _Found:
+class Found:
     """What one upstream stage has at a position. `record` None: nothing usable will come."""
 
     is_waiting: bool
     record: Any
+    item: bytes = b""
+
+
+def answers_at(
+    reader: sqlite3.Connection,
+    number: int,
+    upstream: Upstream,
+    start: int,
+    stop: int,
+    sample: int = 0,
+    plans: Sequence[int] | None = None,
+    damages: set[int] | None = None,
+) -> dict[int, Found]:
+    """What a stage has at positions [start, stop); `plans`: of rows that belong to these settings. A damaged
+    answer is waited for as if it were pending, which `check --repair` makes it; `damages` is told of it."""
+    found = {}
+    sql = _LOOK.format(plans="w.plan" if plans is None else ", ".join("?" * len(plans)))
+    values = (number << STAGE_SHIFT, number, sample, start, stop, *(plans or ()))
+    for position, item, is_waiting, outcome, raw, checksum in reader.execute(sql, values):
+        found[position] = Found(bool(is_waiting), None, item)
+        if outcome in upstream.outcomes and raw is not None:
+            if is_intact(raw, checksum) and _is_row(item):
+                answer = stored_answer(raw)
+                record = upstream.read(orjson.loads(item), answer[0]) if answer else None
+                found[position] = Found(False, record, item)
+            else:
+                found[position] = Found(True, None, item)
+                if damages is not None:
+                    damages.add(position)
+    return found
 
 
 @dataclass(slots=True)
@@ -61,38 +95,22 @@ class _Above:
 
     number: int
     upstream: Upstream
-    is_whole: bool  # where it has no row, none will come
+    is_whole: bool
     reach: Reach | None = None
     damages: set[int] = field(default_factory=set)  # positions of answers that are damaged
 
-    def look(self, reader: sqlite3.Connection, start: int, stop: int) -> dict[int, _Found]:
+    def look(self, reader: sqlite3.Connection, start: int, stop: int) -> dict[int, Found]:
         """What it has at positions [start, stop). Rows that it has not put in their places yet may
         lie there as an earlier run left them."""
-        found = {}
-        rows = reader.execute(_LOOK, (self.number << STAGE_SHIFT, self.number, start, stop))
-        for position, item, is_waiting, outcome, raw, checksum in rows:
-            found[position] = _Found(bool(is_waiting), None)
-            if outcome in self.upstream.outcomes and raw is not None:
-                found[position] = self._read(position, item, raw, checksum)
+        found = answers_at(reader, self.number, self.upstream, start, stop, damages=self.damages)
         if self.reach:
             waited = self.reach.pending
             several = waited if stop - start > len(waited) else waited.intersection(range(start, stop))
             found |= {position: _WAITING for position in several if start <= position < stop}
         return found
 
-    def _read(self, position: int, item: bytes, raw: bytes, checksum: int | None) -> _Found:
-        """A damaged answer is waited for as if it were pending, which `check --repair` makes it."""
-        try:
-            if is_intact(raw, checksum):
-                return _Found(False, self.upstream.read(orjson.loads(item), text_of(raw)))
-        except Exception:  # of an older version's body, which has no checksum, or of a damaged row
-            if checksum is not None and _is_row(item):
-                raise
-        self.damages.add(position)
-        return _WAITING
 
-
-_WAITING, _NOTHING = _Found(True, None), _Found(False, None)
+_WAITING, _NOTHING = Found(True, None), Found(False, None)
 
 
 def _is_row(item: bytes) -> bool:
@@ -147,10 +165,7 @@ class StageRows:
         if self._bad:
             yield from self._bad()
         numbers = dict(reader.execute("SELECT name, id FROM stages").fetchall())
-        above = [
-            _Above(numbers[u.stage], u, u.stage in self._followed or is_complete(reader, numbers[u.stage]))
-            for u in self._stages
-        ]
+        above = [_Above(numbers[u.stage], u, u.is_whole or u.stage in self._followed) for u in self._stages]
         try:
             yield from self._looked_through(reader, above)
         finally:
@@ -189,7 +204,8 @@ class StageRows:
 
     def _end(self, reader: sqlite3.Connection, above: Sequence[_Above]) -> int:
         sql = "SELECT ifnull(max(position), -1) + 1 FROM samples WHERE stage = ?"
-        return max(int(reader.execute(sql, (one.number,)).fetchone()[0]) for one in above)
+        end = max(int(reader.execute(sql, (one.number,)).fetchone()[0]) for one in above)
+        return min([end, *(one.upstream.limit for one in above if one.upstream.limit is not None)])
 
     def _rows_at(
         self,

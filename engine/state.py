@@ -48,18 +48,20 @@ class RunState:
     counted_prompt: int = 0  # of answered requests, by our count
     prompt_tokens: int = 0  # of answered requests, as billed
     completion_tokens: int = 0
-    reasoning_tokens: int = 0  # of completion_tokens
+    reasoning_tokens: int = 0  # of completion_tokens and unread_completion
     unread_prompt: int = 0  # of malformed replies that told their usage
     unread_completion: int = 0
+    unread: Counter[str] = field(default_factory=Counter)  # replies that cannot be read, by outcome
+    unread_micro: int = 0
     estimated: int = 0  # replies whose tokens we counted, because they do not tell them
     unusable: Counter[str] = field(default_factory=Counter)  # replies that hold no answer, by outcome
     unusable_micro: int = 0
+    ended: int = 0  # requests that need no further reply
+    at_risk_micro: int = 0  # the most that attempts of this run without a reply can have cost
     last_unusable: deque[bool] = field(default_factory=lambda: deque(maxlen=SHARE_WINDOW))
     cost_micro: int = 0  # of this run
     retry_causes: Counter[str] = field(default_factory=Counter)
     refusals: Counter[str] = field(default_factory=Counter)  # requests that the server would not take
-    expected_completion: float = 0.0
-    expected_cost_micro: float = 0.0  # what the estimate said of the requests that were answered
     batches: str = ""  # what the batches are doing, in words
     latencies: deque[float] = field(default_factory=lambda: deque(maxlen=256))
     spread: Spread = field(default_factory=Spread)
@@ -78,7 +80,9 @@ class RunState:
         self.cost_micro += response.cost_micro
         if usable:
             self.outcomes[response.outcome] += 1
-        elif response.outcome != "unparsed":
+        elif response.outcome == "unparsed":
+            self._count_unread(response)
+        else:
             self.unusable[response.outcome] += 1
             self.unusable_micro += response.cost_micro
 
@@ -90,8 +94,23 @@ class RunState:
     def count_malformed(self, response: Response) -> None:
         self.last_unusable.append(True)
         self.cost_micro += response.cost_micro
+        self.reasoning_tokens += response.usage.reasoning_tokens
         self.unread_prompt += response.usage.prompt_tokens
         self.unread_completion += response.usage.completion_tokens
+        self._count_unread(response)
+
+    def _count_unread(self, response: Response) -> None:
+        self.unread[response.outcome] += 1
+        self.unread_micro += response.cost_micro
+
+    @property
+    def billed_prompt(self) -> int:
+        """Tokens of all replies, those that cannot be read too."""
+        return self.prompt_tokens + self.unread_prompt
+
+    @property
+    def billed_completion(self) -> int:
+        return self.completion_tokens + self.unread_completion
 
     @property
     def was_read(self) -> bool:

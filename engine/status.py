@@ -1,15 +1,13 @@
 """What a run folder holds: done, failed by cause, spent, unanswered, utilisation, changed settings."""
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from engine.differences import differences
+from engine.earlier import counting
 from engine.step_records import steps_told
 from store.batches import enqueued_count, open_batches_told
 from store.read import connect_reader, endpoint_accounts, last_runs, stage_status, stages
-
-# What decides a request's key; everything else in the settings cannot change one.
-KEYED = ("model", "system", "prompt", "params", "task")
 
 
 def status_of(run: Path) -> dict[str, Any]:
@@ -17,12 +15,15 @@ def status_of(run: Path) -> dict[str, Any]:
     reader = connect_reader(run)
     try:
         reader.execute("BEGIN")
-        found: dict[str, Any] = {"stages": {}, "changed": {}, "endpoints": endpoint_accounts(reader)}
+        found: dict[str, Any] = {"stages": {}, "changed": {}, "other_settings": {}}
+        found["endpoints"] = endpoint_accounts(reader)
         newest: dict[str, Any] | None = None
         found["batches"] = open_batches_told(reader)
         for number, name in stages(reader):
             found["stages"][name] = stage_status(reader, number)
             found["stages"][name]["unanswered"] -= enqueued_count(reader, number)
+            if others := counting(reader, number).others:
+                found["other_settings"][name] = sum(other.rows for other in others)
             runs = last_runs(reader, number, 2)
             if runs and (newest is None or runs[0]["id"] > newest["id"]):
                 newest = runs[0]
@@ -42,24 +43,3 @@ def status_of(run: Path) -> dict[str, Any]:
     found["steps"] = steps_told(run)
     found["estimate"] = (newest or {}).get("estimate")
     return found
-
-
-def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """Why the keys of a run differ from an earlier one's: `temperature: 1.0 -> 0.7`."""
-    changes = []
-    for name in KEYED:
-        if name == "params":
-            a, b = old.get(name) or {}, new.get(name) or {}
-            changes += [_change(k, a.get(k), b.get(k)) for k in sorted({*a, *b}) if a.get(k) != b.get(k)]
-        elif old.get(name) != new.get(name):
-            changes.append(_change(name, old.get(name), new.get(name)))
-    return changes
-
-
-def _change(name: str, old: object, new: object) -> str:
-    return f"{name}: {_short(old)} -> {_short(new)}"
-
-
-def _short(value: object) -> str:
-    text = "not sent" if value is None else str(value)
-    return text if len(text) <= 60 else text[:59] + "…"

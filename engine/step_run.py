@@ -12,6 +12,7 @@ import hashlib
 import shutil
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,7 +24,7 @@ from engine.exports import SHAPES, export_stage
 from engine.processes import command, run_to_end
 from engine.recipe_tables import OfStage, OfStep, Recipe, Value
 from engine.step_commands import WRITTEN, Flag, is_file
-from engine.step_records import STEPS, StepResult, is_whole, record_of, write_record
+from engine.step_records import STEPS, Record, StepResult, is_whole, record_of, write_record
 from engine.steps import EVALUATIONS, MADE, Step, folder_of, left_by
 from engine.terminal import plain, tell
 from store.damages import words_of
@@ -32,14 +33,20 @@ from store.errors import DistillError
 BEGUN = Path("training") / "run.json"  # where a training was begun, which can be resumed
 
 
+class EmptyStage(DistillError):
+    """A stage is complete, and none of its rows is of use to a step."""
+
+    exit_code = 1
+
+
 def run_step(recipe: Recipe, step: Step, run: Path, quiet: bool) -> StepResult:
     """Nothing is done where the same command has done the same already."""
     started = time.monotonic()
     try:
-        words, inputs = _prepared(recipe, step, run)
+        words, inputs = _prepared(recipe, step, run, run / STEPS / f"{step.name}.in")
     except DistillError as error:
         return StepResult("failed", 1, str(error))
-    digest = hashlib.sha256(orjson.dumps(inputs, option=orjson.OPT_SORT_KEYS)).hexdigest()
+    digest = _digest(inputs)
     record = record_of(run, step.name)
     if record.get("digest") == digest and is_whole(run, record) and not step.is_last:
         return StepResult("known")
@@ -61,16 +68,32 @@ def run_step(recipe: Recipe, step: Step, run: Path, quiet: bool) -> StepResult:
     return StepResult("done", seconds=seconds)
 
 
+def is_as_recorded(recipe: Recipe, step: Step, run: Path, record: Record) -> bool:
+    """Whether what a step has left came of the command and the contents that it would have now. Nothing
+    of the step is touched."""
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            _, inputs = _prepared(recipe, step, run, Path(folder))
+        except DistillError:
+            return False
+    return bool(_digest(inputs) == record.get("digest"))
+
+
+def _digest(inputs: list[Any]) -> str:
+    return hashlib.sha256(orjson.dumps(inputs, option=orjson.OPT_SORT_KEYS)).hexdigest()
+
+
 def _as_ours(code: int) -> int:
     return code if code in (3, 130) else 1
 
 
-def _prepared(recipe: Recipe, step: Step, run: Path) -> tuple[list[str], list[Any]]:
-    """The words of the command, and what decides its result: the words with files' contents."""
+def _prepared(recipe: Recipe, step: Step, run: Path, folder: Path) -> tuple[list[str], list[Any]]:
+    """The words of the command, and what decides its result: the words with files' contents. Stages
+    are exported to the folder."""
     options, arguments, inputs = list(step.run), [], [list(step.run)]
     for flag, values in step.given:
         for value in values:
-            word, seal = _word(recipe, step, run, flag, value)
+            word, seal = _word(recipe, step, run, folder / flag.name, flag, value)
             inputs.append([flag.name, seal])
             if isinstance(value, bool):
                 options += [flag.words] if value else [flag.off] if flag.off else []
@@ -81,10 +104,10 @@ def _prepared(recipe: Recipe, step: Step, run: Path) -> tuple[list[str], list[An
     return [*options, *arguments], inputs
 
 
-def _word(recipe: Recipe, step: Step, run: Path, flag: Flag, value: Value) -> tuple[str, Any]:
+def _word(recipe: Recipe, step: Step, run: Path, folder: Path, flag: Flag, value: Value) -> tuple[str, Any]:
     """How a value is said on the command line, and what it is known by."""
     if isinstance(value, OfStage):
-        path = _exported(recipe, run / STEPS / f"{step.name}.in" / flag.name, run, value)
+        path = _exported(recipe, folder, run, value)
     elif isinstance(value, OfStep):
         path = left_by(run, value, recipe.step[value.step].run)
     elif is_file(flag) and flag.name in WRITTEN:
@@ -101,9 +124,12 @@ def _exported(recipe: Recipe, folder: Path, run: Path, given: OfStage) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     out = folder / f"{given.stage}.jsonl"
     format = given.format or SHAPES[recipe.stage[given.stage].task][0]
-    _, _, damages = export_stage(run, format, out, given.stage, given.outcome, given.min_margin)
-    if words := words_of([damages], run):
+    found = export_stage(run, format, out, given.stage, given.outcome, given.min_margin, given.reasoning)
+    if words := words_of([found.damages], run):
         tell(f"distill: {plain(words, 1000)}\n")
+    if not found.rows:
+        words = f"stage '{given.stage}' has no row for it (outcomes {given.outcome})"
+        raise EmptyStage(f"{words}: see `distill status {run}` for what became of its rows")
     return out
 
 

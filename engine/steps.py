@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from engine.exports import SHAPES, check_outcomes
+from engine.exports import SHAPES, check_outcomes, check_reasoning
 from engine.recipe_tables import Member, OfStage, OfStep, Recipe, StageTable, Value
 from engine.step_commands import FIRST_WORDS, NEEDED, OURS, WRITTEN, Commands, Flag, is_file
 from engine.step_records import STEPS
@@ -147,12 +147,14 @@ def _check_input(recipe: Recipe, where: Path_, flag: Flag, value: OfStage | OfSt
         raise recipe.wrong(where, f"expected {KINDS[flag.kind]}, not what a stage or step leaves")
     if isinstance(value, OfStep):
         return
-    task = recipe.stage[value.stage].task
+    stage = recipe.stage[value.stage]
+    task = stage.task
     if value.format is not None and value.format not in SHAPES[task]:
         words = f"stage '{value.stage}' ({task}) is exported as {' or '.join(SHAPES[task])}"
         raise recipe.wrong(where, words)
     try:
         check_outcomes(value.outcome)
+        check_reasoning(value.reasoning, value.format or SHAPES[task][0], task, stage.field)
     except UsageError as error:
         raise recipe.wrong(where, str(error)) from None
 

@@ -116,7 +116,8 @@ def row_of(raw: dict[str, Any], line: int, position: int) -> Row | str:
                 return no_text(name, (raw if name == "instruction" else source)[name])
         instruction, given, output = _flat(raw, source)
         # an answer of another type must not pass for an empty one
-        if not output and (wrong := next((a for a in ANSWERS if as_text(source.get(a)) is None), None)):
+        given_answers = (a for a in ANSWERS if source.get(a) is not None)
+        if wrong := next((a for a in given_answers if text_of(source[a]) is None), None):
             return no_text(wrong, source[wrong])
         thinking = reasoning_in(raw)
     if not instruction.strip() and not output.strip() and not _has_answer(raw):

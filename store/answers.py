@@ -17,10 +17,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from store.columns import as_text, columns_of
+from store.columns import columns_of
 from store.errors import PoolError, StorageError, UsageError
 from store.pool import Pool, as_instruction
 from store.records import BadRow, Instruction
+from store.texts import text_of
 
 SUFFIXES = (".jsonl", ".json", ".ndjson", ".csv", ".tsv", ".parquet")
 CACHE_KIB = 32 * 1024
@@ -214,7 +215,7 @@ def _as_answer(row: dict[str, Any], position: int, has_questions: bool) -> tuple
     named = row.get("question_id") if row.get("question_id") is not None else row.get("id")
     if named is None or "text" not in row:
         return f"no answer: neither `instruction` and `output` nor `id` and `text`; {columns_of(row)}"
-    if row["text"] is None or (text := as_text(row["text"])) is None:
+    if (text := text_of(row["text"])) is None:
         return f"no answer: `text` is {row['text']!r:.60}"
     if not has_questions:
         return "it has an id alone, so the questions must be given (--questions)"
@@ -228,7 +229,7 @@ def _as_alpaca_answer(
     if isinstance(item, str):
         return item
     given = row.get("prediction", row.get("output", item.output or None))
-    if given is None or (text := as_text(given)) is None:
+    if (text := text_of(given)) is None:
         there = "" if "prediction" in row or "output" in row else f"; {columns_of(row)}"
         return f"no answer: `output` is {given!r:.60}{there}"
     return _prompt_key(item), text, NO_HEAD if has_questions else _head(item, row)

@@ -1,14 +1,16 @@
 """What the columns of a row are called, and what may stand in them.
 
-An instruction must be text. Elsewhere a number, true or false is the text that JSON writes (`0` is "0");
-null, NaN and a missing column are the empty text; a list or an object where a text is needed makes a bad
-row. Column names count in any case (`Instruction`).
+An instruction must be text. Elsewhere a number is its text (`0` is "0"), and so are true and false, but for
+answers, where these make a bad row. Null, NaN and a missing column are the empty text. A list or an object
+where a text is needed makes a bad row. Column names count in any case (`Instruction`).
 """
 
 import json
 import math
 from collections.abc import Mapping
 from typing import Any
+
+from store.texts import text_of
 
 # Columns that some reader of ours looks for.
 KNOWN = frozenset(
@@ -41,13 +43,9 @@ def with_known_names(row: dict[str, Any]) -> dict[str, Any]:
 
 def as_text(value: object) -> str | None:
     """A column's value as text by the rule above; None where it is none."""
-    if isinstance(value, str):
-        return value
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
-    if isinstance(value, bool | int) or (isinstance(value, float) and math.isfinite(value)):
-        return json.dumps(value)
-    return None
+    return json.dumps(value) if isinstance(value, bool) else text_of(value)
 
 
 def no_text(name: str, value: object) -> str:

@@ -7,6 +7,7 @@ name and renamed when it is whole, so that nobody ever reads half a data set.
 import shutil
 import sqlite3
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,7 @@ FROM samples a LEFT JOIN rows w ON w.id = ? + a.position
 LEFT JOIN requests r ON r.id = a.request LEFT JOIN responses p ON p.id = r.answer AND p.request = r.id
 LEFT JOIN bodies b ON b.response = p.id
 WHERE a.stage = ? AND a.position >= ? AND a.position < ? AND (r.answer IS NOT NULL OR r.id IS NULL)
+  AND (w.id IS NULL OR w.plan IN ({plans}))
 ORDER BY a.position, a.sample
 """
 # With the last reply to rows that failed because none of theirs could be read.
@@ -43,6 +45,7 @@ LEFT JOIN responses p ON p.request = r.id AND p.id = ifnull(r.answer, (
 LEFT JOIN bodies b ON b.response = p.id
 WHERE a.stage = ? AND a.position >= ? AND a.position < ?
   AND (r.answer IS NOT NULL OR r.id IS NULL OR p.id IS NOT NULL)
+  AND (w.id IS NULL OR w.plan IN ({plans}))
 ORDER BY a.position, a.sample
 """
 _NEXT = "SELECT min(position) FROM samples WHERE stage = ? AND position >= ?"
@@ -51,7 +54,7 @@ _NEXT = "SELECT min(position) FROM samples WHERE stage = ? AND position >= ?"
 @dataclass(frozen=True, slots=True)
 class Stored:
     """A row of a stage with the reply to one of its samples, as they lie in the ledger. `item`: the
-    row's JSON as an object."""
+    row's JSON as an object. text, reasoning: what whoever reads `raw` finds in it."""
 
     position: int
     sample: int
@@ -59,16 +62,20 @@ class Stored:
     raw: bytes
     outcome: str
     model: str
+    text: str = ""
+    reasoning: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A line of an export: the pool's row with the teacher's words as its output."""
+    """A line of an export: the pool's row with the teacher's words as its output. reasoning: the thinking
+    before it; None where the data set has none."""
 
     item: Instruction
     sample: int
     outcome: str
     model: str
+    reasoning: str | None = None
 
 
 def stored(
@@ -76,21 +83,27 @@ def stored(
     stage: int,
     outcomes: Sequence[str],
     unparsed: bool = False,
+    left_out: Counter[str] | None = None,
+    plans: Sequence[int] | None = None,
     damages: Damages | None = None,
 ) -> Iterator[Stored]:
-    """In pool order. unparsed: with the rows of which no reply could be read. What is damaged is left out,
-    and told to `damages`."""
+    """In pool order. `unparsed`: with the rows of which no reply could be read. `left_out` counts rows by
+    their outcome that is not asked for. `plans`: only rows that belong to these settings. What is damaged
+    is left out, and told to `damages`."""
     damages = Damages("") if damages is None else damages
     wanted = {*outcomes, "unparsed"}
+    sql = _ASKED if unparsed else _ANSWERS
+    sql = sql.format(plans="w.plan" if plans is None else ", ".join("?" * len(plans)))
     for position, sample, item, raw, checksum, outcome, model in _found(
-        reader, stage, _ASKED if unparsed else _ANSWERS, damages
+        reader, stage, sql, plans or (), damages
     ):
         row = _object(item)
         id = None if row is None else row.get("id")
         if item is None or raw is None or outcome not in KNOWN:
             damages.add(position, "its row is missing" if item is None else "its reply is missing", id)
         elif outcome not in wanted:
-            continue
+            if left_out is not None:
+                left_out[outcome] += 1
         elif not is_intact(raw, checksum):
             damages.add(position, "its checksum differs", id)
         elif row is None:
@@ -107,31 +120,41 @@ def _object(item: bytes | None) -> dict[str, Any] | None:
     return row if isinstance(row, dict) else None
 
 
-def _found(reader: sqlite3.Connection, stage: int, sql: str, damages: Damages) -> Iterator[tuple[Any, ...]]:
+def _found(
+    reader: sqlite3.Connection, stage: int, sql: str, plans: Sequence[int], damages: Damages
+) -> Iterator[tuple[Any, ...]]:
     """Rows of a query, some positions at a time. Where SQLite finds a page damaged, each position alone."""
     base, start = stage << STAGE_SHIFT, 0
     while (first := reader.execute(_NEXT, (stage, start)).fetchone()[0]) is not None:
         start = first + POSITIONS
         try:
-            yield from reader.execute(sql, (base, stage, first, start)).fetchall()
+            yield from reader.execute(sql, (base, stage, first, start, *plans)).fetchall()
         except sqlite3.DatabaseError as error:
             if not is_damage(error):
                 raise
             for position in range(first, start):
                 try:
-                    yield from reader.execute(sql, (base, stage, position, position + 1)).fetchall()
+                    yield from reader.execute(sql, (base, stage, position, position + 1, *plans)).fetchall()
                 except sqlite3.DatabaseError as error:
                     damages.add(position, str(error))
 
 
-def write(path: Path, format: str, rows: Iterator[Answer], samples: int, system: str | None) -> int:
-    """Writes all rows; returns how many. Raises UsageError, StorageError with the old file untouched."""
+def write(
+    path: Path,
+    format: str,
+    rows: Iterator[Answer],
+    samples: int,
+    system: str | None,
+    reasoning: bool = False,
+) -> int:
+    """Writes all rows; returns how many. `reasoning`: they have thinking, which gets a place of its own.
+    Raises UsageError, StorageError with the old file untouched."""
     if format == "parquet" and is_plain(path):
         with replacing(path) as file:
-            return _write_parquet(file, rows, samples)
+            return _write_parquet(file, rows, samples, reasoning)
     if format == "parquet":  # it counts its bytes from the beginning, which a pipe or device cannot tell
         with tempfile.TemporaryFile() as spooled, replacing(path) as file:
-            count = _write_parquet(spooled, rows, samples)
+            count = _write_parquet(spooled, rows, samples, reasoning)
             spooled.seek(0)
             shutil.copyfileobj(spooled, file)
             return count
@@ -153,6 +176,8 @@ def _alpaca_line(samples: int) -> Callable[[Answer], bytes]:
             "output": item.output,
             "id": item.id,
         }
+        if answer.reasoning is not None:
+            row["reasoning"] = answer.reasoning
         return orjson.dumps({**row, "sample": answer.sample} if samples > 1 else row)
 
     return line
@@ -168,8 +193,10 @@ def _chat_line(system: str | None) -> Callable[[Answer], bytes]:
 
     def line(answer: Answer) -> bytes:
         item = answer.item
-        turns = [{"role": "user", "content": question(item)}, {"role": "assistant", "content": item.output}]
-        return orjson.dumps({"messages": [*head, *turns]})
+        said = {"role": "assistant", "content": item.output}
+        if answer.reasoning is not None:
+            said["reasoning_content"] = answer.reasoning
+        return orjson.dumps({"messages": [*head, {"role": "user", "content": question(item)}, said]})
 
     return line
 
@@ -192,20 +219,17 @@ def _write_list(file: IO[bytes], lines: Iterator[bytes]) -> int:
     return count
 
 
-def _write_parquet(file: IO[bytes], rows: Iterator[Answer], samples: int) -> int:
+def _write_parquet(file: IO[bytes], rows: Iterator[Answer], samples: int, reasoning: bool) -> int:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    names = ["instruction", "input", "output", "id", "sample", "outcome", "model"]
-    types = [pa.string()] * 4 + [pa.int32(), pa.string(), pa.string()]
-    schema = pa.schema(list(zip(names, types, strict=True)))
+    own = ["instruction", "input", "output", "id"]
+    names = [*own, "sample", "outcome", "model", *(["reasoning"] if reasoning else [])]
+    schema = pa.schema([(name, pa.int32() if name == "sample" else pa.string()) for name in names])
     count = 0
     with pq.ParquetWriter(file, schema) as writer:
         while batch := [row for _, row in zip(range(PARQUET_ROWS), rows, strict=False)]:
-            columns = [
-                [getattr(a.item, name) if name in names[:4] else getattr(a, name) for a in batch]
-                for name in names
-            ]
+            columns = [[getattr(a.item if name in own else a, name) for a in batch] for name in names]
             writer.write_table(pa.table(dict(zip(names, columns, strict=True)), schema))
             count += len(batch)
     return count

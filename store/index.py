@@ -63,6 +63,10 @@ class KeyIndex:
         for at in _equal(self._fingerprints[bucket], fingerprint):
             yield self._ids[bucket][at]
 
+    def has_answer(self, key: bytes) -> bool:
+        """As good as certain: unconfirmed."""
+        return any(self.state(request) == ANSWERED for request in self.candidates(key))
+
     def copy(self) -> "KeyIndex":
         """One that may be added to and marked without this one noticing."""
         other = KeyIndex()

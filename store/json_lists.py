@@ -76,7 +76,7 @@ class _List:
     one costs no other and a pipe hands them over as they come.
 
     Where an item does not end, or takes others into itself (a quote, a bracket or a comma is missing),
-    it is a bad row, and reading goes on with the next intact row behind its beginning.
+    it is a bad row, and reading continues with the next intact row behind its beginning.
     """
 
     def __init__(self, stream: Stream, number: int, is_open: bool = False) -> None:
@@ -121,7 +121,11 @@ class _List:
     def _fill(self) -> bool:
         """Reads on; False at the end, and where an item is too long."""
         held = len(self._data) - self._start
-        if held > streams.MAX_ROW_BYTES or not (piece := self._stream.read1(max(PIECE, held))):
+        if held > streams.MAX_ROW_BYTES:
+            return False
+        # A long item is looked at again from its beginning: twice as much of it each time.
+        piece = self._stream.read(held) if held > _LONGEST_LOOK else self._stream.read1()
+        if not piece:
             return False
         self._data, self._at, self._start = self._data[self._start :] + piece, self._at - self._start, 0
         return True

@@ -1,14 +1,16 @@
 """Reads a ledger: index, pages of rows, counts for `status`. Read-only, short transactions."""
 
 import sqlite3
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import orjson
 
+from store.bills import billed, in_vain
 from store.damages import WAS_ONE, is_foreign
 from store.errors import DamagedLedger, RunFolderError, UsageError
-from store.folder import LEDGER, held, ledger_path
+from store.folder import held, ledger_path
 from store.index import ANSWERED, DUE, FAILED, KeyIndex
 from store.ledger import connect_writer
 from store.records import OUTCOMES, UNUSABLE
@@ -16,7 +18,8 @@ from store.schema import STAGE_SHIFT, VERSION, is_newer, version_words
 
 PAGE_OF_KEYS = 4096
 _IN_UNUSABLE = f"({', '.join(repr(outcome) for outcome in UNUSABLE)})"
-Page = tuple[dict[int, bytes], list[dict[int, int]]]  # items, requests of each sample; by position
+# By position: the row's item with the settings that it belongs to; the request of each sample.
+Page = tuple[dict[int, tuple[bytes, int]], list[dict[int, int]]]
 
 
 def connect_reader(run: Path) -> sqlite3.Connection:
@@ -113,16 +116,17 @@ def times_asked(reader: sqlite3.Connection, request: int) -> int:
 
 
 def placed_page(
-    reader: sqlite3.Connection, stage: int, plan: int, samples: int, start: int, stop: int
+    reader: sqlite3.Connection, stage: int, plans: Sequence[int], samples: int, start: int, stop: int
 ) -> Page:
-    """What a stage holds at positions [start, stop) under a plan: the items' JSON by position, and
-    the request of each sample by position, where there is one for every sample."""
+    """What a stage holds at positions [start, stop) under any of these plans: the items' JSON with
+    their plan, and the request of each sample."""
     base = stage << STAGE_SHIFT
     items = reader.execute(
-        "SELECT id - ?, CAST(item AS BLOB) FROM rows WHERE id >= ? AND id < ? AND plan = ?",
-        (base, base + start, base + stop, plan),
+        "SELECT id - ?, CAST(item AS BLOB), plan FROM rows WHERE id >= ? AND id < ? "
+        f"AND plan IN ({', '.join('?' * len(plans))})",
+        (base, base + start, base + stop, *plans),
     )
-    page: Page = (dict(items.fetchall()), [])
+    page: Page = ({position: (item, plan) for position, item, plan in items}, [])
     for sample in range(samples):
         requests = reader.execute(
             "SELECT position, request FROM samples "
@@ -171,11 +175,6 @@ def stage_status(reader: sqlite3.Connection, stage: int) -> dict[str, Any]:
             (stage,),
         ).fetchall()
     )
-    in_vain = reader.execute(
-        "SELECT count(*), ifnull(sum(p.cost_micro), 0) FROM responses p JOIN attempts t ON t.id = p.attempt "
-        f"WHERE p.outcome IN {_IN_UNUSABLE} AND t.run IN (SELECT id FROM runs WHERE stage = ?)",
-        (stage,),
-    ).fetchone()
     paid = reader.execute(
         "SELECT prompt_tokens, completion_tokens, spent_micro, at_risk_micro, sent - ended "
         "FROM spending WHERE stage = ?",
@@ -193,7 +192,8 @@ def stage_status(reader: sqlite3.Connection, stage: int) -> dict[str, Any]:
         "unanswered": paid[4],
         "bad_rows": bad,
         "damaged": sum(found.values()) - sum(outcomes.values()),  # as far as is seen without their bodies
-        "unusable": {"replies": in_vain[0], "cost_usd": in_vain[1] / 1e6},
+        "billed": billed(reader, stage, paid[2]),
+        **in_vain(reader, stage),
     }
 
 
@@ -209,21 +209,6 @@ def endpoint_accounts(reader: sqlite3.Connection) -> dict[str, dict[str, Any]]:
         "ON c.endpoint = e.id ORDER BY e.id"
     )
     return {url: {"answered": n, "cost_usd": cost / 1e6} for url, n, cost in rows}
-
-
-def answered(run: Path, name: str) -> int:
-    """Samples of a stage that have an answer; 0 where the folder or the stage is new."""
-    if not (run / LEDGER).exists():
-        return 0
-    reader = connect_reader(run)
-    try:
-        sql = (
-            "SELECT count(*) FROM stages s JOIN samples a ON a.stage = s.id "
-            "JOIN requests r ON r.id = a.request WHERE s.name = ? AND r.answer IS NOT NULL"
-        )
-        return int(reader.execute(sql, (name,)).fetchone()[0])
-    finally:
-        reader.close()
 
 
 def stages(reader: sqlite3.Connection) -> list[tuple[int, str]]:
@@ -280,57 +265,23 @@ def day_usage(reader: sqlite3.Connection, since: float, endpoint: int) -> list[t
     return [(float(at), int(n), int(tokens)) for at, n, tokens in rows]
 
 
-def completions(reader: sqlite3.Connection, model: str, task: str, count: int = 10_000) -> list[int]:
-    """Completion tokens of the newest usable replies of runs that asked this model in this role."""
-    rows = reader.execute(
-        "SELECT p.completion_tokens FROM responses p JOIN attempts t ON t.id = p.attempt "
-        "JOIN runs u ON u.id = t.run WHERE json_extract(u.settings, '$.model') = ? "
-        "AND u.stage IN (SELECT id FROM stages WHERE task = ?) "
-        "AND p.outcome IN ('stop', 'length') ORDER BY p.id DESC LIMIT ?",
-        (model, task, count),
-    )
-    return [int(n) for (n,) in rows]
-
-
 def has_row(reader: sqlite3.Connection, stage: int, position: int) -> bool:
     sql = "SELECT 1 FROM rows WHERE id = ?"
     return reader.execute(sql, ((stage << STAGE_SHIFT) + position,)).fetchone() is not None
 
 
-def is_complete(reader: sqlite3.Connection, stage: int) -> bool:
-    """Whether the stage's last run came to the end of its rows, some of which may have failed."""
-    sql = "SELECT exit_code FROM runs WHERE stage = ? ORDER BY id DESC LIMIT 1"
-    row = reader.execute(sql, (stage,)).fetchone()
-    return row is not None and row[0] in (0, 1)
-
-
-def has_other_plan(reader: sqlite3.Connection, stage: int, plan: int) -> bool:
-    """Whether a row of the stage was put in its place under another plan."""
-    sql = "SELECT 1 FROM rows WHERE id >= ? AND id < ? AND plan <> ? LIMIT 1"
-    values = (stage << STAGE_SHIFT, (stage + 1) << STAGE_SHIFT, plan)
-    return reader.execute(sql, values).fetchone() is not None
-
-
 def has_answer(run: Path, stage: int, plan: int) -> bool:
-    """Whether a row that a stage holds under a plan has a usable answer."""
+    """Whether a row that a stage holds under a plan has a usable answer. (CROSS JOIN: row by row. The
+    other way round every sample would walk through all rows.)"""
     reader = connect_reader(run)
     try:
         first = stage << STAGE_SHIFT
         sql = (
-            "SELECT 1 FROM rows w JOIN samples a ON a.stage = ? AND a.position = w.id - ? "
+            "SELECT 1 FROM rows w CROSS JOIN samples a ON a.stage = ? AND a.position = w.id - ? "
             "JOIN requests r ON r.id = a.request JOIN responses p ON p.id = r.answer "
             f"WHERE w.id >= ? AND w.id < ? AND w.plan = ? AND p.outcome NOT IN {_IN_UNUSABLE} LIMIT 1"
         )
         last = (stage + 1) << STAGE_SHIFT
         return reader.execute(sql, (stage, first, first, last, plan)).fetchone() is not None
-    finally:
-        reader.close()
-
-
-def has_rows(run: Path, stage: int) -> bool:
-    """Whether a pool has been read into the stage already."""
-    reader = connect_reader(run)
-    try:
-        return bool(reader.execute("SELECT 1 FROM samples WHERE stage = ? LIMIT 1", (stage,)).fetchone())
     finally:
         reader.close()

@@ -1,7 +1,7 @@
 """Rows of tables: CSV with any usual separator, and Parquet.
 
 A quote that is opened and never closed would take all rows behind it into one field. Such a place is
-found, told with the line where the quote opens, and reading goes on with the line after it. Knows
+found, told with the line where the quote opens, and reading continues with the line after it. Knows
 nothing about what the columns mean.
 """
 

@@ -20,6 +20,7 @@ from typing import Any
 
 import orjson
 from aiohttp import BodyPartReader, web
+from batch_files import Serve, send
 from batch_work import (
     ENDPOINT,
     Bills,
@@ -52,6 +53,8 @@ class BatchServer:
     key: str | None = None
     page: int = 100
     frozen: bool = False  # batches stay in_progress
+    serve: Serve | None = None  # hands out files in its own way
+    told: dict[str, Any] = field(default_factory=dict)  # of every batch, over what is true
     lose: defaultdict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
     faults: dict[str, list[str]] = field(default_factory=dict)
     files: dict[str, Stored] = field(default_factory=dict)
@@ -170,6 +173,8 @@ class BatchServer:
         file = self.files.get(request.match_info["id"])
         if file is None:
             return refuse(404, "No such file.")
+        if self.serve:
+            return await send(request, self.serve(file, self.calls["content"]))
         response = web.StreamResponse(headers={"Content-Type": "application/octet-stream"})
         response.content_length = len(file.raw)
         await response.prepare(request)
@@ -219,7 +224,7 @@ class BatchServer:
 
     async def _retrieve(self, request: web.Request) -> web.StreamResponse:
         made = self.made.get(request.match_info["id"])
-        return json_response(made.as_json()) if made else refuse(404, "No such batch.")
+        return json_response(made.as_json() | self.told) if made else refuse(404, "No such batch.")
 
     async def _list(self, request: web.Request) -> web.StreamResponse:
         return self._page(request, list(reversed(self.made.values())))

@@ -15,6 +15,16 @@ from provider_chat import answer, reply_body, understand
 MOST_REQUESTS, MOST_BYTES = 50_000, 200 * 10**6
 ENDPOINT = "/v1/chat/completions"
 TERMINAL = ("completed", "failed", "expired", "cancelled")
+# Lines that do not say what became of their request; of a request that has `both` a reply and an error
+UNCLEAR: dict[str, dict[str, Any]] = {
+    "neither": {"response": None, "error": None},
+    "status_0": {"response": {"status_code": 0, "request_id": "", "body": {}}, "error": None},
+    "status_none": {"response": {"request_id": "", "body": None}, "error": None},
+    "status_text": {"response": {"status_code": "many", "body": ""}, "error": None},
+    "both": {"error": {"code": "server_error", "message": "Oh."}},
+    "both_400": {"response": {"status_code": 400}, "error": {"object": "error", "message": "No."}},
+    "both_500": {"response": {"status_code": 500}, "error": {"error": {"code": 500, "message": "Oh."}}},
+}
 
 
 @dataclass
@@ -138,17 +148,21 @@ def execute(line: dict[str, Any], fault: str | None, bills: Bills) -> tuple[byte
         body["choices"][0]["finish_reason"] = "content_filter"
     elif fault == "empty":
         body["choices"] = []
+    elif fault == "no_text":
+        body["choices"][0]["message"]["content"] = ""
     elif fault == "text":
         body = "<html>not a reply</html>"
     elif fault == "no_usage":
         del body["usage"]
-    if status == 200:
+    if status == 200 and (fault not in UNCLEAR or fault == "both"):
         bills.questions[ask.question] += 1
         bills.custom_ids[line["custom_id"]] += 1
     if fault == "lost":
         return None
     response = {"status_code": status, "request_id": "req_1", "body": body}
     record: dict[str, Any] = {"id": "batch_req_1", "custom_id": line["custom_id"]}
+    if fault in UNCLEAR:
+        return _dump(record | UNCLEAR[fault] | ({"response": response} if fault == "both" else {})), True
     if fault == "error":
         return _dump(record | {"response": None, "error": {"code": "server_error", "message": "Oh."}}), True
     whole = _dump(record | {"response": response, "error": None})

@@ -14,7 +14,7 @@ import argparse
 import asyncio
 import math
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -27,19 +27,20 @@ from provider_chat import (
     Answer,
     Ask,
     Refused,
-    answer,
     content_key,
     draws,
     fall,
     lognormal,
     reply_body,
     understand,
+    written,
 )
 from provider_config import Config, Content, Counts
 from provider_replies import drop, huge, json_response, torn
 
 __all__ = ["Config", "Content", "Counts", "Provider", "content_key"]
 
+Luck = Sequence[float]  # 0-1: of the time it takes, of the length of its thinking
 AT_THE_DOOR = ("503", "429", "reset_before")
 
 
@@ -173,13 +174,16 @@ class Provider:
             if name in ask.body:
                 words = f"Unsupported parameter: '{name}' is not supported with this model."
                 raise Refused("parameter", words, param=name)
+        if c.efforts is not None and (effort := ask.body.get("reasoning_effort")) not in (None, *c.efforts):
+            words = f"Unsupported value: 'reasoning_effort' does not support '{effort}' with this model."
+            raise Refused("effort", words, param="reasoning_effort")
         if c.poison is not None and c.poison in ask.question:
             raise Refused("poison", status=c.poison_status)
         if c.quota_after is not None and self.counts.billed >= c.quota_after:
             raise Refused("quota")
 
-    def _admit(self, ask: Ask) -> tuple[str | None, float]:
-        """Let a request in and charge it, or refuse it; the fault it meets, and its luck (0-1)."""
+    def _admit(self, ask: Ask) -> tuple[str | None, Luck]:
+        """Let a request in and charge it, or refuse it; the fault it meets, and its luck."""
         now, (size, cost) = time.monotonic(), self._size(ask)
         if size > self._too_large():
             raise self._limited("too_large", f"Request too large for {ask.model}", size)
@@ -223,9 +227,9 @@ class Provider:
             headers |= retry_after(self.config.retry_after, short.seconds)
         return Refused(cause, message, type=kind, headers=headers)
 
-    def _draw(self, ask: Ask) -> tuple[str | None, float]:
+    def _draw(self, ask: Ask) -> tuple[str | None, Luck]:
         counted = self.counts.contents[ask.key]
-        where, luck, *_ = draws(self.config.seed, ask.key, counted.drawn)
+        where, *luck = draws(self.config.seed, ask.key, counted.drawn)
         counted.drawn += 1
         fault = fall(where, self._odds)
         if fault is not None:
@@ -237,13 +241,15 @@ class Provider:
         silent = shown == "none" or (shown == "limits_only_on_429" and status != 429)
         return {} if silent else self._limits.headers(time.monotonic())
 
-    async def _work(self, ask: Ask, fault: str | None, luck: float) -> bytes:
+    async def _work(self, ask: Ask, fault: str | None, luck: Luck) -> bytes:
         """Serve a request as long as it takes, bill it, hold it: the body of the reply."""
         c = self.config
-        given = answer(ask, c.mean_tokens, c.spread, c.exact_tokens, c.scores)
+        over = c.overrun_after is not None and self.counts.billed >= c.overrun_after
+        given = written(ask, c, fault, luck[1], over)
         free = fault == "500" or (fault == "stall" and not c.stall_billed)
         try:
-            service = lognormal(c.latency, c.latency_sigma, luck)
+            service = lognormal(c.latency, c.latency_sigma, luck[0])
+            service += c.token_seconds * given.completion_tokens
             await sleep_until(self._slots.finish(service, time.monotonic()))
         except asyncio.CancelledError:
             self._abandon(ask, given, c.bill_abandoned and not free)
@@ -254,7 +260,7 @@ class Provider:
             await asyncio.sleep(c.stall_seconds)
         if free or fault == "reset_after":
             raise Refused(str(fault))
-        return reply_body(ask, given, fault)
+        return reply_body(ask, given, fault, c.thinking_shown)
 
     def _abandon(self, ask: Ask, given: Answer, billed: bool) -> None:
         """The client hung up while we worked (and we are not shutting down)."""

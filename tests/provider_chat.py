@@ -13,8 +13,8 @@ import math
 import struct
 import time
 from base64 import b64decode
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.resources import files
 from statistics import NormalDist
@@ -22,7 +22,9 @@ from typing import Any
 
 import orjson
 import tiktoken
+from provider_config import Config
 
+MOST_SHOWN = 2000  # words of thinking
 PREFIX_TOKENS = 9  # about what `[0123456789ab] ` takes
 NORMAL = NormalDist()
 COMMON = (
@@ -61,6 +63,7 @@ ERRORS: dict[str, tuple[int, str, str, str | None]] = {  # status, message, type
     "poison": (400, "This message cannot be processed.", INVALID, None),
     "parameter": (400, "", INVALID, "unsupported_parameter"),
     "filter_400": (400, "The prompt was filtered.", INVALID, "content_filter"),
+    "effort": (400, "", INVALID, "unsupported_value"),
     "quota": (429, "You exceeded your quota.", "insufficient_quota", "insufficient_quota"),
     "spurious": LIMITED,
     "requests": LIMITED,
@@ -87,6 +90,7 @@ class Answer:
     finish_reason: str  # stop | length
     prompt_tokens: int
     completion_tokens: int
+    thought: int | None = None  # of these; None where the model does not think
 
 
 @cache
@@ -176,6 +180,36 @@ def answer(ask: Ask, mean: float, spread: float, exact: bool, scores: bool = Fal
     return Answer(text, finish, ask.prompt_tokens, min(length, cap))
 
 
+def written(ask: Ask, c: Config, fault: str | None, luck: float, over: bool) -> Answer:
+    """What the model thinks and writes. luck: 0-1, of the length of its thinking; over: beyond its bound."""
+
+    def write(ask: Ask) -> Answer:
+        return answer(ask, c.mean_tokens, c.spread, c.exact_tokens, c.scores)
+
+    if not c.thinking_tokens and fault != "used_up":
+        given = write(ask)
+    else:
+        thought = lognormal(c.thinking_tokens, c.thinking_sigma, luck)
+        given = _after_thinking(ask, ask.max_tokens if fault == "used_up" else thought, write)
+    return _overrun(ask, given, c.overrun) if over else given
+
+
+def _after_thinking(ask: Ask, thought: float, write: Callable[[Ask], Answer]) -> Answer:
+    """What is written after so many tokens of thinking, in the room that they leave."""
+    if thought >= ask.max_tokens:
+        return Answer("", "length", ask.prompt_tokens, ask.max_tokens, ask.max_tokens)
+    tokens = max(1, round(thought)) if ask.max_tokens > 1 else 0
+    given = write(replace(ask, max_tokens=max(1, ask.max_tokens - tokens)))
+    return replace(given, completion_tokens=given.completion_tokens + tokens, thought=tokens)
+
+
+def _overrun(ask: Ask, given: Answer, factor: float) -> Answer:
+    """The same reply, billed beyond its bound."""
+    tokens = math.ceil(ask.max_tokens * factor)
+    more = None if given.thought is None else given.thought + tokens - given.completion_tokens
+    return replace(given, completion_tokens=tokens, thought=more)
+
+
 def _words(seed: bytes, count: int) -> str:
     return " ".join([WORDS[byte] for byte in hashlib.shake_128(seed).digest(count)])
 
@@ -193,9 +227,11 @@ class Refused(Exception):
         super().__init__(error["message"])
 
 
-def reply_body(ask: Ask, given: Answer, fault: str | None = None) -> bytes:
-    """A chat completion; the faults that live in its words are put in here."""
+def reply_body(ask: Ask, given: Answer, fault: str | None = None, shown: bool = False) -> bytes:
+    """A chat completion; the faults that live in its words are put in here. shown: with its thinking."""
     message: dict[str, Any] = {"role": "assistant", "content": given.text, "refusal": None}
+    if shown and given.thought:
+        message["reasoning_content"] = _words(ask.question.encode(), min(given.thought, MOST_SHOWN))
     finish = "content_filter" if fault == "filter" else given.finish_reason
     if fault == "refusal":
         message |= {"content": None, "refusal": f"{given.text[:15]}I'm sorry, I can't help."}
@@ -204,6 +240,7 @@ def reply_body(ask: Ask, given: Answer, fault: str | None = None) -> bytes:
     choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": finish}
     no_choices = fault == "empty" and int(ask.key[:2], 16) % 2
     total = given.prompt_tokens + given.completion_tokens
+    told = {} if given.thought is None else {"completion_tokens_details": {"reasoning_tokens": given.thought}}
     body = {
         "id": f"chatcmpl-{ask.key[:24]}",
         "object": "chat.completion",
@@ -214,6 +251,7 @@ def reply_body(ask: Ask, given: Answer, fault: str | None = None) -> bytes:
             "prompt_tokens": given.prompt_tokens,
             "completion_tokens": given.completion_tokens,
             "total_tokens": total,
+            **told,
         },
     }
     whole = orjson.dumps(body)

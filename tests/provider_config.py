@@ -25,6 +25,13 @@ class Config:
     spread: float = 0.5  # sigma of the lognormal lengths
     default_max_tokens: int = 1024  # where the request names none
     exact_tokens: bool = False  # o200k, else characters / 4
+    # thinking, which counts against the bound and is told in usage; another length each time that one asks
+    thinking_tokens: float = 0  # median of the lognormal lengths; 0: it does not think
+    thinking_sigma: float = 1.0
+    thinking_shown: bool = False  # as `reasoning_content` beside the answer
+    efforts: Sequence[str] | None = None  # that `reasoning_effort` may be; (): refused, None: all are taken
+    overrun_after: int | None = None  # once so many were billed, the bound is not kept to
+    overrun: float = 3  # what is billed then, times the bound
     # limits
     rpm: float | None = None
     tpm: float | None = None
@@ -38,6 +45,7 @@ class Config:
     # time
     latency: float = 0  # median of the service time
     latency_sigma: float = 0
+    token_seconds: float = 0  # more of it for each token of the reply
     knee: int | None = None  # served at the same time; the others queue
     # faults, one a request at most
     p_500: float = 0
@@ -52,6 +60,7 @@ class Config:
     p_filter: float = 0  # billed
     p_filter_400: float = 0
     p_refusal: float = 0  # billed
+    p_used_up: float = 0  # thinking takes all of the bound: no text, `length`, billed
     p_huge: float = 0  # billed
     stall_seconds: float = 30
     stall_billed: bool = True

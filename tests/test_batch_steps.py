@@ -6,7 +6,6 @@ import hashlib
 import sqlite3
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import orjson
 import pytest
@@ -15,11 +14,10 @@ from hypothesis import strategies as st
 from ledgers import opened
 
 from engine.batch.api import Remote
-from engine.batch.lines import NotRun, body_of, input_line, read_line
+from engine.batch.lines import body_of, input_line
 from engine.batch.packing import MOST_ALIVE, Limits, Load, Queue, told_limit
 from engine.batch.steps import best_of, next_step, poll_seconds, refusal, state_of
-from engine.errors import BadReply, BatchRefused, QuotaExhausted, RateLimited, RowRefused, ServerFault
-from engine.replies import Reply
+from engine.errors import BatchRefused, QuotaExhausted
 from store import batches
 from store.batches import BatchRow
 from store.ledger import connect_writer
@@ -148,79 +146,6 @@ def test_an_input_line_is_what_the_api_wants_and_is_read_back() -> None:
     }  # fmt: skip
     assert len(told["custom_id"]) == 64
     assert body_of(line) == (KEY, body)
-
-
-def output(**record: Any) -> bytes:
-    return orjson.dumps({"id": "x", "custom_id": KEY.hex(), "response": None, "error": None} | record)
-
-
-def response(status: int, body: object) -> bytes:
-    return output(response={"status_code": status, "body": body})
-
-
-GOOD = {
-    "model": "gpt-4", "usage": {"prompt_tokens": 3, "completion_tokens": 2},
-    "choices": [{"message": {"content": "Yes."}, "finish_reason": "stop"}],
-}  # fmt: skip
-
-
-def test_a_line_with_a_reply_is_that_reply() -> None:
-    line = read_line(response(200, GOOD))
-    assert line
-    assert isinstance(line.meaning, Reply)
-    assert (line.key, line.meaning.text, orjson.loads(line.raw)) == (KEY, "Yes.", GOOD)
-
-
-@pytest.mark.parametrize(
-    ("text", "kind"),
-    [
-        (response(400, {"error": {"message": "No.", "code": None}}), RowRefused),
-        (response(429, {"error": {"message": "Slow.", "code": "rate_limit_exceeded"}}), RateLimited),
-        (response(429, {"error": {"message": "Poor.", "code": "insufficient_quota"}}), QuotaExhausted),
-        (response(500, {"error": {"message": "Oh."}}), ServerFault),
-        (response(500, None), ServerFault),
-        (response(200, {"choices": []}), BadReply),
-        (response(200, None), BadReply),
-        (response(200, "<html>"), BadReply),
-        (response(400, {"error": {"message": "No.", "code": "content_filter"}}), Reply),
-        (output(error={"code": "batch_expired", "message": "Too late."}), NotRun),
-        (output(error={"code": "batch_cancelled", "message": "Gone."}), NotRun),
-        (output(error={"code": "server_error", "message": "Oh."}), ServerFault),
-        (output(), ServerFault),
-        (response(200, GOOD)[:-20], BadReply),
-        (output(response={"status_code": "many"}), BadReply),
-        (output(response=7, error=7), ServerFault),
-    ],
-)
-def test_a_line_means_what_an_online_reply_would(text: bytes, kind: type) -> None:
-    line = read_line(text)
-    assert line
-    assert line.key == KEY
-    assert isinstance(line.meaning, kind), line.meaning
-
-
-@pytest.mark.parametrize("text", [b"", b"   ", b"{}", b"null", b'{"custom_id": "another"}'])
-def test_a_line_that_is_nobodys_is_passed_over(text: bytes) -> None:
-    assert read_line(text) is None
-
-
-@given(st.binary())
-def test_no_line_is_a_crash(junk: bytes) -> None:
-    read_line(junk)
-    read_line(b'{"custom_id":"' + KEY.hex().encode() + b'"' + junk)
-
-
-def test_lone_surrogates_and_huge_numbers_survive() -> None:
-    body = (
-        b'{"choices": [{"message": {"content": "a\\ud800b"}, "finish_reason": "stop"}], "n": 1'
-        + b"0" * 30
-        + b"}"
-    )
-    line = read_line(
-        b'{"custom_id":"' + KEY.hex().encode() + b'","response":{"status_code":200,"body":' + body + b"}}"
-    )
-    assert line
-    assert isinstance(line.meaning, Reply)
 
 
 def test_an_old_ledger_is_brought_up_to_date_and_gets_an_id_of_its_own(tmp_path: Path) -> None:

@@ -109,7 +109,7 @@ async def test_every_question_has_its_answer(site: Any, question: Any) -> None:
     wanted = {
         "all": 7, "latest": 6, "failures-by-cause": 1, "cut": 1, "filtered": 1, "slowest": 6, "costliest": 6,
         "spending": 2, "disagreements": 1, "score-disagreements": 0, "never-answered": 1, "malformed": 1,
-        "errors-by-cause": 2, "runs-and-settings": 2,
+        "errors-by-cause": 2, "runs-and-settings": 2, "no-answer": 0,
     }  # fmt: skip
     assert len(found) == wanted[question.name], found
 
@@ -350,3 +350,44 @@ async def test_two_can_look_at_once(run: Path) -> None:
         urls = [re.search(rb"http://\S+", c.out)[0].decode() for c in (one, two)]  # type: ignore[index]
         texts = await asyncio.gather(*(get(url, "/ledger/answers") for url in urls))
         assert all("second line" in text for text in texts)
+
+
+async def test_thinking_and_replies_without_an_answer_are_shown(tmp_path: Path) -> None:
+    async with opened(tmp_path) as ledger:
+        book = Book(ledger)
+        book.place(1, "Think hard.")
+        message = {"content": "", "reasoning_content": f"Hm, {HOSTILE}"}
+        thought = orjson.dumps({"choices": [{"message": message}]})
+        empty = Response(
+            "empty", "length", Usage(10, 512, 0, 512), thought, 2_000_000, 0.5, "m", estimated=True
+        )
+        ledger.put(book.stage, book.ask(1), 1, empty, 5000, final=False)
+        parts = b'{"choices":[{"message":{"content":[{"type":"thinking","thinking":"Aha."},"Fine."]}}]}'
+        book.answer(1, Response("stop", "stop", Usage(10, 20, 0, 15), parts, 1000, 0.5, "m", "Fine.", "Aha."))
+        book.place(2, "Think in vain.")
+        book.answer(2, empty)
+    site = build(tmp_path)
+    text = await page(site, "/")
+    assert "empty 2</a>" in text
+    assert "$4.0" in text
+    assert "1,039 thinking" in text
+    assert "2 replies counted by distill" in text
+    found = (await site.client.get("/ledger/no-answer.json?_shape=array")).json()
+    assert [(row["position"], row["outcome"], row["is_last"]) for row in found] == [
+        (1, "empty", 1),
+        (0, "empty", 0),
+    ]
+    answered = await page(site, "/-/row?stage=generate&position=0")
+    assert '<div class="text words" dir="auto">Fine.</div>' in answered
+    assert "Thinking, 4 characters" in answered
+    assert "Aha." in answered
+    vain = await page(site, "/-/row?stage=generate&position=1")
+    assert "No words in this reply (empty, finish_reason length)" in vain
+    assert "Hm, " in vain
+    assert "512 of them thinking (counted by distill)" in vain
+    latest = (await site.client.get("/ledger/latest.json?_shape=array")).json()
+    assert "Fine." in [row["output"] for row in latest]
+    for path in ("/", "/ledger/no-answer", "/ledger/spending", "/-/row?stage=generate&position=1"):
+        assert not UNDONE.search(await page(site, path)), path
+    site.databases["ledger"].close()
+    site.executor.shutdown()

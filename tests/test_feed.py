@@ -19,7 +19,8 @@ from ledgers import Book, chat, opened, rows
 
 import engine.known
 from engine.collect import known_keys
-from engine.feed import Chunk, Feed, FeedThread, Placement, Plan
+from engine.feed import Chunk, Feed, FeedThread, Placement
+from engine.plan import Plan
 from engine.roles import plan_of
 from engine.rows import Numbered
 from engine.settings import Settings

@@ -168,7 +168,7 @@ async def test_a_second_run_asks_nothing_whatever_its_limits_and_the_pools_place
 async def test_another_temperature_asks_again_and_status_says_why(
     finished: Path, pool: Path, provider: Provider
 ) -> None:
-    ended = await generate(finished, pool, provider.base_url, "--temperature", 0.7)
+    ended = await generate(finished, pool, provider.base_url, "--temperature", 0.7, "--replace")
     assert ended.code == 0
     assert provider.counts.requests == 40
     assert "temperature: 1.0 -> 0.7" in (await distill("status", finished)).out

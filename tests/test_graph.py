@@ -256,7 +256,7 @@ async def test_other_settings_upstream_leave_nothing_of_the_old_answers(tmp_path
         assert len(judge.asked) == 120
         judge.refuse.add("row 17")
         judge.hold["row 3."] = asyncio.Event()
-        ended = asyncio.ensure_future(run_recipe(recipe(0.5), run))
+        ended = asyncio.ensure_future(run_recipe(recipe(0.5), run, "--replace"))
         await until(lambda: judge.count("### Answer 1") >= 40 + 38)
         judge.hold["row 3."].set()
         assert (await ended).code == 1

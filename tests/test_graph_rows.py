@@ -17,6 +17,7 @@ from recipe_files import (
     generate,
     run_recipe,
     score,
+    stage_told,
     teacher,
     write_bare,
     write_recipe,
@@ -135,9 +136,12 @@ async def test_json_is_one_object_and_exit_codes_are_the_weightiest(tmp_path: Pa
     found = json_of(ended.out)["stages"]
     assert found["a"]["failed"] == {"bad_request": 1}
     assert found["a"]["exit_code"] == 1
-    assert found["b"] == {
+    assert found["b"] | {
         "done": 3, "total": 3, "failed": {}, "outcomes": {"stop": 3}, "cost_usd": 0.0, "exit_code": 0,
-    }  # fmt: skip
+    } == found["b"]  # fmt: skip
+    assert found["b"]["billed"]["completion_tokens"] == stage_told(run, "b")["completion_tokens"] > 0
+    assert found["b"]["estimated"]["completion_tokens"]["expected"] > 0
+    assert found["b"]["unusable"] == {"replies": 0, "cost_usd": 0, "outcomes": {}}
     exported = export(run, stage="b")
     assert all(not belongs(row["output"], "another") for row in exported)
 

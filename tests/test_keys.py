@@ -12,8 +12,8 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from engine.feed import Plan
 from engine.keys import Sealer, canonical
+from engine.plan import Plan
 from engine.roles import plan_of
 from engine.settings import Settings
 from engine.tokens import tokenizer_for

@@ -93,9 +93,17 @@ async def test_a_scrape_agrees_with_status_and_the_provider(tmp_path: Path) -> N
             command.process.stdin.close()
             ended = await command.ended()
     assert ended.code == 1, ended.err
-    assert found["done"] == value(scraped, "distill_rows_done") == 128 - sum(found["failed"].values())
+    empty = found["outcomes"].pop("empty", 0)  # rows that were answered twice with nothing
+    assert found["done"] == value(scraped, "distill_rows_done") == 128 - sum(found["failed"].values()) - empty
     for outcome, count in found["outcomes"].items():
         assert value(scraped, "distill_requests_total", result=outcome) == count
+    unusable = found["unusable"]
+    assert unusable["replies"] >= max(1, 2 * empty)
+    for outcome, count in unusable["outcomes"].items():
+        assert value(scraped, "distill_unusable_replies_total", outcome=outcome) == count
+        assert value(scraped, "distill_requests_total", result=outcome) == count
+    assert value(scraped, "distill_unusable_cost_usd_total") == pytest.approx(unusable["cost_usd"])
+    assert value(scraped, "distill_estimated_replies_total") == found["billed"]["estimated_replies"]
     for cause, count in found["failed"].items():
         assert value(scraped, "distill_rows_failed", cause=cause) == count
     for kind in ("prompt", "completion"):
@@ -111,9 +119,8 @@ async def test_a_scrape_agrees_with_status_and_the_provider(tmp_path: Path) -> N
     assert (
         sum(v for (n, _), v in scraped.items() if n == "distill_requests_total") == provider.counts.requests
     )
-    assert (
-        value(scraped, f"{LATENCY}_count") == found["done"] == value(scraped, f"{LATENCY}_bucket", le="+Inf")
-    )
+    replies = found["done"] + unusable["replies"]
+    assert value(scraped, f"{LATENCY}_count") == replies == value(scraped, f"{LATENCY}_bucket", le="+Inf")
     seconds = ledger(run, "SELECT sum(latency) FROM responses WHERE outcome <> 'malformed'")[0][0]
     assert value(scraped, f"{LATENCY}_sum") == pytest.approx(seconds)
     assert value(scraped, "distill_limit_per_minute", limit="tokens") == 10_000_000

@@ -65,7 +65,7 @@ async def test_a_row_without_an_answer_is_bought_twice_and_not_called_done(tmp_p
         found = await stage(run)
         assert (found["done"], found["total"]) == (2, 3)
         assert found["outcomes"] == {"empty": 1, "stop": 2}
-        assert found["unusable"] == {"replies": 2, "cost_usd": 2 * A_REPLY / 1e6}
+        assert found["unusable"] == {"replies": 2, "cost_usd": 2 * A_REPLY / 1e6, "outcomes": {"empty": 2}}
         assert [row["instruction"] for row in await export(run)] == ["easy", "easy too"]
         assert [row["output"] for row in await export(run, "--outcome", "empty")] == [""]
         (reasoning,) = ledger(run, "SELECT reasoning FROM answers WHERE outcome = 'empty'")

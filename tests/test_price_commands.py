@@ -45,7 +45,7 @@ async def told(pool: Path, url: str, model: str, *flags: object) -> dict[str, An
 @pytest.mark.parametrize("model", ["claude-sonnet-4-5", "openai/gpt-4o", "gemini-2.5-pro"])
 async def test_a_budget_holds_at_a_gateway_on_this_machine(run: Path, pool: Path, model: str) -> None:
     async with scripted(fine) as url:
-        ended = await distill(*asking(pool, run, url, model, "--budget", 0.02))
+        ended = await distill(*asking(pool, run, url, model, "--budget", 0.02, "--thinking-tokens", 0))
     assert ended.code == 3, ended.err
     assert "the budget of $0.02 is reached" in ended.err
     assert TAKEN_AS_FREE not in ended.err

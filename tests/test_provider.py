@@ -108,6 +108,86 @@ async def test_exact_tokens_are_those_of_the_text(session: aiohttp.ClientSession
     assert cut.body["choices"][0]["finish_reason"] == "length"
 
 
+# Thinking
+
+
+async def test_thinking_is_told_in_usage_and_counts_against_the_bound(
+    session: aiohttp.ClientSession,
+) -> None:
+    config = Config(mean_tokens=50, thinking_tokens=100, thinking_sigma=0.5, thinking_shown=True)
+    async with Provider(config).running() as p:
+        ask = Asker(session, p)
+        got = await asyncio.gather(*(ask(f"question {n}", max_tokens=10_000) for n in range(200)))
+        again, cut = await ask("question 1", max_tokens=10_000), await ask("question 1", max_tokens=130)
+    thought = sorted(g.body["usage"]["completion_tokens_details"]["reasoning_tokens"] for g in got)
+    assert thought[100] == pytest.approx(100, rel=0.15)
+    assert thought[31] == pytest.approx(100 / 1.65, rel=0.25)  # a sigma below the median
+    for g in got:
+        usage, message = g.body["usage"], g.body["choices"][0]["message"]
+        reasoning = usage["completion_tokens_details"]["reasoning_tokens"]
+        assert usage["completion_tokens"] > reasoning
+        assert len(message["reasoning_content"].split()) == reasoning
+    assert again.text == got[1].text
+    assert again.body["usage"] != got[1].body["usage"]  # it thinks anew
+    assert cut.body["usage"]["completion_tokens"] <= 130
+
+
+async def test_a_bound_that_thinking_uses_up_leaves_no_text(session: aiohttp.ClientSession) -> None:
+    async with Provider(Config(thinking_tokens=5000, thinking_sigma=0)).running() as p:
+        got = await Asker(session, p)(max_completion_tokens=512)
+    choice, usage = got.body["choices"][0], got.body["usage"]
+    assert (choice["message"]["content"], choice["finish_reason"]) == ("", "length")
+    assert "reasoning_content" not in choice["message"]
+    assert usage["completion_tokens"] == usage["completion_tokens_details"]["reasoning_tokens"] == 512
+    assert p.counts.completion_tokens == 512
+
+
+async def test_thinking_uses_the_bound_up_as_often_as_told(session: aiohttp.ClientSession) -> None:
+    config = Config(mean_tokens=20, thinking_tokens=10, p_used_up=0.1, seed=3)
+    async with Provider(config).running() as p:
+        ask = Asker(session, p)
+        got = await asyncio.gather(*(ask(f"{n}", max_completion_tokens=400) for n in range(500)))
+        again = await asyncio.gather(*(ask(f"{n}", max_completion_tokens=400) for n in range(500)))
+    empty = [n for n, g in enumerate(got) if not g.text]
+    assert len(empty) == pytest.approx(50, abs=20)
+    assert all(got[n].body["usage"]["completion_tokens"] == 400 for n in empty)
+    assert [n for n in empty if not again[n].text] != empty  # asked again, it may go well
+    assert p.counts.faults["used_up"] == len(empty) + sum(not g.text for g in again)
+
+
+async def test_a_bound_is_ignored_from_some_reply_on(session: aiohttp.ClientSession) -> None:
+    config = Config(mean_tokens=20, thinking_tokens=30, overrun_after=2, overrun=2.5)
+    async with Provider(config).running() as p:
+        ask = Asker(session, p)
+        billed = [
+            (await ask(f"{n}", max_completion_tokens=300)).body["usage"]["completion_tokens"]
+            for n in range(4)
+        ]
+    assert max(billed[:2]) <= 300
+    assert billed[2:] == [750, 750]
+    assert p.counts.completion_tokens == sum(billed)
+
+
+async def test_efforts_are_taken_or_refused_as_told(session: aiohttp.ClientSession) -> None:
+    async with Provider(Config(efforts=("low", "high"))).running() as p:
+        ask = Asker(session, p)
+        got = [await ask(reasoning_effort=effort) for effort in ("low", "high", "none")]
+        assert (await ask()).status == 200
+        p.control(efforts=())
+        assert (await ask(reasoning_effort="low")).status == 400
+        p.control(efforts=None)
+        assert (await ask(reasoning_effort="any")).status == 200
+    assert [g.status for g in got] == [200, 200, 400]
+    assert (got[2].error["param"], got[2].error["code"]) == ("reasoning_effort", "unsupported_value")
+
+
+async def test_a_token_takes_its_time(session: aiohttp.ClientSession) -> None:
+    async with Provider(Config(mean_tokens=50, spread=0, token_seconds=0.004)).running() as p:
+        start = time.monotonic()
+        await Asker(session, p)()
+    assert 0.2 <= time.monotonic() - start < 2
+
+
 # Limits. 600 tokens a minute in buckets of 60 s: 600 at the start, 10 a second after that.
 
 

@@ -13,10 +13,11 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
 from cli import distill
-from ledgers import Book, opened
-from reports import HOSTILE, fill, judged, reward_figures, training, whole_run, write
+from ledgers import Book, chat, opened
+from reports import HOSTILE, fill, judged, reward_figures, settings, training, whole_run, write
 
 pytest.importorskip("jinja2", reason="the layer `evaluate` is not installed")
 pytest.importorskip("matplotlib", reason="the layer `evaluate` is not installed")
@@ -27,6 +28,7 @@ from evaluators.report.document import Drawing, Heading, Listing, Report, Sample
 from evaluators.report.page import html
 from evaluators.report.sections.judge_aside import aside
 from store.errors import RunFolderError, UsageError
+from store.records import Response, Usage
 
 
 class Seen(HTMLParser):
@@ -404,6 +406,38 @@ async def test_prompts_are_told_as_they_were_sent(tmp_path: Path) -> None:
     said = " ".join(q.text for q in quotes)
     assert "Below is an instruction that describes a task." in said
     assert "Score each of the 2 answers to the instruction above" in said
+
+
+async def test_thinking_and_what_was_paid_in_vain_stand_in_the_bill(tmp_path: Path) -> None:
+    async with opened(tmp_path) as ledger:
+        book = Book(ledger, settings=settings(model="gpt-5-mini", batch=True))
+        spread = {"expected": 0.1, "low": 0.05, "high": 0.2}
+        tokens = {"expected": 4000.0, "low": 2000.0, "high": 8000.0}
+        told = {"requests": 4, "cost_usd": {k: 2 * v for k, v in spread.items()}, "batch_cost_usd": spread}
+        told |= {"completion_tokens": tokens, "thinking_tokens": tokens, "seconds": spread}
+        sql = "UPDATE runs SET estimate = ? WHERE id = ?"
+        ledger.note(sql, orjson.dumps(told).decode(), book.run)
+        empty = Response(
+            "empty", "length", Usage(10, 900, 0, 900), chat(""), 20_000, 0.2, "m", estimated=True
+        )
+        for number in (1, 2):
+            book.place(number)
+            ledger.put(book.stage, book.ask(number), number, empty, 5000, final=False)
+        book.answer(1, Response("stop", "stop", Usage(10, 500, 0, 300), chat("Fine."), 10_000, 0.2, "m"))
+        book.answer(2, empty)
+        torn = Response("malformed", "", Usage(5, 6), b"{", 3000, 0.0, "")
+        ledger.put(book.stage, book.ask(1), 1, torn, 0, final=False)
+    report = build(tmp_path)
+    found, stage = numbers(report), status_of(tmp_path)["stages"]["generate"]
+    assert found["in-vain"].rows == (("generate", "empty", 3, 1), ("generate", "malformed", 1, 0))
+    (row,) = found["estimate"].rows  # half of the requests have ended; a batch costs half the price
+    assert row[1:] == (4, 2, 0.05, 0.025, 0.1, pytest.approx(stage["cost_usd"]))
+    (row,) = found["estimated-tokens"].rows
+    assert row[1:] == (2000, 1000, 4000, stage["completion_tokens"], 2000, 3000)
+    assert found["outcomes"].rows == (("generate", 0.5, 0.5),)
+    said = html(report)
+    for words in ("3,000 tokens", "3, $0.0600", "3: the server did not tell them"):
+        assert words in said
 
 
 async def test_rows_shown_depend_on_the_seed_alone(tmp_path: Path) -> None:

@@ -195,7 +195,7 @@ async def test_one_reply_that_can_be_read_speaks_for_the_judge(run: Path, tmp_pa
     questions = [f"What is {n} and {n}?" for n in range(40)]
     files = answers_to(questions, tmp_path)
     judge = Judge()
-    judge.says = lambda text: None if "What is 5 " in text else "Both."
+    judge.says = lambda text: None if "What is 4 " in text else "Both."
     async with scripted(judge.answer) as url:
         assert (await ask("score", run, url, *files, "--attempts-parse", 1)).code == 1
     told = stage_told(run, "score")
@@ -260,7 +260,7 @@ async def test_a_schema_is_sent_where_asked_for_and_is_part_of_the_key(run: Path
     async with scripted(judge.answer) as url:
         assert (await ask("score", run, url, *files)).code == 0
         judge.says = lambda text: orjson.dumps(grades).decode()
-        assert (await ask("score", run, url, *files, "--structured")).code == 0
+        assert (await ask("score", run, url, *files, "--structured", "--replace")).code == 0
     plain, structured = judge.bodies[:5], judge.bodies[5:]
     assert len(structured) == 5
     assert all("response_format" not in body for body in plain)

@@ -46,6 +46,17 @@ async def test_a_stage_is_told_with_done_failed_outcomes_tokens_and_cost(tmp_pat
             "at_risk_usd": 0.03,
             "unanswered": 1,
             "bad_rows": 2,
+            "damaged": 0,
+            "billed": {
+                "replies": 3,
+                "prompt_tokens": 210,
+                "completion_tokens": 105,
+                "reasoning_tokens": 0,
+                "cost_usd": 1.75,
+                "estimated_replies": 0,
+            },
+            "unusable": {"replies": 0, "cost_usd": 0, "outcomes": {}},
+            "unread": {"replies": 0, "cost_usd": 0, "outcomes": {}},
         }
     }
     assert (found["spent_usd"], found["at_risk_usd"], found["unanswered"]) == (1.75, 0.03, 1)

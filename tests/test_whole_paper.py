@@ -19,7 +19,7 @@ pytest.importorskip("torch", reason="the trainers' packages are not installed (r
 pytest.importorskip("transformers")
 
 import tiny
-from cli import ROOT
+from cli import ROOT, ledger
 from killing import children_of
 from recipe_files import write_recipe
 
@@ -115,3 +115,33 @@ def test_the_whole_way_killed_and_interrupted_in_its_steps(tmp_path: Path) -> No
         row = orjson.loads(line)
         assert orjson.loads(first)["text"] == row["candidates"][row["order"][0]]
     assert orjson.loads((run / "evaluations" / "ranking.json").read_bytes())
+
+
+def ran(path: Path, run: Path, *flags: str) -> tuple[int, dict[str, Any], str]:
+    words = [sys.executable, "-P", "-m", "engine", "run", str(path), "--run", str(run), "--quiet", "--json"]
+    ended = subprocess.run([*words, *flags], cwd=ROOT, env=tiny.env(), capture_output=True, check=False)
+    return ended.returncode, orjson.loads(ended.stdout or b"{}"), ended.stderr.decode()
+
+
+def test_a_row_more_goes_all_the_way_again_and_nothing_stands_on_a_part(tmp_path: Path) -> None:
+    """The student is another one then: its answers are asked again, as the recipe itself has it."""
+    path, run = recipe(tmp_path), tmp_path / "run"
+    _, plan, _ = ran(path, run, "--dry-run")
+    code, told, err = ran(path, run)
+    assert code == 0, err
+    assert ledger(run, "SELECT count(*) FROM requests") == [(plan["total"]["requests"],)]
+    _, plan, _ = ran(path, run, "--dry-run")
+    assert plan["total"]["requests"] == 0
+    pool = tmp_path / "pool.jsonl"
+    pool.write_bytes(pool.read_bytes() + b'{"instruction": "Name a river.", "id": "q16"}\n')
+    for name in ("best", "reward", "judged1"):
+        code, _, err = ran(path, run, "--only", name)
+        assert code == 3
+        assert "stage 'english' is incomplete: 1 of 17 rows are pending" in err
+    assert ran(path, run, "--only", "ranking")[0] == 3
+    code, told, err = ran(path, run)
+    assert code == 0, err
+    states = {name: step["state"] for name, step in told["steps"].items()}
+    assert (states["student"], told["stages"]["several"]["done"]) == ("done", 3 * PLACES)
+    assert list((run / "steps").glob("student.before-1"))
+    assert told["stages"]["english"]["done"] == 17

@@ -135,7 +135,7 @@ def as_lesson(raw: dict[str, Any]) -> Lesson | str:
     row = as_instruction(raw, 0)
     if not isinstance(row, Instruction):
         return row
-    given = row.output or _answer_in(raw)
+    given = _answer_in(raw)
     output = text_of(given)
     if output is None:
         return f"output is not text: {given!r:.60}"

@@ -6,7 +6,7 @@ The API key is cut out of all that comes back.
 
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal, Self, TypeVar
@@ -17,8 +17,9 @@ from aiolimiter import AsyncLimiter
 from openai.types import Batch, FileObject
 
 from engine.batch.lines import ENDPOINT
-from engine.client import CONNECT_SECONDS, MAX_REPLY_BYTES, WORDS_KEPT
-from engine.errors import AskError, ConnectionLost, RunStopped, ServerFault, TimedOut
+from engine.batch.splitting import Endless, Splitter, Text
+from engine.client import CONNECT_SECONDS, WORDS_KEPT
+from engine.errors import AskError, BrokenOff, ConnectionLost, RunStopped, ServerFault, TimedOut
 from engine.refusals import read_error
 
 if TYPE_CHECKING:
@@ -43,7 +44,8 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Remote:
-    """A batch as the provider tells it. `problems`: (code, words) of a failed validation."""
+    """A batch as the provider tells it. `problems`: (code, words) of a failed validation. `completed`
+    and `failed` count its requests by what came of them, None where the provider does not say."""
 
     id: str
     status: str
@@ -54,13 +56,15 @@ class Remote:
     total: int
     problems: tuple[tuple[str, str], ...]
     metadata: tuple[tuple[str, str], ...]
+    completed: int | None = None
+    failed: int | None = None
 
 
 class BatchApi:
     """One provider: `async with BatchApi(...) as api`. Errors are AskErrors or RunStopped."""
 
     def __init__(self, base_url: str, api_key: str | None, timeout: float, proxy: str | None = None) -> None:
-        self.base_url = base_url
+        self.base_url, self.timeout = base_url, timeout
         self._secret = api_key
         self._pace = AsyncLimiter(CALLS_A_SECOND, 1.0)
         http = openai.DefaultAsyncHttpxClient(
@@ -143,22 +147,27 @@ class BatchApi:
                 await self._pace.acquire()
                 page = await page.get_next_page()
 
-    async def lines(self, file: str) -> AsyncGenerator[bytes]:
-        """A file's lines as they come; a line over the limit is left out."""
+    async def lines(self, file: str) -> AsyncGenerator[Text]:
+        """A file's lines as they come. Raises BrokenOff where it began and did not come to its end."""
         await self._pace.acquire()
         async with (
             self._mapped(),
             self._client.files.with_streaming_response.content(file) as response,
         ):
-            rest = b""
-            async for chunk in response.iter_bytes():
-                *whole, rest = (rest + chunk).split(b"\n") if b"\n" in chunk else [rest + chunk]
-                for line in whole:
-                    yield self._redacted(line)
-                if len(rest) > MAX_REPLY_BYTES:
-                    rest = b""
-            if rest:
-                yield self._redacted(rest)
+            splitter = Splitter()
+            try:
+                async for chunk in response.iter_bytes():
+                    for text in splitter.feed(chunk):
+                        yield self._shown(text)
+            except (*FOREIGN, Endless) as error:
+                late = isinstance(error, httpx2.TimeoutException)
+                said = f"nothing more came in {self.timeout:g} s" if late else self._said(error)
+                raise BrokenOff(said or "the connection was lost") from None
+            if rest := splitter.rest():
+                yield self._shown(rest)
+
+    def _shown(self, text: Text) -> Text:
+        return replace(text, raw=self._redacted(text.raw)) if self._secret else text
 
     async def _asked(self, call: Callable[[], Awaitable[T]]) -> T:
         async with self._mapped():
@@ -176,7 +185,7 @@ class BatchApi:
         if isinstance(error, openai.APIStatusError):
             raw = self._redacted(error.response.content)
             return read_error(error.status_code, dict(error.response.headers), raw)
-        words = self._redacted(str(error.__cause__ or error).encode(errors="replace")).decode()[:WORDS_KEPT]
+        words = self._said(error)
         if isinstance(error, openai.APITimeoutError | httpx2.TimeoutException):
             if isinstance(error.__cause__ or error, httpx2.ConnectTimeout):
                 return ConnectionLost(f"no connection in {CONNECT_SECONDS:g} s", maybe_billed=False)
@@ -186,9 +195,12 @@ class BatchApi:
             return ConnectionLost(f"connection lost: {words}", maybe_billed=not unsent)
         return ServerFault(f"the reply cannot be read: {words}", 502)
 
+    def _said(self, error: Exception) -> str:
+        return self._redacted(str(error.__cause__ or error).encode(errors="replace")).decode()[:WORDS_KEPT]
+
     def _told(self, batch: object) -> Remote:
         batch = _expect(batch, Batch)
-        counts = batch.request_counts
+        total, completed, failed = _counts(batch.request_counts)
         problems = (batch.errors.data if batch.errors else None) or []
         return Remote(
             batch.id,
@@ -196,10 +208,12 @@ class BatchApi:
             batch.input_file_id or "",
             batch.output_file_id or None,
             batch.error_file_id or None,
-            (counts.completed or 0) + (counts.failed or 0) if counts else 0,
-            (counts.total or 0) if counts else 0,
+            (completed or 0) + (failed or 0),
+            total or 0,
             tuple((p.code or "", self._words(p.message, p.line)) for p in problems),
             tuple((batch.metadata or {}).items()),
+            completed,
+            failed,
         )
 
     def _words(self, message: str | None, line: int | None) -> str:
@@ -216,3 +230,10 @@ def _expect(value: object, kind: type[T]) -> T:
     if not isinstance(value, kind) or not getattr(value, "id", None):
         raise ServerFault("the reply cannot be read: it is no " + kind.__name__.lower(), 502)
     return value
+
+
+def _counts(told: object) -> tuple[int | None, ...]:
+    """(total, completed, failed). A batch in which nothing is counted tells nothing."""
+    counts = [getattr(told, name, None) for name in ("total", "completed", "failed")]
+    known = [n if isinstance(n, int) and n >= 0 else None for n in counts]
+    return tuple(known) if any(known) else (None, None, None)

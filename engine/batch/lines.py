@@ -3,19 +3,22 @@
 Input:  {"custom_id", "method", "url", "body"}           custom_id: the request's key in hex (64 characters)
 Output: {"custom_id", "response": {"status_code", "body"} | null, "error": {"code", "message"} | null}
 A status other than 200 stands in the error file, and so do the requests that were not executed.
+
+A line that cannot be read is not an answer without a text: what stands there may be paid for. It is
+told apart from lines that can be read and say that there is no answer.
 """
 
 import json
 import re
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import orjson
 
 from engine.bodies import loads
 from engine.errors import AskError, BadReply, RowRefused, RunStopped, ServerFault
 from engine.refusals import is_filtered, read_error
-from engine.replies import FILTERED_REPLY, Reply, read_reply
+from engine.replies import FILTERED_REPLY, Reply, claim_in, read_reply
 
 ENDPOINT: Literal["/v1/chat/completions"] = "/v1/chat/completions"
 NOT_RUN = ("batch_expired", "batch_cancelled")
@@ -23,6 +26,7 @@ WORDS_KEPT = 500
 _HEAD, _ID = b'{"custom_id":"', 64
 _REST = b'","method":"POST","url":"' + ENDPOINT.encode() + b'","body":'
 _CUSTOM_ID = re.compile(rb'"custom_id"\s*:\s*"([0-9a-f]{64})"')
+_KEY = re.compile(r"[0-9a-fA-F]{64}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,8 +36,18 @@ class NotRun:
     words: str
 
 
+@dataclass(frozen=True, slots=True)
+class Unclear:
+    """The line can be read and does not say what became of the request. `is_refusal`: it names a
+    status by which a request is refused, but not only that."""
+
+    words: str
+    status: int | None
+    is_refusal: bool = False
+
+
 # What a line means for its request: an answer (with the raw body), nothing, or an error.
-Meaning = Reply | NotRun | AskError | RunStopped
+Meaning = Reply | NotRun | Unclear | AskError | RunStopped
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +58,24 @@ class Line:
     status: int | None
     raw: bytes
     meaning: Meaning
+
+    @property
+    def is_paid(self) -> bool:
+        """Whether the request was executed with success, whatever can be made of the reply."""
+        return self.status is not None and is_success(self.status)
+
+
+@dataclass(frozen=True, slots=True)
+class Damaged:
+    """A line that cannot be read; `key` where it shows whose it is."""
+
+    key: bytes | None
+    raw: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Stranger:
+    """A line that can be read, of a request that is not ours."""
 
 
 def input_line(key: bytes, body: bytes) -> bytes:
@@ -56,27 +88,52 @@ def body_of(line: bytes) -> tuple[bytes, bytes]:
     return bytes.fromhex(line[len(_HEAD) : start].decode()), line[start + len(_REST) : -2]
 
 
-def read_line(line: bytes) -> Line | None:
-    """None for a line that belongs to no request of ours, or is blank."""
-    found = _CUSTOM_ID.search(line)
-    if found is None:
+def read_line(text: bytes) -> Line | Damaged | Stranger | None:
+    """None for a blank line."""
+    if not text.strip():
         return None
-    key = bytes.fromhex(found[1].decode())
     try:
-        record = loads(line)
-        response, error = record.get("response"), record.get("error")
-        key = bytes.fromhex(record["custom_id"])
-        if isinstance(response, dict) and response.get("status_code") is not None:
-            return _answered(key, int(response["status_code"]), _as_bytes(response.get("body")))
-        return Line(key, None, b"", _unanswered(error if isinstance(error, dict) else {}))
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
-        return Line(key, 200, line, BadReply("the line of the batch's output cannot be read", line))
+        record = loads(text.removeprefix(b"\xef\xbb\xbf"))
+    except (ValueError, RecursionError):
+        return damaged(text)
+    name = record.get("custom_id") if isinstance(record, dict) else None
+    if not isinstance(name, str):
+        return Damaged(None, text)
+    if not _KEY.fullmatch(name):
+        return Stranger()
+    return _read(bytes.fromhex(name), record.get("response"), record.get("error"))
+
+
+def damaged(text: bytes) -> Damaged:
+    found = _CUSTOM_ID.search(text)
+    return Damaged(bytes.fromhex(found[1].decode()) if found else None, text)
+
+
+def is_success(status: int) -> bool:
+    return 200 <= status < 300
+
+
+def _read(key: bytes, response: object, error: object) -> Line:
+    told = response if isinstance(response, dict) and response else None
+    status = _number(told.get("status_code")) if told else None
+    raw = _as_bytes(told.get("body")) if told else b""
+    words = _words(error)
+    if words and not told:
+        return Line(key, None, b"", NotRun(words) if _is_not_run(words) else ServerFault(words, 500))
+    if not told:
+        return _unclear(key, None, raw, "the line has neither a response nor an error")
+    if words:
+        return _unclear(key, status, raw, f"the line has a response (status {status}) and an error: {words}")
+    if status is None or not (is_success(status) or 400 <= status < 600):
+        shown = str(told.get("status_code"))[:20]
+        return _unclear(key, None, raw, f"the line has a response with status_code {shown}")
+    return _answered(key, status, raw)
 
 
 def _answered(key: bytes, status: int, raw: bytes) -> Line:
     if is_filtered(status, raw):
         return Line(key, status, raw, FILTERED_REPLY)
-    if not 200 <= status < 300:
+    if not is_success(status):
         return Line(key, status, raw, read_error(status, {}, raw))
     try:
         return Line(key, status, raw, read_reply(raw))
@@ -86,11 +143,37 @@ def _answered(key: bytes, status: int, raw: bytes) -> Line:
         return Line(key, status, raw, error)
 
 
-def _unanswered(error: dict[str, Any]) -> Meaning:
-    code = str(error.get("code") or "no code")
-    words = f"{code}: {error.get('message') or 'no message'}"[:WORDS_KEPT]
-    words = words.encode(errors="replace").decode()
-    return NotRun(words) if code in NOT_RUN else ServerFault(words, 500)
+def _unclear(key: bytes, status: int | None, raw: bytes, words: str) -> Line:
+    """What was executed may be billed: it is stored and counted as other replies that cannot be used."""
+    if not claim_in(raw).is_empty or (status is not None and is_success(status)):
+        return Line(key, status, raw, BadReply(words, raw))
+    refusal = status is not None and 400 <= status < 500
+    return Line(key, status, raw, Unclear(words, status, refusal))
+
+
+def _words(error: object) -> str:
+    """What an error says, empty where it is none (null, {}, or a code and a message that are null)."""
+    if isinstance(error, dict) and isinstance(error.get("error"), dict):  # vLLM's stands inside another
+        error = error["error"]
+    if isinstance(error, dict):
+        code, message = error.get("code"), error.get("message")
+        said = f"{code or 'no code'}: {message or 'no message'}" if code or message else ""
+        if not said and any(error.values()):
+            said = f"no code: {json.dumps(error)}"
+    else:
+        said = f"no code: {error}" if error else ""
+    return said[:WORDS_KEPT].encode(errors="replace").decode()
+
+
+def _is_not_run(words: str) -> bool:
+    return words.startswith(tuple(f"{code}: " for code in NOT_RUN))
+
+
+def _number(value: object) -> int | None:
+    try:
+        return int(value)  # type: ignore[call-overload,no-any-return]
+    except (ValueError, TypeError, OverflowError):
+        return None
 
 
 def _as_bytes(body: object) -> bytes:

@@ -26,7 +26,8 @@ async def batches_of(
     terms = Terms(
         folder, run, intake.stage, settings.price(batch=True) or FREE, settings.attempts,
         settings.attempts_parse, settings.attempts_empty, settings.give_up, settings.batch_grace,
-        Limits(settings.batch_requests, tokens=settings.batch_tokens or float("inf")),
+        Limits(settings.batch_requests, tokens=settings.batch_tokens or float("inf")), settings.batch_abandon,
+        settings.give_up_share,
     )  # fmt: skip
 
     def say(words: str) -> None:

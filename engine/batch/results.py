@@ -1,42 +1,43 @@
-"""Reads what a batch brought and stores it, line by line, as online replies are stored.
+"""Stores what a batch brought, line by line, as online replies are stored.
 
 Results come in any order and may be read again from the start: a request leaves the batch in
 the commit that stores its result, so nothing is stored twice. Refusals that come before the
 first answer may be the run's fault (a parameter, the model): they wait for the verdict (canary.py).
 """
 
-from contextlib import aclosing
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any
 
 import orjson
 
-from engine.asking import Failed
-from engine.batch.api import BatchApi, Remote
-from engine.batch.lines import Line, NotRun, read_line
+from engine.batch.api import Remote
+from engine.batch.evidence import Results
+from engine.batch.lines import Line, NotRun, Unclear
 from engine.batch.parcels import Again
-from engine.batch.patience import patiently
+from engine.batch.reading import Fetcher
 from engine.booking import Asked, Booking
 from engine.budget import Budget
-from engine.canary import against_the_run
+from engine.canary import against_the_run, mostly_unusable
 from engine.errors import (
     AskError,
     BadReply,
-    BatchRefused,
     RowRefused,
     RunStopped,
+    ServerFault,
 )
 from engine.intake import Intake
 from engine.prices import Price, Prices
 from engine.replies import Reply, claim_in, judged, unread_words
 from engine.tokens import Tokenizer
+from engine.verdicts import Failed, Unusable, unusable
 from store import batches
 from store.batches import BatchRow, Enqueued, Items
 from store.ledger import Ledger
-from store.records import UNUSABLE, Cause
+from store.records import UNUSABLE, Cause, Usage
 
 LINES_A_COMMIT = 256
+DAMAGED = "the line of the batch's results cannot be read"
 MOST_BYTES_A_TOKEN = 16  # a request's size where only its tokens are known
 LOST = "the batch has ended and its files have no line for this request"
 
@@ -83,8 +84,13 @@ class _Reading:
     booking: Booking
     own: bool
     idle: bool  # the provider did nothing of it: that counts as an attempt
-    waiting: dict[bytes, Enqueued]
+    results: Results
     found: Collected = field(default_factory=Collected)
+    stored: int = 0
+
+    @property
+    def waiting(self) -> dict[bytes, Enqueued]:
+        return self.results.waiting
 
 
 class Collector:
@@ -92,7 +98,7 @@ class Collector:
 
     def __init__(
         self,
-        api: BatchApi,
+        fetcher: Fetcher,
         ledger: Ledger,
         intake: Intake,
         budget: Budget,
@@ -100,55 +106,45 @@ class Collector:
         attempts: int,
         attempts_parse: int,
         attempts_empty: int,
-        give_up: float,
+        give_up_share: float,
         items: Items,
     ) -> None:
-        self.api, self.ledger, self.intake, self.budget = api, ledger, intake, budget
+        self.fetcher, self.ledger, self.intake, self.budget = fetcher, ledger, intake, budget
         self.tokenizer, self.state, self.items = tokenizer, intake.state, items
-        self.attempts, self.attempts_parse, self.give_up = attempts, attempts_parse, give_up
-        self.attempts_empty = attempts_empty
+        self.attempts, self.attempts_parse, self.attempts_empty = attempts, attempts_parse, attempts_empty
+        self.give_up_share = give_up_share
         self._proven = False
         self._refusals: list[tuple[int, Failed, bool]] = []  # until a row has been answered
         self._unread: dict[int, Failed] = {}  # likewise, by request
+        self._in_vain: dict[int, Unusable] = {}  # likewise: answered without an answer
 
     async def collect(self, row: BatchRow, remote: Remote, waiting: list[Enqueued], own: bool) -> Collected:
-        """Raises ProviderDown, BatchRefused, StorageError; what was read by then is stored."""
-        by_key = {e.key: e for e in waiting}
+        """Raises ResultsUnreadable, ProviderDown, StorageError; what was read by then is stored."""
+        results = Results(row.requests, remote, {e.key: e for e in waiting})
         booking = Booking(Prices.of_one(price_from(row.price)), self.tokenizer)
-        reading = _Reading(row, booking, own, not remote.done, by_key)
+        reading = _Reading(row, booking, own, not remote.done, results)
         if self.intake.plan.task.check:
             self.items.load(row)
-        for file in (remote.output_file, remote.error_file):
-            if file:
-                await self._read_all(reading, file)
+        try:
+            glance = await self.fetcher.fetch(row, results, lambda line: self._take(reading, line))
+        finally:
+            await self.ledger.committed()
+        while results.held:
+            await self._take(reading, results.let_go())
+        for key, raw in glance.damaged.items():
+            if key in reading.waiting:
+                await self._take(reading, Line(key, 200, raw, BadReply(DAMAGED, raw)))
         for entry in list(reading.waiting.values()):
-            self._without_line(reading, entry, remote)
+            self._without_line(reading, entry, results.remote)
         self._judge_doubts(reading)
         await self.ledger.committed()
         return reading.found
 
-    async def _read_all(self, reading: _Reading, file: str) -> None:
-        """A file whose reading breaks off is read again; lines that are stored are passed over."""
-        try:
-            await patiently(lambda: self._read(reading, file), self.give_up)
-        except RowRefused as error:
-            words = f"the results in {file} of batch {reading.row.remote} cannot be had: {error}"
-            if error.status not in (404, 410):
-                raise BatchRefused(words) from None
-            for entry in list(reading.waiting.values()):  # they are gone; `retry` would pay again
-                self._failed(reading, entry, RowRefused(words, error.status, "not_found"), lost=entry.worst)
-
-    async def _read(self, reading: _Reading, file: str) -> None:
-        count = 0
-        async with aclosing(self.api.lines(file)) as lines:
-            async for text in lines:
-                line = read_line(text)
-                if line is None or (entry := reading.waiting.get(line.key)) is None:
-                    continue
-                self._store(reading, entry, line)
-                count += 1
-                if count % LINES_A_COMMIT == 0:
-                    await self.ledger.committed()
+    async def _take(self, reading: _Reading, line: Line) -> None:
+        self._store(reading, reading.waiting[line.key], line)
+        reading.stored += 1
+        if reading.stored % LINES_A_COMMIT == 0:
+            await self.ledger.committed()
 
     def _store(self, reading: _Reading, entry: Enqueued, line: Line) -> None:
         meaning = line.meaning
@@ -160,6 +156,9 @@ class Collector:
             self._malformed(reading, entry, meaning)
         elif isinstance(meaning, RowRefused):
             self._refused(reading, entry, meaning)
+        elif isinstance(meaning, Unclear):
+            most = self.attempts_parse + 1 if meaning.is_refusal else None
+            self._asked_again(reading, entry, ServerFault(meaning.words, meaning.status or 0), most=most)
         elif isinstance(meaning, RunStopped):
             self._stopping(reading, entry, line, meaning)
         else:
@@ -170,6 +169,7 @@ class Collector:
         del reading.waiting[entry.key]
         batches.settled(self.ledger, entry.attempt)
         self.budget.settle(entry.worst, cost, lost)
+        self.state.at_risk_micro += lost
         self.state.in_flight -= 1
 
     def _answered(self, reading: _Reading, entry: Enqueued, line: Line, reply: Reply) -> None:
@@ -186,7 +186,7 @@ class Collector:
         elif outcome == "unparsed":
             self._unparsed(reading, entry, reply)
         else:
-            self._unusable(reading, entry, reply, number)
+            self._unusable(reading, entry, reply, response.usage, number)
 
     def _asked(self, entry: Enqueued) -> Asked:
         """What its reply is measured by; its body is at the provider, not here."""
@@ -194,8 +194,12 @@ class Collector:
         most = entry.prompt_tokens if self.tokenizer.exact else size
         return Asked(entry.prompt_tokens, most, size, self.intake.plan.max_tokens)
 
-    def _unusable(self, reading: _Reading, entry: Enqueued, reply: Reply, response: int) -> None:
+    def _unusable(
+        self, reading: _Reading, entry: Enqueued, reply: Reply, usage: Usage, response: int
+    ) -> None:
         """Stored and billed, and no answer in it: another is bought in a next batch, a few times."""
+        if not self._proven and self.give_up_share < 1:
+            self._in_vain[entry.request] = unusable(reply, usage, response)
         if reply.outcome == "tool_calls" or entry.tries + 1 >= self.attempts_empty:
             self.intake.unusable(entry.request, reply.outcome, response, own=reading.own)
             return
@@ -216,7 +220,7 @@ class Collector:
     def _record(self, reading: _Reading, entry: Enqueued, error: AskError, lost: int = 0) -> int:
         return self.ledger.error(
             reading.row.stage, entry.attempt, entry.request, error.cause, error.status, str(error),
-            entry.worst - lost,
+            entry.worst - lost, at_risk_micro=lost,
         )  # fmt: skip
 
     def _not_run(self, reading: _Reading, entry: Enqueued, words: str) -> None:
@@ -234,16 +238,19 @@ class Collector:
         released = 0 if claim.is_empty and error.maybe_billed else entry.worst
         self.ledger.put(row.stage, entry.attempt, entry.request, response, released, final=False)
         number = self.ledger.error(
-            row.stage, entry.attempt, entry.request, error.cause, error.status, str(error), 0, ended=False
-        )
+            row.stage, entry.attempt, entry.request, error.cause, error.status, str(error), 0, ended=False,
+            at_risk_micro=entry.worst - released,
+        )  # fmt: skip
         self.state.count_malformed(response)
         self._settle(reading, entry, response.cost_micro, entry.worst - released)
         self._again(reading, entry, error.cause, number)
 
-    def _asked_again(self, reading: _Reading, entry: Enqueued, error: AskError, lost: int = 0) -> None:
+    def _asked_again(
+        self, reading: _Reading, entry: Enqueued, error: AskError, lost: int = 0, most: int | None = None
+    ) -> None:
         number = self._record(reading, entry, error, lost)
         self._settle(reading, entry, lost=lost)
-        self._again(reading, entry, error.cause, number)
+        self._again(reading, entry, error.cause, number, most=most)
 
     def _again(
         self,
@@ -273,11 +280,6 @@ class Collector:
             failed = Failed(error.cause, error.status, str(error), number, refused=True)
             self._refusals.append((entry.request, failed, reading.own))
 
-    def _failed(self, reading: _Reading, entry: Enqueued, error: RowRefused, lost: int) -> None:
-        number = self._record(reading, entry, error, lost)
-        self._settle(reading, entry, lost=lost)
-        self.intake.failed(entry.request, error.cause, number, own=reading.own)
-
     def _stopping(self, reading: _Reading, entry: Enqueued, line: Line, reason: RunStopped) -> None:
         """The row stays due; the run ends when all of the batch has been read."""
         self.ledger.error(
@@ -303,6 +305,7 @@ class Collector:
         if not self._proven:
             self._proven = True
             self._unread.clear()
+            self._in_vain.clear()
             self._fail_refusals()
 
     def _fail_refusals(self) -> None:
@@ -313,7 +316,8 @@ class Collector:
     def _judge_doubts(self, reading: _Reading) -> None:
         """Where the batch speaks against the run, its rows stay due and the run ends."""
         refused = [failed for _, failed, _ in self._refusals]
-        if reason := against_the_run([*refused, *self._unread.values()]):
+        doubts: list[Failed | Unusable] = [*refused, *self._unread.values(), *self._in_vain.values()]
+        if reason := against_the_run(doubts) or mostly_unusable(self.state, self.give_up_share):
             reading.found.reason = reading.found.reason or reason
         else:
             self._fail_refusals()

@@ -18,6 +18,7 @@ from engine.batch.life import Lives
 from engine.batch.packer import Packer
 from engine.batch.packing import Limits, Queue
 from engine.batch.parcels import FOLDER, Parcel, name_of
+from engine.batch.reading import Fetcher
 from engine.batch.results import Collector, price_json
 from engine.batch.steps import next_step, state_of
 from engine.batch.submit import Submitter
@@ -36,7 +37,8 @@ from store.read import connect_reader
 @dataclass(frozen=True, slots=True)
 class Terms:
     """What a run may do, and under which numbers it stands in the ledger. `grace`: seconds for
-    which the provider's list may lag; `give_up`: of outage; `limits.tokens`: enqueued at once."""
+    which the provider's list may lag; `give_up`: of outage; `limits.tokens`: enqueued at once;
+    `abandoned`: the batch whose missing results are given up."""
 
     folder: Path
     run: int
@@ -48,6 +50,8 @@ class Terms:
     give_up: float
     grace: float
     limits: Limits
+    abandoned: str | None = None
+    give_up_share: float = 1.0
 
 
 class Batches:
@@ -72,17 +76,9 @@ class Batches:
         self._open = self._books.open()
         self._packer = Packer(intake, budget, terms.price, tokenizer)
         collector = Collector(
-            api,
-            ledger,
-            intake,
-            budget,
-            tokenizer,
-            terms.attempts,
-            terms.attempts_parse,
-            terms.attempts_empty,
-            give_up,
-            Items(reader),
-        )
+            Fetcher(api, give_up, terms.abandoned, say), ledger, intake, budget, tokenizer, terms.attempts,
+            terms.attempts_parse, terms.attempts_empty, terms.give_up_share, Items(reader),
+        )  # fmt: skip
         self._lives = Lives(
             api, ledger, self._books, submitter, collector, self._packer, Queue(terms.limits.tokens), state,
             give_up, say, lambda: self.is_stopped,

@@ -15,9 +15,9 @@ from datasette.database import QueryInterrupted
 from datasette.utils import sqlite_timelimit
 from datasette.utils.asgi import NotFound, Response
 
-from engine.bodies import loads
 from engine.browse.cells import row_link
 from engine.browse.queries import QUESTIONS
+from engine.replies import stored_answer
 from store.damages import is_intact
 from store.read import stage_status, stages
 
@@ -39,8 +39,9 @@ FROM stages s JOIN rows w ON w.id = (s.id << 40) + :position WHERE s.name = :sta
 SAMPLES = """
 SELECT a.sample, a.request, r.answer, r.prompt_tokens AS counted, e.cause, e.status, e.message, e.at,
   p.outcome, p.model, p.finish_reason, p.prompt_tokens, p.completion_tokens, p.cached_tokens,
-  p.reasoning_tokens, p.cost_micro / 1e6 AS cost_usd, p.latency, p.received_at,
-  CAST(b.raw AS BLOB) AS raw, b.checksum
+  p.reasoning_tokens, p.cost_micro / 1e6 AS cost_usd, p.latency, p.received_at, p.estimated,
+  p.service_tier, p.listed_micro / 1e6 AS listed_usd, CAST(b.raw AS BLOB) AS raw, b.text, b.reasoning,
+  b.checksum
 FROM samples a JOIN requests r ON r.id = a.request LEFT JOIN responses p ON p.id = r.answer
   LEFT JOIN bodies b ON b.response = p.id LEFT JOIN errors e ON e.id = r.failure
 WHERE a.stage = :number AND a.position = :position ORDER BY a.sample"""
@@ -123,7 +124,7 @@ async def _sample(database: Any, sample: dict[str, Any]) -> dict[str, Any]:
     """A sample with its words, and every ask behind it (None where looking takes too long)."""
     raw = sample["raw"]
     sample["damaged"] = raw is not None and not is_intact(raw, sample["checksum"])
-    sample["words"] = _words(raw)
+    sample["words"], sample["thinking"] = _words(sample)
     sample["raw"] = None if raw is None else raw.decode(errors="backslashreplace")
     try:
         found = await database.execute(HISTORY, {"request": sample["request"]}, custom_time_limit=HISTORY_MS)
@@ -142,15 +143,12 @@ def _item(text: str) -> dict[str, Any]:
     return found if isinstance(found, dict) else {"damaged row": text}
 
 
-def _words(raw: bytes | None) -> str | None:
-    """What the teacher said in a stored body; a refusal is said in a field of its own."""
-    try:
-        body = loads(raw) if raw else None
-        message = body["choices"][0]["message"]  # type: ignore[index]
-        said = message.get("content") or message.get("refusal")
-    except (TypeError, LookupError, AttributeError, ValueError):
-        return None
-    return said if isinstance(said, str) else None
+def _words(sample: Mapping[str, Any]) -> tuple[str | None, str | None]:
+    """What the teacher said and thought in a stored body, as far as it can be read."""
+    if not sample["raw"]:
+        return None, None
+    text, thinking = stored_answer(sample["raw"]) or (sample["text"], sample["reasoning"])
+    return text or None, thinking or None
 
 
 def title_of(run: Path) -> str:

@@ -9,11 +9,14 @@ would cost every insert). Column names decide how a value is shown (cells.py); a
 from dataclasses import dataclass
 from typing import Any
 
+from store.records import UNUSABLE
+
 SHOWN = 100
 POSITION_SHIFT = "(a.stage << 40) + a.position"  # rows.id, see store/schema.py
 INSTRUCTION = "CASE WHEN json_valid(w.item) THEN json_extract(w.item, '$.instruction') END AS instruction"
-OUTPUT = """CASE WHEN typeof(b.raw) = 'text' AND json_valid(b.raw)
-    THEN json_extract(b.raw, '$.choices[0].message.content') END AS output"""
+_PLAIN = """CASE WHEN typeof(b.raw) = 'text' AND json_valid(b.raw)
+    THEN json_extract(b.raw, '$.choices[0].message.content') END"""
+OUTPUT = f"coalesce(b.text, {_PLAIN}) AS output"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +59,13 @@ COSTLIEST = _of_replies(
     "t.cost_micro DESC, t.completion_tokens DESC",
     "t.cost_micro / 1e6 AS cost_usd, t.prompt_tokens, t.completion_tokens, t.outcome, t.model",
 )
+NO_ANSWER = _of_replies(
+    "t.id DESC",
+    "t.outcome, t.finish_reason, t.completion_tokens, t.reasoning_tokens, t.cost_micro / 1e6 AS cost_usd, "
+    "t.id = (SELECT answer FROM requests WHERE id = t.request) AS is_last, t.model, t.received_at",
+    f"t.outcome IN ({', '.join(repr(outcome) for outcome in UNUSABLE)})",
+    text="b.raw",
+)
 MALFORMED = _of_replies(
     "t.id DESC", "t.cost_micro / 1e6 AS cost_usd, t.received_at", "t.outcome = 'malformed'", text="b.raw"
 )
@@ -72,11 +82,13 @@ SELECT cause, status, count(*) AS asks, count(DISTINCT request) AS requests,
   min(at) AS first_at, max(at) AS last_at, message AS last_message
 FROM errors GROUP BY cause, status ORDER BY asks DESC""".strip()
 
-SPENDING = """
+SPENDING = f"""
 SELECT s.name AS stage, p.model, count(*) AS replies, sum(p.cost_micro) / 1e6 AS spent_usd,
   sum(p.cost_micro) / 1e6 / count(*) AS mean_usd,
   sum(p.prompt_tokens) AS prompt_tokens, sum(p.completion_tokens) AS completion_tokens,
   sum(p.cached_tokens) AS cached_tokens, sum(p.reasoning_tokens) AS reasoning_tokens,
+  sum(p.outcome IN ({", ".join(repr(outcome) for outcome in UNUSABLE)})) AS without_answer,
+  sum(p.estimated) AS counted_by_distill,
   avg(p.latency) AS mean_latency
 FROM responses p JOIN attempts t ON t.id = p.attempt JOIN runs u ON u.id = t.run
   JOIN stages s ON s.id = u.stage
@@ -97,11 +109,10 @@ FROM placed a CROSS JOIN lost t ON t.id = a.id JOIN requests r ON r.id = t.reque
   JOIN stages s ON s.id = a.stage JOIN rows w ON w.id = {POSITION_SHIFT}
 ORDER BY t.id DESC""".strip()
 
-_NTH_REPLY = """(SELECT CASE WHEN typeof(b.raw) = 'text' AND json_valid(b.raw)
-    THEN ifnull(json_extract(b.raw, '$.choices[0].message.content'), p.outcome) ELSE p.outcome END
+_NTH_REPLY = f"""(SELECT coalesce(b.text, {_PLAIN}, p.outcome)
   FROM samples c JOIN requests r ON r.id = c.request JOIN responses p ON p.id = r.answer
     JOIN bodies b ON b.response = p.id
-  WHERE c.stage = a.stage AND c.position = a.position ORDER BY c.sample LIMIT 1 OFFSET {})"""
+  WHERE c.stage = a.stage AND c.position = a.position ORDER BY c.sample LIMIT 1 OFFSET {{}})"""
 
 # Replies to one pool row, those first that differ most: in outcome, then in length. A stage that
 # scores or judges has its samples here too, with the raw words.
@@ -125,11 +136,12 @@ SCORE_DISAGREEMENTS = f"""
 WITH judged AS MATERIALIZED (
   SELECT s.name AS stage, a.position, w.item, json_extract(w.item, '$.id') AS id,
     json_extract(w.item, '$.order[0]') AS first_shown,
-    json_extract(b.raw, '$.choices[0].message.content') AS reply
+    coalesce(b.text, {_PLAIN}) AS reply
   FROM stages s CROSS JOIN samples a ON a.stage = s.id JOIN rows w ON w.id = (a.stage << 40) + a.position
     JOIN requests r ON r.id = a.request JOIN responses p ON p.id = r.answer
     JOIN bodies b ON b.response = p.id
-  WHERE s.task = 'judge' AND a.sample = 0 AND json_valid(b.raw) AND json_valid(w.item)),
+  WHERE s.task = 'judge' AND a.sample = 0 AND json_valid(w.item)
+    AND (b.text IS NOT NULL OR json_valid(b.raw))),
 scored AS MATERIALIZED (
   SELECT *, score_of(item, reply, 0) AS a, score_of(item, reply, 1) AS b FROM judged)
 SELECT x.stage, x.position, y.stage AS other_stage, y.position AS other_position,
@@ -189,6 +201,12 @@ QUESTIONS = (
         "Asked, never answered",
         "may have been billed; while a run goes, what is in flight",
         UNANSWERED,
+    ),
+    Question(
+        "no-answer",
+        "No answer",
+        "paid, and empty or incomplete; is_last: nothing further was bought for the row",
+        NO_ANSWER,
     ),
     Question("malformed", "Unreadable replies", "stored and paid, but no answer: asked again", MALFORMED),
     Question(

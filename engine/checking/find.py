@@ -14,7 +14,7 @@ from typing import Any, cast
 
 import orjson
 
-from engine.feed import Plan
+from engine.plan import Plan
 from engine.replies import answer_of
 from engine.roles import plan_of, settings_in
 from engine.tokens import Tokenizer

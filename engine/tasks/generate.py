@@ -1,6 +1,5 @@
 """Answer an instruction: Alpaca's two templates, as the paper's Algorithm 1 quotes them."""
 
-import hashlib
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -58,10 +57,10 @@ def task(prompt: str | None, system: str | None) -> Task:
     )
 
 
-def imagined(item: Instruction) -> Instruction:
-    """With an answer of the usual length, which no other row has: equal texts would be asked about once."""
-    own = hashlib.blake2b(f"{item.instruction}\0{item.input}".encode(), digest_size=4).hexdigest()
-    return replace(item, output=f"{own}{IMAGINED}")
+def imagined(item: Instruction, mark: str) -> Instruction:
+    """With an answer of the usual length, which no other request has: equal texts would be asked about
+    once."""
+    return replace(item, output=f"{mark}{IMAGINED}")
 
 
 def builder(prompt: str | None, system: str | None) -> Callable[[Instruction], list[Message]]:

@@ -38,7 +38,8 @@ class Task:
     check: the outcome of a reply that ended by itself, None where every text is an answer.
     schema: the `response_format` of a row's request (structured outputs), sent where asked for.
     imagine: a typical reply, for counting its tokens where the prior is relative to it.
-    imagined: what such a reply amounts to, for counting what a later stage will be asked.
+    imagined: what such a reply to a row amounts to, for counting what a later stage will be asked. The
+    mark is in it, by which it is another than the replies to other requests.
     """
 
     name: str
@@ -51,7 +52,7 @@ class Task:
     check: Check | None = None
     schema: Callable[[Any], Mapping[str, Any] | None] | None = None
     imagine: Callable[[Any], str] | None = None
-    imagined: Callable[[Any], Any] = lambda item: item
+    imagined: Callable[[Any, str], Any] = lambda item, mark: item
 
 
 def encode_instruction(item: Instruction) -> bytes:

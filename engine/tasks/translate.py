@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args
 from engine.bodies import loads
 from engine.keys import Message
 from engine.language import has_prose, is_translated, same_text
-from engine.languages import Language
+from engine.languages import Language, find_language
 from engine.tasks.contest import response_format
 from engine.tasks.task import Prior, Task, decode_instruction, encode_answered, encode_instruction
 from store.errors import UsageError
@@ -73,7 +73,7 @@ def task(prompt: str | None, system: str | None, to: Language, field: Field = "i
     read = reader(to, field, prompt)
     return Task(
         NAME,
-        (PROMPT, prompt, system, to.code, field),
+        (PROMPT, prompt, system, _known_as(to), field),
         builder(to, field, prompt, system),
         encode_answered if field == "output" else encode_instruction,
         decode_instruction,
@@ -82,7 +82,13 @@ def task(prompt: str | None, system: str | None, to: Language, field: Field = "i
         check=lambda item, text: read(item, text).outcome,
         schema=lambda item: response_format("translation", schema(item, field)["properties"]),
         imagine=lambda item: imagine(item, field),
+        imagined=lambda item, mark: replace(item, **{field: f"{mark} {getattr(item, field)}"}),
     )
+
+
+def _known_as(to: Language) -> str:
+    """What decides the requests of a language: its variants (zh-TW) are asked for by other names."""
+    return to.code if to.name == find_language(to.code).name else to.name
 
 
 def check_field(field: str) -> Field:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from engine.earlier import counting
 from engine.exports import clean
 from engine.language import language_of
 from engine.replies import answer_of
@@ -130,7 +131,8 @@ def of_run(run: Path, stage: str | None = None) -> dict[str, Tally]:
         for number, name in chosen:
             damages.append(Damages(name))
             tally = Tally(outcomes=Counter(), failed=stage_status(reader, number)["failed"])
-            for row in stored(reader, number, OUTCOMES, damages=damages[-1]):
+            plans = counting(reader, number).plans
+            for row in stored(reader, number, OUTCOMES, plans=plans, damages=damages[-1]):
                 where = {"id": str(row.item.get("id", row.position)), "line": None, "position": row.position}
                 try:
                     text, thinking = answer_of(row.raw)

@@ -8,11 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from engine.earlier import Counting, counting
 from engine.exports import clean
 from engine.judging.comparisons import by_file, verdict
 from engine.replies import text_of
-from engine.roles import role, settings_of_stage
-from engine.settings import Settings
+from engine.roles import role
 from engine.tasks.contest import question
 from engine.terminal import plain, tell
 from evaluators.judge.judgements import Judgement, won
@@ -32,8 +32,8 @@ def read_run(run: Path, names: list[str], judge: str | None = None) -> list[Sour
     instead of the model's name. Raises UsageError, RunFolderError."""
     reader = connect_reader(run)
     try:
-        there = {name: (number, settings_of_stage(reader, number)) for number, name in stages(reader)}
-        judged = [name for name, (_, settings) in there.items() if settings.task in JUDGING]
+        there = {name: (number, counting(reader, number)) for number, name in stages(reader)}
+        judged = [name for name, (_, counted) in there.items() if counted.settings.task in JUDGING]
         for name in names:
             if name not in judged:
                 raise UsageError(f"{run}: nobody judged in a stage '{name}'; {_told(judged)}")
@@ -49,10 +49,10 @@ def _told(judged: list[str]) -> str:
 
 
 def _source(
-    reader: sqlite3.Connection, run: Path, name: str, number: int, settings: Settings, judge: str | None
+    reader: sqlite3.Connection, run: Path, name: str, number: int, counted: Counting, judge: str | None
 ) -> Source:
     damages = Damages(name)
-    found = list(_judgements(reader, number, settings, judge or settings.model, damages))
+    found = list(_judgements(reader, number, counted, judge or counted.settings.model, damages))
     if words := words_of([damages], run):
         tell(f"distill: {plain(words, 1000)}\n")
     total = stage_status(reader, number)["total"]
@@ -60,10 +60,11 @@ def _source(
 
 
 def _judgements(
-    reader: sqlite3.Connection, number: int, settings: Settings, judge: str, damages: Damages
+    reader: sqlite3.Connection, number: int, counted: Counting, judge: str, damages: Damages
 ) -> Iterator[Judgement]:
-    task = role(settings)
-    for row in stored(reader, number, READABLE, unparsed=True, damages=damages):
+    """Of one setting: judgements after two prompts are two measurements."""
+    task = role(counted.settings)
+    for row in stored(reader, number, READABLE, unparsed=True, plans=counted.plans, damages=damages):
         try:
             contest, text = task.decode(row.item), clean(text_of(row.raw))
         except Exception:  # of an older version's body, which has no checksum, or of a damaged row

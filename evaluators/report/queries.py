@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from engine.replies import text_of
+from engine.replies import stored_answer
 from evaluators.report.found import Found, Stage
 from store.damages import Damages, is_intact
 
@@ -19,8 +19,8 @@ TRIES = 20  # places drawn for each row wanted: some hold no row of the kind
 
 COSTS = """
 SELECT t.run, count(*), sum(p.prompt_tokens), sum(p.completion_tokens), sum(p.cost_micro),
-  sum(p.outcome NOT IN ('malformed', 'unparsed'))
-FROM responses p JOIN attempts t ON t.id = p.attempt GROUP BY 1"""
+  sum(ifnull(r.answer = p.id, 0)), sum(p.reasoning_tokens)
+FROM responses p JOIN attempts t ON t.id = p.attempt JOIN requests r ON r.id = p.request GROUP BY 1"""
 SENT = "SELECT run, CAST(sent_at / :bin AS INTEGER), count(*) FROM attempts GROUP BY 1, 2"
 CAME = """
 SELECT t.run, CAST(p.received_at / :bin AS INTEGER), sum(p.prompt_tokens + p.completion_tokens)
@@ -79,8 +79,9 @@ def _row(found: Sequence[Any], damages: Damages) -> Row | None:
         damages.add(position, "its checksum differs")
         return None
     try:
-        return Row(position, sample, orjson.loads(item), text_of(raw), *rest)
-    except Exception as error:  # of an older version's body, which has no checksum, or of a damaged row
+        text, _ = stored_answer(raw) or ("", "")
+        return Row(position, sample, orjson.loads(item), text, *rest)
+    except Exception as error:  # of a damaged row
         damages.add(position, f"it cannot be read ({type(error).__name__})")
         return None
 

@@ -23,8 +23,11 @@ def section(found: Found) -> Section | str:
     risk = sum(s.counts["at_risk_usd"] for s in found.stages)
     blocks: list[Block] = [
         Facts(_facts(found, spent, risk)),
-        Listing(_bills(found), "As billed, where it was paid."),
+        Listing(_bills(found), "As billed, where it was paid: all replies, answers or not."),
     ]
+    if any(s.counts["unusable"]["replies"] or s.counts["unread"]["replies"] for s in found.stages):
+        words = "Paid replies that hold no answer, or could not be read; rows were asked again a few times."
+        blocks.append(Listing(_in_vain(found), words))
     blocks += _beside(runs, bool(spent))
     return Section(
         "cost", "What it cost", "The bill beside the estimate.", blocks, [_headline(runs, spent, risk)]
@@ -38,6 +41,15 @@ def _facts(found: Found, spent: float, risk: float) -> list[tuple[str, str]]:
     done = sum(s.counts["done"] for s in found.stages)
     if spent and done:
         facts.append(("an answer", dollars(spent / done)))
+    thinking = sum(s.counts["billed"]["reasoning_tokens"] for s in found.stages)
+    if thinking:
+        out = sum(s.counts["completion_tokens"] for s in found.stages)
+        facts.append(("thinking", f"{thinking:,} tokens, {thinking / max(1, out):.0%} of the completions"))
+    if vain := sum(s.counts["unusable"]["replies"] for s in found.stages):
+        usd = sum(s.counts["unusable"]["cost_usd"] for s in found.stages)
+        facts.append(("replies without an answer", f"{vain:,}, {dollars(usd)}"))
+    if counted := sum(s.counts["billed"]["estimated_replies"] for s in found.stages):
+        facts.append(("replies whose tokens distill counted", f"{counted:,}: the server did not tell them"))
     unanswered = sum(s.counts["unanswered"] for s in found.stages)
     if unanswered:
         facts.append(("requests sent that have no answer", f"{unanswered:,}"))
@@ -53,6 +65,16 @@ def _bills(found: Found) -> Table:
     return table("bill", columns, rows)
 
 
+def _in_vain(found: Found) -> Table:
+    rows = [
+        (s.name, outcome, replies, s.counts["outcomes"].get(outcome, 0))
+        for s in found.stages
+        for kind in ("unusable", "unread")
+        for outcome, replies in s.counts[kind]["outcomes"].items()
+    ]
+    return table("in-vain", ("stage", "outcome", "replies:count", "rows left without an answer:count"), rows)
+
+
 def _runs(found: Found, bills: dict[int, Any]) -> list[dict[str, Any]]:
     """Runs that had an estimate and answered something; the estimate is for as many answers as came."""
     runs = []
@@ -64,17 +86,21 @@ def _runs(found: Found, bills: dict[int, Any]) -> list[dict[str, Any]]:
             share = bill[4] / told["requests"]
             name = stage.name if len(stage.runs) == 1 else f"{stage.name}, run {number}"
             took = (run["ended"] or run["started"]) - run["started"]
-            runs.append({"name": name, "told": told, "bill": bill, "share": share, "took": took})
+            cost = told.get("batch_cost_usd" if run["settings"].get("batch") else "cost_usd")
+            runs.append(
+                {"name": name, "told": told, "cost": cost, "bill": bill, "share": share, "took": took}
+            )
     return sorted(runs, key=lambda run: -run["bill"][4])
 
 
 def _beside(runs: list[dict[str, Any]], paid: bool) -> list[Block]:
     if not runs:
         return [Words("No run had an estimate (a pool from standard input, or --quiet --yes).")]
-    what, unit = ("cost_usd", "usd") if paid else ("completion_tokens", "count")
+    unit = "usd" if paid else "count"
     rows = []
     for run in runs:
-        told, came = run["told"].get(what), run["bill"][3] / 1e6 if paid else run["bill"][2]
+        told = run["cost"] if paid else run["told"].get("completion_tokens")
+        came = run["bill"][3] / 1e6 if paid else run["bill"][2]
         spread = [None if told is None else told[k] * run["share"] for k in ("expected", "low", "high")]
         rows.append((run["name"], run["told"]["requests"], run["bill"][4], *spread, came))
     columns = ["run", "requests estimated:count", "answered:count"]
@@ -82,8 +108,9 @@ def _beside(runs: list[dict[str, Any]], paid: bool) -> list[Block]:
         "estimate", [*columns, *(f"{c}:{unit}" for c in ("expected", "low", "high", "came"))], rows
     )
     drawable = table("estimate", numbers_head(numbers), [r for r in numbers.rows if r[3] is not None][:DRAWN])
+    tokens = Listing(_tokens(runs), "Completion tokens of all replies, with the thinking in them.")
     if not drawable.rows:
-        return [Listing(numbers, "No price was known, so no cost was estimated.")]
+        return [Listing(numbers, "No price was known, so no cost was estimated."), tokens]
     inside = sum(r[4] <= r[6] <= r[5] for r in drawable.rows)
     name = "Cost in dollars" if paid else "Completion tokens (the price is nothing)"
     caption = (
@@ -93,7 +120,18 @@ def _beside(runs: list[dict[str, Any]], paid: bool) -> list[Block]:
     drawn = figure(
         "Estimate and bill", caption, caption, drawable, intervals, height_for(len(drawable.rows), 0.42) + 0.2
     )
-    return [Drawing(drawn), Listing(_times(runs), "Seconds are of the whole run, with pauses.")]
+    return [Drawing(drawn), tokens, Listing(_times(runs), "Seconds are of the whole run, with pauses.")]
+
+
+def _tokens(runs: list[dict[str, Any]]) -> Table:
+    rows = []
+    for run in runs:
+        told, thought = run["told"].get("completion_tokens") or {}, run["told"].get("thinking_tokens") or {}
+        spread = [told[k] * run["share"] if told else None for k in ("expected", "low", "high")]
+        thinking = thought["expected"] * run["share"] if thought else None
+        rows.append((run["name"], *spread, run["bill"][2], thinking, run["bill"][5]))
+    columns = ("expected", "low", "high", "came", "thinking expected", "thinking came")
+    return table("estimated-tokens", ("run", *(f"{name}:count" for name in columns)), rows)
 
 
 def numbers_head(numbers: Table) -> list[str]:
@@ -115,7 +153,7 @@ def _times(runs: list[dict[str, Any]]) -> Table:
 
 
 def _headline(runs: list[dict[str, Any]], spent: float, risk: float) -> Headline:
-    costs = [(r["told"].get("cost_usd"), r["share"]) for r in runs]
+    costs = [(r["cost"], r["share"]) for r in runs]
     known = [told["expected"] * share for told, share in costs if told]
     note = f"estimated {dollars(sum(known))}" if known and sum(known) else "a local model, or a price of zero"
     weak = f"at most {dollars(risk)} more for requests without an answer" if risk else ""

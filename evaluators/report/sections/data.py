@@ -98,12 +98,13 @@ def binned(names: list[str], counts: dict[str, Counts]) -> Table:
 
 def _outcomes(stages: list[Stage]) -> list[Block]:
     kinds = [o for o in OUTCOMES if any(s.counts["outcomes"].get(o) for s in stages)]
-    rows = [(s.name, *(s.counts["outcomes"].get(o, 0) / s.counts["done"] for o in kinds)) for s in stages]
+    ended = {s.name: sum(s.counts["outcomes"].values()) for s in stages}
+    rows = [(s.name, *(s.counts["outcomes"].get(o, 0) / ended[s.name] for o in kinds)) for s in stages]
     numbers = table("outcomes", ("stage", *(f"{o}:share" for o in kinds)), rows)
     caption = (
         "How answers ended: stop is a whole answer, length one that ran into the bound on tokens; "
-        "content_filter and refusal are the provider's own words for it. n: "
-        + ", ".join(f"{s.name} {s.counts['done']:,}" for s in stages) + "."
+        "content_filter and refusal are the provider's own words for it; empty, other and tool_calls hold no "
+        "answer. n: " + ", ".join(f"{name} {count:,}" for name, count in ended.items()) + "."
     )  # fmt: skip
     drawing = figure("How answers ended", caption, caption, numbers, stacked, height_for(len(stages)) + 0.2)
     return [Drawing(drawing)]
