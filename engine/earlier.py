@@ -16,7 +16,7 @@ from typing import Any
 
 from engine.differences import differences, value_of
 from engine.plan import Earlier, Plan
-from engine.roles import recorded_fingerprint, recorded_plan, recorded_settings
+from engine.roles import recorded_fingerprint, recorded_plan, recorded_settings, settings_of_stage
 from engine.settings import Settings
 from engine.terminal import plain, tell
 from engine.tokens import tokenizer_for
@@ -149,8 +149,10 @@ class Counting:
 
 
 def counting(reader: sqlite3.Connection, stage: int) -> Counting:
-    """What an export takes of a stage."""
+    """What an export takes of a stage. Raises UsageError where the ledger is damaged, and remembers no
+    settings of it."""
     rows = rows_by_plan(reader, stage)
+    settings_of_stage(reader, stage)
     newest = ran = next(settings_of_runs(reader, stage))
     for ran in settings_of_runs(reader, stage):
         if recorded_fingerprint(ran) in rows:

@@ -201,6 +201,9 @@ def _read(
         except (LookupError, TypeError, AttributeError, ValueError) as error:  # of a damaged row
             damages.add(row.position, f"it cannot be read ({type(error).__name__})", row.item.get("id"))
             continue
+        if not (is_readable or row.has_checksum):  # it could be read when it was stored
+            damages.add(row.position, "it cannot be read", row.item.get("id"))
+            continue
         record = task.record(item, row.text) if is_readable else None
         if record is None and not keep:
             unread.append(row.position)

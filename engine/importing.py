@@ -136,7 +136,7 @@ async def _close_books(ledger: Ledger, stage: int, run: int, counts: Counts) -> 
     ledger.note(
         "UPDATE stages SET bad_rows = ?, total = (SELECT count(*) FROM samples WHERE stage = ?) WHERE id = ? "
         "AND (total IS NOT NULL OR NOT EXISTS (SELECT 1 FROM runs WHERE stage = ? "
-        f"AND json_extract(settings, '$.{IMPORTED}') IS NULL))",
+        f"AND json_valid(settings) AND json_extract(settings, '$.{IMPORTED}') IS NULL))",
         counts.bad, stage, stage, stage,
     )  # fmt: skip
     ledger.note("UPDATE runs SET ended = ?, exit_code = 0 WHERE id = ?", time.time(), run)

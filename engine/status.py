@@ -1,12 +1,15 @@
 """What a run folder holds: done, failed by cause, spent, unanswered, utilisation, changed settings."""
 
+import sqlite3
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from engine.differences import differences
-from engine.earlier import counting
+from engine.earlier import Other, counting
 from engine.step_records import steps_told
 from store.batches import enqueued_count, open_batches_told
+from store.errors import UsageError
 from store.read import connect_reader, endpoint_accounts, last_runs, stage_status, stages
 
 
@@ -22,7 +25,7 @@ def status_of(run: Path) -> dict[str, Any]:
         for number, name in stages(reader):
             found["stages"][name] = stage_status(reader, number)
             found["stages"][name]["unanswered"] -= enqueued_count(reader, number)
-            if others := counting(reader, number).others:
+            if others := _others(reader, number):
                 found["other_settings"][name] = sum(other.rows for other in others)
             runs = last_runs(reader, number, 2)
             if runs and (newest is None or runs[0]["id"] > newest["id"]):
@@ -43,3 +46,11 @@ def status_of(run: Path) -> dict[str, Any]:
     found["steps"] = steps_told(run)
     found["estimate"] = (newest or {}).get("estimate")
     return found
+
+
+def _others(reader: sqlite3.Connection, stage: int) -> Sequence[Other]:
+    """Answers under other settings; none where a damaged ledger does not know the settings."""
+    try:
+        return counting(reader, stage).others
+    except UsageError:
+        return ()

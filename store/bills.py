@@ -44,7 +44,7 @@ def paid_requests(
     nothing here and does not tell of its thinking."""
     runs = reader.execute(
         "SELECT u.id, json_extract(u.settings, '$.params') FROM runs u JOIN stages s ON s.id = u.stage "
-        "WHERE s.task = ? AND json_extract(u.settings, '$.model') = ?",
+        "WHERE s.task = ? AND json_valid(u.settings) AND json_extract(u.settings, '$.model') = ?",
         (task, model),
     ).fetchall()
     alike = [number for number, sent in runs if _decisive(orjson.loads(sent or b"{}")) == _decisive(params)]

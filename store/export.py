@@ -54,7 +54,8 @@ _NEXT = "SELECT min(position) FROM samples WHERE stage = ? AND position >= ?"
 @dataclass(frozen=True, slots=True)
 class Stored:
     """A row of a stage with the reply to one of its samples, as they lie in the ledger. `item`: the
-    row's JSON as an object. text, reasoning: what whoever reads `raw` finds in it."""
+    row's JSON as an object. text, reasoning: what whoever reads `raw` finds in it. has_checksum: replies of
+    older versions have none, and only reading them shows whether they are damaged."""
 
     position: int
     sample: int
@@ -64,6 +65,7 @@ class Stored:
     model: str
     text: str = ""
     reasoning: str = ""
+    has_checksum: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +111,7 @@ def stored(
         elif row is None:
             damages.add(position, "its text cannot be read")
         else:
-            yield Stored(position, sample, row, raw, outcome, model)
+            yield Stored(position, sample, row, raw, outcome, model, has_checksum=checksum is not None)
 
 
 def _object(item: bytes | None) -> dict[str, Any] | None:

@@ -58,10 +58,15 @@ def items_of(reader: sqlite3.Connection, stage: int, plans: Collection[int]) -> 
 
 
 def settings_of_runs(reader: sqlite3.Connection, stage: int) -> Iterator[dict[str, Any]]:
-    """The settings of a stage's runs, the newest first."""
+    """The settings of a stage's runs, the newest first. Of a damaged ledger, those that can be read."""
     sql = "SELECT settings FROM runs WHERE stage = ? ORDER BY id DESC"
-    for (settings,) in reader.execute(sql, (stage,)):
-        yield orjson.loads(settings)
+    for (text,) in reader.execute(sql, (stage,)):
+        try:
+            settings = orjson.loads(text)
+        except ValueError:
+            continue
+        if isinstance(settings, dict):
+            yield settings
 
 
 def stage_number(reader: sqlite3.Connection, name: str) -> int | None:

@@ -27,8 +27,10 @@ LEDGER = "ledger"
 
 STAGES = """
 SELECT s.id, s.name, s.task, s.samples, s.total, s.bad_rows, u.started, u.ended, u.exit_code, u.pid,
-  json_extract(u.settings, '$.model') AS model, json_extract(u.utilisation, '$.requests') AS requests_share,
-  json_extract(u.utilisation, '$.tokens') AS tokens_share, c.spent_micro / 1e6 AS cost_usd,
+  json_extract(iif(json_valid(u.settings), u.settings, NULL), '$.model') AS model,
+  json_extract(iif(json_valid(u.utilisation), u.utilisation, NULL), '$.requests') AS requests_share,
+  json_extract(iif(json_valid(u.utilisation), u.utilisation, NULL), '$.tokens') AS tokens_share,
+  c.spent_micro / 1e6 AS cost_usd,
   c.at_risk_micro / 1e6 AS at_risk_usd, c.prompt_tokens, c.completion_tokens, c.sent - c.ended AS unanswered
 FROM stages s LEFT JOIN spending c ON c.stage = s.id
   LEFT JOIN runs u ON u.id = (SELECT max(id) FROM runs WHERE stage = s.id) ORDER BY s.id"""

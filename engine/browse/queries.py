@@ -155,8 +155,10 @@ WHERE disagreement > 0 ORDER BY disagreement DESC LIMIT {SHOWN}""".strip()
 
 RUNS = """
 SELECT u.id AS run, s.name AS stage, u.started, u.ended, u.exit_code,
-  json_extract(u.settings, '$.model') AS model, json_extract(u.settings, '$.base_url') AS address,
-  json_extract(u.settings, '$.pool') AS pool, json_extract(u.settings, '$.params') AS params,
+  json_extract(iif(json_valid(u.settings), u.settings, NULL), '$.model') AS model,
+  json_extract(iif(json_valid(u.settings), u.settings, NULL), '$.base_url') AS address,
+  json_extract(iif(json_valid(u.settings), u.settings, NULL), '$.pool') AS pool,
+  json_extract(iif(json_valid(u.settings), u.settings, NULL), '$.params') AS params,
   u.utilisation
 FROM runs u JOIN stages s ON s.id = u.stage ORDER BY u.id DESC""".strip()
 
