@@ -39,7 +39,7 @@ from store.records import Request
 
 OUTSTANDING = 4  # times the concurrency
 CANARIES_A_SECOND = 4
-ELSEWHERE = ("too_large", "not_found")  # other endpoints may have larger limits, and the model
+ELSEWHERE = ("too_large", "not_found", "auth")  # others may have larger limits, the model, our access
 
 
 class Interrupted(RunStopped):
@@ -256,7 +256,7 @@ class Runner:
             return failed
         if endpoint.proven and failed.cause not in ELSEWHERE:
             return failed
-        if failed.status == 404:
+        if failed.status in (403, 404):
             endpoint.proven = False  # its next one is a canary again
         effort.refused_by += (endpoint.number,)
         return Again(0.0)
