@@ -358,7 +358,7 @@ async def test_replies_that_cannot_be_read_are_billed_to_their_endpoint_and_are_
     run: Path, tmp_path: Path
 ) -> None:
     pool = pool_of(tmp_path, 60)
-    money = ("--price-in", 10, "--price-out", 30, "--yes", "--concurrency", 4)
+    money = ("--price-in", 10, "--price-out", 30, "--yes", "--concurrency", 4, "--attempts-empty", 20)
     async with providers(Config(p_empty=0.4, latency=0.02), Config(latency=0.02)) as both:
         ended = await ask(pool, run, [p.base_url for p in both], *money)
         await assert_all_answered(run, ended, 60)
