@@ -11,7 +11,7 @@ from typing import Any
 from engine.earlier import Counting, counting
 from engine.exports import clean
 from engine.judging.comparisons import by_file, verdict
-from engine.replies import text_of
+from engine.replies import answer_of
 from engine.roles import role
 from engine.tasks.contest import question
 from engine.terminal import plain, tell
@@ -66,7 +66,7 @@ def _judgements(
     task = role(counted.settings)
     for row in stored(reader, number, READABLE, unparsed=True, plans=counted.plans, damages=damages):
         try:
-            contest, text = task.decode(row.item), clean(text_of(row.raw))
+            contest, text = task.decode(row.item), clean(answer_of(row.raw)[0])
         except Exception:  # of an older version's body, which has no checksum, or of a damaged row
             damages.add(row.position, "it cannot be read", row.item.get("id"))
             continue

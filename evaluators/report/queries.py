@@ -78,9 +78,11 @@ def _row(found: Sequence[Any], damages: Damages) -> Row | None:
     if not is_intact(raw, checksum):
         damages.add(position, "its checksum differs")
         return None
+    if (answer := stored_answer(raw)) is None:  # of an older version's body, which has no checksum
+        damages.add(position, "it cannot be read")
+        return None
     try:
-        text, _ = stored_answer(raw) or ("", "")
-        return Row(position, sample, orjson.loads(item), text, *rest)
+        return Row(position, sample, orjson.loads(item), answer[0], *rest)
     except Exception as error:  # of a damaged row
         damages.add(position, f"it cannot be read ({type(error).__name__})")
         return None
