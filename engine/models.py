@@ -78,7 +78,6 @@ GENERIC = Model(
     neutral=False,
     bound="max_completion_tokens",
 )  # of --model-kind reasoning, for a name that says nothing
-NO_THINKING = Thinking()
 
 
 def find_model(name: str, kind: Kind | None = None) -> Model:
