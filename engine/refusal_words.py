@@ -32,7 +32,7 @@ QUOTA_CODE = _any(
     "^1008$",  # MiniMax
 )  # fmt: skip
 QUOTA_WORDS = _any(
-    "credit balance", "insufficient (?:account )?(?:balance|credit|fund|quota)",
+    "credit balance", "key limit exceeded", "insufficient (?:account )?(?:balance|credit|fund|quota)",
     "(?:out of|no|not enough|more|any) credits", "free (?:tier|quota) .{0,40}(?:exhausted|used up|exceeded)",
     "payment required", "exceeded your current quota",
     "plan and billing", "billing (?:hard )?limit", r"arrears?\b", "overdue", "budget has been exceeded",
@@ -44,7 +44,7 @@ GONE_CODE = _any(
     "no_such_model", "model_not_available", "modelnotopen", "invalid_model", "model_retired",
 )  # fmt: skip
 _IS_GONE = (
-    "not (?:be )?found|does ?n.t exist|does not exist|no longer (?:available|supported)|retired"
+    "not (?:be )?found|shut ?down|does ?n.t exist|does not exist|no longer (?:available|supported)|retired"
     "|decommissioned|deprecated|not available|is not a valid|unknown|not exist|have access|不存在|已下线"
 )
 GONE_WORDS = _any(

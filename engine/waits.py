@@ -18,7 +18,8 @@ _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|d|h|m|s)")
 _SPOKEN = re.compile(rf"(\d+(?:\.\d+)?)\s*({_UNITS})(?![a-z])")
 _SECONDS = {"ms": 0.001, "milli": 0.001, "d": 86400.0, "h": 3600.0, "m": 60.0, "s": 1.0}
 _IN_WORDS = re.compile(
-    r"(?:try again|retry|wait|available|reset\w*)[^.\d]{0,40}?\b(?:in|after|for)\b[^\d]{0,12}"
+    r"(?:(?:try again|retry|wait|available|reset\w*)[^.\d]{0,40}?\b(?:in|after|for)\b[^\d]{0,12}"
+    r"|\bwait[^.\d]{0,12})"
     rf"((?:\d+(?:\.\d+)?\s*(?:{_UNITS})(?![a-z0-9]|\d)[\s,]*(?:and\s+)?|\d+(?:\.\d+)?(?:ms|d|h|m|s)(?=\d))+)"
 )
 _EPOCH = 1e9  # a larger number of seconds is a date

@@ -119,6 +119,7 @@ def test_a_limit_is_a_number_that_can_be_counted_down_from(text: str) -> None:
         ({}, None, "Rate limit reached for gpt-4. Please try again in 1.2s. Visit us.", 1.2),
         ({}, None, "Please retry after 26 seconds.", 26),
         ({}, None, "Please try again in 6m0s.", 360),
+        ({}, None, "Too many requests. Please wait 20 seconds and retry.", 20),
         ({}, None, "Please wait for 1 minute and 30 seconds before you retry", 90),
         ({"Retry-After": "3"}, {"error": {"retry_after": 9}}, "try again in 20s", 3),
         ({"x-ms-retry-after-ms": "250"}, None, "", 0.25),
