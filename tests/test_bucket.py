@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.bucket import BURST_SECONDS, DAY, PACE_RANGE, Bucket, DayWindow
-from engine.replies import Limits
+from engine.waits import Limits
 
 TELLS_NOTHING = Limits(None, None, None)
 
