@@ -1,6 +1,6 @@
 """A teacher that thinks: use of the limit, empty rows, the estimate and its bill, the cap; beside a loop.
 
-    python bench/reasoning.py [--rows 3000] [--what limit interval cap] [--ways upfront actual] [--seeds 3]
+    python bench/reasoning.py [--rows 3000] [--what limit interval cap] [--ways upfront actual] [--bucket 10]
 
 The provider of the tests on loopback: about 200 tokens of answer after thinking that is log-normal (median
 700, sigma 1). 3 % of the replies have no answer, because thinking took all of the bound. Prices are those of
@@ -8,9 +8,11 @@ gpt-5-mini ($0.25 and $2 a million tokens).
 
 limit: tokens a minute are limited so that all rows take about a minute and a half, in buckets of 10 s; a
 reply takes 1.2 s and half a millisecond a token. `used` is the share of the limit that was used until 97 % of
-the requests had gone: after that a few long replies are waited for, and not the limit. `kept` counts the rows
-of the data set, `empty` those of them without an answer. The peer is AsyncOpenAI with 64 in flight, its own
-retries and the same bound, on the same rows.
+the requests had gone: after that a few long replies are waited for, and not the limit. --bucket sets the
+bucket's seconds: one of a second has room for three replies that used all of their bound, so a provider
+that charges real usage refuses often then, whoever asks. `kept` counts the rows of the data set, `empty`
+those of them without an answer. The peer is AsyncOpenAI with 64 in flight, its own retries and the same
+bound, on the same rows.
 interval: without limits, an estimate before anything is known, one after a pilot of 50 rows, and the bill.
 cap: half of what all rows would cost as --budget, at a server that keeps to the bound, and at one that bills
 three times the bound once it has billed so many of the rows that the cap would buy. `passed` is what was
@@ -137,19 +139,19 @@ def used(seen: list[Seen], limits: dict[str, Any]) -> tuple[float, float]:
     return max(gone.admitted / limits["rpm"], gone.charged / limits["tpm"]) / room, gone.at
 
 
-def limits_of(way: str, rows: int) -> dict[str, Any]:
+def limits_of(way: str, rows: int, bucket: float) -> dict[str, Any]:
     each = MEAN_USED if way == "actual" else BOUND + 60
     seconds = SECONDS * min(1.0, rows / 3000) ** 0.5  # fewer rows, less time for each
     return {
         "rpm": 10_000,
         "tpm": round(each * rows * 1.03 / seconds * 60),
-        "bucket_seconds": 1,
+        "bucket_seconds": bucket,
         "charge": way,
     }
 
 
-def limit(client: str, way: str, rows: int) -> str:
-    limits = limits_of(way, rows)
+def limit(client: str, way: str, rows: int, bucket: float) -> str:
+    limits = limits_of(way, rows, bucket)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         pool, run = folder / "pool.jsonl", folder / "run"
@@ -171,7 +173,7 @@ def limit(client: str, way: str, rows: int) -> str:
     refused = sum(counts["rejected"].values()) / counts["requests"]
     empty = sum(not text.strip() for text in texts)
     return (
-        f"{client:6} {way:8} {rows:6} {seconds:8.1f} {until:6.1f} {share:6.3f} {refused:7.2%} "
+        f"{client:6} {way:8} {bucket:6g} {rows:6} {seconds:8.1f} {until:6.1f} {share:6.3f} {refused:7.2%} "
         f"{len(texts):6} {empty:6} {billed:8.2f}"
     )
 
@@ -264,13 +266,14 @@ def main() -> None:
     parts, ways = ["limit", "interval", "cap"], ["upfront", "larger", "actual"]
     parser.add_argument("--what", nargs="+", default=parts, choices=parts)
     parser.add_argument("--ways", nargs="+", default=["upfront", "actual"], choices=ways)
+    parser.add_argument("--bucket", type=float, default=10)
     parser.add_argument("--seeds", type=int, default=3)
     options = parser.parse_args()
     if "limit" in options.what:
-        print("client way        rows  seconds  until   used    429s   kept  empty   billed", flush=True)
+        print("client way      bucket   rows  seconds  until   used    429s   kept  empty   billed", flush=True)
         for way in options.ways:
             for client in ("ours", "peer"):
-                print(limit(client, way, options.rows), flush=True)
+                print(limit(client, way, options.rows, options.bucket), flush=True)
     if "interval" in options.what:
         told = "expected     low    high    bill holds"
         print(f"\nseed   rows {told:>38}  {told:>38}\n{'before':>28} {'after a pilot':>48}", flush=True)

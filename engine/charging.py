@@ -1,25 +1,22 @@
 """What a provider charges against tokens a minute: learnt, since nobody tells.
 
 Three ways are known: prompt + max_tokens when the request is admitted, the larger of the two,
-or the real usage with the reply. Headers show the remaining tokens; over a window of half a
-second what the provider charged is the refill less the rise of `remaining`, and the way whose
-own sum over the same window comes nearest is believed. A bucket that stays full shows only
-that less was charged than refilled: then the assumed charge is lowered step by step until the
-level moves, which is safe, since it starts from a full bucket. Where no header speaks, real
-usage is assumed, and 429s for tokens move it to the dearer ways.
+or the real usage with the reply. For each way we keep the level that the provider's bucket
+would have, full at its ceiling. A header shows the real level, as it was at the reply or as it
+was at admission; the way whose level comes nearest is believed. So a bucket that stays full
+although the dearest way would have drained it tells as much as one that falls. Where no header
+speaks, real usage is assumed, and 429s for tokens move it to the dearer ways.
 """
 
 import math
 from dataclasses import dataclass
 from enum import Enum
 
-WINDOW_SECONDS = 0.5
-WINDOW_REPLIES = 5
-FULL = 0.9  # share of the ceiling from which a bucket counts as full
-STEP = 0.85
-FORGET = 0.85  # weight of the past in the errors of each way, a window
-MARGIN = 0.02
-MEAN_WEIGHT = 0.04  # of a reply in the mean completion, at least
+MEMORY_SECONDS = 5.0  # after which a level that drifted away has come back to the header's
+FORGET = 0.9  # weight of the past in the error of each way, a header
+LESS = 0.5  # of the believed way's error is what another must have, to be believed
+NOISE = 0.003  # of the ceiling: errors that mean nothing
+MEAN_WEIGHT = 0.005  # of a reply in the mean completion, at least
 LIMITED_BEFORE_DEARER = 2
 
 
@@ -31,6 +28,10 @@ class Charge(Enum):
     ACTUAL = "real usage"
 
 
+WAYS = tuple(Charge)
+Levels = tuple[float, ...]  # tokens left in the provider's bucket, by way of charging
+
+
 @dataclass(frozen=True, slots=True)
 class Size:
     """A request's prompt tokens and the most that it may complete (0: no bound was sent)."""
@@ -39,56 +40,27 @@ class Size:
     max_tokens: int
 
 
-@dataclass(slots=True)
-class _Window:
-    """Headers and charges of a stretch of time; its slope is the least-squares line's."""
-
-    start: float
-    sums: dict[Charge, float]
-    replies: int = 0
-    levels: float = 0.0
-    times: float = 0.0
-    squares: float = 0.0
-    products: float = 0.0
-
-    def add(self, level: float, now: float) -> None:
-        at = now - self.start
-        self.replies += 1
-        self.levels += level
-        self.times += at
-        self.squares += at * at
-        self.products += at * level
-
-    def slope(self) -> float | None:
-        """Tokens a second by which the level rose."""
-        spread = self.replies * self.squares - self.times**2
-        if spread <= 1e-12:
-            return None
-        return (self.replies * self.products - self.times * self.levels) / spread
-
-
 class Charging:
     """Believes in one way of charging at a time. Fed by the limiter, asked by it."""
 
     def __init__(self) -> None:
         self.way = Charge.UPFRONT
         self.mean_completion: float | None = None
-        self._replies = 0
-        self._stretch = 1.0  # times the assumed charge, while a full bucket is being tried
-        self._heard = False
+        self._weight = 0.0  # of what the mean was made of, in replies
         self._limited = 0
-        self._errors = dict.fromkeys(Charge, 0.0)
-        self._window: _Window | None = None
+        self._levels: Levels | None = None  # None: no header has been heard
+        self._ceiling = self._rate = self._at = self._heard_at = 0.0
+        self._errors = [0.0] * len(WAYS)
 
     def expected(self, size: Size) -> float:
         """What to reserve for a request, in tokens."""
-        return self._stretch * self._cost(self.way, size, None)
+        return self._cost(self.way, size, None)
 
     def final(self, size: Size, used: int | None) -> float:
         """What the provider has charged in the end; `used`: real usage, None if it failed."""
         if self.way is Charge.ACTUAL and used is None:
             return 0.0
-        return self._stretch * self._cost(self.way, size, used)
+        return self._cost(self.way, size, used)
 
     def _cost(self, way: Charge, size: Size, used: int | None) -> float:
         completion = size.max_tokens or self._completion(size)
@@ -104,75 +76,67 @@ class Charging:
         return self.mean_completion
 
     def replied(self, size: Size, used: int, completion: int) -> None:
-        """A reply's real usage."""
-        self._replies += 1
-        mean = completion if self.mean_completion is None else self.mean_completion
-        # The mean of all at first, then of the last few dozen: the first that thinks to its bound must not
-        # move it much.
-        self.mean_completion = mean + max(1 / self._replies, MEAN_WEIGHT) * (completion - mean)
-        if self._window:
-            self._window.sums[Charge.ACTUAL] += used
+        """A reply's real usage.
 
-    def sent(self, size: Size) -> None:
-        """A request has gone."""
-        self._count(size, 1)
+        The mean is that of all at first, then of the last few hundred. It begins with the request's bound,
+        as one reply among them: the first few may be short, and a teacher that thinks now and then uses
+        all of its bound.
+        """
+        if self.mean_completion is None:
+            self.mean_completion, self._weight = float(max(size.max_tokens, completion)), 1.0
+        self._weight = min(self._weight + 1, 1 / MEAN_WEIGHT)
+        self.mean_completion += (completion - self.mean_completion) / self._weight
+        self._charge(0.0, 0.0, used)
+
+    def sent(self, size: Size, now: float) -> Levels | None:
+        """A request has gone; the levels at its admission, to be given back with its header."""
+        self._advance(now)
+        self._charge(*(self._cost(way, size, None) for way in (Charge.UPFRONT, Charge.LARGER)), 0.0)
+        return self._levels
 
     def refused(self, size: Size) -> None:
         """What was counted as sent was refused: it was never charged."""
-        self._count(size, -1)
+        self._charge(*(-self._cost(way, size, None) for way in (Charge.UPFRONT, Charge.LARGER)), 0.0)
 
-    def _count(self, size: Size, times: int) -> None:
-        if self._window:
-            for way in (Charge.UPFRONT, Charge.LARGER):
-                self._window.sums[way] += times * self._cost(way, size, None)
+    def _charge(self, *costs: float) -> None:
+        if self._levels is not None:
+            self._levels = tuple(level - cost for level, cost in zip(self._levels, costs, strict=True))
+
+    def _advance(self, now: float) -> None:
+        if self._levels is not None:
+            refill = self._rate * (now - self._at)
+            self._levels = tuple(min(self._ceiling, level + refill) for level in self._levels)
+        self._at = now
 
     def silent(self) -> None:
         """Replies come without headers: assume real usage until 429s say otherwise."""
-        if not self._heard and self._limited < LIMITED_BEFORE_DEARER:
+        if self._levels is None and self._limited < LIMITED_BEFORE_DEARER:
             self.way = Charge.ACTUAL
 
     def limited(self) -> None:
         """A 429 for tokens although there should have been room."""
         self._limited += 1
-        self._stretch = 1.0
-        if not self._heard and self._limited % LIMITED_BEFORE_DEARER == 0:
+        if self._levels is None and self._limited % LIMITED_BEFORE_DEARER == 0:
             self.way = Charge.LARGER if self.way is Charge.ACTUAL else Charge.UPFRONT
 
-    def heard(self, remaining: float, ceiling: float, rate: float, waiting: bool, now: float) -> None:
-        """A header. `waiting`: requests are held back by tokens, so a full bucket means something."""
-        self._heard = True
-        window = self._window
-        if window is None:
-            self._restart(remaining, now)
+    def heard(
+        self, remaining: float, ceiling: float, rate: float, at_admission: Levels | None, now: float
+    ) -> None:
+        """A header: what remains of `ceiling` tokens that refill by `rate` a second. `at_admission`: what
+        `sent` returned for its request."""
+        self._ceiling, self._rate = ceiling, rate
+        self._advance(now)
+        if self._levels is None or at_admission is None:
+            self._levels = self._levels or (remaining,) * len(WAYS)
+            self._heard_at = now
             return
-        window.add(remaining, now)
-        if now - window.start < WINDOW_SECONDS or window.replies < WINDOW_REPLIES:
-            return
-        self._learn(window, ceiling, rate, waiting, now)
-        self._restart(remaining, now)
-
-    def _restart(self, remaining: float, now: float) -> None:
-        self._window = _Window(now, dict.fromkeys(Charge, 0.0))
-        self._window.add(remaining, now)
-
-    def _learn(self, window: _Window, ceiling: float, rate: float, waiting: bool, now: float) -> None:
-        level = window.levels / window.replies
-        if level >= FULL * ceiling:
-            if waiting and self.way is not Charge.ACTUAL:
-                self._stretch = max(0.05, self._stretch * STEP)
-            return
-        self._judge(window, rate, now)
-        self._stretch = 1.0
-
-    def _judge(self, window: _Window, rate: float, now: float) -> None:
-        """Compares what was charged with the three sums."""
-        slope = window.slope()
-        charged = 0.0 if slope is None else (rate - slope) * (now - window.start)
-        if charged <= 0 or min(window.sums.values()) <= 0:
-            return
-        for way, total in window.sums.items():
-            error = abs(math.log(charged / total))
-            self._errors[way] = FORGET * self._errors[way] + (1 - FORGET) * min(error, 2.0)
-        best = min(self._errors, key=lambda w: self._errors[w])
-        if self._errors[best] < self._errors[self.way] - MARGIN:
-            self.way = best
+        pairs = zip(self._levels, at_admission, strict=True)
+        for i, (late, early) in enumerate(pairs):
+            error = min(abs(remaining - late), abs(remaining - early)) / ceiling
+            self._errors[i] = FORGET * self._errors[i] + (1 - FORGET) * error
+        least = min(range(len(WAYS)), key=lambda i: self._errors[i])
+        if self._errors[least] < LESS * (self._errors[WAYS.index(self.way)] - NOISE):
+            self.way = WAYS[least]
+        pull = 1 - math.exp((self._heard_at - now) / MEMORY_SECONDS)
+        self._levels = tuple(level + pull * (remaining - level) for level in self._levels)
+        self._heard_at = now

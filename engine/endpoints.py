@@ -221,8 +221,6 @@ class Teacher:
         if self._timer:
             self._timer.cancel()
         self._timer = self._loop.call_at(at, self.wake) if at < inf else None
-        for endpoint in self.endpoints:
-            endpoint.limiter.is_wanted = bool(self._waiters)
 
 
 def _opens_at(endpoint: Endpoint, size: Size, now: float) -> float:

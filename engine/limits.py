@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from engine.bucket import Bucket, DayWindow, Sent
-from engine.charging import Charging, Size
+from engine.charging import Charging, Levels, Size
 from engine.waits import read_limits
 from store.records import Usage
 
@@ -33,6 +33,7 @@ class Ticket:
     at: float
     requests: Sent
     tokens: Sent
+    levels: Levels | None  # at admission, by way of charging
 
 
 @dataclass(slots=True)
@@ -63,8 +64,6 @@ class Limiter:
         self._timer: asyncio.TimerHandle | None = None
         self._paused_at, self._paused_until = -1.0, -1.0
         self._pauses = 0  # since the last success
-        self._token_bound = False
-        self.is_wanted = False  # somebody waits elsewhere until wait() is 0
         self._recovered = 0.0
 
     def __repr__(self) -> str:
@@ -174,15 +173,14 @@ class Limiter:
         """Seconds until a request could go, if nobody stood before it; 0 for now."""
         now = self._clock()
         cost = self.charging.expected(size)
-        tokens = self.tokens.wait(cost, now)
-        others = max(
+        return max(
+            0.0,
             self._paused_until - now,
             self.requests.wait(1, now),
+            self.tokens.wait(cost, now),
             self.day_requests.wait(1, now),
             self.day_tokens.wait(cost, now),
         )
-        self._token_bound = tokens > others
-        return max(tokens, others, 0.0)
 
     def take(self, size: Size) -> Ticket:
         """Reserves without waiting: what is short becomes a debt."""
@@ -190,10 +188,10 @@ class Limiter:
         if self.started is None:
             self.started = now
         cost = self.charging.expected(size)
-        self.charging.sent(size)
         self.day_requests.add(1, now)
         self.day_tokens.add(cost, now)
-        return Ticket(size, now, self.requests.take(1, now), self.tokens.take(cost, now))
+        requests, tokens = self.requests.take(1, now), self.tokens.take(cost, now)
+        return Ticket(size, now, requests, tokens, self.charging.sent(size, now))
 
     def _wake(self) -> None:
         """Lets go whoever may go now, and sets the timer for the head of the queue."""
@@ -220,8 +218,7 @@ class Limiter:
         if tokens.remaining is None:
             self.charging.silent()
         elif self.tokens.limit is not None:
-            waiting = self._token_bound and (self.is_wanted or bool(self._queue))
-            self.charging.heard(tokens.remaining, self.tokens.ceiling, self.tokens.rate, waiting, now)
+            self.charging.heard(tokens.remaining, self.tokens.ceiling, self.tokens.rate, ticket.levels, now)
         self._recover(now)
 
     def _pause_until(self, time: float) -> None:

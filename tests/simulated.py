@@ -43,6 +43,7 @@ class LimitedServer:
     tpm: float | None = None
     bucket_seconds: float = 60
     latency: float = 1.0
+    token_seconds: float = 0.0
     silent: bool = False  # no headers
     early: bool = False  # headers tell the level at admission, not at the reply
     random: random.Random = field(default_factory=lambda: random.Random(7))
@@ -72,7 +73,8 @@ class LimitedServer:
             return short, self.headers()
         self.limits.take(1, cost, now())
         at_admission = self.headers()
-        await asyncio.sleep(self.latency * self.random.lognormvariate(0, 0.3))
+        thinking = self.token_seconds * question.completion
+        await asyncio.sleep(self.latency * self.random.lognormvariate(0, 0.3) + thinking)
         if self.way == "actual":
             cost = question.size.prompt + question.completion
             self.limits.take(0, cost, now())
@@ -97,9 +99,24 @@ def questions(
         yield Question(Size(round(source.lognormvariate(0, 0.4) * prompt), most), max(1, long))
 
 
-async def drive(limiter: Limiter, server: LimitedServer, seconds: float, outstanding: int = 256) -> None:
+def thoughts(seed: int = 1, most: int = 512 + 16_384) -> Iterator[Question]:
+    """Of a teacher that thinks: 1,350 tokens on average, and now and then all of its bound."""
+    source = random.Random(seed)
+    while True:
+        thinking, answer = source.lognormvariate(0, 1) * 700, source.lognormvariate(0, 0.6) * 200
+        long = most if source.random() < 0.03 else min(most, round(thinking + answer))
+        yield Question(Size(round(source.lognormvariate(0, 0.4) * 60), most), long)
+
+
+async def drive(
+    limiter: Limiter,
+    server: LimitedServer,
+    seconds: float,
+    outstanding: int = 256,
+    pool: Iterator[Question] | None = None,
+) -> None:
     """Asks through the limiter until `seconds` have passed, as the runner does: a canary goes first."""
-    pool = questions()
+    pool = pool or questions()
     await _ask(limiter, server, next(pool))
     end = now() + seconds
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 import pytest
 import virtual_time
-from simulated import LimitedServer, Way, drive
+from simulated import LimitedServer, Way, drive, thoughts
 from virtual_time import now, settled
 
 from engine.charging import Charge, Size
@@ -67,6 +67,23 @@ def test_a_low_token_limit_is_not_overrun_either(way: Way, learnt: Charge) -> No
     server, limiter = virtual_time.run(_simulated(way, 60, None, 40_000, declared=True))
     assert limiter.charging.way is learnt
     check_use(server, "tokens")
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.parametrize(("way", "each"), [("upfront", 16_956), ("actual", 1_870)])
+def test_a_teacher_that_thinks_uses_the_limit_however_it_is_charged(way: Way, each: int, seed: int) -> None:
+    """Its bound is nine times what it uses: what is charged must be learnt within seconds."""
+    seconds, bucket_seconds = 120, 10
+
+    async def simulated() -> LimitedServer:
+        server = LimitedServer(way, 10_000, each * 2000, bucket_seconds, token_seconds=0.0005)
+        await drive(Limiter(10_000, each * 2000), server, seconds, pool=thoughts(seed))
+        return server
+
+    server = virtual_time.run(simulated())
+    used = server.used(0, seconds)[1] * seconds / (seconds + bucket_seconds)
+    assert 0.94 <= used <= 1.02
+    assert len(server.refused) <= 0.08 * len(server.served)
 
 
 @pytest.mark.parametrize("bucket_seconds", [60, 1])
