@@ -174,7 +174,7 @@ def limit(client: str, way: str, rows: int, bucket: float) -> str:
     empty = sum(not text.strip() for text in texts)
     return (
         f"{client:6} {way:8} {bucket:6g} {rows:6} {seconds:8.1f} {until:6.1f} {share:6.3f} {refused:7.2%} "
-        f"{len(texts):6} {empty:6} {billed:8.2f}"
+        f"{len(texts):6} {empty:6} {billed:7.2f}"
     )
 
 
@@ -270,7 +270,9 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     options = parser.parse_args()
     if "limit" in options.what:
-        print("client way      bucket   rows  seconds  until   used    429s   kept  empty   billed", flush=True)
+        print(
+            "client way      bucket   rows  seconds  until   used    429s   kept  empty  billed", flush=True
+        )
         for way in options.ways:
             for client in ("ours", "peer"):
                 print(limit(client, way, options.rows, options.bucket), flush=True)
