@@ -12,10 +12,11 @@ from store.errors import PoolError
 from store.json_lines import OF_A_ROW, line_rows, parsed, too_long
 from store.streams import BYTE_ORDER_MARK, PIECE, Complaint, Raw, Stream
 
-# The gaps of a JSON list: what may stand between two items, and inside one.
-_TEXT = rb'"(?:[^"\\]++|\\.)*+"'
-_BETWEEN = re.compile(rb'(?:[^"\[\]{},]++|%s)*+' % _TEXT, re.DOTALL)  # up to a comma or a bracket
-_INSIDE = re.compile(rb'(?:[^"\[\]{}]++|%s)*+' % _TEXT, re.DOTALL)  # up to a bracket
+# The gaps of a JSON list: what may stand between two items, and inside one. Loops are unrolled (Friedl): they
+# never look twice, and need no possessive quantifiers, which are wrong in Python 3.11.0 to 3.11.4.
+_TEXT = rb'"[^"\\]*(?:\\.[^"\\]*)*"'
+_BETWEEN = re.compile(rb'[^"\[\]{},]*(?:%s[^"\[\]{},]*)*' % _TEXT, re.DOTALL)  # up to a comma or a bracket
+_INSIDE = re.compile(rb'[^"\[\]{}]*(?:%s[^"\[\]{}]*)*' % _TEXT, re.DOTALL)  # up to a bracket
 _NEXT_ITEM = re.compile(rb'(?:[}\]"\w]\s*,|\})\s*(?=\{\s*")')  # where another item may begin
 _SEVERAL = re.compile(rb"\}\s*,\s*\{")
 _LONGEST_LOOK = 1 << 20  # at an item that may follow a damaged one
