@@ -24,7 +24,7 @@ TAIL = ". Write a response that appropriately completes the request.\n\n### Inst
 
 def direct(pool: Path, encoding: str) -> int:
     sys.path.insert(0, str(ROOT))
-    from engine.tokens import load_encoding  # the vocabulary, checked against OpenAI's SHA-256
+    from engine.provider.tokens import load_encoding
 
     encoder, total = load_encoding(encoding), 0
     with gzip.open(pool, "rt") as file:

@@ -87,7 +87,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
-    from engine.student.model import load
+    from engine.serve.model_loader import load
 
     chats, found = prompts(options.prompts), {"served": [], "one by one": []}  # type: dict[str, list[float]]
     with served(options.folder, options.prompts) as (url, model):

@@ -68,15 +68,15 @@ def main() -> None:
 
 
 def unpacked(folder: Path) -> str:
-    from trainers.smollm2 import smollm2_folder
+    from trainers.models import smollm2_folder
 
     return str(smollm2_folder(folder))
 
 
 def sft_rows(data: Path, folder: Path, model: str) -> tuple[Path, Path]:
     """The first rows of Alpaca that fit, as ours and as TRL's prompt and completion."""
+    from trainers.encoding import alpaca_prompt
     from trainers.models import tokenizer_of
-    from trainers.templates import alpaca_prompt
 
     tokenizer, rows = tokenizer_of(model), []
     with gzip.open(data / "alpaca_52k.jsonl.gz", "rt", encoding="utf-8") as file:

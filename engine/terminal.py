@@ -13,6 +13,8 @@ from decimal import Decimal
 from types import FrameType
 from typing import Any
 
+from engine.subprocesses import stop_signals
+
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
@@ -48,13 +50,6 @@ def outlive_the_terminal() -> None:
         raw = io.BufferedWriter(_Outliving(number, "wb", closefd=False))
         new = io.TextIOWrapper(raw, stream.encoding, stream.errors, line_buffering=True)
         setattr(sys, name, new)
-
-
-def stop_signals() -> tuple[signal.Signals, ...]:
-    """What asks us to stop: Ctrl-C, `kill`, and a lost terminal, unless (by `nohup`) we were told to
-    outlive it."""
-    asked = (signal.SIGINT, signal.SIGTERM)
-    return asked if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else (*asked, signal.SIGHUP)
 
 
 def stop_on_signals() -> None:

@@ -2,6 +2,8 @@
 may use all.
 
 Imports only what help needs.
+
+`distill report`: reads flags, calls one function. Imports only what help needs.
 """
 
 from pathlib import Path
@@ -9,9 +11,9 @@ from typing import Annotated
 
 import typer
 
-from engine.flags import JsonOption
-from evaluators import data_cli
-from evaluators.data_cli import CsvOption
+from engine.cli.options import JsonOption
+from evaluators import cli_data as data_cli
+from evaluators.cli_data import CsvOption
 from trainers.cli import QuietOption, RewardOption, quieten
 
 ReviewsOption = Annotated[
@@ -74,7 +76,7 @@ def reward(
 ) -> None:
     """Measure a reward model: how often it prefers the better answer, beside the longer one's."""
     quieten()
-    from trainers.reward_report import run_evaluation
+    from trainers.scoring import run_evaluation
 
     raise typer.Exit(run_evaluation(reward, data, limit, json, quiet))
 
@@ -100,7 +102,7 @@ def judge(
 ) -> None:
     """Sum up judges: scores against an opponent, wins, intervals, position bias, agreement."""
     from evaluators.judge.command import Asked, run_judge, with_more
-    from evaluators.outputs import outputs
+    from evaluators.tables import outputs
 
     files = with_more(reviews or [], preferences or [], more or [])
     asked = Asked(*files, run or (), stage or (), (), questions, a, b, judge or (), scores)
@@ -126,7 +128,7 @@ def ranking(
 ) -> None:
     """Tell whether answers get worse from rank to rank; the best first, or named rank1, rank2, ..."""
     from evaluators.judge.command import Asked, run_ranking, with_more
-    from evaluators.outputs import outputs
+    from evaluators.tables import outputs
 
     files, _ = with_more(reviews or [], [], more or [])
     asked = Asked(files, (), run or (), stage or (), baseline or (), b=b, scores=scores)
@@ -144,8 +146,8 @@ def human(
     ] = None,
 ) -> None:
     """Count people's votes: win, tie, loss for each criterion, and how far annotators agree."""
-    from evaluators.human_report import run_human
-    from evaluators.outputs import outputs
+    from evaluators.human import run_human
+    from evaluators.tables import outputs
 
     with outputs(json, csv=csv, votes=votes):
         run_human(run, json, csv, votes)
@@ -197,7 +199,7 @@ def annotate(
     ] = None,
 ) -> None:
     """Have people vote on two models' answers: helpful, honest, harmless, on a web page."""
-    from evaluators.annotate.commands import run_import, run_mturk, run_page
+    from evaluators.annotate.command import run_import, run_mturk, run_page
     from evaluators.annotate.server import Address
     from evaluators.annotate.study import Files
 
@@ -208,3 +210,32 @@ def annotate(
         run_mturk(files, run, mturk)
     else:
         run_page(files, run, Address(host, port, tuple(allow_host or ())))
+
+
+def report(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="a run folder")],
+    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="the page, self-contained")],
+    training: Annotated[
+        list[Path] | None,
+        typer.Option("--training", metavar="DIR", help="a training that lies elsewhere (several times)"),
+    ] = None,
+    evaluation: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--evaluation",
+            metavar="FILE",
+            help="what `evaluate … --json` wrote, beside RUN/evaluations/*.json (several times)",
+        ),
+    ] = None,
+    csv: Annotated[
+        Path | None,
+        typer.Option("--csv", metavar="DIR", help="every table also as a CSV file in this folder"),
+    ] = None,
+    seed: Annotated[
+        int, typer.Option("--seed", metavar="N", help="of the rows that are shown [0]", show_default=False)
+    ] = 0,
+) -> None:
+    """Tell all of a run on one page: cost, limits, failures, data, training, judges, votes."""
+    from evaluators.report.build import run_report
+
+    raise typer.Exit(run_report(run, out, csv, training or [], evaluation or [], seed))

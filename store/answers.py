@@ -17,11 +17,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from store.columns import columns_of
+from store.columns import columns_of, text_of
 from store.errors import PoolError, StorageError, UsageError
 from store.pool import Pool, as_instruction
 from store.records import BadRow, Instruction
-from store.texts import text_of
 
 SUFFIXES = (".jsonl", ".json", ".ndjson", ".csv", ".tsv", ".parquet")
 CACHE_KIB = 32 * 1024

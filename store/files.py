@@ -6,13 +6,16 @@ A link is followed, and stays. `-` is standard output. Devices, pipes and descri
 """
 
 import errno
+import json
 import os
 import stat
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
+
+import orjson
 
 from store.errors import StorageError, UsageError
 
@@ -128,3 +131,11 @@ def _through(path: Path) -> Iterator[IO[bytes]]:
         opened = os.dup(number)
     with os.fdopen(opened, "wb") as file:
         yield file
+
+
+def loads(raw: bytes) -> Any:
+    """JSON, with lone surrogates (legal in escapes) let through; raises ValueError."""
+    try:
+        return orjson.loads(raw)
+    except orjson.JSONDecodeError:
+        return json.loads(raw.decode())

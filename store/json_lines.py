@@ -11,9 +11,9 @@ from typing import Any
 
 import orjson
 
-from store import streams
+from store import text_streams as streams
 from store.errors import PoolError
-from store.streams import BYTE_ORDER_MARK, Complaint, Raw, Stream
+from store.text_streams import BYTE_ORDER_MARK, Complaint, Raw, Stream
 
 _LINE_TEXT = re.compile(rb'"(?:[^"\\]|\\.)*"')
 _OPEN_END = re.compile(rb"[{\[,:]\s*\Z")

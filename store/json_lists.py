@@ -7,10 +7,10 @@ Knows nothing about what the columns mean.
 import re
 from collections.abc import Generator, Iterator
 
-from store import streams
+from store import text_streams as streams
 from store.errors import PoolError
 from store.json_lines import OF_A_ROW, line_rows, parsed, too_long
-from store.streams import BYTE_ORDER_MARK, PIECE, Complaint, Raw, Stream
+from store.text_streams import BYTE_ORDER_MARK, PIECE, Complaint, Raw, Stream
 
 # The gaps of a JSON list: what may stand between two items, and inside one. Loops are unrolled (Friedl): they
 # never look twice, and need no possessive quantifiers, which are wrong in Python 3.11.0 to 3.11.4.

@@ -18,12 +18,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from queue import SimpleQueue
 
-from store.batch import Batch
-from store.damages import WAS_ONE, is_damage, is_foreign
+from store.damage import WAS_ONE, is_damage, is_foreign
 from store.errors import DamagedLedger, DiskFull, RunFolderError, StorageError
-from store.folder import LEDGER, give_up_reserve
 from store.records import Cause, Request, Response
+from store.run_folder import LEDGER, give_up_reserve
 from store.schema import STAGE_SHIFT, VERSION, is_newer, migrate, version_words
+from store.transaction import Batch
 
 CHECKPOINT_PAGES = 4000
 FOLD_MS = 2000  # to wait at the end for readers that are in the middle of a query

@@ -18,8 +18,8 @@ from store.errors import PoolError
 from store.json_lines import json_lines
 from store.json_lists import json_lists
 from store.records import BadRow, Instruction
-from store.streams import PARQUET, Complaint, Raw, Stream, stdin, unpacked
 from store.tables import names_columns, parquet_rows, table_rows
+from store.text_streams import PARQUET, Complaint, Raw, Stream, stdin, unpacked
 
 TABLES = {".csv": ",", ".tsv": "\t", ".tab": "\t", ".psv": "|"}  # and what usually separates their fields
 LONGEST_HEADER = 1 << 16

@@ -3,8 +3,11 @@
 Frozen dataclasses without behaviour. Money is integer micro-dollars, times are Unix seconds.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, TypeAlias, get_args
+
+Message = Mapping[str, str]
 
 Outcome = Literal[
     "stop", "length", "content_filter", "refusal", "untranslated", "empty", "other", "tool_calls"

@@ -1,7 +1,7 @@
 """Brings what can be read of a damaged ledger into a fresh one.
 
-Each record that is found (pages.py) goes into the table whose columns it fits. What fits none is counted
-and left out. Nothing is judged beyond that: whether the parts still belong together is for the check.
+Each record that is found (sqlite_pages.py) goes into the table whose columns it fits. What fits none is
+counted and left out. Nothing is judged beyond that: whether the parts still belong together is for the check.
 """
 
 import os
@@ -11,8 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from store.pages import BadText, Pages, Value
 from store.schema import migrate
+from store.sqlite_pages import BadText, Pages, Value
 
 AT_ONCE = 1000
 LARGEST_ID = 1 << 52  # ids count up from 1, or are made of a stage and a position

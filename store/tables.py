@@ -14,11 +14,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import IO, Any
 
-from store import streams
+from store import text_streams as streams
 from store.columns import KNOWN, known_name
 from store.errors import PoolError
 from store.json_lines import too_long
-from store.streams import Complaint, Raw, Stream
+from store.text_streams import Complaint, Raw, Stream
 
 SEPARATORS = (",", ";", "\t", "|")
 _SEP_LINE = re.compile(r'"?sep=(.)"?\s*\Z', re.IGNORECASE)  # Excel's own first line

@@ -13,7 +13,6 @@ from pathlib import Path
 from time import time
 
 from store.errors import DiskFull, RunFolderError, StorageError, UsageError
-from store.votes_rules import drawn, drawn_left, name_key, tidy
 from store.votes_schema import (
     TABLES,
     VERSION,
@@ -25,6 +24,10 @@ from store.votes_schema import (
     Showing,
     Side,
     Study,
+    drawn,
+    drawn_left,
+    name_key,
+    tidy,
 )
 
 KEPT_SECONDS = 1800.0  # how long a pair waits for the person that was given it

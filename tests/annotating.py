@@ -23,9 +23,9 @@ from cli import Command, Ended, distill, started, until
 
 from evaluators.annotate.server import Address, application, bind, hosts_of
 from evaluators.annotate.study import Files, begin
-from store.folder import held
+from store.run_folder import held
 from store.votes import Votes
-from store.votes_read import Vote, read_poll
+from store.votes_queries import Vote, read_poll
 from store.votes_schema import LOCK
 
 TOKEN = "a-token-of-the-tests-0123456789"

@@ -14,8 +14,8 @@ from typing import Any
 
 from cli import MODEL, Ended, Row, distill
 
-from engine.exports import run_export
-from store.read import connect_reader, stage_of, stage_status
+from engine.export import run_export
+from store.queries import connect_reader, stage_of, stage_status
 
 Tables = Mapping[str, Mapping[str, Any]]
 FREE = {"price_in": 0, "price_out": 0}

@@ -11,7 +11,7 @@ from typing import Any
 import orjson
 from ledgers import PLAN, Book, chat, opened, request
 
-from engine.settings import Settings
+from engine.collect.settings import Settings
 from store.records import Response, Usage
 
 HOSTILE = (

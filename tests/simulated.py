@@ -15,8 +15,8 @@ from typing import Literal
 import provider_bucket
 from virtual_time import now
 
-from engine.charging import Size
-from engine.limits import Limiter
+from engine.limits.charging import Size
+from engine.limits.rate_limiter import Limiter
 from store.records import Usage
 
 Way = Literal["upfront", "larger", "actual"]

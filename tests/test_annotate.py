@@ -20,11 +20,11 @@ pytest.importorskip("markdown_it", reason="the extra `evaluate` is not installed
 from annotating import NAMES, TOKEN, Clock, opened, page, person, served, votes_in, write_study
 from cli import distill
 
-from evaluators.annotate.commands import run_page
+from evaluators.annotate.command import run_page
 from evaluators.annotate.markdown import LONGEST, render
 from evaluators.annotate.server import Address
 from evaluators.annotate.study import Files
-from store.contests import judge_contests
+from store.answer_sets import judge_contests
 from store.errors import DistillError
 from store.records import Contest
 from store.votes import KEPT_SECONDS

@@ -12,7 +12,7 @@ pytest.importorskip("markdown_it", reason="the extra `evaluate` is not installed
 
 from annotating import NAMES, opened, votes_in
 
-from evaluators.annotate.commands import run_import, run_mturk
+from evaluators.annotate.command import run_import, run_mturk
 from evaluators.annotate.study import Files
 from store.errors import DistillError, UsageError
 

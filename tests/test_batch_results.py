@@ -15,7 +15,7 @@ from batch_work import Stored
 from batching import Bench, assert_all_answered, assert_billed_once, assert_books_balance, at_risk
 from cli import KEY, distill, export, rows, started, status, until, write_pool
 
-from engine.batch.reading import FETCHES
+from engine.batch.download import FETCHES
 
 COUNT = 20
 KEPT = "SELECT b.raw FROM responses r JOIN bodies b ON b.response = r.id WHERE r.outcome = 'malformed'"

@@ -13,15 +13,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ledgers import opened
 
-from engine.batch.api import Remote
-from engine.batch.lines import body_of, input_line
-from engine.batch.packing import MOST_ALIVE, Limits, Load, Queue, told_limit
-from engine.batch.steps import best_of, next_step, poll_seconds, refusal, state_of
-from engine.errors import BatchRefused, QuotaExhausted
-from store import batches
-from store.batches import BatchRow
+from engine.batch.client import Remote
+from engine.batch.files import body_of, input_line
+from engine.batch.quota import MOST_ALIVE, Limits, Load, Queue, told_limit
+from engine.batch.states import best_of, next_step, poll_seconds, refusal, state_of
+from engine.provider.errors import BatchRefused, QuotaExhausted
+from store import provider_batches as batches
 from store.ledger import connect_writer
-from store.read import connect_reader
+from store.provider_batches import BatchRow
+from store.queries import connect_reader
 from store.schema import TABLES, VERSION, VIEWS
 
 KEY = hashlib.sha256(b"one").digest()

@@ -16,8 +16,8 @@ import tiny
 from cli import ROOT
 from student import served
 
-from engine.exports import run_export
-from engine.judging.comparisons import comparison_line, comparisons
+from engine.export import run_export
+from engine.tasks.datasets import comparison_line, comparisons
 from store.answers import Answers
 from store.records import Contest
 from trainers.rank import run_rank, split

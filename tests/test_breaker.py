@@ -9,8 +9,8 @@ import pytest
 import virtual_time
 from virtual_time import now, settled
 
-from engine.breaker import LIMITED_THRESHOLD, LONGEST_PROBE, THRESHOLD, Breaker, Effort
-from engine.errors import ProviderDown
+from engine.limits.circuit_breaker import LIMITED_THRESHOLD, LONGEST_PROBE, THRESHOLD, Breaker, Effort
+from engine.provider.errors import ProviderDown
 
 GIVE_UP = 1800.0
 

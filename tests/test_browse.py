@@ -21,8 +21,8 @@ from ledgers import Book, chat, opened, reply, rows
 pytest.importorskip("datasette", reason="the extra `browse` is not installed; bin/test installs it")
 
 from engine.browse import cells
+from engine.browse.app import build
 from engine.browse.queries import QUESTIONS
-from engine.browse.server import build
 from store.records import Response, Usage
 from store.schema import STAGE_SHIFT
 

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.bucket import BURST_SECONDS, DAY, PACE_RANGE, Bucket, DayWindow
-from engine.waits import Limits
+from engine.limits.bucket import BURST_SECONDS, DAY, PACE_RANGE, Bucket, DayWindow
+from engine.provider.retry_after import Limits
 
 TELLS_NOTHING = Limits(None, None, None)
 

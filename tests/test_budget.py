@@ -8,8 +8,8 @@ import random
 import pytest
 from virtual_time import run, settled
 
-from engine.budget import Budget
-from engine.errors import BudgetReached
+from engine.limits.budget import Budget
+from engine.provider.errors import BudgetReached
 
 
 async def test_what_fits_is_let_through_and_the_rest_waits_for_what_is_under_way() -> None:

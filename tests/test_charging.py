@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from engine.charging import Charge, Charging, Size
+from engine.limits.charging import Charge, Charging, Size
 
 SIZE = Size(prompt=100, max_tokens=512)
 USED, COMPLETION = 220, 120  # real usage

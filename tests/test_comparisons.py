@@ -6,15 +6,8 @@ from itertools import permutations
 
 import pytest
 
-from engine.judging.comparisons import (
-    agreed,
-    comparison_line,
-    comparisons,
-    ranking_line,
-    review_line,
-    verdict,
-)
-from engine.judging.reading import Preference
+from engine.tasks.datasets import agreed, comparison_line, comparisons, ranking_line, review_line, verdict
+from engine.tasks.parse_scores import Preference
 from store.records import Contest
 
 ANSWERS = {"a": "An a.", "b": "A b.", "c": "A c.", "d": "A d."}

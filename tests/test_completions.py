@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from engine.completions import LEAST_OBSERVED, Paid, Seen, expected_completion, observed, student95
-from engine.models import thinking_at
-from engine.settings import Settings
+from engine.collect.settings import Settings
+from engine.provider.models import thinking_at
+from engine.run.completion_tokens import LEAST_OBSERVED, Paid, Seen, expected_completion, observed, student95
 from engine.tasks.generate import task
 
 PRIOR = task(None, None).prior

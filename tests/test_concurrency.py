@@ -9,7 +9,7 @@ import virtual_time
 from simulated import QueueingServer
 from virtual_time import now, settled
 
-from engine.concurrency import CUT, FLOOR, START, Adaptive, Gate
+from engine.limits.concurrency import CUT, FLOOR, START, Adaptive, Gate
 
 # The gate.
 

@@ -15,8 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from store.answer_sets import Contests, judge_contests, score_contests
 from store.answers import model_names
-from store.contests import Contests, judge_contests, score_contests
 from store.errors import PoolError, UsageError
 from store.records import BadRow, Contest
 

@@ -12,9 +12,9 @@ pytest.importorskip("datasketch", reason="the layer 'evaluate' is not installed"
 
 from cli import write_pool
 
+from evaluators.data.contamination import measure as overlap
 from evaluators.data.duplicates import measure, run_duplicates, shingles
-from evaluators.data.overlap import measure as overlap
-from evaluators.rows import data_sets
+from evaluators.records import data_sets
 from store.errors import UsageError
 
 

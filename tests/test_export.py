@@ -10,16 +10,16 @@ from typing import Any
 import orjson
 import pyarrow.parquet as pq
 import pytest
+import store.export
 from ledgers import PLAN, Book, chat, item, opened, reply, request
 
-import store.export
-from engine.exports import POOLED as FORMATS
-from engine.exports import check_format, clean
-from engine.replies import text_of
+from engine.export import POOLED as FORMATS
+from engine.export import check_format, clean
+from engine.provider.responses import text_of
 from engine.tasks.generate import task
+from store.datasets import Answer, stored, write
 from store.errors import StorageError, UsageError
-from store.export import Answer, stored, write
-from store.read import connect_reader
+from store.queries import connect_reader
 from store.records import Instruction, Outcome, Response, Usage
 
 USUAL: tuple[Outcome, ...] = ("stop", "length")

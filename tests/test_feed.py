@@ -13,20 +13,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import engine.known
 import orjson
 import pytest
 from ledgers import Book, chat, opened, rows
 
-import engine.known
-from engine.collect import known_keys
-from engine.feed import Chunk, Feed, FeedThread, Placement
-from engine.plan import Plan
-from engine.roles import plan_of
-from engine.rows import Numbered
-from engine.settings import Settings
-from engine.tokens import tokenizer_for
+from engine.collect.feed import Chunk, Feed, FeedThread, Placement
+from engine.collect.plan import Plan, plan_of
+from engine.collect.rows import Numbered
+from engine.collect.settings import Settings
+from engine.provider.tokens import tokenizer_for
 from store.errors import PoolError
-from store.index import ANSWERED, FAILED
+from store.key_index import ANSWERED, FAILED, known_keys
 from store.ledger import connect_writer
 from store.pool import Pool
 from store.records import BadRow, Request, Response, Usage

@@ -163,7 +163,7 @@ async def test_a_hangup_leaves_batches_where_they_are(tmp_path: Path) -> None:
 SLEEPER = "import time; print('here', flush=True); time.sleep(60)"
 STEP = f"""
 import signal, sys
-from engine.processes import run_to_end
+from engine.subprocesses import run_to_end
 from engine.terminal import stop_on_signals
 stop_on_signals()
 code = run_to_end([sys.executable, "-c", {SLEEPER!r}], sys.stdout.buffer, signal.SIGKILL)

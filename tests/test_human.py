@@ -15,10 +15,9 @@ pytest.importorskip("krippendorff", reason="the extra `evaluate` is not installe
 
 from annotating import human, opened
 
-from evaluators.human import figures, figures_of
-from evaluators.human_report import run_human
+from evaluators.human import figures, figures_of, run_human
 from store.errors import RunFolderError
-from store.votes_read import Poll, Vote
+from store.votes_queries import Poll, Vote
 from store.votes_schema import Ballot, Study
 
 STUDY = Study("one", "other", 2, 0, "")

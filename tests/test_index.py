@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ledgers import Book, opened, request
 
-from store.index import ANSWERED, DUE, FAILED, TAKEN, KeyIndex
-from store.read import connect_reader, load_index
+from store.key_index import ANSWERED, DUE, FAILED, TAKEN, KeyIndex, load_index
+from store.queries import connect_reader
 
 
 def key(number: int) -> bytes:

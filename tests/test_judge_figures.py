@@ -12,12 +12,11 @@ import numpy as np
 import orjson
 import pytest
 
-from evaluators.intervals import mean_interval, ratio_interval, resampled
 from evaluators.judge.agreement import agreement, alpha
 from evaluators.judge.judgements import Judgement, grouped, told_apart, turned, won
-from evaluators.judge.position import sign_test
-from evaluators.judge.report import judge_report, tables_of
+from evaluators.judge.metrics import judge_report, sign_test, tables_of
 from evaluators.judge.reviews import Naming, Source, Word, read_reviews
+from evaluators.stats import mean_interval, ratio_interval, resampled
 from store.errors import PoolError, UsageError
 
 DATA = Path(os.environ.get("DISTILL_DATA", "not set"))

@@ -14,9 +14,8 @@ import pytest
 
 from evaluators.judge.judgements import Judgement
 from evaluators.judge.length_control import LEAST, difficulties, length_controlled
-from evaluators.judge.preferences import read_preferences
-from evaluators.judge.report import judge_report, tables_of
-from evaluators.judge.reviews import Source
+from evaluators.judge.metrics import judge_report, tables_of
+from evaluators.judge.reviews import Source, read_preferences
 from store.errors import PoolError
 from store.pool import Pool
 

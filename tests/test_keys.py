@@ -12,11 +12,10 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from engine.keys import Sealer, canonical
-from engine.plan import Plan
-from engine.roles import plan_of
-from engine.settings import Settings
-from engine.tokens import tokenizer_for
+from engine.collect.plan import Plan, plan_of
+from engine.collect.request_key import Sealer, canonical
+from engine.collect.settings import Settings
+from engine.provider.tokens import tokenizer_for
 from store.records import Instruction
 
 Messages = list[dict[str, str]]

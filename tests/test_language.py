@@ -12,9 +12,9 @@ from pathlib import Path
 import orjson
 import pytest
 
-from engine import language
-from engine.language import has_prose, is_translated
-from engine.languages import Language, find_language
+from engine.tasks import language_check as language
+from engine.tasks.language_check import has_prose, is_translated
+from engine.tasks.languages import Language, find_language
 from store.errors import UsageError
 
 ROOT = Path(__file__).parent.parent

@@ -16,10 +16,10 @@ import pytest
 from ledgers import PLAN, Book, chat, item, opened, reply, request, rows
 
 from store.errors import DiskFull, DistillError, RunFolderError, StorageError
-from store.folder import RESERVE, give_up_reserve, held, ledger_path, make_reserve
 from store.ledger import Ledger, connect_writer
-from store.read import connect_reader, stage_status
+from store.queries import connect_reader, stage_status
 from store.records import Response, Usage
+from store.run_folder import RESERVE, give_up_reserve, held, ledger_path, make_reserve
 from store.schema import VERSION
 
 ROOT = Path(__file__).parent.parent
@@ -445,7 +445,7 @@ def test_a_kill_in_the_middle_of_a_migration_is_mended_by_the_next_start(tmp_pat
 HOLDS = """
 import sys, time
 from pathlib import Path
-from store.folder import held
+from store.run_folder import held
 with held(Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.read()

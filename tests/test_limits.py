@@ -12,8 +12,8 @@ import virtual_time
 from simulated import LimitedServer, Way, drive, thoughts
 from virtual_time import now, settled
 
-from engine.charging import Charge, Size
-from engine.limits import LONGEST_PAUSE, Limiter, Ticket
+from engine.limits.charging import Charge, Size
+from engine.limits.rate_limiter import LONGEST_PAUSE, Limiter, Ticket
 from store.records import Usage
 
 SMALL = Size(1, 0)

@@ -18,11 +18,11 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as plain
 from provider import Config, Provider
 
-from engine.budget import Budget
-from engine.endpoints import Teacher
-from engine.metrics import COUNTERS, GAUGES, LATENCY, Board, Source, serving
-from engine.progress import View
-from engine.state import LATENCY_BOUNDS, RunState
+from engine.collect.stats import LATENCY_BOUNDS, RunState
+from engine.limits.budget import Budget
+from engine.limits.endpoints import Teacher
+from engine.run.metrics import COUNTERS, GAUGES, LATENCY, Board, Source, serving
+from engine.run.progress import View
 from store.errors import UsageError
 
 OPENMETRICS = "application/openmetrics-text; version=1.0.0"
@@ -172,7 +172,7 @@ async def test_a_port_that_is_none_is_a_usage_error(tmp_path: Path, port: int) -
 
 
 def test_who_asks_for_no_port_pays_nothing() -> None:
-    program = "import sys, engine.session; print({'prometheus_client', 'aiohttp.web'} & set(sys.modules))"
+    program = "import sys, engine.run.session; print({'prometheus_client', 'aiohttp.web'} & set(sys.modules))"
     ended = subprocess.run(
         [sys.executable, "-P", "-c", program], env=environment(), capture_output=True, text=True, cwd=ROOT
     )

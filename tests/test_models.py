@@ -13,9 +13,11 @@ from recipe_files import FREE, run_recipe, write_recipe
 from scripted import scripted
 from strict import Strict
 
-from engine.models import EFFORTS, SAMPLING, Model, Wish, accepted, find_model, thinking_at, wish_in
+from engine.provider.models import EFFORTS, SAMPLING, Model, Wish, accepted, find_model, thinking_at, wish_in
 
-TABLE: dict[str, Any] = tomllib.loads((ROOT / "engine" / "model_table.toml").read_text(encoding="utf-8"))
+TABLE: dict[str, Any] = tomllib.loads(
+    (ROOT / "engine" / "provider" / "model_table.toml").read_text(encoding="utf-8")
+)
 PAID = ("--price-in", 1, "--price-out", 1, "--yes")
 
 # What a name means: (effort when none is asked for, or "-" where it does not think; which of temperature

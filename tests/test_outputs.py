@@ -20,8 +20,8 @@ import pytest_asyncio
 from cli import ROOT, Ended, distill, environment, write_pool
 from ledgers import Book, opened
 
+from store.datasets import write_lines
 from store.errors import UsageError
-from store.export import write_lines
 from store.files import replacing
 
 ROWS = 5
@@ -150,9 +150,9 @@ async def test_two_results_cannot_share_standard_output(tmp_path: Path, flags: t
 def test_a_reader_that_goes_away_is_no_error() -> None:
     """`| head -1` of more than a pipe holds."""
     program = (
-        "from pathlib import Path\nimport engine.exports, engine.cli, store.export, sys\n"
-        "def run(*_): store.export.write_lines(Path('-'), (b'x' * 100 for _ in range(10**5)))\n"
-        "engine.exports.run_export = run\n"
+        "from pathlib import Path\nimport engine.export, engine.cli.app, store.datasets, sys\n"
+        "def run(*_): store.datasets.write_lines(Path('-'), (b'x' * 100 for _ in range(10**5)))\n"
+        "engine.export.run_export = run\n"
         "sys.argv = ['distill', 'export', 'RUN', '--format', 'alpaca', '--out', '-']\nengine.cli.main()\n"
     )
     words = [sys.executable, "-P", "-c", program]

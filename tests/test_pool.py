@@ -17,8 +17,8 @@ import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-
 import store.streams
+
 from store.errors import PoolError
 from store.pool import Pool
 from store.records import BadRow, Instruction

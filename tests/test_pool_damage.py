@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 import store.streams
+
 from store.errors import PoolError
 from store.pool import Pool
 from store.records import BadRow, Instruction

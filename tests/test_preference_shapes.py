@@ -15,7 +15,7 @@ import tiny
 
 from store.errors import PoolError
 from trainers.comparisons import Read, as_pairs, read_groups
-from trainers.recipe import RewardRecipe
+from trainers.config import RewardRecipe
 from trainers.reward_data import prepared
 
 pytestmark = pytest.mark.filterwarnings("default")

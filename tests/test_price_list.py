@@ -9,9 +9,9 @@ import pytest
 from genai_prices import Usage as ListUsage
 from genai_prices.data import providers
 
-from engine.price_list import _listed, known_price, known_prices
-from engine.price_names import Entry, is_sold
-from engine.prices import FREE, LOCAL, Price, Prices
+from engine.provider.price_list import _listed, known_price, known_prices
+from engine.provider.price_names import Entry, is_sold
+from engine.provider.pricing import FREE, LOCAL, Price, Prices
 from store.errors import UsageError
 from store.records import Usage
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from engine.prices import FREE, Price, Prices, given_price, is_loopback, told_cost
+from engine.provider.pricing import FREE, Price, Prices, given_price, is_loopback, told_cost
 from store.records import Usage
 
 usd = st.integers(0, 600_000).map(lambda n: Decimal(n) / 1000)

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.judging.reading import preference, scores, two_scores
+from engine.tasks.parse_scores import preference, scores, two_scores
 
 MATH = """\
 First, I will solve the problem myself:

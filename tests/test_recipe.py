@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.recipe import load
-from engine.toml_lines import line_numbers
+from engine.recipe.load import load
+from engine.recipe.schema import line_numbers
 from store.errors import UsageError
 
 GOOD = """\

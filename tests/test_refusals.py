@@ -7,7 +7,7 @@ from typing import Any
 import orjson
 import pytest
 
-from engine.errors import (
+from engine.provider.errors import (
     AddressWrong,
     AskError,
     AuthRefused,
@@ -18,7 +18,7 @@ from engine.errors import (
     RunStopped,
     ServerFault,
 )
-from engine.refusals import embedded_error, is_filtered, read_error
+from engine.provider.refusals import embedded_error, is_filtered, read_error
 
 
 def error_body(message: object = "No.", code: object = None, kind: object = None, **more: Any) -> bytes:

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.errors import AskError, BadReply, RunStopped, ServerFault
-from engine.refusals import read_error
-from engine.replies import Reply, answer_of, read_reply, split_thinking
-from engine.usage import Claim
+from engine.provider.errors import AskError, BadReply, RunStopped, ServerFault
+from engine.provider.refusals import read_error
+from engine.provider.responses import Reply, answer_of, read_reply, split_thinking
+from engine.provider.usage import Claim
 
 
 def chat(content: object = "Hello", finish: object = "stop", **more: Any) -> bytes:

@@ -16,14 +16,14 @@ pytest.importorskip("transformers")
 import numpy as np
 import tiny
 
-from engine.judging.comparisons import comparison_line, comparisons, ranking_line
+from engine.tasks.datasets import comparison_line, comparisons, ranking_line
 from store.errors import PoolError, UsageError
 from store.records import Contest
 from store.special_tokens import TextTokens
-from trainers.arrays import load, save
 from trainers.comparisons import Read, as_pairs, parts, read_groups
-from trainers.recipe import RewardRecipe
+from trainers.config import RewardRecipe
 from trainers.reward_data import Parts, encoded, prepared, template_for
+from trainers.token_rows import load, save
 
 pytestmark = pytest.mark.filterwarnings("default")
 

@@ -11,7 +11,7 @@ pytest.importorskip("numpy", reason="the trainers' packages are not installed (r
 
 import numpy as np
 
-from trainers.preferences import Judged, calibration, effective, interval, report_on, words
+from trainers.reward_metrics import Judged, calibration, effective, interval, report_on, words
 
 
 def judged(gaps: list[float], **more: list[float]) -> Judged:

@@ -14,7 +14,7 @@ import tiny
 import torch
 
 from store.errors import UsageError
-from trainers.pairs import collated, loss_sum, measured, prompts_in
+from trainers.reward_loss import collated, loss_sum, measured, prompts_in
 from trainers.reward_model import (
     check_family,
     last_shown,

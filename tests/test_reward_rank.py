@@ -22,8 +22,7 @@ from store.errors import PoolError, UsageError
 from trainers import rank as ranking
 from trainers import scoring
 from trainers.rank import fault, ranked, run_rank, split
-from trainers.reward_report import run_evaluation
-from trainers.scoring import Readable, Scorer, planned, precision_here
+from trainers.scoring import Readable, Scorer, planned, precision_here, run_evaluation
 
 pytestmark = pytest.mark.filterwarnings("default")
 

@@ -276,7 +276,7 @@ async def test_a_schema_is_sent_where_asked_for_and_is_part_of_the_key(run: Path
 
 async def test_the_schema_alone_makes_another_request(run: Path, files: list[Path]) -> None:
     """With a system message and prompts that are the same, too."""
-    from engine.keys import Sealer
+    from engine.collect.request_key import Sealer
 
     messages = [{"role": "user", "content": "Score."}]
     sealer = Sealer(MODEL, {"temperature": 0.2})

@@ -14,11 +14,9 @@ pytest.importorskip("rouge_score", reason="the layer 'evaluate' is not installed
 from cli import distill, write_pool
 from rouge_score.rouge_scorer import RougeScorer
 
-from evaluators.rouge.command import Told, measure, run_rouge
-from evaluators.rouge.joining import Joining, joined, read_references
-from evaluators.rouge.report import bucket_of
-from evaluators.rouge.scoring import METRICS, Pair, score, scoring
-from evaluators.rouge.tokens import scorer, tokens_for
+from evaluators.rouge.join import Joining, joined, read_references
+from evaluators.rouge.report import Told, bucket_of, measure, run_rouge
+from evaluators.rouge.score import METRICS, Pair, score, scorer, scoring, tokens_for
 from store.errors import PoolError, UsageError
 from store.pool import Pool
 

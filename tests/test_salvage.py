@@ -10,9 +10,9 @@ import pytest
 from ledgers import Book, opened, reply
 from test_older_ledgers import unpacked
 
-from store.leaves import places
 from store.ledger import connect_writer
 from store.salvage import salvage
+from store.sqlite_leaves import places
 
 TABLES = (
     "stages", "runs", "rows", "samples", "requests", "attempts", "responses", "bodies", "errors", "spending",

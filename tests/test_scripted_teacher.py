@@ -17,12 +17,11 @@ import pytest
 import pytest_asyncio
 from cli import ROOT
 
-from engine.languages import find_language
-from engine.scripted.rating import rate
-from engine.scripted.roles import reply
-from engine.scripted.server import MODEL, application
+from engine.provider.tokens import tokenizer_for
+from engine.serve.scripted_replies import rate, reply
+from engine.serve.scripted_server import MODEL, application
 from engine.tasks import generate, translate
-from engine.tokens import tokenizer_for
+from engine.tasks.languages import find_language
 from store.records import Instruction
 
 CHINESE = find_language("Chinese")
@@ -274,7 +273,9 @@ async def test_any_schema_gets_an_object_that_fits(teacher: tuple[aiohttp.Client
 # The process
 
 
-PROGRAM = "import sys; from engine.scripted.server import run_scripted; run_scripted(int(sys.argv[1]), 0.3)"
+PROGRAM = (
+    "import sys; from engine.serve.scripted_server import run_scripted; run_scripted(int(sys.argv[1]), 0.3)"
+)
 
 
 @contextlib.asynccontextmanager

@@ -17,16 +17,14 @@ import tiny
 
 from store.errors import UsageError
 from trainers import checkpoints
+from trainers.config import SftRecipe, recipe_from
+from trainers.deepspeed_config import as_configured, deepspeed_config, stage_of
+from trainers.display import Display
 from trainers.errors import NotTheSame, TooLarge, TrainingFailed
-from trainers.folder import Folder, forget_after, held_by, read_metrics
-from trainers.launch import Processes
-from trainers.machine import Machine, free_ram
-from trainers.memory import GIB, Size, need
-from trainers.precision import with_precision
-from trainers.progress import Display
-from trainers.recipe import SftRecipe, recipe_from
-from trainers.room import check_memory
-from trainers.zero import as_configured, deepspeed_config, stage_of
+from trainers.launcher import Processes
+from trainers.memory import GIB, Machine, Size, check_memory, free_ram, need
+from trainers.preflight import with_precision
+from trainers.run_folder import Folder, forget_after, held_by, read_metrics
 
 GIVEN = {"data": Path("d"), "model": "m", "out": Path("o"), "precision": "bf16"}
 LLAMA_7B = Size(6_738_415_616, 6_738_415_616, 32, 4096, 11008, 32000)

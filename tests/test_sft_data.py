@@ -9,7 +9,7 @@ import orjson
 import pytest
 
 from engine.tasks import generate
-from trainers import templates
+from trainers import encoding as templates
 
 pytest.importorskip("torch", reason="the trainers' packages are not installed (requirements/train.txt)")
 pytest.importorskip("transformers")
@@ -21,12 +21,12 @@ import torch
 from store.errors import PoolError, UsageError
 from store.records import Instruction
 from store.special_tokens import TextTokens
-from trainers.batches import IGNORED, example, loss_sum, order, packed, padded, steps_of
+from trainers.batching import IGNORED, example, loss_sum, order, packed, padded, steps_of
+from trainers.config import SftRecipe
 from trainers.encoding import encode
 from trainers.models import packs_exactly
-from trainers.recipe import SftRecipe
-from trainers.rows import drawn
 from trainers.sft_data import Counts, as_lesson, fit, tokenized
+from trainers.token_rows import drawn
 
 pytestmark = pytest.mark.filterwarnings("default")
 

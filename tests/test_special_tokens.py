@@ -16,12 +16,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from student import ask, served, session
 
-from engine.student.template import prompt_tokens
+from engine.serve.model_loader import prompt_tokens
 from store.records import Instruction
 from store.special_tokens import TextTokens, named
-from trainers.encoding import encode
+from trainers.encoding import alpaca_prompt, encode
 from trainers.reward_data import encoded
-from trainers.templates import alpaca_prompt
 
 pytestmark = pytest.mark.filterwarnings("default")
 END = 1

@@ -11,10 +11,10 @@ from typing import Any
 import orjson
 import pytest
 
-from engine.rows import Gone, Reach
-from engine.stage_rows import PAGE, StageRows, Upstream
+from engine.collect.rows import Gone, Reach
+from engine.collect.upstream import PAGE, StageRows, Upstream
 from store.ledger import connect_writer
-from store.read import connect_reader
+from store.queries import connect_reader
 from store.records import Instruction
 from store.schema import STAGE_SHIFT
 

@@ -13,11 +13,12 @@ pytest.importorskip("numpy", reason="the layer 'evaluate' is not installed")
 from cli import distill, write_pool
 from ledgers import Book, opened, reply
 
-from engine.language import language_of
-from evaluators.data import lengths, scores, shares
-from evaluators.rows import Row, data_sets, row_of
-from evaluators.sheets import Sheet, Span, print_sheets, write_sheet
-from evaluators.words import plain_words, word_count
+from engine.tasks.language_check import language_of
+from evaluators.data import lengths, scores
+from evaluators.data import outcomes as shares
+from evaluators.records import Row, data_sets, row_of
+from evaluators.tables import Sheet, Span, print_sheets, write_sheet
+from evaluators.text import plain_words, word_count
 from store.errors import PoolError, UsageError
 
 

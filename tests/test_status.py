@@ -9,8 +9,8 @@ import orjson
 import pytest
 from ledgers import PLAN, Book, item, opened, reply
 
-from engine.settings import Settings
-from engine.status import differences, status_of
+from engine.collect.settings import Settings
+from engine.run.status import differences, status_of
 from store.errors import RunFolderError
 from store.records import Usage
 

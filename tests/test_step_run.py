@@ -19,15 +19,14 @@ from recipe_files import after, generate, run_recipe, teacher, write_recipe
 from scripted import scripted
 from typer.main import get_command
 
-from engine.cli import app
-from engine.processes import run_to_end
-from engine.recipe import load
-from engine.status import status_of
-from engine.step_commands import commands_of
-from engine.step_records import StepResult, is_whole, record_of
-from engine.step_run import run_step
-from engine.steps import steps_of
+from engine.cli.app import app
+from engine.recipe.load import load
+from engine.recipe.step_runner import run_step
+from engine.recipe.steps import commands_of, steps_of
+from engine.run.status import status_of
+from engine.subprocesses import run_to_end
 from store.ledger import connect_writer
+from store.step_records import StepResult, is_whole, record_of
 
 COMMANDS = commands_of(get_command(app))
 

@@ -8,11 +8,10 @@ from pathlib import Path
 import pytest
 from typer.main import get_command
 
-from engine.cli import app
-from engine.recipe import load
-from engine.recipe_tables import OfStep
-from engine.step_commands import commands_of
-from engine.steps import left_by, placed, steps_of
+from engine.cli.app import app
+from engine.recipe.load import load
+from engine.recipe.schema import OfStep
+from engine.recipe.steps import commands_of, left_by, placed, steps_of
 from store.errors import UsageError
 
 COMMANDS = commands_of(get_command(app))

@@ -22,15 +22,13 @@ from cli import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.student.folder import check
-from engine.student.model import fastest, load
-from engine.student.sampling import next_tokens, nucleus
-from engine.student.template import alpaca, prompt_tokens
-from engine.student.writing import Writing
+from engine.serve.model_folder import check
+from engine.serve.model_loader import alpaca, fastest, load, prompt_tokens
+from engine.serve.sampler import next_tokens, nucleus
+from engine.serve.sequence import Writing
 from store.errors import UsageError
 from store.special_tokens import TextTokens
-from trainers.encoding import prompt_ids
-from trainers.templates import ALPACA_CHAT_TEMPLATE, alpaca_chat_template, alpaca_prompt
+from trainers.encoding import ALPACA_CHAT_TEMPLATE, alpaca_chat_template, alpaca_prompt, prompt_ids
 
 pytestmark = pytest.mark.filterwarnings("default")
 
@@ -238,8 +236,8 @@ def test_the_precision_of_a_server_is_checked_and_said(tmp_path: Path, capfd: An
 
 def test_opt_writes_the_same_padded_and_alone(tmp_path: Path) -> None:
     """Its positions are learnt, and start at 2."""
-    from engine.student.batch import Batch
-    from engine.student.row import Row
+    from engine.serve.model_runner import Batch
+    from engine.serve.sequence import Row
 
     folder = tiny.student(tmp_path / "opt", "opt")
     student = load(folder, "opt", "fp32")

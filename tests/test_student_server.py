@@ -275,7 +275,7 @@ async def test_a_short_answer_waits_for_no_long_one(place: Place) -> None:
 
 
 async def test_its_name_follows_the_weights(place: Place, folder: Path, tmp_path: Path) -> None:
-    from engine.student.folder import name_of
+    from engine.serve.model_folder import name_of
 
     async with session() as client, client.get(f"{place.url}/models") as response:
         (listed,) = (await response.json())["data"]

@@ -11,14 +11,14 @@ import pytest
 import virtual_time
 from virtual_time import now, settled
 
-from engine.breaker import Breaker, Effort
-from engine.charging import Size
-from engine.client import Client
-from engine.concurrency import Gate
-from engine.endpoints import FIRST_REST, Admitted, Endpoint, Teacher
-from engine.errors import AuthRefused, ProviderDown
-from engine.limits import Limiter
-from engine.prices import FREE, Prices
+from engine.limits.charging import Size
+from engine.limits.circuit_breaker import Breaker, Effort
+from engine.limits.concurrency import Gate
+from engine.limits.endpoints import FIRST_REST, Admitted, Endpoint, Teacher
+from engine.limits.rate_limiter import Limiter
+from engine.provider.client import Client
+from engine.provider.errors import AuthRefused, ProviderDown
+from engine.provider.pricing import FREE, Prices
 from store.records import Usage
 
 SIZE = Size(100, 100)

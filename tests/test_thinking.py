@@ -17,13 +17,13 @@ import tiny
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.student.template import prompt_tokens
-from engine.student.thinking import Parts, parts
+from engine.serve.model_loader import prompt_tokens
+from engine.serve.sequence import Parts, parts
 from store.errors import PoolError
 from store.reasoning import Marks, apart, marks_of
 from store.special_tokens import TextTokens
+from trainers.config import SftRecipe
 from trainers.encoding import encode
-from trainers.recipe import SftRecipe
 from trainers.sft_data import Counts, as_lesson, tokenized
 
 pytestmark = pytest.mark.filterwarnings("default")

@@ -10,12 +10,12 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import engine.tokens
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import engine.tokens
-from engine.tokens import encoding_name, load_encoding, tokenizer_for
+from engine.provider.tokens import encoding_name, load_encoding, tokenizer_for
 
 ROOT = Path(__file__).parent.parent
 
@@ -185,7 +185,7 @@ def test_a_process_without_network_and_cache_counts_all_the_same(tmp_path: Path)
         "import socket\n"
         "def refuse(*a, **k): raise SystemExit('reached for the network')\n"
         "socket.getaddrinfo = refuse; socket.socket.connect = refuse\n"
-        "from engine.tokens import tokenizer_for\n"
+        "from engine.provider.tokens import tokenizer_for\n"
         "print(tokenizer_for('gpt-4').count('2 + 2 = 4'))\n"
     )
     environment = {"TMPDIR": str(tmp_path), "HOME": str(tmp_path), "PATH": "/usr/bin:/bin"}

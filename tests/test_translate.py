@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.language import has_prose
-from engine.languages import find_language
 from engine.tasks import translate
+from engine.tasks.language_check import has_prose
+from engine.tasks.languages import find_language
 from engine.tasks.translate import Reading, builder, check_field, imagine, lacks, reader, schema
 from store.errors import UsageError
 from store.records import Instruction

@@ -47,37 +47,37 @@ def traceback_of(end: Ended) -> Path:
 
 
 IN_STATUS = """
-import engine.status
+import engine.run.status
 def broken(run):
     raise ZeroDivisionError(f"float division by zero {WORDS}")
-engine.status.status_of = broken
+engine.run.status.status_of = broken
 """
 IN_THE_RUN = """
-import engine.state
+import engine.collect.stats
 def count(self, *args):
     if self.answered == 20:
         raise KeyError("nobody thought of this")
     self.answered += 1
-engine.state.RunState.count = count
+engine.collect.stats.RunState.count = count
 """
 IN_A_THREAD = """
-import engine.status, threading
+import engine.run.status, threading
 def broken(run):
     thread = threading.Thread(target=lambda: 1 / 0)
     thread.start()
     thread.join()
     return {}
-engine.status.status_of = broken
+engine.run.status.status_of = broken
 """
 IN_A_LOG = """
-import engine.status, logging
+import engine.run.status, logging
 def broken(run):
     try:
         raise OSError("a library's own")
     except OSError:
         logging.getLogger("library").exception("something in a library")
     return {}
-engine.status.status_of = broken
+engine.run.status.status_of = broken
 """
 
 
@@ -157,7 +157,8 @@ async def test_interrupts_broken_pipes_and_errors_of_ours_keep_their_codes(tmp_p
         ("MemoryError", 4),
     ):
         broken = (
-            f"import engine.status\ndef broken(run):\n    raise {raised}\nengine.status.status_of = broken\n"
+            f"import engine.run.status\ndef broken(run):\n    raise {raised}\n"
+            "engine.run.status.status_of = broken\n"
         )
         end = await ended("status", tmp_path, broken=broken, folder=tmp_path / "broken")
         assert end.code == code, raised

@@ -7,8 +7,8 @@ from typing import Any
 import orjson
 import pytest
 
-from engine.replies import claim_in, read_reply
-from engine.usage import NO_CLAIM, Claim, believed, read_claim
+from engine.provider.responses import claim_in, read_reply
+from engine.provider.usage import NO_CLAIM, Claim, believed, read_claim
 from store.records import Usage
 
 

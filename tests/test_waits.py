@@ -10,7 +10,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.waits import Limits, Wait, parse_duration, read_limits, retry_after, seconds_until, wait_for
+from engine.provider.retry_after import (
+    Limits,
+    Wait,
+    parse_duration,
+    read_limits,
+    retry_after,
+    seconds_until,
+    wait_for,
+)
 
 
 @pytest.mark.parametrize(

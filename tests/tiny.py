@@ -103,7 +103,7 @@ def train(*given: Any, code: int = 0, kind: str = "sft") -> str:
 def distill(*words: object) -> tuple[int, str, str]:
     """(exit code, stdout, stderr) of a command in this process, which has read torch already; those that
     train are processes of their own, as ever."""
-    from engine.cli import main
+    from engine.cli.app import main
 
     out, told = io.StringIO(), io.StringIO()
     with (

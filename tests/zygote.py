@@ -17,9 +17,10 @@ from cli import environment
 
 CHILD = """
 import json, os, sys
-import engine.cli, engine.status, engine.show, engine.exports, engine.checking.command, engine.collect
-import engine.commands, engine.session, engine.unexpected
-from engine.tokens import tokenizer_for
+import engine.cli.app, engine.run.status, engine.run.tables, engine.export, engine.check.command
+import engine.run.collect
+import engine.cli.commands, engine.run.session, engine.cli.crash_report
+from engine.provider.tokens import tokenizer_for
 tokenizer_for("gpt-4")
 for line in sys.stdin:
     told = json.loads(line)
@@ -29,7 +30,7 @@ for line in sys.stdin:
         sys.argv = ["distill", *told["words"]]
         code = 0
         try:
-            engine.cli.main()
+            engine.cli.app.main()
         except SystemExit as end:
             code = end.code or 0
         except BaseException:

@@ -3,15 +3,75 @@
 What a row teaches is what the student will be asked to write: the response and its end-of-sequence, after
 exactly the tokens that its prompt has when it is asked. Thinking is learnt inside the marks of the template.
 Control tokens in texts are read as text (store/special_tokens.py).
+
+How a row becomes the text that a student reads: Alpaca's two templates, or its own chat template.
+
+The words are those of engine/tasks/generate.py (a test compares them): a student is asked as its
+teacher was.
 """
 
+import re
 from collections.abc import Iterable
-from typing import Literal
+from typing import Any, Literal
 
 from store.reasoning import Marks
 from store.records import Instruction
 from store.special_tokens import TextTokens
-from trainers.templates import alpaca_prompt
+
+WITH_INPUT = """\
+Below is an instruction that describes a task, paired with an input that provides further context. \
+Write a response that appropriately completes the request.
+
+### Instruction:
+{instruction}
+
+### Input:
+{input}
+
+### Response:"""
+
+WITHOUT_INPUT = """\
+Below is an instruction that describes a task. \
+Write a response that appropriately completes the request.
+
+### Instruction:
+{instruction}
+
+### Response:"""
+
+_FIELD = re.compile(r"(\{instruction\}|\{input\})")
+
+
+def alpaca_prompt(instruction: str, input: str = "") -> str:
+    """Alpaca's prompt; braces in the values are left alone."""
+    values = {"{instruction}": instruction, "{input}": input}
+    return "".join(values.get(part, part) for part in _FIELD.split(WITH_INPUT if input else WITHOUT_INPUT))
+
+
+def _as_jinja() -> str:
+    before, after = WITHOUT_INPUT.split("{instruction}")
+    return (
+        "{%- for message in messages -%}"
+        "{%- if message['role'] == 'assistant' -%}{{ message['content'] + eos_token }}"
+        "{%- elif message['role'] == 'user' and not message['content'].endswith('### Response:') -%}"
+        "{{ " + repr(before) + " + message['content'] + " + repr(after) + " }}"
+        "{%- elif message['role'] == 'user' -%}{{ message['content'] }}"
+        "{%- else -%}{{ message['content'] + '\\n\\n' }}{%- endif -%}"
+        "{%- endfor -%}"
+    )
+
+
+# Of a student trained with Alpaca's templates, so that any chat server asks it as it was taught. A message
+# that is in the template's form already, as `distill generate` sends it, goes through as it is.
+ALPACA_CHAT_TEMPLATE = _as_jinja()
+
+
+def alpaca_chat_template(tokenizer: Any) -> str:
+    """It begins as the prompts of the training began: many tokenizers put a beginning-of-sequence before a
+    text, but none before a chat, whose template must write it."""
+    begins = tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
+    return "{{- bos_token -}}" + ALPACA_CHAT_TEMPLATE if begins else ALPACA_CHAT_TEMPLATE
+
 
 Template = Literal["alpaca", "chat"]
 Messages = list[dict[str, str]]  # role, content, and THOUGHT of an assistant that thought

@@ -3,12 +3,23 @@
 Bytes a parameter (ZeRO, arXiv 1910.02054, section 3.1; fp32 master weights and Adam's two moments are
 12): bf16 under DeepSpeed 2 + 2 + 12, of which stage 1 shares out the 12, stage 2 the gradients too,
 stage 3 all. A plain loop keeps fp32 weights and casts as it computes: 16.
+
+Whether this machine has room for a training, and where it has not, what would fit.
+
+What this machine has: memory that is free, GPUs, and how fast it multiplies.
 """
 
-from dataclasses import dataclass
+import math
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
-from trainers.recipe import Training
+from trainers.config import Training
+from trainers.errors import TooLarge
 
 GIB = 2**30
 PROCESS = 0.7 * GIB  # Python, torch and DeepSpeed, before any model
@@ -107,3 +118,149 @@ def seconds(parameters: int, tokens: float, flops: float, recompute: bool) -> tu
 
 def gib(bytes_: float) -> str:
     return f"{bytes_ / GIB:.1f} GiB" if bytes_ >= GIB / 10 else f"{bytes_ / 2**20:.0f} MiB"
+
+
+MIB = 2**20
+PROBE_SIZE = 512
+PROBE_SECONDS = 0.2
+
+
+@dataclass(frozen=True)
+class Machine:
+    """ram: bytes that can still be had. gpus: bytes free on each; empty where there is none."""
+
+    ram: int
+    gpus: tuple[int, ...] = ()
+
+
+def this_machine() -> Machine:
+    return Machine(free_ram(), free_on_gpus())
+
+
+def free_ram(meminfo: Path = Path("/proc/meminfo"), group: Path = Path("/sys/fs/cgroup")) -> int:
+    """The kernel's estimate, or what a container's limit leaves, whichever is less."""
+    lines = meminfo.read_text().splitlines()
+    free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+    try:
+        limit = int((group / "memory.max").read_text())
+        used = int((group / "memory.current").read_text())
+        stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        return min(free, limit - used + int(stat.get("inactive_file", 0)))
+    except (OSError, ValueError):  # no such limit
+        return free
+
+
+def free_on_gpus() -> tuple[int, ...]:
+    """Asks nvidia-smi, for asking torch would take memory of each GPU in this process."""
+    if shutil.which("nvidia-smi") is None:
+        return ()
+    command = ["nvidia-smi", "--query-gpu=memory.free", "--format=csv,noheader,nounits"]
+    told = subprocess.run(command, capture_output=True, text=True, check=False)
+    if told.returncode:
+        return ()
+    return tuple(int(line) * MIB for line in told.stdout.split() if line.isdigit())
+
+
+def cpu_flops(bf16: bool) -> float:
+    """Floating-point operations a second of the fastest of some matrix products: other work on the machine
+    slows most of them, seldom all."""
+    import torch
+
+    one = torch.randn(PROBE_SIZE, PROBE_SIZE, dtype=torch.bfloat16 if bf16 else torch.float32)
+    end, best = time.perf_counter() + PROBE_SECONDS, math.inf
+    one @ one  # warms up
+    while (started := time.perf_counter()) < end or best == math.inf:
+        one @ one
+        best = min(best, time.perf_counter() - started)
+    return 2 * PROBE_SIZE**3 / best
+
+
+MOST_MACHINES = 64  # that are advised
+SMALLER: dict[str, Any] = {"micro_batch": 1, "recompute": True}
+FLAGS = "--micro-batch 1 --recompute"
+LORA_RANK, LORA_SHARE = 16, 100  # of so many parameters about one is learnt
+
+
+def check_memory(size: Size, recipe: Training, stage: int | None, machine: Machine) -> Need:
+    """Raises TooLarge with the numbers and what would fit."""
+    wanted = need(size, recipe, stage)
+    if fits(wanted, recipe, machine):
+        return wanted
+    raise TooLarge(
+        f"this machine cannot hold the training: {size.parameters / 1e9:.2f}B parameters "
+        f"({_how(recipe, stage)}) need about {_told(wanted, recipe, machine)}. "
+        + _instead(size, recipe, stage, machine)
+    )
+
+
+def in_words(size: Size, recipe: Training, wanted: Need, machine: Machine, rows: str) -> str:
+    """What a training that fits is. rows: what a batch counts."""
+    memory = f"{gib(wanted.device)} of a GPU" if machine.gpus else f"{gib(wanted.device + PROCESS)} of RAM"
+    return (
+        f"{_millions(size.parameters)} parameters, {_millions(size.trained)} trained, in {recipe.precision}; "
+        f"a process needs up to {memory}; {rows} a step: micro batch {recipe.rows_at_once} x "
+        f"{recipe.accumulation} x {_processes(recipe)} = {recipe.batch}"
+    )
+
+
+def fits(wanted: Need, recipe: Training, machine: Machine) -> bool:
+    if not machine.gpus:
+        return recipe.nproc * (wanted.device + wanted.offloaded + PROCESS) <= machine.ram
+    on_gpu = recipe.nproc <= len(machine.gpus) and wanted.device <= min(machine.gpus[: recipe.nproc])
+    return on_gpu and recipe.nproc * (wanted.offloaded + PROCESS) <= machine.ram
+
+
+def _how(recipe: Training, stage: int | None) -> str:
+    ways = ["no ZeRO" if stage is None else f"ZeRO-{stage}", str(recipe.precision)]
+    ways += ["offload"] * recipe.offload + [f"LoRA {recipe.lora}"] * (recipe.lora is not None)
+    return ", ".join([*ways, _processes(recipe)])
+
+
+def _millions(count: int) -> str:
+    return f"{count / 1e9:.2f}B" if count >= 10**9 else f"{count / 1e6:.4g}M"
+
+
+def _processes(recipe: Training) -> str:
+    return f"{recipe.processes} process{'es' * (recipe.processes > 1)}"
+
+
+def _told(wanted: Need, recipe: Training, machine: Machine) -> str:
+    states = f"{gib(wanted.states)} for weights, gradients and optimizer"
+    parts = f"{states}, {gib(wanted.activations)} for activations"
+    if not machine.gpus:
+        total = recipe.nproc * (wanted.device + wanted.offloaded + PROCESS)
+        return f"{gib(total)} of RAM ({parts}, a process), and {gib(machine.ram)} are free"
+    if recipe.nproc > len(machine.gpus):
+        return f"{recipe.nproc} GPUs, and {len(machine.gpus)} are here"
+    free = gib(min(machine.gpus[: recipe.nproc]))
+    beside = f"{gib(recipe.nproc * (wanted.offloaded + PROCESS))} of RAM with {gib(machine.ram)} free"
+    return f"{gib(wanted.device)} a GPU ({parts}) with {free} free, and {beside}"
+
+
+def _instead(size: Size, recipe: Training, stage: int | None, machine: Machine) -> str:
+    """The first of the usual ways out that fits, by the same arithmetic."""
+    for flags, change, other in _ways_out(recipe, stage, machine):
+        changed = recipe.model_copy(update=SMALLER | change)
+        trained = size.parameters // LORA_SHARE if changed.lora else size.trained
+        if fits(need(replace(size, trained=trained), changed, other), changed, machine):
+            return f"Use {flags} {FLAGS}, which fits".replace("Use  ", "Use ")
+    largest = (sum(machine.gpus) or machine.ram) / (20 if stage is None else 24)
+    return f"Use a model of at most about {largest / 1e9:.1f}B parameters here"
+
+
+def _ways_out(
+    recipe: Training, stage: int | None, machine: Machine
+) -> Iterator[tuple[str, dict[str, Any], int | None]]:
+    """(flags, what they change, ZeRO stage): smaller pieces, all GPUs, offloading, LoRA, more machines."""
+    each = len(machine.gpus) or recipe.nproc
+    yield "", {}, stage
+    if machine.gpus:
+        if recipe.batch % each == 0:
+            yield f"--zero 3 --nproc {each}", {"nproc": each}, 3
+        yield "--zero 3 --offload", {"offload": True}, 3
+    # DeepSpeed keeps the frozen weights in bf16, a plain loop in fp32.
+    yield f"--zero 2 --lora {LORA_RANK}", {"lora": LORA_RANK}, 2
+    for machines in range(2, MOST_MACHINES + 1):
+        if recipe.batch % (machines * each) == 0:
+            flags = f"{machines} machines like this one, on each --zero 3 --nnodes {machines} --nproc {each}"
+            yield f"{flags} --master HOST:PORT", {"nnodes": machines, "nproc": each}, 3

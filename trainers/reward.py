@@ -1,62 +1,178 @@
-"""A reward model, one process of it: `python -m trainers.reward JOB.json`, as launch.py starts it.
+"""`distill train reward`, from the command to the result: check, read, train, measure, publish.
 
-parts of prompts → global batches → one forward for each answer → loss on all pairs → checkpoint → folder.
+The figures of the card are of the folder as it is published, on prompts that were held out.
 """
 
-import sys
-from collections.abc import Sequence
-from functools import partial
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias
 
-from trainers.arrays import load
-from trainers.batches import Batch, in_groups, order, steps_of
-from trainers.folder import Folder
-from trainers.lora import with_lora
-from trainers.models import tokenizer_of
-from trainers.pairs import PartRows, collated, loss_sum, measured, part_of, prompts_in
-from trainers.recipe import RewardRecipe
-from trainers.result import save_tokenizer, save_weights
-from trainers.reward_data import Parts, template_for
-from trainers.reward_model import About, padding_of, reward_model, write_about
-from trainers.training import Loop, Telling, joined, weights_dtype
-from trainers.worker import run_job
+from store.special_tokens import named
+from trainers.comparisons import Group
+from trainers.config import RewardRecipe
+from trainers.display import Display
+from trainers.memory import this_machine
+from trainers.model_card import Table, file_table, finish, losses, recipe_table
+from trainers.models import check_whole, config_of, resolve, tokenizer_of
+from trainers.preflight import (
+    carry_out,
+    check_length,
+    check_size,
+    identity_of,
+    opened,
+    tell_time,
+    with_precision,
+)
+from trainers.reward_data import Counts, Parts, prepared, template_for, unlike
+from trainers.reward_metrics import share, words
+from trainers.reward_model import HEAD, check_family, skeleton
+from trainers.run_folder import Folder, held_by, read_metrics, write
+from trainers.scoring import Scorer, measured_on
+from trainers.token_rows import save
 
-
-def train(job: dict[str, Any]) -> None:
-    """Leaves the result in the folder's `result`, unless it was stopped before its end."""
-    recipe, tokenizer = RewardRecipe(**job["recipe"]), tokenizer_of(job["model"])
-    folder, parts = Folder(recipe.out), load(Parts, Path(job["rows"]))
-    trained = parts.trained
-    steps = steps_of(len(trained), recipe.batch, recipe.epochs)
-    planned = order(parts.lengths[trained], recipe.batch, steps, recipe.seed)
-
-    checkpoint, args = joined(recipe, job, steps)
-    pad = padding_of(tokenizer)
-    model = reward_model(job["model"], weights_dtype(recipe), pad)
-    if recipe.lora is not None:
-        model = with_lora(model, recipe.lora, recipe.recompute, "SEQ_CLS")
-    collate = partial(collated, pad=pad)
-
-    def batch_of(group: Sequence[int]) -> Batch:
-        return collate([part_of(parts, i) for i in group])
-
-    telling = Telling(parts.lengths[trained][planned].sum(1), len(trained), recipe.batch, folder)
-    loop = Loop(
-        planned, loss_sum, in_groups(parts.held_out, parts.lengths, recipe.rows_at_once, batch_of),
-        lambda _: [], folder.metrics, count=prompts_in, measure=measured,
-        model=model, args=args, train_dataset=PartRows(parts, trained), data_collator=collate,
-        callbacks=[telling],
-    )  # fmt: skip
-    loop.train(resume_from_checkpoint=checkpoint)
-    if telling.stopped:
-        return
-    save_weights(loop, recipe, folder.result)
-    if loop.is_world_process_zero():
-        write_about(About(template_for(tokenizer, recipe.template), recipe.max_length), folder.result)
-        tokenizer.pad_token_id = pad
-        save_tokenizer(tokenizer, folder.result)
+MODULE = "trainers.reward_worker"
+ABOUT = "A reward model: one number for a prompt and its answer; made by `distill train reward`."
+ANSWERS_AT_ONCE = 8  # in a micro batch, unless said: of so many prompts as have no more
+REPORT = "report.json"
+Report: TypeAlias = Mapping[str, Any]
 
 
-if __name__ == "__main__":
-    run_job(sys.argv[1], train)
+def run_reward(recipe: RewardRecipe, resume: bool, quiet: bool, env: Mapping[str, str]) -> int:
+    """Returns the exit code; raises an error of ours with its own."""
+    display = Display(quiet)
+    folder = opened(recipe, resume, display)
+    if folder is None:
+        return 0
+    model = resolve(recipe.model, folder.work)
+    config, machine = config_of(model), this_machine()
+    recipe = with_precision(recipe, machine, display)
+    check_family(config)
+    check_length(recipe, config)
+    shapes = skeleton(config)
+    check_whole(model, shapes, HEAD)
+    with held_by(folder, recipe.node_rank):
+        parts, counts, held_groups = read(recipe, model, folder, display)
+        recipe = with_what_fits(recipe, parts)
+        counted = f"prompts of up to {recipe.answers} answers"
+        parameters = check_size(recipe, config, shapes, 1, machine, display, counted)
+        tell_time(recipe, machine, parameters, parts.lengths[parts.trained].sum(), display)
+        identity = identity_of(recipe, parts.digest, model)
+        carry_out(recipe, MODULE, identity, folder, resume, quiet, env, machine, {"model": model})
+        if recipe.node_rank == 0:
+            report, told = quality(folder, held_groups, display)
+            said = tables(recipe, parts, counts, len(held_groups), report, folder)
+            about = "\n\n".join([ABOUT, *told])
+            finish(recipe, folder, len(parts.trained), about, said, (), "reward-model")
+            display.say(f"the reward model is in {recipe.out}")
+    return 0
+
+
+def read(
+    recipe: RewardRecipe, model: str, folder: Folder, display: Display
+) -> tuple[Parts, Counts, list[Group]]:
+    """The comparisons as tokens, on disk, with a word on all that was left out or cut."""
+    tokenizer = tokenizer_of(model)
+    parts, counts, held_groups = prepared(recipe, tokenizer)
+    save(parts, folder.rows(recipe.node_rank))
+    display.say(
+        f"{counts.pairs:,} pairs among {counts.answers:,} answers to {counts.prompts:,} prompts, "
+        f"{counts.tokens:,} tokens ({template_for(tokenizer, recipe.template)} template); "
+        f"{len(held_groups):,} prompts held out"
+    )
+    for number, told in _left_out(counts, recipe):
+        if number:
+            display.say(f"  {number:,} {told}")
+    return parts, counts, held_groups
+
+
+def _left_out(counts: Counts, recipe: RewardRecipe) -> list[tuple[int, str]]:
+    over = f"over {recipe.max_length} tokens"
+    return [
+        (counts.cut, f"answers cut at the end: {over} (--too-long drop leaves them out)"),
+        (counts.prompt_cut, f"answers lost the beginning of their prompt: {over}"),
+        (counts.dropped, f"answers left out: {over}"),
+        (counts.parts - counts.prompts, f"more parts than prompts: over --answers {recipe.answers} answers"),
+        *unlike(counts, recipe),
+        (
+            counts.control,
+            f"answers with control tokens in their texts, read as text: {named(counts.controls)}",
+        ),
+        (counts.read.bad, f"rows unusable: {'; '.join(counts.read.bad_shown)}"),
+    ]
+
+
+def with_what_fits(recipe: RewardRecipe, parts: Parts) -> RewardRecipe:
+    """The recipe with the K that the data has, and a micro batch of prompts that suits it."""
+    most = max(1, ANSWERS_AT_ONCE // parts.widest)
+    fits = next(n for n in range(min(recipe.share, most), 0, -1) if recipe.share % n == 0)
+    return recipe.model_copy(update={"answers": parts.widest, "micro_batch": recipe.micro_batch or fits})
+
+
+def quality(folder: Folder, groups: Sequence[Group], display: Display) -> tuple[Report, list[str]]:
+    """The report on the prompts held out, which goes with the result, and what it says in words."""
+    report = measured_on(Scorer(folder.result), groups, display) if groups else {}
+    write(folder.result / REPORT, report)
+    told = words(report) if report else ["No prompt was held out, so nothing is known of its quality."]
+    for line in told:
+        display.say(line)
+    return report, told
+
+
+def tables(
+    recipe: RewardRecipe, parts: Parts, counts: Counts, held: int, report: Report, folder: Folder
+) -> dict[str, Table]:
+    """What the card says in tables. held: prompts held out."""
+    return {
+        "Data": _data_table(recipe, parts, counts, held),
+        "Recipe": recipe_table(recipe),
+        "Losses (nats a prompt)": losses(read_metrics(folder.metrics)),
+        **_quality(report),
+    }
+
+
+def _data_table(recipe: RewardRecipe, parts: Parts, counts: Counts, held: int) -> Table:
+    return {
+        **file_table(recipe),
+        "sha256 of the answers as tokens": f"`{parts.digest}`",
+        "rows read": counts.read.rows,
+        "prompts": counts.prompts,
+        "held out of these": held,
+        "pairs": counts.pairs,
+        "answers": counts.answers,
+        "answers cut": counts.cut,
+        "answers whose prompt was cut": counts.prompt_cut,
+        "answers left out, too long": counts.dropped,
+        "pairs left out, the same within the length": counts.alike,
+        "pairs left out, given both ways": counts.read.both_ways + counts.both_ways,
+        "answers with control tokens in their texts": counts.control,
+        "ties left out": counts.read.ties,
+        "rows unusable": counts.read.bad,
+        "tokens": counts.tokens,
+    }
+
+
+def _quality(report: Report) -> dict[str, Table]:
+    """The report as tables; all of it is in report.json."""
+    if not report:
+        return {}
+    found: dict[str, Table] = {
+        "Held-out prompts": {
+            "pairs": report["pairs"],
+            "accuracy": _spanned(report),
+            "'the longer answer wins'": share(report["length_baseline"]),
+            "chance": share(report["chance"]),
+            "Brier score of σ(Δr)": report["calibration"]["brier"],
+            "expected calibration error": report["calibration"]["ece"],
+        }
+    }
+    for name, key in (("By margin", "by_margin"), ("By length", "by_length")):
+        found[name] = {
+            bucket["of"]: f"{_spanned(bucket)}, {bucket['pairs']} pairs; longer wins "
+            f"{share(bucket['length_baseline'])}"
+            for bucket in report[key]
+            if bucket["pairs"]
+        }
+    return found
+
+
+def _spanned(bucket: Report) -> str:
+    return f"{share(bucket['accuracy'])} ({share(bucket['low'])} to {share(bucket['high'])})"

@@ -17,11 +17,10 @@ import numpy.typing as npt
 from store.errors import PoolError, UsageError
 from store.records import Instruction
 from store.special_tokens import TextTokens
-from trainers.arrays import digest_of
 from trainers.comparisons import Group, Pair, Read, contradicted, parts, read_groups
+from trainers.config import RewardRecipe
 from trainers.encoding import Template, encode, prompt_length
-from trainers.recipe import RewardRecipe
-from trainers.rows import drawn
+from trainers.token_rows import digest_of, drawn
 
 Ints: TypeAlias = npt.NDArray[np.int64]
 

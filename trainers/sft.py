@@ -1,86 +1,131 @@
-"""Supervised fine-tuning, one process of it: `python -m trainers.sft JOB.json`, as launch.py starts it.
+"""`distill train sft`, from the command to the result: check, read, train, publish.
 
-rows → global batches → micro batches (packed or padded) → loss on the responses → checkpoint → folder.
+Everything that can be known to go wrong is said before weights are read: the folder, the model's name,
+memory, the data. The training itself is in processes of their own (sft_worker.py).
 """
 
-import sys
-from collections.abc import Sequence
-from functools import partial
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
-import torch
+from store.errors import UsageError
+from store.special_tokens import named
+from trainers.config import SftRecipe
+from trainers.display import Display
+from trainers.memory import this_machine
+from trainers.model_card import Table, file_table, finish, losses, recipe_table
+from trainers.models import check_whole, config_of, packs_exactly, resolve, skeleton, tokenizer_of
+from trainers.preflight import (
+    carry_out,
+    check_length,
+    check_size,
+    identity_of,
+    opened,
+    tell_time,
+    with_precision,
+)
+from trainers.run_folder import Folder, held_by, read_metrics
+from trainers.sft_data import Counts, tokenized
+from trainers.token_rows import Rows, save
 
-from trainers.arrays import load
-from trainers.batches import Batch, Examples, example, in_groups, loss_sum, order, packed, padded, steps_of
-from trainers.encoding import prompt_length
-from trainers.folder import Folder
-from trainers.lora import with_lora
-from trainers.models import causal_model, tokenizer_of
-from trainers.recipe import SftRecipe
-from trainers.result import save_tokenizer, save_weights
-from trainers.rows import Rows
-from trainers.templates import alpaca_chat_template
-from trainers.training import Loop, Telling, joined, weights_dtype
-from trainers.worker import run_job
-
-ANSWER_TOKENS = 64
-
-
-def train(job: dict[str, Any]) -> None:
-    """Leaves the result in the folder's `result`, unless it was stopped before its end."""
-    recipe, tokenizer = SftRecipe(**job["recipe"]), tokenizer_of(job["model"])
-    folder, rows = Folder(recipe.out), load(Rows, Path(job["rows"]))
-    trained = rows.trained
-    steps = steps_of(len(trained), recipe.batch, recipe.epochs)
-    planned = order(rows.lengths[trained], recipe.batch, steps, recipe.seed)
-
-    checkpoint, args = joined(recipe, job, steps)
-    model = causal_model(job["model"], weights_dtype(recipe))
-    if recipe.lora is not None:
-        model = with_lora(model, recipe.lora, recipe.recompute)
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    collate = packed if job["packed"] else partial(padded, pad=pad)
-
-    def batch_of(group: Sequence[int]) -> Batch:
-        found: Batch = collate([example(*rows.row(i)) for i in group])
-        return found
-
-    telling = Telling(rows.lengths[trained][planned].sum(1), len(trained), recipe.batch, folder)
-    loop = Loop(
-        planned, loss_sum, in_groups(rows.held_out, rows.lengths, recipe.rows_at_once, batch_of),
-        partial(sampled, rows=rows, tokenizer=tokenizer, count=recipe.samples), folder.metrics,
-        model=model, args=args, train_dataset=Examples(rows, trained), data_collator=collate,
-        callbacks=[telling],
-    )  # fmt: skip
-    loop.train(resume_from_checkpoint=checkpoint)
-    if telling.stopped:
-        return
-    save_weights(loop, recipe, folder.result)
-    if loop.is_world_process_zero():
-        if job["template"] == "alpaca":
-            tokenizer.chat_template = alpaca_chat_template(tokenizer)
-        save_tokenizer(tokenizer, folder.result)
+MODULE = "trainers.sft_worker"
+ABOUT = "Supervised fine-tuning with the loss on the responses only, made by `distill train sft`."
 
 
-def sampled(loop: Loop, rows: Rows, tokenizer: Any, count: int) -> list[dict[str, Any]]:
-    """Greedy answers to the first held-out prompts, for people to look at. All processes answer, for
-    under ZeRO-3 each holds a part of the weights."""
-    found = []
-    with loop.for_inference(), torch.no_grad(), loop.autocast():
-        for index in rows.held_out[:count].tolist():
-            tokens, learn = rows.row(index)
-            before = prompt_length(learn)
-            prompt = torch.tensor(tokens[:before].astype("int64"), device=loop.args.device)[None]
-            written = loop.accelerator.unwrap_model(loop.model).generate(
-                input_ids=prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=ANSWER_TOKENS,
-                do_sample=False, temperature=None, top_p=None, top_k=None, use_cache=True,
-                pad_token_id=tokenizer.eos_token_id, eos_token_id=tokenizer.eos_token_id,
-            )  # fmt: skip
-            said = {"prompt": tokens[:before], "answer": written[0, before:], "reference": tokens[before:]}
-            found.append({k: tokenizer.decode(v, skip_special_tokens=True) for k, v in said.items()})
+def run_sft(recipe: SftRecipe, resume: bool, quiet: bool, env: Mapping[str, str]) -> int:
+    """Returns the exit code; raises an error of ours with its own."""
+    display = Display(quiet)
+    folder = opened(recipe, resume, display)
+    if folder is None:
+        return 0
+    model = resolve(recipe.model, folder.work)
+    config, machine = config_of(model), this_machine()
+    recipe = with_precision(recipe, machine, display)
+    check_length(recipe, config)
+    packs, shapes = packed(recipe, config), skeleton(config)
+    check_whole(model, shapes)
+    parameters = check_size(recipe, config, shapes, config.vocab_size, machine, display, "rows")
+    with held_by(folder, recipe.node_rank):
+        rows, counts = read(recipe, model, folder, display)
+        tell_time(recipe, machine, parameters, rows.lengths[rows.trained].sum(), display)
+        identity = identity_of(recipe, rows.digest, model, packed=packs)
+        job = {"model": model, "packed": packs, "template": counts.template}
+        carry_out(recipe, MODULE, identity, folder, resume, quiet, env, machine, job)
+        if recipe.node_rank == 0:
+            said = tables(recipe, rows, counts, packs, folder)
+            finish(recipe, folder, len(rows.trained), ABOUT, said, samples(folder), "sft")
+            display.say(f"the model is in {recipe.out}")
+    return 0
+
+
+def packed(recipe: SftRecipe, config: Any) -> bool:
+    """Whether rows will be packed. Raises UsageError where they must not be, and are to."""
+    exact = packs_exactly(config)
+    if recipe.packing == "on" and not exact:
+        raise UsageError(
+            f"--packing on: {config.model_type} is not known to keep packed rows apart; "
+            "auto groups its rows by length instead"
+        )
+    return recipe.packing != "off" and exact
+
+
+def read(recipe: SftRecipe, model: str, folder: Folder, display: Display) -> tuple[Rows, Counts]:
+    """The rows as tokens, on disk, with a word on each that was left out."""
+    rows, counts = tokenized(recipe, tokenizer_of(model))
+    save(rows, folder.rows(recipe.node_rank))
+    display.say(
+        f"{counts.used:,} of {counts.read:,} rows, {counts.tokens:,} tokens of which {counts.learnt:,} are "
+        f"learnt ({counts.template} template); {len(rows.held_out):,} rows held out"
+    )
+    for number, words in _remarks(counts, recipe):
+        if number:
+            display.say(f"  {number:,} {words}")
+    return rows, counts
+
+
+def _remarks(counts: Counts, recipe: SftRecipe) -> list[tuple[int, str]]:
+    """What became of rows that were not simply learnt, with their number."""
+    over = f"over {recipe.max_length} tokens"
+    kept = "learnt inside its marks" if recipe.reasoning == "learn" else "left out (--reasoning drop)"
+    return [
+        (counts.thinking, f"with thinking, which is {kept}"),
+        (counts.last_only, "chats teach their last answer only: earlier ones would be shown differently"),
+        (counts.control, f"with control tokens in their texts, read as text: {named(counts.controls)}"),
+        (counts.too_long, f"left out: {over} (--too-long cut keeps their beginning)"),
+        (counts.cut, f"cut at the end: {over}; they teach no end of sequence"),
+        (counts.no_room, f"left out: the prompt alone is {over}"),
+        (counts.bad, f"unusable: {'; '.join(counts.bad_shown)}"),
+    ]
+
+
+def tables(recipe: SftRecipe, rows: Rows, counts: Counts, packs: bool, folder: Folder) -> dict[str, Table]:
+    """What the card says in tables."""
+    return {
+        "Data": _data_table(recipe, rows, counts),
+        "Recipe": {**recipe_table(recipe), "packed": packs},
+        "Losses (nats a learnt token)": losses(read_metrics(folder.metrics)),
+    }
+
+
+def samples(folder: Folder) -> list[dict[str, str]]:
+    """The last that were drawn."""
+    held = [record for record in read_metrics(folder.metrics) if record["kind"] == "held_out"]
+    found: list[dict[str, str]] = held[-1]["samples"] if held else []
     return found
 
 
-if __name__ == "__main__":
-    run_job(sys.argv[1], train)
+def _data_table(recipe: SftRecipe, rows: Rows, counts: Counts) -> Table:
+    return {
+        **file_table(recipe),
+        "sha256 of the rows as tokens": f"`{rows.digest}`",
+        "rows read": counts.read,
+        "rows used": counts.used,
+        "held out of these": len(rows.held_out),
+        "left out, too long": counts.too_long + counts.no_room,
+        "cut at the end": counts.cut,
+        "unusable": counts.bad,
+        "with thinking": counts.thinking,
+        "with control tokens in their texts": counts.control,
+        "tokens": counts.tokens,
+        "tokens learnt": counts.learnt,
+        "template": counts.template,
+    }

@@ -10,15 +10,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from store.columns import content_of, text_of
 from store.errors import PoolError, UsageError
 from store.pool import Pool, as_instruction
 from store.reasoning import apart, reasoning_in
 from store.records import BadRow, Instruction
 from store.special_tokens import TextTokens
-from store.texts import content_of, text_of
+from trainers.config import SftRecipe
 from trainers.encoding import THOUGHT, Encoded, Messages, Template, encode
-from trainers.recipe import SftRecipe
-from trainers.rows import Rows, gathered
+from trainers.token_rows import Rows, gathered
 
 ROLES = ("system", "user", "assistant")
 BAD_SHOWN = 3

@@ -4,13 +4,13 @@ import asyncio
 from collections import deque
 from pathlib import Path
 
-from engine.batch.packing import Limits
-from engine.batch.parcels import Due, Leftover, Parcel
-from engine.budget import Budget
-from engine.intake import Intake
-from engine.prices import Price
-from engine.tokens import Tokenizer
-from store.index import DUE
+from engine.batch.files import Due, Leftover, Parcel
+from engine.batch.quota import Limits
+from engine.collect.stage import Intake
+from engine.limits.budget import Budget
+from engine.provider.pricing import Price
+from engine.provider.tokens import Tokenizer
+from store.key_index import DUE
 from store.records import Request
 
 

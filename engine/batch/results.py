@@ -11,29 +11,22 @@ from typing import Any
 
 import orjson
 
-from engine.batch.api import Remote
-from engine.batch.evidence import Results
-from engine.batch.lines import Line, NotRun, Unclear
-from engine.batch.parcels import Again
-from engine.batch.reading import Fetcher
-from engine.booking import Asked, Booking
-from engine.budget import Budget
-from engine.canary import against_the_run, mostly_unusable
-from engine.errors import (
-    AskError,
-    BadReply,
-    RowRefused,
-    RunStopped,
-    ServerFault,
-)
-from engine.intake import Intake
-from engine.prices import Price, Prices
-from engine.replies import Reply, claim_in, judged, unread_words
-from engine.tokens import Tokenizer
-from engine.verdicts import Failed, Unusable, unusable
-from store import batches
-from store.batches import BatchRow, Enqueued, Items
+from engine.batch.client import Remote
+from engine.batch.download import Fetcher
+from engine.batch.files import Again, Line, NotRun, Unclear
+from engine.batch.result_checks import Results
+from engine.collect.accounting import Asked, Booking
+from engine.collect.canary import against_the_run, mostly_unusable
+from engine.collect.outcomes import Failed, Unusable, judged, unread_words, unusable
+from engine.collect.stage import Intake
+from engine.limits.budget import Budget
+from engine.provider.errors import AskError, BadReply, RowRefused, RunStopped, ServerFault
+from engine.provider.pricing import Price, Prices
+from engine.provider.responses import Reply, claim_in
+from engine.provider.tokens import Tokenizer
+from store import provider_batches as batches
 from store.ledger import Ledger
+from store.provider_batches import BatchRow, Enqueued, Items
 from store.records import UNUSABLE, Cause, Usage
 
 LINES_A_COMMIT = 256

@@ -4,23 +4,71 @@ Each step is in the ledger before the next is taken: intended, uploaded, about t
 created. So after a crash or a lost reply it is known what may exist: a file is looked for by its
 name, a batch by its metadata; only when the list has been silent for a while (it may lag) is a
 batch asked for a second time. If there are two all the same, one is cancelled.
+
+Asks again with back-off while a call fails for passing reasons, up to a time of outage.
 """
 
 import asyncio
+import random
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TypeVar
 
-from engine.batch.api import BatchApi, Remote
-from engine.batch.parcels import FOLDER, name_of
-from engine.batch.patience import REFUSALS, Patience, patiently
-from engine.batch.steps import best_of, is_alive, may_exist
-from engine.errors import AskError, BatchRefused, ProviderDown, RateLimited, RowRefused
-from store import batches
-from store.batches import BatchRow
+from engine.batch.client import BatchApi, Remote
+from engine.batch.files import FOLDER, name_of
+from engine.batch.states import best_of, is_alive, may_exist
+from engine.provider.errors import AskError, BatchRefused, ProviderDown, RateLimited, RowRefused, ServerFault
+from store import provider_batches as batches
 from store.ledger import Ledger
+from store.provider_batches import BatchRow
+
+FIRST_WAIT, LONGEST_WAIT = 0.5, 120.0
+REFUSALS = 3  # what was just made may not be known everywhere yet
+
+T = TypeVar("T")
+
+
+class Patience:
+    """One stretch of failures; `give_up` in seconds since the first."""
+
+    def __init__(self, give_up: float) -> None:
+        self._give_up = give_up
+        self._since: float | None = None
+        self.failures = 0
+
+    async def wait(self, error: AskError, for_ever: bool = False) -> None:
+        """Raises ProviderDown when it has lasted too long."""
+        now = asyncio.get_running_loop().time()
+        self._since = now if self._since is None else self._since
+        self.failures += 1
+        if now - self._since > self._give_up and not for_ever:
+            raise ProviderDown(f"the server has not answered for {self._give_up:g} s: {error}")
+        asked = error.wait if isinstance(error, RateLimited | ServerFault) and error.wait else 0.0
+        await asyncio.sleep(max(asked, pause(self.failures)))
+
+
+def pause(failures: int) -> float:
+    """Exponential with jitter, in seconds."""
+    return random.uniform(0.5, 1.0) * min(LONGEST_WAIT, FIRST_WAIT * 2.0 ** min(failures, 20))
+
+
+async def patiently(call: Callable[[], Awaitable[T]], give_up: float) -> T:
+    """The call's result. Raises RowRefused (after some asks), RunStopped."""
+    patience, refusals = Patience(give_up), 0
+    while True:
+        try:
+            return await call()
+        except RowRefused as error:
+            refusals += 1
+            if refusals >= REFUSALS:
+                raise
+            await patience.wait(error)
+        except AskError as error:
+            await patience.wait(error)
+
 
 LOOK_SECONDS = 10.0
 

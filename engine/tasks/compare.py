@@ -2,12 +2,11 @@
 
 from typing import Any
 
-from engine.judging import reading
-from engine.judging.reading import Preference
-from engine.keys import Message
-from engine.tasks.contest import Build, check_language, contest_task, messages, question, response_format
+from engine.tasks import parse_scores as reading
+from engine.tasks.multi_answer import Build, check_language, contest_task, messages, question, response_format
+from engine.tasks.parse_scores import Preference
 from engine.tasks.task import Prior, Task
-from store.records import Contest
+from store.records import Contest, Message
 
 NAME = "compare"
 # Completion tokens, log-normal: as of GPT-4's 320 published reviews of pairs (cl100k: median 114,

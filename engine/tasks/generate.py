@@ -4,10 +4,9 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 
-from engine.keys import Message
 from engine.tasks.task import Prior, Task, decode_instruction, encode_instruction
 from store.errors import UsageError
-from store.records import Instruction
+from store.records import Instruction, Message
 
 NAME = "generate"
 

@@ -1,16 +1,16 @@
 """Judge two answers to one question: a score from 1 to 10 for each, and why.
 
 Three reviewers by the question's category (general, coding, math), asking what Vicuna's reviewers
-ask, in our words. `prompt_file.py` gives FastChat's own instead. The same in Chinese.
+ask, in our words. `fastchat_prompts.py` gives FastChat's own instead. The same in Chinese.
 """
 
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-from engine.judging import reading
-from engine.keys import Message
-from engine.tasks.contest import (
+from engine.tasks import parse_scores as reading
+from engine.tasks.fastchat_prompts import ReviewPrompt, chosen, read_prompts
+from engine.tasks.multi_answer import (
     Build,
     check_language,
     contest_task,
@@ -20,9 +20,8 @@ from engine.tasks.contest import (
     response_format,
     score_names,
 )
-from engine.tasks.prompt_file import ReviewPrompt, chosen, read_prompts
 from engine.tasks.task import Prior, Task
-from store.records import Contest
+from store.records import Contest, Message
 
 NAME = "judge"
 # Completion tokens, log-normal. Measured with cl100k on GPT-4's 320 published reviews (Vicuna's

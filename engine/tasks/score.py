@@ -2,9 +2,8 @@
 
 from typing import Any
 
-from engine.judging import reading
-from engine.keys import Message
-from engine.tasks.contest import (
+from engine.tasks import parse_scores as reading
+from engine.tasks.multi_answer import (
     Build,
     check_language,
     contest_task,
@@ -15,7 +14,7 @@ from engine.tasks.contest import (
     score_names,
 )
 from engine.tasks.task import Prior, Task
-from store.records import Contest
+from store.records import Contest, Message
 
 NAME = "score"
 # Completion tokens, log-normal. Nobody has published such replies; taken from GPT-4's 320 reviews of

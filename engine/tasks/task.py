@@ -10,8 +10,7 @@ from typing import Any, Literal
 
 import orjson
 
-from engine.keys import Message
-from store.records import Contest, Instruction, Item, Outcome
+from store.records import Contest, Instruction, Item, Message, Outcome
 
 Verdict = Outcome | Literal["unparsed"]
 Check = Callable[[Any, str], Verdict]  # of a row and the reply's text

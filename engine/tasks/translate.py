@@ -3,7 +3,7 @@
 `field="instruction"` translates instruction and input, `field="output"` the answer alone; either way
 the result is a pool again. The text to translate is data: it stands between tags that do not occur in
 it, and is read from the first opening to the last closing one. Whether what came back is in the
-language asked for, `engine/language.py` says. Nothing here knows of the ledger or of the network.
+language asked for, `engine/tasks/language_check.py` says. Nothing here knows of the ledger or of the network.
 """
 
 import re
@@ -11,14 +11,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
-from engine.bodies import loads
-from engine.keys import Message
-from engine.language import has_prose, is_translated, same_text
-from engine.languages import Language, find_language
-from engine.tasks.contest import response_format
+from engine.tasks.language_check import has_prose, is_translated, same_text
+from engine.tasks.languages import Language, find_language
+from engine.tasks.multi_answer import response_format
 from engine.tasks.task import Prior, Task, decode_instruction, encode_answered, encode_instruction
 from store.errors import UsageError
-from store.records import Instruction
+from store.files import loads
+from store.records import Instruction, Message
 
 NAME = "translate"
 TEMPERATURE, MAX_TOKENS = 0.2, 2048

@@ -5,23 +5,33 @@ One row of the table is one pair; how many workers see it is set there. Sides ar
 and kept in `key.csv`, which stays at home: the table names neither model. Answers are the same safe
 HTML as on the page, in ASCII and without `$`, since the site refuses letters beyond the 16-bit plane
 and would look for `${…}` in them.
+
+Mechanical Turk's results (`Batch_…_results.csv`) -> votes. A bad row is data: it is counted and said.
+
+An assignment is taken once, so that the same file may be imported again when more has come in. What
+the requester has rejected is left out.
 """
 
 import csv
 import hashlib
 import io
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
+from typing import Any
 
+from evaluators.annotate.ballot import WORDS, read_ballot
 from evaluators.annotate.markdown import render
 from evaluators.annotate.pages import HERE, templates
-from evaluators.annotate.words import WORDS
+from evaluators.annotate.study import spoken
 from store.errors import UsageError
 from store.files import replacing
+from store.pool import Pool
+from store.records import BadRow
 from store.votes import Votes
-from store.votes_rules import drawn_left
-from store.votes_schema import Pair, Side, Study
+from store.votes_schema import CRITERIA, Ballot, Pair, Side, Study, drawn_left, tidy
 
 PAGE, TABLE, KEY = "hit.html", "hits.csv", "key.csv"
 COLUMNS = ("hit", "instruction", "input", "left", "right")
@@ -89,3 +99,92 @@ def _write(path: Path, heads: Sequence[str], rows: Iterator[Sequence[str]]) -> N
     writer.writerows(rows)
     with replacing(path) as file:
         file.write(text.getvalue().encode())
+
+
+NEEDED = ("WorkerId", "Input.hit", *(f"Answer.{name}" for name in CRITERIA))
+
+
+@dataclass
+class Told:
+    """What became of the rows. known: assignments that were here already."""
+
+    taken: int = 0
+    known: int = 0
+    rejected: int = 0
+    bad: list[BadRow] = field(default_factory=list)
+
+    def lines(self) -> Sequence[str]:
+        return spoken(self.bad)
+
+    def words(self) -> str:
+        return (
+            f"{self.taken:,} votes taken in, {self.known:,} were here already, "
+            f"{self.rejected:,} rejected by the requester, {len(self.bad):,} bad rows"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """A usable row."""
+
+    assignment: str
+    worker: str
+    pair: int
+    ballot: Ballot
+    seconds: float
+
+
+def take_results(votes: Votes, path: Path) -> Told:
+    """Puts all usable rows down. Raises UsageError for a file that is no table of results."""
+    study, told = votes.study, Told()
+    if study is None:
+        raise UsageError("nothing is put to the vote in this folder: its HITs cannot have come from here")
+    pairs = {hit_id(study, pair.id): pair.id for pair in votes.pairs()}
+    for line, row in Pool(path).objects():
+        found = row.reason if isinstance(row, BadRow) else _read(study, pairs, row)
+        if isinstance(found, str):
+            told.bad.append(BadRow(line, f"{path}: {found}"))
+        elif found is None:
+            told.rejected += 1
+        else:
+            _take(votes, study, found, told)
+    return told
+
+
+def _take(votes: Votes, study: Study, found: Result, told: Told) -> None:
+    left = left_of(study, found.pair)
+    new = votes.take(found.worker, found.pair, left, found.ballot, found.seconds, found.assignment)
+    told.taken += new
+    told.known += not new
+
+
+def _read(study: Study, pairs: Mapping[str, int], row: Mapping[str, Any]) -> Result | str | None:
+    """What the row says, what is wrong with it, or None where it was rejected."""
+    if missing := [name for name in NEEDED if row.get(name) is None]:
+        return f"no column {missing[0]}: is it a table of results, made from this project's page?"
+    if str(row.get("AssignmentStatus") or "").strip().lower() == "rejected":
+        return None
+    pair = pairs.get(str(row["Input.hit"]).strip())
+    if pair is None:
+        return f"HIT {row['Input.hit']!r:.40} is none of this run's"
+    worker = tidy(str(row["WorkerId"]))
+    if not worker:
+        return "no WorkerId"
+    answers = {name: str(row.get(f"Answer.{name}") or "").strip().lower() for name in CRITERIA}
+    ballot = read_ballot({**answers, "note": row.get("Answer.note") or ""}, left_of(study, pair))
+    if isinstance(ballot, list):
+        return f"no vote on {', '.join(ballot)} (expected left, tie or right)"
+    seconds = _seconds(row.get("WorkTimeInSeconds"))
+    if seconds is None:
+        return f"WorkTimeInSeconds is {row.get('WorkTimeInSeconds')!r:.20}"
+    assignment = str(row.get("AssignmentId") or "").strip() or f"{worker}/{row['Input.hit']}"
+    return Result(assignment, worker, pair, ballot, seconds)
+
+
+def _seconds(given: object) -> float | None:
+    """0 where nothing is said, None where it is no time."""
+    try:
+        seconds = float(str(given or 0))
+    except ValueError:
+        return None
+    return seconds if math.isfinite(seconds) and seconds >= 0 else None

@@ -11,14 +11,12 @@ from typing import Any
 
 from aiohttp import web
 
-from evaluators.annotate.doors import remember
-from evaluators.annotate.form import active_seconds, chosen, places_of, read_ballot
+from evaluators.annotate.auth import remember
+from evaluators.annotate.ballot import WORDS, active_seconds, chosen, places_of, read_ballot
 from evaluators.annotate.markdown import render
-from evaluators.annotate.words import WORDS
 from store.errors import StorageError
 from store.votes import Votes
-from store.votes_rules import LONGEST_NAME, tidy
-from store.votes_schema import Showing
+from store.votes_schema import LONGEST_NAME, Showing, tidy
 
 HERE = Path(__file__).resolve().parent
 Page = Mapping[str, Any]

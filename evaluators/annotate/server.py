@@ -15,8 +15,9 @@ from pathlib import Path
 
 from aiohttp import web
 
-from engine.terminal import plain, stop_signals, tell
-from evaluators.annotate.doors import Door, guard
+from engine.subprocesses import stop_signals
+from engine.terminal import plain, tell
+from evaluators.annotate.auth import Door, guard
 from evaluators.annotate.pages import Site, add_routes, templates
 from store.errors import RunFolderError, UsageError
 from store.votes import Votes

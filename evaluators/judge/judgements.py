@@ -2,11 +2,19 @@
 
 Knows no files and no figures. Pairs are looked at from one side: a is the model that was named first
 where the pair was first met, and a reply about b and a is turned round.
+
+The judgements of one pair by one judge as arrays, a place for each question.
+
+A question's replies (both orders, several samples) stay together: they are one draw of a bootstrap.
 """
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,3 +99,109 @@ def _place(said: Judgement) -> tuple[object, ...]:
 
 def _called(said: Judgement) -> str:
     return f"{said.judge} ({said.source})" if said.judge else said.source
+
+
+Floats: TypeAlias = npt.NDArray[np.float64]
+Mask: TypeAlias = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Table:
+    """Of each question: how many replies there are and how many could be read, and over the latter the sums
+    of scores and of wins. [orders]: the same for replies that showed a first, and b first, as (2, questions).
+    scored: whether the judge gives scores. lengths: characters of a's and b's answers, NaN where unknown."""
+
+    a: str
+    b: str
+    judge: str
+    questions: tuple[str, ...]
+    categories: tuple[str, ...]
+    replies: Floats
+    read: Floats
+    sum_a: Floats
+    sum_b: Floats
+    wins: Floats
+    orders_read: Floats
+    orders_a: Floats
+    orders_b: Floats
+    orders_win: Floats
+    lengths: Floats
+    scored: bool
+
+    @property
+    def win(self) -> Floats:
+        """a's share of a question: with scores 1, 0.5 or 0 by the sums over its replies, else the mean.
+        NaN where no reply could be read."""
+        if self.scored:
+            value = (np.sign(self.sum_a - self.sum_b) + 1) / 2
+            return np.asarray(np.where(self.read > 0, value, np.nan))
+        unknown = np.full(len(self.read), np.nan)
+        return np.asarray(np.divide(self.wins, self.read, out=unknown, where=self.read > 0))
+
+    @property
+    def both(self) -> Mask:
+        """Questions that were read in both orders."""
+        return np.asarray((self.orders_read > 0).all(axis=0))
+
+
+def table_of(said: Sequence[Judgement]) -> Table:
+    """`said`: of one pair and judge, all from the same side."""
+    place: dict[str, int] = {}
+    for one in said:
+        place.setdefault(one.question, len(place))
+    where = np.array([place[one.question] for one in said])
+    read = np.array([one.win is not None for one in said], np.float64)
+    order = np.array([{True: 0, False: 1, None: 2}[one.a_first] for one in said])
+    columns = {
+        "read": read,
+        "a": _column([one.score_a for one in said]),
+        "b": _column([one.score_b for one in said]),
+        "win": _column([one.win for one in said]),
+    }
+    by_order = {
+        name: np.stack([_summed(where[order == n], column[order == n], len(place)) for n in (0, 1)])
+        for name, column in columns.items()
+    }
+    whole = {name: _summed(where, column, len(place)) for name, column in columns.items()}
+    return Table(
+        a=said[0].a,
+        b=said[0].b,
+        judge=said[0].judge,
+        questions=tuple(place),
+        categories=_categories(said, place),
+        replies=np.bincount(where, minlength=len(place)).astype(np.float64),
+        read=whole["read"],
+        sum_a=whole["a"],
+        sum_b=whole["b"],
+        wins=whole["win"],
+        orders_read=by_order["read"],
+        orders_a=by_order["a"],
+        orders_b=by_order["b"],
+        orders_win=by_order["win"],
+        lengths=_lengths(said, place),
+        scored=any(one.score_a is not None for one in said),
+    )
+
+
+def _column(values: Sequence[float | None]) -> Floats:
+    return np.array([0.0 if value is None else value for value in values], np.float64)
+
+
+def _summed(where: npt.NDArray[np.int64], values: Floats, count: int) -> Floats:
+    return np.bincount(where, values, minlength=count).astype(np.float64)
+
+
+def _categories(said: Sequence[Judgement], place: dict[str, int]) -> tuple[str, ...]:
+    found = [""] * len(place)
+    for one in said:
+        found[place[one.question]] = found[place[one.question]] or one.category
+    return tuple(found)
+
+
+def _lengths(said: Sequence[Judgement], place: dict[str, int]) -> Floats:
+    """(2, questions)"""
+    found = np.full((2, len(place)), np.nan)
+    for one in said:
+        if one.lengths:
+            found[:, place[one.question]] = one.lengths
+    return found

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from evaluators.intervals import Floats
-from evaluators.judge.tables import Table
+from evaluators.judge.judgements import Table
+from evaluators.stats import Floats
 
 LEAST = 20  # questions, below which three coefficients mean nothing
 LEAST_OTHERS = 5  # models that tell how hard a question is

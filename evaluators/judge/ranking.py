@@ -11,12 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from evaluators.intervals import Floats, middle, resampled
-from evaluators.judge.figures import figures
-from evaluators.judge.report import judgements_of, tables_of, told_of
+from evaluators.judge.judgements import Table
+from evaluators.judge.metrics import figures, judgements_of, scores, tables_of, told_of
 from evaluators.judge.reviews import Source
-from evaluators.judge.tables import Table
-from evaluators.judge.totals import scores
+from evaluators.stats import Floats, middle, resampled
 from store.errors import UsageError
 
 LEAST = 2

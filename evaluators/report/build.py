@@ -2,21 +2,30 @@
 
 Everything of the ledger is read in one transaction, so that the numbers agree with each other while a run
 goes on.
+
+HTML of a report: one file, everything in it, no script, nothing from elsewhere.
+
+The content-security policy says so too: no host, no script, no frame, no form; the one style sheet is known
+by its hash.
 """
 
+import base64
+import hashlib
 import sqlite3
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
+from typing import Any
 
-from evaluators.report.document import Drawing, Listing, Report, Section
-from evaluators.report.found import Found, look
-from evaluators.report.own import evaluate
-from evaluators.report.page import html
+from engine.terminal import plain, plain_lines
+from evaluators.report.blocks import Drawing, Listing, Report, Section
+from evaluators.report.evaluations import evaluate
+from evaluators.report.figures import Table
+from evaluators.report.inputs import Found, look
 from evaluators.report.sections import (
-    asked,
     cost,
     data,
     failures,
@@ -28,13 +37,58 @@ from evaluators.report.sections import (
     rouge,
     scores,
     training,
-    words,
 )
-from store.damages import is_damage, words_of
+from evaluators.report.sections import run as asked
+from evaluators.report.sections import statistics as words
+from store.damage import is_damage, words_of
 from store.errors import DamagedLedger, RunFolderError
 from store.files import is_plain, is_stdout, replacing
-from store.folder import ledger_path
-from store.read import connect_reader
+from store.queries import connect_reader
+from store.run_folder import ledger_path
+
+HERE = Path(__file__).parent
+LONGEST = 20_000  # characters of a quoted text
+
+
+def html(report: Report) -> str:
+    """The page. The same report gives the same bytes."""
+    style = (HERE / "static" / "report.css").read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    policy = (
+        f"default-src 'none'; style-src-elem 'sha256-{digest}'; style-src-attr 'unsafe-inline'; "
+        "img-src data:; base-uri 'none'; form-action 'none'"
+    )
+    found: str = _template().render(report=report, style=style, policy=policy)
+    return found.encode("utf-8", "replace").decode()
+
+
+@cache
+def _template() -> Any:
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(HERE / "templates"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.filters |= {"csv_link": csv_link, "line": plain, "quoted": quoted}
+    return environment.get_template("report.html")
+
+
+def csv_link(numbers: Table) -> str:
+    """The table as a link that a browser saves."""
+    return "data:text/csv;charset=utf-8;base64," + base64.b64encode(numbers.csv.encode()).decode()
+
+
+def quoted(text: str) -> str:
+    """Somebody's words as they are, without control characters, and of a very long text the beginning."""
+    shown = plain_lines(text)
+    if len(shown) <= LONGEST:
+        return shown
+    return f"{shown[:LONGEST]}… ({len(shown) - LONGEST:,} more characters)"
+
 
 SEED = 0
 SECTIONS: tuple[tuple[str, Callable[[Found], Section | str]], ...] = (

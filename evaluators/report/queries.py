@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from engine.replies import stored_answer
-from evaluators.report.found import Found, Stage
-from store.damages import Damages, is_intact
+from engine.provider.responses import stored_answer
+from evaluators.report.inputs import Found, Stage
+from store.damage import Damages, is_intact
 
 TRIES = 20  # places drawn for each row wanted: some hold no row of the kind
 

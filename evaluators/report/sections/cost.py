@@ -3,12 +3,11 @@
 from typing import Any
 
 from engine.terminal import dollars, duration
-from evaluators.figures.bars import height_for
-from evaluators.figures.lines import intervals
-from evaluators.figures.look import figure
-from evaluators.figures.table import Table, table
-from evaluators.report.document import Block, Drawing, Facts, Headline, Listing, Section, Words
-from evaluators.report.found import Found
+from evaluators.report.blocks import Block, Drawing, Facts, Headline, Listing, Section, Words
+from evaluators.report.charts import height_for
+from evaluators.report.figures import Table, figure, table
+from evaluators.report.inputs import Found
+from evaluators.report.line_charts import intervals
 from evaluators.report.queries import COSTS
 
 DRAWN = 16  # runs, at most: the ones that asked most

@@ -2,22 +2,11 @@
 
 from typing import Any
 
-from evaluators.figures.bars import height_for, stacked
-from evaluators.figures.lines import distributions
-from evaluators.figures.look import figure
-from evaluators.figures.table import Table, table
-from evaluators.report.document import (
-    Block,
-    Drawing,
-    Headline,
-    Listing,
-    Quote,
-    Sample,
-    Samples,
-    Section,
-    Words,
-)
-from evaluators.report.found import Found, Stage
+from evaluators.report.blocks import Block, Drawing, Headline, Listing, Quote, Sample, Samples, Section, Words
+from evaluators.report.charts import height_for, stacked
+from evaluators.report.figures import Table, figure, table
+from evaluators.report.inputs import Found, Stage
+from evaluators.report.line_charts import distributions
 from evaluators.report.queries import SHARED, TOKENS, Row, drawn
 from store.records import OUTCOMES
 

@@ -3,21 +3,10 @@
 from typing import Any
 
 from engine.terminal import plain
-from evaluators.figures.bars import counted, height_for
-from evaluators.figures.look import figure
-from evaluators.figures.table import table
-from evaluators.report.document import (
-    Block,
-    Drawing,
-    Headline,
-    Listing,
-    Quote,
-    Sample,
-    Samples,
-    Section,
-    Words,
-)
-from evaluators.report.found import Found
+from evaluators.report.blocks import Block, Drawing, Headline, Listing, Quote, Sample, Samples, Section, Words
+from evaluators.report.charts import counted, height_for
+from evaluators.report.figures import figure, table
+from evaluators.report.inputs import Found
 from evaluators.report.queries import ERRORS, WORDS, failed
 
 SAMPLED, MESSAGES, MESSAGE = 6, 3, 300

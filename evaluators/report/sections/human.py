@@ -1,11 +1,9 @@
 """Human votes, as the paper's Figure 3: win, tie and loss by criterion."""
 
-from evaluators.figures.bars import height_for, stacked
-from evaluators.figures.look import figure
-from evaluators.figures.table import Table, table
-from evaluators.report.document import Block, Drawing, Facts, Heading, Headline, Listing, Section, Words
-from evaluators.report.found import Evaluation, Found, Json
-from evaluators.report.guarded import told
+from evaluators.report.blocks import Block, Drawing, Facts, Heading, Headline, Listing, Section, Words
+from evaluators.report.charts import height_for, stacked
+from evaluators.report.figures import Table, figure, table
+from evaluators.report.inputs import Evaluation, Found, Json, told
 
 FEW, PARTS = 100, ("win", "tie", "loss")
 

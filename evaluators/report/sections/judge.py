@@ -3,11 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
-from engine.exports import clean
-from evaluators.figures.bars import height_for, relative, shares, stacked
-from evaluators.figures.look import figure
-from evaluators.figures.table import Table, table
-from evaluators.report.document import (
+from engine.export import clean
+from evaluators.report.blocks import (
     Block,
     Drawing,
     Heading,
@@ -19,10 +16,11 @@ from evaluators.report.document import (
     Section,
     Words,
 )
-from evaluators.report.found import Evaluation, Found, Json
-from evaluators.report.guarded import told
+from evaluators.report.charts import height_for, relative, shares, stacked
+from evaluators.report.figures import Table, figure, table
+from evaluators.report.inputs import Evaluation, Found, Json, told
 from evaluators.report.queries import drawn
-from evaluators.report.sections.judge_aside import aside, name_of
+from evaluators.report.sections.judge_details import aside, name_of
 from evaluators.report.sections.reward import percent
 
 FEW, SAMPLED, DRAWN = 30, 3, 16

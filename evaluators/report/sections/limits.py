@@ -7,11 +7,10 @@ from collections import defaultdict
 from typing import Any, NamedTuple
 
 from engine.terminal import percent
-from evaluators.figures.lines import over_time
-from evaluators.figures.look import figure
-from evaluators.figures.table import Table, table
-from evaluators.report.document import Block, Drawing, Facts, Heading, Section, Words
-from evaluators.report.found import Found, Stage
+from evaluators.report.blocks import Block, Drawing, Facts, Heading, Section, Words
+from evaluators.report.figures import Table, figure, table
+from evaluators.report.inputs import Found, Stage
+from evaluators.report.line_charts import over_time
 from evaluators.report.queries import CAME, REFUSED, SENT, SPANS
 
 BINS = (0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 1800, 3600, 7200, 21600, 86400)  # seconds

@@ -1,9 +1,8 @@
 """The ranking study, as the paper's Figure 4a, b: answers ranked by the reward model, each rank judged."""
 
-from evaluators.figures.table import table
-from evaluators.report.document import Block, Drawing, Heading, Listing, Section, Words
-from evaluators.report.found import Evaluation, Found
-from evaluators.report.guarded import told
+from evaluators.report.blocks import Block, Drawing, Heading, Listing, Section, Words
+from evaluators.report.figures import table
+from evaluators.report.inputs import Evaluation, Found, told
 from evaluators.report.sections.judge import bars
 
 

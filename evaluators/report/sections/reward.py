@@ -2,12 +2,11 @@
 
 from typing import Any
 
-from evaluators.figures.bars import grouped, height_for, shares
-from evaluators.figures.lines import calibration
-from evaluators.figures.look import figure
-from evaluators.figures.table import Table, table
-from evaluators.report.document import Block, Drawing, Heading, Headline, Listing, Section, Words
-from evaluators.report.found import Found, Json
+from evaluators.report.blocks import Block, Drawing, Heading, Headline, Listing, Section, Words
+from evaluators.report.charts import grouped, height_for, shares
+from evaluators.report.figures import Table, figure, table
+from evaluators.report.inputs import Found, Json
+from evaluators.report.line_charts import calibration
 from evaluators.report.sections.training import is_reward, told
 
 FEW = 100  # pairs, below which an accuracy has a wide interval
@@ -118,7 +117,7 @@ def _buckets(data: Json, key: str, title: str, number: int) -> list[Block]:
 def _side_by_side(canvas: Any, numbers: Table, wide: bool) -> None:
     import textwrap
 
-    from evaluators.figures.bars import percents
+    from evaluators.report.charts import percents
 
     grouped(canvas, numbers, wide)
     (axes,) = canvas.axes

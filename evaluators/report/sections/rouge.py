@@ -2,12 +2,10 @@
 
 from typing import Any
 
-from evaluators.figures.bars import WHISKER, grouped
-from evaluators.figures.look import QUIET, figure
-from evaluators.figures.table import Table, table
-from evaluators.report.document import Block, Drawing, Heading, Headline, Listing, Section, Words
-from evaluators.report.found import Evaluation, Found, Json
-from evaluators.report.guarded import told
+from evaluators.report.blocks import Block, Drawing, Heading, Headline, Listing, Section, Words
+from evaluators.report.charts import WHISKER, grouped
+from evaluators.report.figures import QUIET, Table, figure, table
+from evaluators.report.inputs import Evaluation, Found, Json, told
 
 GROUPS = ("all", "0-2", "3-5", "6-10", ">10")
 FEW = 30

@@ -4,23 +4,11 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from engine.judging import reading
-from evaluators.figures.bars import grouped, percents
-from evaluators.figures.look import figure
-from evaluators.figures.table import Table, table
-from evaluators.report.document import (
-    Block,
-    Drawing,
-    Heading,
-    Listing,
-    Quote,
-    Sample,
-    Samples,
-    Section,
-    Words,
-)
-from evaluators.report.found import Evaluation, Found, Stage
-from evaluators.report.guarded import told
+from engine.tasks import parse_scores as reading
+from evaluators.report.blocks import Block, Drawing, Heading, Listing, Quote, Sample, Samples, Section, Words
+from evaluators.report.charts import grouped, percents
+from evaluators.report.figures import Table, figure, table
+from evaluators.report.inputs import Evaluation, Found, Stage, told
 from evaluators.report.queries import answered, drawn
 
 MOST_READ = 20_000  # replies; of more, so many are drawn

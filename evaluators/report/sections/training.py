@@ -5,10 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from engine.terminal import duration, plain
-from evaluators.figures.lines import curves
-from evaluators.figures.look import figure
-from evaluators.figures.table import Table, table
-from evaluators.report.document import (
+from evaluators.report.blocks import (
     Block,
     Drawing,
     Facts,
@@ -20,7 +17,9 @@ from evaluators.report.document import (
     Section,
     Words,
 )
-from evaluators.report.found import Found, Json, Training
+from evaluators.report.figures import Table, figure, table
+from evaluators.report.inputs import Found, Json, Training
+from evaluators.report.line_charts import curves
 
 POINTS = 300  # steps in a curve, beyond which neighbours are drawn as their mean
 HASH = re.compile("[0-9a-f]{64}")

@@ -1,0 +1,239 @@
+"""Files and batches at the provider, through the openai package. Every foreign error ends here.
+
+The package's own retries are off: what is asked again, and when, is decided by whoever calls.
+The API key is cut out of all that comes back.
+"""
+
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Literal, Self, TypeVar
+
+import httpx2
+import openai
+from aiolimiter import AsyncLimiter
+from openai.types import Batch, FileObject
+
+from engine.batch.files import ENDPOINT
+from engine.batch.line_splitter import Endless, Splitter, Text
+from engine.provider.client import CONNECT_SECONDS, WORDS_KEPT
+from engine.provider.errors import AskError, BrokenOff, ConnectionLost, RunStopped, ServerFault, TimedOut
+from engine.provider.refusals import read_error
+
+if TYPE_CHECKING:
+    from openai._base_client import AsyncPaginator
+    from openai.pagination import AsyncCursorPage
+
+CALLS_A_SECOND = 4
+WINDOW: Literal["24h"] = "24h"
+BATCH: Literal["batch"] = "batch"
+PAGE_OF_FILES, PAGE_OF_BATCHES = 10_000, 100
+NO_KEY = "none"  # the package wants one
+RUN, NUMBER = "distill_run", "distill_batch"  # names in a batch's metadata
+
+# What the package lets through where a reply is not what it expects
+FOREIGN = (
+    openai.OpenAIError, httpx2.HTTPError, httpx2.StreamError, httpx2.InvalidURL,
+    ValueError, TypeError, AttributeError, OSError,
+)  # fmt: skip
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Remote:
+    """A batch as the provider tells it. `problems`: (code, words) of a failed validation. `completed`
+    and `failed` count its requests by what came of them, None where the provider does not say."""
+
+    id: str
+    status: str
+    input_file: str
+    output_file: str | None
+    error_file: str | None
+    done: int
+    total: int
+    problems: tuple[tuple[str, str], ...]
+    metadata: tuple[tuple[str, str], ...]
+    completed: int | None = None
+    failed: int | None = None
+
+
+class BatchApi:
+    """One provider: `async with BatchApi(...) as api`. Errors are AskErrors or RunStopped."""
+
+    def __init__(self, base_url: str, api_key: str | None, timeout: float, proxy: str | None = None) -> None:
+        self.base_url, self.timeout = base_url, timeout
+        self._secret = api_key
+        self._pace = AsyncLimiter(CALLS_A_SECOND, 1.0)
+        http = openai.DefaultAsyncHttpxClient(
+            proxy=proxy, trust_env=False, timeout=httpx2.Timeout(timeout, connect=CONNECT_SECONDS)
+        )
+        self._client = openai.AsyncOpenAI(
+            api_key=api_key or NO_KEY, base_url=base_url, max_retries=0, http_client=http,
+            timeout=httpx2.Timeout(timeout, connect=CONNECT_SECONDS),
+        )  # fmt: skip
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._client.close()
+
+    async def upload(self, path: Path, name: str) -> str:
+        """Returns the file's id."""
+        with path.open("rb") as file:
+            given = (name, file, "application/jsonl")
+            made = await self._asked(lambda: self._client.files.create(file=given, purpose=BATCH))
+        return _expect(made, FileObject).id
+
+    async def find_files(self, name: str, size: int) -> list[str]:
+        """Ids of whole uploaded files of that name, newest first."""
+        pages = self._client.files.list(purpose=BATCH, order="desc", limit=PAGE_OF_FILES)
+        return [
+            file.id
+            async for file in self._all(pages)
+            if file.filename == name and file.bytes == size and file.status != "error"
+        ]
+
+    async def delete_file(self, file: str) -> None:
+        await self._asked(lambda: self._client.files.delete(file))
+
+    async def create(self, file: str, run: str, number: int) -> Remote:
+        made = await self._asked(
+            lambda: self._client.batches.create(
+                completion_window=WINDOW,
+                endpoint=ENDPOINT,
+                input_file_id=file,
+                metadata={RUN: run, NUMBER: str(number)},
+            )
+        )
+        return self._told(made)
+
+    async def retrieve(self, batch: str) -> Remote:
+        return self._told(await self._asked(lambda: self._client.batches.retrieve(batch)))
+
+    async def cancel(self, batch: str) -> None:
+        await self._asked(lambda: self._client.batches.cancel(batch))
+
+    async def find_batches(self, run: str, number: int, file: str | None) -> list[Remote]:
+        """Batches with our number in their metadata, or made of our file; all pages are read."""
+        found = []
+        async for batch in self._all(self._client.batches.list(limit=PAGE_OF_BATCHES)):
+            remote = self._told(batch)
+            mine = {(RUN, run), (NUMBER, str(number))} <= set(remote.metadata)
+            if mine or (file and remote.input_file == file):
+                found.append(remote)
+        return found
+
+    async def _all(self, paginator: "AsyncPaginator[T, AsyncCursorPage[T]]") -> AsyncGenerator[T]:
+        """All pages. A page that is none is an error: it must not be taken for an empty list."""
+        async with self._mapped():
+            await self._pace.acquire()
+            page, seen = await paginator, set()
+            while True:
+                data = getattr(page, "data", None)
+                if not isinstance(data, list):
+                    raise ServerFault("the reply cannot be read: it is no list", 502)
+                for item in data:
+                    yield item
+                last = getattr(data[-1], "id", None) if data else None
+                if last is None or last in seen or not page.has_next_page():
+                    return
+                seen.add(last)  # a server that knows no `after` gives the same page again
+                await self._pace.acquire()
+                page = await page.get_next_page()
+
+    async def lines(self, file: str) -> AsyncGenerator[Text]:
+        """A file's lines as they come. Raises BrokenOff where it began and did not come to its end."""
+        await self._pace.acquire()
+        async with (
+            self._mapped(),
+            self._client.files.with_streaming_response.content(file) as response,
+        ):
+            splitter = Splitter()
+            try:
+                async for chunk in response.iter_bytes():
+                    for text in splitter.feed(chunk):
+                        yield self._shown(text)
+            except (*FOREIGN, Endless) as error:
+                late = isinstance(error, httpx2.TimeoutException)
+                said = f"nothing more came in {self.timeout:g} s" if late else self._said(error)
+                raise BrokenOff(said or "the connection was lost") from None
+            if rest := splitter.rest():
+                yield self._shown(rest)
+
+    def _shown(self, text: Text) -> Text:
+        return replace(text, raw=self._redacted(text.raw)) if self._secret else text
+
+    async def _asked(self, call: Callable[[], Awaitable[T]]) -> T:
+        async with self._mapped():
+            await self._pace.acquire()
+            return await call()
+
+    @asynccontextmanager
+    async def _mapped(self) -> AsyncIterator[None]:
+        try:
+            yield
+        except FOREIGN as error:
+            raise self._ours(error) from None  # its own text may hold what the server echoed
+
+    def _ours(self, error: Exception) -> AskError | RunStopped:
+        if isinstance(error, openai.APIStatusError):
+            raw = self._redacted(error.response.content)
+            return read_error(error.status_code, dict(error.response.headers), raw)
+        words = self._said(error)
+        if isinstance(error, openai.APITimeoutError | httpx2.TimeoutException):
+            if isinstance(error.__cause__ or error, httpx2.ConnectTimeout):
+                return ConnectionLost(f"no connection in {CONNECT_SECONDS:g} s", maybe_billed=False)
+            return TimedOut("no reply in time")
+        if isinstance(error, openai.APIConnectionError | httpx2.HTTPError | httpx2.StreamError | OSError):
+            unsent = isinstance(error.__cause__, httpx2.ConnectError)
+            return ConnectionLost(f"connection lost: {words}", maybe_billed=not unsent)
+        return ServerFault(f"the reply cannot be read: {words}", 502)
+
+    def _said(self, error: Exception) -> str:
+        return self._redacted(str(error.__cause__ or error).encode(errors="replace")).decode()[:WORDS_KEPT]
+
+    def _told(self, batch: object) -> Remote:
+        batch = _expect(batch, Batch)
+        total, completed, failed = _counts(batch.request_counts)
+        problems = (batch.errors.data if batch.errors else None) or []
+        return Remote(
+            batch.id,
+            str(batch.status),
+            batch.input_file_id or "",
+            batch.output_file_id or None,
+            batch.error_file_id or None,
+            (completed or 0) + (failed or 0),
+            total or 0,
+            tuple((p.code or "", self._words(p.message, p.line)) for p in problems),
+            tuple((batch.metadata or {}).items()),
+            completed,
+            failed,
+        )
+
+    def _words(self, message: str | None, line: int | None) -> str:
+        place = f" (line {line})" if line else ""
+        return self._redacted(f"{message or 'no message'}{place}".encode(errors="replace")).decode()
+
+    def _redacted(self, raw: bytes) -> bytes:
+        secret = (self._secret or "").encode()
+        return raw.replace(secret, b"[API key]") if secret and secret in raw else raw
+
+
+def _expect(value: object, kind: type[T]) -> T:
+    """A server that is none of its kind may answer 200 with a page of HTML, which comes as text."""
+    if not isinstance(value, kind) or not getattr(value, "id", None):
+        raise ServerFault("the reply cannot be read: it is no " + kind.__name__.lower(), 502)
+    return value
+
+
+def _counts(told: object) -> tuple[int | None, ...]:
+    """(total, completed, failed). A batch in which nothing is counted tells nothing."""
+    counts = [getattr(told, name, None) for name in ("total", "completed", "failed")]
+    known = [n if isinstance(n, int) and n >= 0 else None for n in counts]
+    return tuple(known) if any(known) else (None, None, None)

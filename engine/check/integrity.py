@@ -1,0 +1,206 @@
+"""Whether SQLite can read a ledger, and its tables hold what their columns say.
+
+Where it cannot, the file is salvaged page by page before anything else is looked at.
+
+Whether the accounts of stages hold what their replies add up to, and every reply knows its attempt.
+
+An account may hold more than the replies show where replies are lost: that was spent all the same.
+"""
+
+import contextlib
+import math
+import sqlite3
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from store.run_folder import LEDGER
+from store.salvage import Column, shapes_of
+from store.schema import VERSION, migrate
+from store.sqlite_pages import Pages
+from store.unconfirmed import billed_by_hand
+
+MOST_TOLD = 20
+STEPS = 100_000  # of SQLite's machine, between two looks at the clock
+MAGIC = b"SQLite format 3\0"
+FIXED = {  # bytes of the header that are the same in every ledger: first, last + 1, what they are
+    (18, 19): (b"\1", b"\2"), (19, 20): (b"\1", b"\2"),
+    (20, 24): (b"\0\x40\x20\x20",), (44, 48): (b"\0\0\0\4",), (52, 60): (b"\0\0\0\0\0\0\0\1",),
+    (64, 68): (b"\0\0\0\0",), (72, 92): (bytes(20),),
+}  # fmt: skip
+_TYPES = {
+    "INTEGER": ("integer",), "REAL": ("real", "integer"), "TEXT": ("text",), "BLOB": ("blob",),
+    "": ("text", "blob"),
+}  # fmt: skip
+
+
+def faults_of(run: Path, seconds: float | None = None) -> list[str]:
+    """What makes the file unreadable in part or whole; empty for one that SQLite can work with. Reads all
+    of it, unless `seconds` are not enough for that: then what was found until then."""
+    path = run / LEDGER
+    if found := _header(path):
+        return found
+    end = time.monotonic() + seconds if seconds is not None else math.inf
+    try:
+        with contextlib.closing(_opened(path)) as connection:
+            connection.set_progress_handler(lambda: time.monotonic() > end, STEPS)
+            return _schema(connection) or _integrity(connection) or list(_types(connection))
+    except UnicodeDecodeError:  # SQLite quotes the schema
+        return ["its schema is damaged"]
+    except sqlite3.Error as error:
+        if getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_INTERRUPT:
+            return []
+        return [f"SQLite cannot read it: {error}"]
+
+
+def faults_of_log(run: Path) -> list[str]:
+    """The write-ahead log that a killed process has left. To be asked before anybody opens the ledger, for
+    SQLite drops what follows the damage, and says nothing."""
+    with Pages(run / LEDGER) as pages:
+        return ["its write-ahead log is damaged"] if pages.is_log_damaged else []
+
+
+def _header(path: Path) -> list[str]:
+    """The first 100 bytes. SQLite believes most of them, and would read texts in another encoding."""
+    with Pages(path) as pages:
+        head = pages.page(1)[:100] if pages.count else b""
+    if not head.startswith(MAGIC):
+        return ["its header is not that of an SQLite file"]
+    wrong = [str(a) for (a, b), right in FIXED.items() if head[a:b] not in right]
+    return [f"its header is damaged (byte {', '.join(wrong)})"] if wrong else []
+
+
+def _opened(path: Path) -> sqlite3.Connection:
+    """Read-only, whatever version it says it is."""
+    uri = f"{path.resolve().as_uri()}?mode=ro"
+    connection = sqlite3.connect(uri, uri=True, isolation_level=None)
+    try:
+        connection.execute("PRAGMA busy_timeout = 5000")
+        connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    except sqlite3.OperationalError:  # a disk that is read-only: nobody can be writing
+        connection.close()
+        connection = sqlite3.connect(uri.replace("mode=ro", "immutable=1"), uri=True, isolation_level=None)
+    connection.text_factory = lambda text: text.decode(errors="replace")
+    return connection
+
+
+def _schema(connection: sqlite3.Connection) -> list[str]:
+    """Tables and views against those of a new ledger."""
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    if version != VERSION:
+        return [f"its version is {version}, which cannot be: {VERSION} was expected"]
+    with contextlib.closing(sqlite3.connect("")) as new:
+        migrate(new)
+        wanted = {shape.table: shape for shape in shapes_of(new)}
+        views = [name for (name,) in new.execute("SELECT name FROM sqlite_master WHERE type = 'view'")]
+    there = {shape.table: shape for shape in shapes_of(connection)}
+    faults = [
+        f"table {name} is not as it should be" for name, one in wanted.items() if there.get(name) != one
+    ]
+    for name in [] if faults else views:
+        try:
+            connection.execute(f"SELECT * FROM {name} LIMIT 0")
+        except sqlite3.Error as error:
+            faults.append(f"view {name} cannot be used: {error}")
+    return faults
+
+
+def _integrity(connection: sqlite3.Connection) -> list[str]:
+    found = [str(words) for (words,) in connection.execute(f"PRAGMA integrity_check({MOST_TOLD})")]
+    return [] if found == ["ok"] else found
+
+
+def _types(connection: sqlite3.Connection) -> Iterator[str]:
+    """SQLite takes any value in any column; ours hold one kind each."""
+    for shape in shapes_of(connection):
+        wrong = " OR ".join(f"NOT {_holds(column)}" for column in shape.columns)
+        if shape.by_rowid:
+            wrong += f" OR {shape.columns[0].name} < 1"
+        (count,) = connection.execute(f"SELECT count(*) FROM {shape.table} WHERE {wrong}").fetchone()
+        if count:
+            yield f"{count:,} records of table {shape.table} hold values of another kind"
+
+
+def _holds(column: Column) -> str:
+    kinds = _TYPES[column.kind] + (("null",) if column.can_be_null else ())
+    return f"typeof({column.name}) IN ({', '.join(map(repr, kinds))})"
+
+
+MOST = 10**15  # micro-dollars, tokens; an account beyond this is damaged
+
+# What the replies of each stage add up to, and its attempts and those of them that have ended.
+_REPLIES = """
+SELECT u.stage, sum(p.cost_micro), sum(p.prompt_tokens), sum(p.completion_tokens) FROM responses p
+JOIN attempts t ON t.id = p.attempt JOIN runs u ON u.id = t.run
+WHERE p.id NOT IN (SELECT response FROM temp.figureless) GROUP BY 1
+"""
+_ATTEMPTS = """
+SELECT u.stage, count(*), sum(t.id IN (SELECT attempt FROM responses) OR t.id IN (SELECT attempt FROM errors)
+  OR t.id IN (SELECT attempt FROM settlements)) FROM attempts t JOIN runs u ON u.id = t.run GROUP BY 1
+"""
+_LOST = "SELECT ifnull(max(id), 0) - count(*) FROM responses"
+# References that nothing else of the check looks at: (what it is, what it names, and where it is named).
+LOOSE = (
+    ("responses", "attempt", "attempts"), ("errors", "attempt", "attempts"), ("attempts", "run", "runs"),
+    ("runs", "stage", "stages"), ("samples", "stage", "stages"), ("enqueued", "attempt", "attempts"),
+    ("enqueued", "batch", "batches"), ("batches", "stage", "stages"), ("settlements", "attempt", "attempts"),
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """A row of `spending`: money in micro-dollars."""
+
+    spent: int
+    at_risk: int
+    prompt_tokens: int
+    completion_tokens: int
+    sent: int
+    ended: int
+
+
+def wrong_accounts(connection: sqlite3.Connection) -> Iterator[tuple[int, Account]]:
+    """Stages whose accounts are damaged or missing, with what they should hold."""
+    stored = {
+        int(stage): Account(*values)
+        for stage, *values in connection.execute(
+            "SELECT stage, spent_micro, at_risk_micro, prompt_tokens, completion_tokens, sent, ended "
+            "FROM spending"
+        )
+    }
+    replies = {int(stage): values for stage, *values in connection.execute(_REPLIES)}
+    attempts = {int(stage): values for stage, *values in connection.execute(_ATTEMPTS)}
+    by_hand = billed_by_hand(connection)
+    (lost,) = connection.execute(_LOST).fetchone()
+    (figureless,) = connection.execute("SELECT count(*) FROM temp.figureless").fetchone()
+    for (stage,) in connection.execute("SELECT id FROM stages ORDER BY id").fetchall():
+        cost, *tokens = replies.get(stage, (0, 0, 0))
+        least = (cost + by_hand.get(stage, 0), *tokens, *attempts.get(stage, (0, 0)))
+        right = _righted(stored.get(stage), least, may_be_more=bool(lost or figureless))
+        if right != stored.get(stage, Account(0, 0, 0, 0, 0, 0)):
+            yield stage, right
+
+
+def _righted(stored: Account | None, least: tuple[int, ...], may_be_more: bool) -> Account:
+    """`least`: spent, tokens of both kinds, sent, ended, as the ledger's rows show them."""
+    if stored is None:
+        return Account(least[0], 0, *least[1:])
+    told = (stored.spent, stored.prompt_tokens, stored.completion_tokens, stored.sent, stored.ended)
+    right = [
+        said if said == shown or (may_be_more and shown < said < shown + MOST) else shown
+        for said, shown in zip(told, least, strict=True)
+    ]
+    at_risk = stored.at_risk if 0 <= stored.at_risk < MOST else 0
+    return Account(right[0], at_risk, *right[1:])
+
+
+def loose_ends(connection: sqlite3.Connection) -> list[tuple[str, str, str, int]]:
+    """(table, column, table that it names, how many rows name what is not there)."""
+    found = []
+    for table, column, named in LOOSE:
+        missing = f"NOT EXISTS (SELECT 1 FROM {named} y WHERE y.id = x.{column})"
+        (count,) = connection.execute(f"SELECT count(*) FROM {table} x WHERE {missing}").fetchone()
+        if count:
+            found.append((table, column, named, int(count)))
+    return found

@@ -1,0 +1,98 @@
+"""The smaller commands: estimate and retry. Each reads as its help says."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+import orjson
+
+from engine.collect.settings import Settings
+from engine.export import read_again
+
+if TYPE_CHECKING:
+    from engine.collect.rows import Surveyed
+from store.errors import UsageError
+from store.queries import stage_of
+from store.records import CAUSES, UNUSABLE
+from store.run_folder import held, ledger_path
+
+
+def run_estimate(
+    settings: Settings,
+    pool: "Surveyed",
+    run: Path | None,
+    pilot: int | None,
+    as_json: bool,
+    yes: bool,
+    quiet: bool,
+    confirm: Callable[[str], bool],
+) -> int:
+    """`estimate`: on stdout a table or one JSON object."""
+    from engine.collect.other_settings import standing
+    from engine.collect.plan import plan_of
+    from engine.provider.tokens import tokenizer_for
+    from engine.run.collect import estimate_pool, run_pilot
+    from engine.run.tables import print_estimate
+
+    if pool.is_stream:
+        raise UsageError("estimate reads its pool more than once: give a file, not a pipe")
+    asked = 0
+    if pilot is not None:
+        if run is None:
+            raise UsageError("--pilot needs --run DIR: the answers that it buys are kept there")
+        if pilot < 1:
+            raise UsageError("--pilot wants a number of rows of at least 1")
+        online = settings.model_copy(update={"batch": False})  # a pilot is for now, not for tomorrow
+        result = run_pilot(online, pool, run, pilot, yes, quiet, confirm)
+        if result.stopped:
+            raise result.stopped
+        asked = result.state.ended
+    settings.price()  # raises UsageError before the pool is counted
+    found = standing(run, settings, plan_of(settings, tokenizer_for(settings.model)))
+    told = estimate_pool(settings, pool, run, plan=found.plan, pilot=asked)
+    if as_json:
+        shown = {**told.as_json(), "other_settings": found.as_json()}
+        sys.stdout.write(orjson.dumps(shown).decode() + "\n")
+        return 0
+    print_estimate(told, settings, to_stdout=True, batch=settings.batch)
+    if found.others:
+        print(f"{found.words}: generate will want --reuse, --replace or another --stage")
+    return 0
+
+
+def run_retry(run: Path, cause: str | None, stage: str | None) -> None:
+    """Makes failed requests due again; stored replies that can be read by now are answers, unasked."""
+    from store.ledger import connect_writer
+
+    if cause is not None and cause not in (*CAUSES, *UNUSABLE):
+        raise UsageError(f"--cause {cause}: unknown; there are {', '.join((*CAUSES, *UNUSABLE))}")
+    ledger_path(run)
+    where, values = "answer IS NULL AND failure IS NOT NULL", []
+    unusable = UNUSABLE if cause is None else tuple(name for name in UNUSABLE if name == cause)
+    if cause is not None:
+        where += " AND failure IN (SELECT id FROM errors WHERE cause = ?)"
+        values.append(cast(object, cause))
+    of_stage, stage_values = "", []
+    if stage is not None:
+        of_stage = " AND id IN (SELECT request FROM samples WHERE stage = ?)"
+        stage_values.append(stage_of(run, stage)[0])
+    where, values = where + of_stage, [*values, *stage_values]
+    # replies that hold no answer stay in the ledger; their requests have none again
+    marks = ", ".join("?" * len(unusable))
+    in_vain = f"answer IN (SELECT id FROM responses WHERE outcome IN ({marks})){of_stage}"
+    with held(run):
+        connection = connect_writer(run)
+        try:
+            read = read_again(connection, where, values) if cause in (None, "unparsed") else 0
+            count = connection.execute(f"UPDATE requests SET failure = NULL WHERE {where}", values).rowcount
+            sql = f"UPDATE requests SET answer = NULL WHERE {in_vain}"
+            count += connection.execute(sql, [*unusable, *stage_values]).rowcount
+        finally:
+            connection.close()
+    if read:
+        print(f"{read:,} stored replies can be read now and need not be asked again", file=sys.stderr)
+    print(
+        f"{count:,} failed requests are due again; run the same command to ask them",
+        file=sys.stderr,
+    )

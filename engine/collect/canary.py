@@ -1,0 +1,75 @@
+"""Whether what came before a stage's first answer speaks against the run, and not against its rows:
+a refused parameter or a dead model must not burn a pool, nor a judge whom nobody can read, nor a
+teacher whose replies hold no answer."""
+
+from collections.abc import Collection, Sequence
+
+from engine.collect.outcomes import Failed, Unusable
+from engine.collect.stats import RunState
+from engine.provider.errors import AllEmpty, AllRefused, AllUnread, RunStopped, TooManyUnusable
+
+CANARIES = 10
+# Where they stand among the pending rows: the first, and rows further and further away.
+CANARY_PLACES = (0, 1, 4, 12, 36, 100, 250, 600, 1200, 2500)
+EMPTY_CANARIES = 3  # empty replies without a thought may be a weak model's answers to hard rows
+OF_THE_RUN = (403, 404, 405)  # refusals of this kind are seldom a row's fault
+
+
+def is_doubtful(failed: Failed | Unusable) -> bool:
+    """Whether the row may have failed by the run's fault."""
+    if isinstance(failed, Unusable):
+        return failed.outcome in ("empty", "other")
+    return (failed.refused and failed.about != "row") or failed.cause == "unparsed"
+
+
+def against_the_run(failures: Collection[Failed | Unusable], first: bool = True) -> RunStopped | None:
+    """Why nothing more is to be asked, or None. `failures`: doubtful ones of different rows, while no
+    row has been answered; `first`: none was answered before them either."""
+    empty = [failed for failed in failures if isinstance(failed, Unusable)]
+    if any(one.thought for one in empty) or len(empty) >= EMPTY_CANARIES:
+        return AllEmpty(_words(len(empty), "answered without an answer", empty[-1].words, first))
+    failed = [one for one in failures if isinstance(one, Failed)]
+    unread = [one for one in failed if one.cause == "unparsed"]
+    if len(unread) >= CANARIES:
+        return AllUnread(_words(len(unread), "answered in vain", unread[-1].words, first))
+    own = [one for one in failed if one.about == "run" or one.status == 404]
+    if own or (not unread and len(failed) >= CANARIES and _are_alike(failed)):
+        return AllRefused(_words(len(failed), "refused", (own or failed)[-1].words, first))
+    return None
+
+
+def is_of_the_run(failed: Failed) -> bool:
+    """Whether a refusal, though others were answered, may be meant for everybody."""
+    return failed.refused and (failed.status in OF_THE_RUN or failed.about == "run")
+
+
+def are_in_a_row(failures: Sequence[Failed]) -> bool:
+    """Whether refusals since the last answer are so many and so alike that rows from elsewhere should be
+    asked before the others."""
+    last = failures[-CANARIES:]
+    return len(last) >= CANARIES and _are_alike(last)
+
+
+def mostly_unusable(state: RunState, most: float) -> RunStopped | None:
+    """Why a stage ends that pays for replies which hold no answer, or None. `most`: the share of the last
+    hundred replies that may be such."""
+    share = state.unusable_share()
+    if share <= most:
+        return None
+    kinds = ", ".join(f"{outcome} {count:,}" for outcome, count in state.unusable.most_common())
+    return TooManyUnusable(
+        f"{share:.0%} of the last 100 replies were paid for and hold no answer ({kinds or 'unreadable'}): "
+        "raise --thinking-tokens or --max-tokens, lower --reasoning-effort, or look at the replies with "
+        "bin/distill browse. --give-up-share 1 continues all the same"
+    )
+
+
+def _are_alike(failures: Collection[Failed]) -> bool:
+    return len({failed.status for failed in failures}) == 1
+
+
+def _words(count: int, what: str, words: str, first: bool) -> str:
+    rows = "the first row was" if count == 1 else f"the first {count:,} rows were all"
+    if not first:
+        rows = f"{count:,} more rows, from other places, were"
+    return f"{rows} {what}, so nothing more is asked: {words}"

@@ -1,0 +1,315 @@
+"""Asks what is due, at the limit, and stores what comes: the one loop that everything runs through.
+
+A canary goes first. Then the pool is streamed; each request is a task that lives until its
+answer is on the disk or its row has failed. At most four times the concurrency is outstanding,
+sleeping or not. Decisions lie elsewhere (asking, limits, breaker, budget): here is the order.
+"""
+
+import asyncio
+from collections import deque
+
+from aiolimiter import AsyncLimiter
+
+from engine.collect.attempt import Asker, size_of
+from engine.collect.canary import (
+    CANARIES,
+    CANARY_PLACES,
+    against_the_run,
+    are_in_a_row,
+    is_doubtful,
+    is_of_the_run,
+    mostly_unusable,
+)
+from engine.collect.drain import asking, landed
+from engine.collect.outcomes import Again, Answered, Failed, Unusable, Verdict
+from engine.collect.stage import Intake
+from engine.limits.circuit_breaker import Effort
+from engine.limits.endpoints import Endpoint, Teacher
+from engine.provider.errors import (
+    AddressWrong,
+    AllRefused,
+    AuthRefused,
+    ModelGone,
+    ProviderDown,
+    QuotaExhausted,
+    RunStopped,
+)
+from store.errors import DamagedLedger, DistillError, PoolError
+from store.records import Request
+
+OUTSTANDING = 4  # times the concurrency
+CANARIES_A_SECOND = 4
+ELSEWHERE = ("too_large", "not_found", "auth")  # others may have larger limits, the model, our access
+
+
+class Interrupted(RunStopped):
+    """SIGINT, SIGTERM or SIGHUP."""
+
+    exit_code = 130
+
+
+class Runner:
+    """One stage at its teacher. `run()` returns when the rows are done or raises RunStopped."""
+
+    def __init__(
+        self,
+        intake: Intake,
+        teacher: Teacher,
+        most: int,
+        give_up_share: float = 1.0,
+        proven: bool = False,
+    ) -> None:
+        """`proven`: the stage has answers under these settings, so that it needs no canary."""
+        self.intake, self.ledger, self.state = intake, intake.ledger, intake.state
+        self.teacher, self.most, self.give_up_share = teacher, most, give_up_share
+        self.askers: dict[Endpoint, Asker] = {}  # set before run(): they ask us whether we have stopped
+        self._due: deque[Request] = deque()
+        self._tasks: dict[asyncio.Task[None], bool] = {}  # task -> whether it is in flight
+        self._sleeping = 0
+        self._changed = intake.changed
+        self._stopped: DistillError | None = None
+        self._drain: float | None = None
+        self._control = AsyncLimiter(CANARIES_A_SECOND, 1.0)
+        self._proven = proven  # the teacher has answered a row of this stage
+        # Rows that may have failed by the run's fault: canaries, and those refused in a row later on.
+        self._doubts: list[tuple[Request, Failed | Unusable]] = []
+        self._refused: list[tuple[Request, Failed]] = []
+        self._past_canaries = False
+        self._canaries = 0
+        self._producer: asyncio.Task[None] | None = None
+        intake.asks, intake.stopped = self._asks, lambda: self.is_stopped
+
+    def _asks(self) -> bool:
+        return bool(self._tasks) or (bool(self._due) and not self._stopped)
+
+    async def run(self) -> None:
+        """Raises RunStopped if it ended early, StorageError if the ledger could not be written."""
+        async with asking(self.intake, lambda: self._stopped) as group:
+            self._group = group
+            self._producer = group.create_task(self._produce())
+            if self._stopped:
+                self._producer.cancel()
+            await asyncio.wait([self._producer])
+            await landed(self._tasks, self._changed, lambda: self._drain)
+            if are_in_a_row(last := [failed for _, failed in self._refused]):
+                self.stop(AllRefused(f"the last {len(last)} rows were all refused: {last[-1].words}"))
+            self._settle_doubts()
+
+    @property
+    def is_stopped(self) -> bool:
+        return self._stopped is not None
+
+    def stop(self, reason: DistillError, drain: float | None = None) -> None:
+        """Admits nobody any more; what is in flight may land (within `drain` seconds, if given)."""
+        if drain is not None:
+            self._drain = drain
+        if self._stopped is None:
+            self._stopped = reason
+            if self._producer:
+                self._producer.cancel()  # it may be waiting for a pipe that says nothing
+            for task, in_flight in list(self._tasks.items()):
+                if not in_flight:
+                    task.cancel()
+        self._changed.set()
+
+    async def _produce(self) -> None:
+        try:
+            if not self._proven:
+                await self._canary()
+            self._past_canaries = True
+            await self._bulk()
+        except (PoolError, DamagedLedger) as error:  # what is in flight may land
+            self.stop(error)
+
+    async def _canary(self) -> None:
+        """One row at a time until the server has answered one so that it can be read, refused ten in
+        the same way, or answered ten in vain. A stage that has answers under these settings needs none.
+
+        Each attempt that fails for a passing reason brings in another row, so that one bad row at
+        the head of the pool is not taken for an outage. Each of several endpoints gets one.
+        """
+        while not self._proven and not self._stopped and (request := await self._next_canary()):
+            await self._control.acquire()
+            task, failures = self._spawn(request), self.state.retry_causes.total()
+            while not (task.done() or self._proven):
+                failing = failures < self.state.retry_causes.total()
+                room = CANARIES - len(self._doubts) if failing else len(self.teacher.endpoints)
+                if len(self._tasks) < room:
+                    break
+                self._changed.clear()
+                await self._changed.wait()
+            if self._doubts and not self._proven:
+                self._judge_doubts()
+        self._past_canaries = True  # no row is left, or one was answered
+        self._settle_doubts()
+
+    async def _next_canary(self) -> Request | None:
+        """The first pending row, then rows further and further away: a bad stretch of the pool must not
+        speak for all of it. The rows before it stay first in line."""
+        place = CANARY_PLACES[min(self._canaries, len(CANARY_PLACES) - 1)] - self._canaries
+        while len(self._due) <= place and not (self.intake.ended or self._stopped):
+            due = (await self.intake.next()).due
+            self._due.extend(due)
+            if not due and self._due:  # nothing more is there at the moment
+                break
+        if self._stopped or not self._due:
+            return None
+        self._canaries += 1
+        place = min(place, len(self._due) - 1)
+        request = self._due[place]
+        del self._due[place]
+        return request
+
+    def _judge_doubts(self) -> None:
+        doubts = [failed for _, failed in self._doubts]
+        if reason := against_the_run(doubts, first=not self._refused):
+            self.stop(reason)
+
+    def _settle_doubts(self) -> None:
+        """The teacher works: what was doubtful has failed. Once the run has been stopped for it, it stays
+        pending."""
+        doubts = [*self._refused, *self._doubts]
+        self._refused.clear()
+        self._doubts.clear()
+        if not self._stopped:
+            for request, failed in doubts:
+                self._fail(request, failed)
+
+    async def _bulk(self) -> None:
+        while not self._stopped:
+            if not self._proven and len(self._refused) >= CANARIES:  # it has begun to refuse everybody
+                await self._canary()
+            if (request := await self._next_due()) is None:
+                break
+            while not (self._stopped or self._has_room()):
+                self._changed.clear()
+                await self._changed.wait()
+            if not self._stopped:
+                self._spawn(request)
+
+    def _has_room(self) -> bool:
+        active = len(self._tasks) - self._sleeping
+        slots = self.teacher.slots
+        return active < slots and len(self._tasks) < OUTSTANDING * slots
+
+    async def _next_due(self) -> Request | None:
+        while not (self._due or self.intake.ended or self._stopped):
+            self._due.extend((await self.intake.next()).due)
+        return self._due.popleft() if self._due and not self._stopped else None
+
+    def _spawn(self, request: Request) -> asyncio.Task[None]:
+        task = self._group.create_task(self._ask(request))
+        self._tasks[task] = False
+        task.add_done_callback(self._task_ended)
+        return task
+
+    def _task_ended(self, task: asyncio.Task[None]) -> None:
+        del self._tasks[task]
+        self._changed.set()
+        if not self._tasks:
+            self.intake.crowd.one_rests()
+
+    async def _ask(self, request: Request) -> None:
+        """One request until it is answered or has failed."""
+        effort = Effort()
+        try:
+            while isinstance(verdict := await self._attempt(request, effort), Again):
+                if self._stopped:
+                    return
+                await self._sleep(verdict.seconds)
+            if isinstance(verdict, Answered):
+                self._answered(request)
+            else:
+                self._failed(request, verdict)
+            self._check_share()
+        except RunStopped as reason:
+            self.stop(reason)
+
+    async def _attempt(self, request: Request, effort: Effort) -> Verdict:
+        """At an endpoint that has room; a retry stands at the head of its queue."""
+        admitted = await self.teacher.admit(size_of(request), effort)
+        endpoint = admitted.endpoint
+        try:
+            asker, teacher = self.askers[endpoint], self.teacher
+            verdict = await asker.attempt(request, effort, admitted, self._mark_in_flight)
+            if not teacher.is_one and isinstance(verdict, Failed) and verdict.refused:
+                return self._elsewhere(effort, endpoint, verdict)
+            return verdict
+        except (AuthRefused, QuotaExhausted, ProviderDown, ModelGone, AddressWrong) as reason:
+            self.teacher.put_to_rest(endpoint, reason)
+            return Again(0.0)
+        finally:
+            self.teacher.leave(admitted)
+            self._mark_in_flight(False)
+            self._changed.set()
+
+    def _elsewhere(self, effort: Effort, endpoint: Endpoint, failed: Failed) -> Again | Failed:
+        """What one of several endpoints refuses another may take: a row fails by the word of one that
+        has answered others, or of all. An endpoint that answers nobody rests."""
+        others = [e for e in self.teacher.endpoints if e is not endpoint]
+        endpoint.refusals += 1
+        doubtful = failed.status == 404 or endpoint.refusals >= CANARIES or any(e.proven for e in others)
+        if doubtful and not endpoint.proven:
+            self.teacher.put_to_rest(endpoint, AllRefused(failed.words))
+            return Again(0.0)
+        if endpoint.number in effort.refused_by or all(e.number in effort.refused_by for e in others):
+            return failed
+        if endpoint.proven and failed.cause not in ELSEWHERE:
+            return failed
+        if failed.status in (403, 404):
+            endpoint.proven = False  # its next one is a canary again
+        effort.refused_by += (endpoint.number,)
+        return Again(0.0)
+
+    def _mark_in_flight(self, in_flight: bool = True) -> None:
+        task = asyncio.current_task()
+        if task in self._tasks:
+            self._tasks[task] = in_flight
+
+    async def _sleep(self, seconds: float) -> None:
+        if seconds <= 0:
+            return
+        self._sleeping += 1
+        self._changed.set()
+        try:
+            await asyncio.sleep(seconds)
+        finally:
+            self._sleeping -= 1
+
+    def _answered(self, request: Request) -> None:
+        self._proven = True
+        if self._past_canaries:
+            self._settle_doubts()
+        self.intake.answered(request.id)
+
+    def _failed(self, request: Request, failed: Failed | Unusable) -> None:
+        """Before the first answer it may be the run's fault, and so may refusals that follow one another:
+        such a row waits for the verdict."""
+        if isinstance(failed, Failed) and failed.cause == "unparsed" and self.state.was_read:
+            self._proven = True
+        if not (self._proven or self._past_canaries):
+            if is_doubtful(failed) and not (isinstance(failed, Unusable) and self._never_gives_up):
+                self._doubts.append((request, failed))
+                return
+        elif isinstance(failed, Failed) and is_of_the_run(failed):
+            self._refused.append((request, failed))
+            if self._past_canaries and are_in_a_row([one for _, one in self._refused]):
+                self._proven = self._past_canaries = False  # rows from elsewhere are asked before the others
+                self._canaries = 0
+            return
+        self._fail(request, failed)
+
+    def _fail(self, request: Request, failed: Failed | Unusable) -> None:
+        if isinstance(failed, Unusable):
+            self.intake.unusable(request.id, failed.outcome, failed.response)
+        else:
+            self.intake.failed(request.id, failed.cause, failed.error)
+
+    @property
+    def _never_gives_up(self) -> bool:
+        return self.give_up_share >= 1.0
+
+    def _check_share(self) -> None:
+        """A stage that pays for replies which hold no answer ends, however far it is."""
+        if reason := mostly_unusable(self.state, self.give_up_share):
+            self.stop(reason)

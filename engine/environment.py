@@ -1,0 +1,79 @@
+"""What becomes of the engine's flags (options.py): a checked value of settings.
+
+Here the environment is read (the API key, OPENAI_BASE_URL, proxies); nothing below does.
+"""
+
+import os
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qsl, urlsplit, urlunsplit
+
+from store.errors import UsageError
+
+OPENAI_URL = "https://api.openai.com/v1"
+
+if TYPE_CHECKING:
+    pass
+
+
+SECRET_NAME = re.compile(r"^(?:.*[-_])?(?:key|apikey|token|secret|sig|signature|password|code)$")
+
+
+def server_values(url: str, key_variable: str) -> dict[str, Any]:
+    """Address, key and proxy of one server. Raises UsageError."""
+    return {"base_url": checked_url(url), "api_key": _key(key_variable), "proxy": _proxy_for(url)}
+
+
+def _key(variable: str) -> str | None:
+    key = os.environ.get(variable)
+    if key is not None and not (key.isascii() and key.isprintable()):
+        raise UsageError(f"the API key in {variable} holds characters that no header can carry")
+    return key or None
+
+
+def checked_url(url: str) -> str:
+    """The base address, without what people paste around it: blanks, the path of the one call, a fragment.
+    A query is kept, for gateways that want one."""
+    url = url.strip()
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise UsageError(f"--base-url {url!r} is no address; expected for example http://127.0.0.1:8080/v1")
+    if parts.username or parts.password:
+        raise UsageError("--base-url must not hold a password: give the key with --api-key-env")
+    for name, _ in parse_qsl(parts.query, keep_blank_values=True):
+        if SECRET_NAME.search(name.lower()):
+            raise UsageError(
+                f"--base-url must not hold a key (?{name}=…), since addresses are kept in the run folder: "
+                "give the key with --api-key-env"
+            )
+    path = parts.path.rstrip("/").removesuffix("/chat/completions").rstrip("/")
+    return urlunsplit((parts.scheme, parts.netloc, path, parts.query, ""))
+
+
+def _proxy_for(url: str) -> str | None:
+    """The proxy that the environment names for this address, as every HTTP client does."""
+    import urllib.request
+
+    from engine.provider.pricing import is_loopback
+
+    parts = urlsplit(url)
+
+    if is_loopback(url) or urllib.request.proxy_bypass(parts.hostname or ""):
+        return None
+    return urllib.request.getproxies().get(parts.scheme)
+
+
+def default_url() -> str:
+
+    return os.environ.get("OPENAI_BASE_URL") or OPENAI_URL
+
+
+def text_of_file(path: Path | None) -> str | None:
+    """A prompt's text. Raises UsageError."""
+    if path is None:
+        return None
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"cannot read --prompt {path}: {error}") from error

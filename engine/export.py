@@ -1,0 +1,314 @@
+"""`distill export`: a stage's answers as a data set, in the shapes that others read.
+
+Which shapes there are depends on what the teacher was asked. Replies are read from the raw
+bodies here and now: a better reader than the one of the run costs nothing.
+
+Reads stored replies again that no parser could read when they came: a better one costs no second call.
+"""
+
+import sqlite3
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from engine.collect.other_settings import Other, counting
+from engine.collect.plan import role, settings_of_stage
+from engine.collect.settings import Settings
+from engine.provider.responses import stored_answer
+from engine.tasks.datasets import agreed, comparison_line, comparisons, ranking_line, review_line, verdict
+from engine.tasks.task import Task
+from engine.terminal import plain, tell
+from store.damage import Damages, is_intact, words_of
+from store.datasets import Answer, Stored, question, stored, write, write_lines
+from store.errors import DistillError, UsageError
+from store.files import is_stdout
+from store.queries import connect_reader, stage_of
+from store.records import OUTCOMES, Instruction
+
+POOLED = ("alpaca", "chat", "parquet")
+SHAPES: Mapping[str, Sequence[str]] = {
+    "generate": (*POOLED, "candidates"),
+    "translate": POOLED,
+    "score": ("comparisons", "scores"),
+    "compare": ("comparisons",),
+    "judge": ("reviews",),
+}
+REASONING = ("drop", "keep", "inline")
+Read = tuple[Stored, Any, Any]  # what is stored, the row, what its reply amounts to
+
+
+@dataclass(frozen=True, slots=True)
+class Exported:
+    """What became of a stage's rows: lines written, replies that could not be read, rows left out by
+    outcome. others: rows with an answer under other settings than the last run's, which are left out or,
+    `mixed` in with so many of the last run's, part of the data set. damages: answers that are damaged."""
+
+    rows: int
+    unread: int
+    left_out: Mapping[str, int]
+    damages: Damages
+    others: tuple[Other, ...] = ()
+    mixed: int | None = None
+
+    @property
+    def words(self) -> str:
+        """What was left out, or mixed."""
+        said = f"; {self.unread:,} replies could not be read and are left out" if self.unread else ""
+        if self.left_out:
+            count = sum(self.left_out.values())
+            kinds = ", ".join(f"{outcome} {n:,}" for outcome, n in sorted(self.left_out.items()))
+            said += f"; {count:,} {'row' if count == 1 else 'rows'} left out: {kinds}"
+        if not self.others:
+            return said
+        whose = ", ".join(f"{other.rows:,} ({other.why})" for other in self.others)
+        if self.mixed is None:
+            return f"{said}; rows with an answer under other settings are left out (--all-settings): {whose}"
+        return f"{said}; settings are mixed: rows of the last run's: {self.mixed:,}, of others: {whose}"
+
+
+def run_export(
+    run: Path,
+    format: str,
+    out: Path,
+    stage: str | None,
+    outcome: str,
+    min_margin: float,
+    reasoning: str = "drop",
+    all_settings: bool = False,
+) -> int:
+    """Writes the data set and says what it left out. Returns the exit code: 1 where answers were left out
+    because they are damaged. Raises UsageError."""
+    found = export_stage(run, format, out, stage, outcome, min_margin, reasoning, all_settings)
+    where = "standard output" if is_stdout(out) else out
+    print(f"{found.rows:,} rows written to {where}{found.words}", file=sys.stderr)
+    if words := words_of([found.damages], run):
+        tell(f"distill: {plain(words, 1000)}\n")
+    return 1 if found.damages.count else 0
+
+
+def export_stage(
+    run: Path,
+    format: str,
+    out: Path,
+    stage: str | None,
+    outcome: str,
+    min_margin: float,
+    reasoning: str = "drop",
+    all_settings: bool = False,
+) -> Exported:
+    """Writes the data set: of one setting, that of the newest run, or of all. `reasoning`: what becomes of
+    the thinking before answers, one of REASONING. Raises UsageError."""
+    outcomes = check_outcomes(outcome)
+    check_format(format)
+    number, name = stage_of(run, stage)
+    reader, damages = connect_reader(run), Damages(name)
+    try:
+        counted = counting(reader, number)
+        settings = counted.settings
+        _check(format, settings.task, name)
+        check_reasoning(reasoning, format, settings.task, settings.field)
+        left_out: Counter[str] = Counter()
+        plans = None if all_settings else counted.plans
+        rows = stored(
+            reader,
+            number,
+            outcomes,
+            unparsed=format == "reviews",
+            left_out=left_out,
+            plans=plans,
+            damages=damages,
+        )
+        unread: list[int] = []
+        answered = _answered(rows, outcomes, left_out)
+        found = _read(answered, role(settings), unread, format == "reviews", damages)
+        count = _write(out, format, found, settings, min_margin, reasoning)
+        mixed = counted.rows if all_settings else None
+        return Exported(count, len(unread), left_out, damages, counted.others, mixed)
+    finally:
+        reader.close()
+
+
+def check_format(format: str) -> None:
+    """Raises UsageError for a shape that nobody knows."""
+    every = dict.fromkeys(shape for shapes in SHAPES.values() for shape in shapes)
+    if format not in every:
+        raise UsageError(f"--format {format}: unknown; there are {', '.join(every)}")
+
+
+def check_outcomes(given: str) -> tuple[str, ...]:
+    outcomes = tuple(name.strip() for name in given.split(",") if name.strip())
+    for name in outcomes:
+        if name not in OUTCOMES:
+            raise UsageError(f"--outcome {name}: unknown; there are {', '.join(OUTCOMES)}")
+    return outcomes
+
+
+def _check(format: str, task: str, stage: str) -> None:
+    if format not in SHAPES[task]:
+        shapes = " or ".join(SHAPES[task])
+        raise UsageError(f"--format {format}: stage '{stage}' ({task}) is exported as {shapes}")
+
+
+def check_reasoning(given: str, format: str, task: str, field: str | None = None) -> None:
+    """Raises UsageError where the data set has no place for thinking."""
+    if given not in REASONING:
+        raise UsageError(f"--reasoning {given}: unknown; there are {', '.join(REASONING)}")
+    if given == "drop":
+        return
+    if format not in POOLED:
+        raise UsageError(
+            f"--reasoning {given}: {format} hold no thinking; export it as {', '.join(POOLED)}, or leave it "
+            "out (--reasoning drop)"
+        )
+    if given == "inline" and task == "translate" and field != "output":
+        raise UsageError(
+            "--reasoning inline: these rows are translated instructions without an answer to put it before; "
+            "--reasoning keep gives the translator's thinking a field of its own"
+        )
+
+
+def _answered(
+    rows: Iterator[Stored], outcomes: Sequence[str], left_out: Counter[str]
+) -> Iterator[tuple[Stored, bool]]:
+    """The rows with what their replies hold, and whether that can be read. Empty answers are left out,
+    also those that older versions stored under another outcome."""
+    for row in rows:
+        found = stored_answer(row.raw)
+        text, reasoning = map(clean, found or ("", ""))
+        if found and not text.strip() and row.outcome in ("stop", "length") and "empty" not in outcomes:
+            left_out["empty"] += 1
+            continue
+        yield replace(row, text=text, reasoning=reasoning.strip()), found is not None
+
+
+def _read(
+    rows: Iterator[tuple[Stored, bool]], task: Task, unread: list[int], keep: bool, damages: Damages
+) -> Iterator[Read]:
+    """What the replies amount to; those that cannot be read are counted, and kept only if wanted."""
+    for row, is_readable in rows:
+        try:
+            item = task.decode(row.item)
+        except (LookupError, TypeError, AttributeError, ValueError) as error:  # of a damaged row
+            damages.add(row.position, f"it cannot be read ({type(error).__name__})", row.item.get("id"))
+            continue
+        if not (is_readable or row.has_checksum):  # it could be read when it was stored
+            damages.add(row.position, "it cannot be read", row.item.get("id"))
+            continue
+        record = task.record(item, row.text) if is_readable else None
+        if record is None and not keep:
+            unread.append(row.position)
+            continue
+        yield row, item, record
+
+
+def clean(text: str) -> str:
+    """Lone surrogates become U+FFFD: no file of UTF-8 can hold them."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def _write(
+    out: Path, format: str, found: Iterator[Read], settings: Settings, min_margin: float, reasoning: str
+) -> int:
+    if format not in POOLED:
+        return write_lines(out, map(orjson.dumps, _LINES[format](found, settings, min_margin)))
+    answers = (_answer(row, record, reasoning) for row, _, record in found)
+    if settings.task == "translate" and settings.field != "output":  # a pool again: nothing answered yet
+        answers = (replace(answer, item=replace(answer.item, output="")) for answer in answers)
+    return write(out, format, answers, settings.samples, settings.system, reasoning == "keep")
+
+
+def _answer(row: Stored, record: Instruction, reasoning: str) -> Answer:
+    """A line of a data set; its thinking in a place of its own, before the answer, or nowhere."""
+    if reasoning == "inline" and row.reasoning:
+        record = replace(record, output=f"<think>\n{row.reasoning}\n</think>\n\n{record.output}")
+    kept = row.reasoning if reasoning == "keep" else None
+    return Answer(record, row.sample, row.outcome, row.model, kept)
+
+
+def _comparison_lines(
+    found: Iterator[Read], settings: Settings, min_margin: float
+) -> Iterator[dict[str, Any]]:
+    said = ((item, record) for _, item, record in found)
+    pairs = agreed(said) if settings.task == "compare" else comparisons(said, min_margin)
+    return map(comparison_line, pairs)
+
+
+def _candidate_lines(
+    found: Iterator[Read], settings: Settings, min_margin: float
+) -> Iterator[dict[str, Any]]:
+    """All answers to a row, as `rank` takes them; the prompt as comparisons and scores have it."""
+    for _, group in groupby(found, key=lambda read: read[0].position):
+        answers = [(item, record.output) for _, item, record in group]
+        item = answers[0][0]
+        yield {"id": item.id, "prompt": question(item), "candidates": [text for _, text in answers]}
+
+
+def _score_lines(found: Iterator[Read], settings: Settings, min_margin: float) -> Iterator[dict[str, Any]]:
+    return (ranking_line(item, record) for _, item, record in found)
+
+
+def _review_lines(found: Iterator[Read], settings: Settings, min_margin: float) -> Iterator[dict[str, Any]]:
+    judge = {"judge": settings.model}
+    return (review_line(verdict(item, record, row.text)) | judge for row, item, record in found)
+
+
+_LINES: Mapping[str, Callable[[Iterator[Read], Settings, float], Iterator[dict[str, Any]]]] = {
+    "comparisons": _comparison_lines,
+    "scores": _score_lines,
+    "candidates": _candidate_lines,
+    "reviews": _review_lines,
+}
+
+
+_FAILED = """
+SELECT a.request, a.stage, CAST(w.item AS BLOB) FROM samples a JOIN requests r ON r.id = a.request
+JOIN rows w ON w.id = (a.stage << 40) + a.position JOIN errors e ON e.id = r.failure
+WHERE e.cause = 'unparsed' AND r.id IN (SELECT id FROM requests WHERE {where})
+"""
+_REPLIES = """
+SELECT p.id, p.request, CAST(b.raw AS BLOB), b.checksum FROM responses p JOIN bodies b ON b.response = p.id
+WHERE p.outcome = 'unparsed' ORDER BY p.id
+"""
+
+
+def read_again(connection: sqlite3.Connection, where: str, values: Sequence[object]) -> int:
+    """Of the failed requests that `where` selects: those with a reply that can be read by now get it
+    as their answer. Returns how many."""
+    tasks: dict[int, Task] = {}
+    rows: dict[int, tuple[Task, bytes]] = {}
+    for request, stage, item in connection.execute(_FAILED.format(where=where), values).fetchall():
+        if stage not in tasks:
+            tasks[stage] = role(settings_of_stage(connection, stage))
+        rows[request] = (tasks[stage], item)
+    found: dict[int, tuple[int, str]] = {}
+    for response, request, raw, checksum in connection.execute(_REPLIES):
+        if request in rows and request not in found and is_intact(raw, checksum):
+            outcome = _outcome(*rows[request], raw)
+            if outcome != "unparsed":
+                found[request] = (response, outcome)
+    with connection:
+        connection.execute("BEGIN IMMEDIATE")
+        for request, (response, outcome) in found.items():
+            connection.execute("UPDATE responses SET outcome = ? WHERE id = ?", (outcome, response))
+            connection.execute(
+                "UPDATE requests SET answer = ?, failure = NULL WHERE id = ?", (response, request)
+            )
+    return len(found)
+
+
+def _outcome(task: Task, item: bytes, raw: bytes) -> str:
+    """What is damaged cannot be read now either."""
+    found = stored_answer(raw)
+    if found is None:
+        return "unparsed"
+    try:
+        row = task.decode(orjson.loads(item))
+    except (ValueError, LookupError, TypeError, AttributeError, DistillError):
+        return "unparsed"
+    return task.check(row, found[0]) if task.check else "stop"

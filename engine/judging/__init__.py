@@ -1,1 +1,0 @@
-"""What a judge said: read from its words, and turned into data sets."""

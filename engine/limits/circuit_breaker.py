@@ -1,0 +1,215 @@
+"""The circuit breaker: tells an outage from bad rows, stops admission, probes, gives up.
+
+A failure that cannot be the row's fault (no connection, 502, 503, 504) counts as an attempt only
+when something has succeeded since; one that may be (500, a time-out) counts at once. Rows that
+failed while others succeeded are suspects: what they do later says nothing of the server.
+When failures that are nobody's fault, or those of different rows that are no suspects, follow
+one another with no success between, the server is down: the attempts they spent are given
+back, nobody is sent but a probe at growing intervals, and the first success closes the breaker.
+"""
+
+import asyncio
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from engine.provider.errors import ProviderDown
+from engine.provider.retry_after import back_at
+
+THRESHOLD = 10  # failures in a row
+LIMITED_THRESHOLD = 8  # 429 incidents in a row
+FIRST_PROBE, LONGEST_PROBE = 1.0, 60.0
+
+
+@dataclass(eq=False, slots=True)
+class Effort:
+    """How a request has fared in this run. Attempts are what `--attempts` counts."""
+
+    attempts: int = 0
+    asks: int = 0
+    unconfirmed: int = 0  # of the attempts: nothing has succeeded since, so it may be an outage
+    suspect: bool = False
+    unparsed: int = 0  # replies that the task could not read
+    unusable: int = 0  # replies that hold no answer
+    refused_by: tuple[int, ...] = ()  # endpoints that would not take it, while others may
+
+    @property
+    def spent(self) -> int:
+        """Attempts that count for certain."""
+        return self.attempts - self.unconfirmed
+
+    def confirm(self, is_outage: bool) -> None:
+        """One attempt, at one server, was no outage: something has succeeded there since."""
+        self.suspect = True
+        self.unconfirmed -= is_outage
+
+
+class Breaker:
+    """Closed: all pass. Open: `admit` lets one probe through when its time has come."""
+
+    def __init__(
+        self, give_up: float, outstanding: int = THRESHOLD, clock: Callable[[], float] | None = None
+    ) -> None:
+        """`give_up`: seconds of outage; `outstanding`: how many requests there can be at once."""
+        self._loop = asyncio.get_running_loop()
+        self._clock = clock or self._loop.time
+        self._give_up = give_up
+        self._threshold = min(THRESHOLD, outstanding)
+        self._streak: list[tuple[Effort, bool, float]] = []  # failures since the last success, with time
+        self._doubtful: list[tuple[Effort, float]] = []  # succeeded since has only what was sent before
+        self._closed = asyncio.Event()
+        self._closed.set()
+        self._probing = False
+        self._interval = FIRST_PROBE
+        self._next_probe = 0.0
+        self._limited_since: float | None = None  # the first 429 since the last success
+        self.opened_at: float | None = None
+        self.probes = 0
+        self.last_words = ""
+
+    @property
+    def is_open(self) -> bool:
+        return self.opened_at is not None
+
+    @property
+    def failures(self) -> int:
+        """Since the last success; 0 while it is open."""
+        return len(self._streak)
+
+    @property
+    def opens_at(self) -> float:
+        """When the next probe may go; 0 while it is closed."""
+        return self._next_probe if self.is_open else 0.0
+
+    @property
+    def may_pass(self) -> bool:
+        """Whether `try_probe` would let a request pass, once `opens_at` has come."""
+        return not (self.is_open and self._probing)
+
+    def try_probe(self) -> bool:
+        """Without waiting, when `may_pass`: true if the request goes as a probe."""
+        if not self.is_open:
+            return False
+        self._probing = True
+        self.probes += 1
+        return True
+
+    async def admit(self) -> bool:
+        """Waits until the request may go; true if it goes as a probe. Raises ProviderDown."""
+        while self.is_open:
+            if self._probing:
+                await self._closed.wait()
+                continue
+            self._probing = True
+            try:
+                await asyncio.sleep(max(0.0, self._next_probe - self._clock()))
+            except asyncio.CancelledError:
+                self._probe_ended()
+                raise
+            if self.is_open:
+                self.probes += 1
+                return True
+            self._probing = False
+        return False
+
+    def succeeded(self, sent_at: float = math.inf) -> None:
+        """Any reply of the server that shows that it works, or worked at `sent_at` (on our clock): what
+        it took in before a failure says nothing of the server after it."""
+        for effort, is_outage, at in self._streak:
+            if is_outage and at > sent_at:
+                self._doubtful.append((effort, at))
+            else:
+                effort.confirm(is_outage)
+        self._streak.clear()
+        self._limited_since = None
+        still: list[tuple[Effort, float]] = []
+        for effort, at in self._doubtful:
+            if at > sent_at:
+                still.append((effort, at))
+            else:
+                effort.confirm(True)
+        self._doubtful = still
+        if self.opened_at is not None and sent_at >= self.opened_at:
+            self._close()
+
+    def failed(self, effort: Effort, probe: bool, words: str, is_outage: bool, at_once: bool = False) -> None:
+        """An attempt (counted already) has failed. `is_outage`: it cannot be the row's fault;
+        `at_once`: opens without waiting for more. Raises ProviderDown when it is time to give up."""
+        self.last_words = words
+        if self.is_open:
+            effort.attempts -= 1
+            if probe:
+                self._put_off()
+        elif is_outage or not effort.suspect:
+            effort.unconfirmed += is_outage
+            self._streak.append((effort, is_outage, self._clock()))
+            if at_once or self._looks_down():
+                self._open()
+
+    def _looks_down(self) -> bool:
+        faultless = sum(is_outage for _, is_outage, _ in self._streak)
+        rows = len({id(effort) for effort, _, _ in self._streak})
+        return max(faultless, rows) >= self._threshold
+
+    def limited(self, incidents: int, wait: float | None, words: str, probe: bool) -> None:
+        """A 429: sustained ones are an outage too. Raises ProviderDown when the server wants a
+        longer wait than anybody would sit through (a daily limit)."""
+        self.last_words = words
+        now = self._clock()
+        self._limited_since = now if self._limited_since is None else self._limited_since
+        if wait is not None and wait > self._give_up:
+            raise ProviderDown(
+                f"the server asks to wait {wait:.0f} s (until {back_at(wait)}), which is longer than "
+                f"--give-up: {words}"
+            )
+        if now - self._limited_since >= self._give_up > 0:
+            raise ProviderDown(
+                f"nothing but rate limits for {now - self._limited_since:.0f} s (--give-up); the server "
+                f"said: {words}"
+            )
+        if probe and self.is_open:
+            self._put_off()
+        elif incidents >= LIMITED_THRESHOLD and not self.is_open:
+            self._open()
+
+    def abandoned(self, probe: bool) -> None:
+        """A probe ended without a verdict (cancelled, or refused for reasons of its own)."""
+        if probe:
+            self._probe_ended()
+
+    def _open(self) -> None:
+        entries = [(effort, is_outage) for effort, is_outage, _ in self._streak]
+        for effort, is_outage in [*entries, *((effort, True) for effort, _ in self._doubtful)]:
+            effort.attempts -= 1
+            effort.unconfirmed -= is_outage
+        self._streak.clear()
+        self._doubtful.clear()
+        self.opened_at = self._clock()
+        self._closed.clear()
+        self._interval = FIRST_PROBE
+        self._next_probe = self.opened_at + self._interval
+
+    def _close(self) -> None:
+        self.opened_at = None
+        self._probing = False
+        self._closed.set()
+
+    def _put_off(self) -> None:
+        assert self.opened_at is not None
+        now = self._clock()
+        if now - self.opened_at >= self._give_up:
+            raise ProviderDown(
+                f"no success for {now - self.opened_at:.0f} s and {self.probes} probes; "
+                f"the last words were: {self.last_words}"
+            )
+        self._interval = min(LONGEST_PROBE, 2 * self._interval)
+        left = self._give_up - (now - self.opened_at)
+        self._next_probe = now + min(self._interval, max(0.05, left))
+        self._probe_ended()
+
+    def _probe_ended(self) -> None:
+        """Lets another waiter become the prober."""
+        self._probing = False
+        if self.is_open:
+            self._closed.set()
+            self._closed.clear()

@@ -1,0 +1,91 @@
+"""What stands in a reply's body, whatever stands around it: JSON behind a byte order mark, comments, blank
+lines, or cut into the events of a stream. Pure; knows nothing of what the JSON means."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from store.files import loads
+
+_MARKS = ((b"\xef\xbb\xbf", "utf-8"), (b"\xff\xfe", "utf-16-le"), (b"\xfe\xff", "utf-16-be"))
+_PAGE = (b"<!doctype", b"<html", b"<head", b"<body", b"<?xml", b"<!--")
+
+
+def parse_body(raw: bytes) -> tuple[Any, bool]:
+    """(value, plain): the JSON of a body, and whether it stands there plainly, so that others can read it
+    with a JSON path. Raises ValueError, RecursionError."""
+    try:
+        return loads(raw), True
+    except ValueError:
+        text = _decoded(raw)
+    try:
+        return loads(text.encode()), False
+    except ValueError:
+        lines = [line for line in text.splitlines() if line.strip() and not line.startswith(":")]
+        events = [line for line in lines if line.startswith("data:")]
+        if events:
+            return _joined(_events(events), ended=events[-1].removeprefix("data:").strip() == "[DONE]"), False
+        if len(lines) == len(text.splitlines()):
+            raise
+        return loads("\n".join(lines).encode()), False
+
+
+def _decoded(raw: bytes) -> str:
+    for mark, encoding in _MARKS:
+        if raw.startswith(mark):
+            return raw[len(mark) :].decode(encoding).strip()
+    return raw.decode().strip()
+
+
+def _events(lines: list[str]) -> Iterator[Mapping[str, Any]]:
+    """The JSON objects of a stream of server-sent events."""
+    for line in lines:
+        data = line.removeprefix("data:").strip()
+        if data and data != "[DONE]":
+            event = loads(data.encode())
+            if isinstance(event, Mapping):
+                yield event
+
+
+def _joined(events: Iterator[Mapping[str, Any]], ended: bool) -> dict[str, Any]:
+    """The one reply that a stream's chunks make. An event that is a reply, or an error, speaks for itself.
+    `ended`: the stream came to its end; one that broke off before a chunk said why is half a reply, and
+    raises ValueError."""
+    body: dict[str, Any] = {}
+    message: dict[str, Any] = {"role": "assistant", "content": ""}
+    finish = None
+    for event in events:
+        choice = next(iter(event.get("choices") or ()), None)
+        if event.get("error") or (isinstance(choice, Mapping) and "message" in choice):
+            return dict(event)
+        body |= {name: value for name, value in event.items() if name != "choices" and value is not None}
+        if isinstance(choice, Mapping):
+            finish = choice.get("finish_reason") or finish
+            for name, part in (choice.get("delta") or {}).items():
+                if isinstance(part, str) and name != "role":
+                    message[name] = (message.get(name) or "") + part
+                elif part is not None and name != "role":
+                    message[name] = part
+    if not (ended or finish):
+        raise ValueError("the stream broke off")
+    body["choices"] = [{"index": 0, "message": message, "finish_reason": finish}]
+    return body
+
+
+def is_page(raw: bytes) -> bool:
+    """Whether it is a page for people (HTML) and not an API's reply."""
+    start = raw.lstrip(b"\xef\xbb\xbf \t\r\n")[:512].lower()
+    return start.startswith(_PAGE)
+
+
+def is_prose(raw: bytes) -> bool:
+    """Whether it is plain words, such as some servers greet with: no model's reply, not even a torn one."""
+    try:
+        text = raw[:512].decode().lstrip()
+    except UnicodeDecodeError:
+        return False
+    return text[:1].isalpha() and not text.startswith("data:")
+
+
+def storable(text: str) -> str:
+    """Half a surrogate pair can neither be stored nor printed."""
+    return text.encode(errors="replace").decode()

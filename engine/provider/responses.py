@@ -1,0 +1,266 @@
+"""Reads a reply of 200: the answer, the thinking beside it, how it ended, what it says it cost.
+
+Pure functions, no I/O. Servers that speak 'the OpenAI API' differ in all of these; every dialect is
+read here and nowhere else. What is no answer is named (empty, other, tool_calls), an error inside a
+reply of 200 is raised as if its code were the status, and what cannot be read at all is a BadReply.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from engine.provider.errors import AskError, BadReply, RunStopped
+from engine.provider.json_body import is_page, is_prose, parse_body, storable
+from engine.provider.refusals import embedded_error
+from engine.provider.usage import NO_CLAIM, Claim, read_claim
+from store.reasoning import PAIRS, apart
+from store.records import UNUSABLE, Outcome
+
+UNREAD_LENGTH = 200
+
+# How a reply ended, in anybody's spelling: lower case, '-' and blanks as '_'.
+WHOLE = {
+    "", "stop", "end_turn", "eos", "eos_token", "stop_sequence", "stop_token", "end_of_sequence", "complete",
+    "completed", "finish_reason_stop",
+}  # fmt: skip
+CUT = {
+    "length", "max_tokens", "model_length", "max_output_tokens", "max_completion_tokens", "max_length",
+    "token_limit", "max_token", "context_length", "model_context_window_exceeded", "max_new_tokens",
+    "context_window_exceeded", "finish_reason_max_tokens", "incomplete",
+}  # fmt: skip
+FILTERED = {
+    "content_filter", "content_filtered", "contentfilter", "safety", "prohibited_content", "sensitive",
+    "blocklist", "spii", "recitation", "image_safety", "guardrail_intervened", "guardrails", "censored",
+    "blocked", "moderation", "moderated", "content_policy", "content_policy_violation", "error_toxic",
+    "finish_reason_safety", "risk", "unsafe", "model_armor", "language",
+}  # fmt: skip
+REFUSED = {"refusal", "refused"}
+TOOLS = {
+    "tool_calls", "tool_call", "tool_use", "function_call", "malformed_function_call",
+    "unexpected_tool_call", "malformed_tool_call",
+}  # fmt: skip
+_REASONING = ("reasoning_content", "reasoning", "thinking", "reasoning_details", "thinking_blocks")
+_THOUGHT_PARTS = (
+    "thinking",
+    "reasoning",
+    "thought",
+    "reasoning_content",
+    "redacted_thinking",
+    "summary_text",
+)
+_BARE_CLOSING = re.compile(r"(?:^|\n)\s*(</think>|</thinking>|\[/THINK\]|◁/think▷|</seed:think>)\s*(?:\n|$)")
+_INLINE_CLOSING = re.compile(r"</think>\s*\n")
+_HARMONY = re.compile(
+    r"<\|channel\|>(\w+)(?:<\|constrain\|>\w+)?<\|message\|>(.*?)(?=<\|(?:end|return|call|start|channel)\|>|\Z)",
+    re.DOTALL,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """A reply that could be read. `plain`: the stored body shows text and thinking to a JSON path."""
+
+    outcome: Outcome
+    text: str
+    finish_reason: str
+    model: str = ""
+    reasoning: str = ""
+    claim: Claim = NO_CLAIM
+    tier: str | None = None
+    plain: bool = True
+
+    @property
+    def is_unusable(self) -> bool:
+        return self.outcome in UNUSABLE
+
+
+FILTERED_REPLY = Reply("content_filter", "", "content_filter", plain=False)  # refused, and free
+
+
+def read_reply(raw: bytes) -> Reply:
+    """A chat completion's first choice. Raises BadReply where there is nothing to read, or the error that
+    the body holds (an AskError or RunStopped, with `raw` and `claim`)."""
+    try:
+        body, plain = parse_body(raw)
+        error = embedded_error(body)
+    except (ValueError, RecursionError) as wrong:
+        raise BadReply(
+            _why_unreadable(raw, "it is not JSON"), raw, page=is_page(raw) or is_prose(raw)
+        ) from wrong
+    if error is not None:
+        raise with_body(error, raw, read_claim(body.get("usage") if isinstance(body, Mapping) else None))
+    try:
+        if _is_blocked(body):
+            return replace(FILTERED_REPLY, claim=read_claim(body.get("usage") or body.get("usageMetadata")))
+        choice = body["choices"][0]
+        message = choice.get("message")
+        if message is None:  # filtered replies may have none
+            said = choice.get("text")
+            message = choice.get("delta") or ({"content": said} if said or choice["finish_reason"] else None)
+        return _reply(body, choice, message, plain)
+    except (LookupError, TypeError, AttributeError, RecursionError) as wrong:
+        raise BadReply(_why_unreadable(raw, "there is no choice in it"), raw) from wrong
+
+
+def _is_blocked(body: Mapping[str, Any]) -> bool:
+    """Whether a body without a choice says that the prompt was blocked, as Google's does."""
+    feedback = body.get("promptFeedback") or body.get("prompt_feedback")
+    return (
+        not body.get("choices")
+        and isinstance(feedback, Mapping)
+        and bool(feedback.get("blockReason") or feedback.get("block_reason"))
+    )
+
+
+def _reply(
+    body: Mapping[str, Any], choice: Mapping[str, Any], message: Mapping[str, Any], plain: bool
+) -> Reply:
+    content, thought = _content(message.get("content"))
+    told = next((text for name in _REASONING if (text := _joined_text(message.get(name)))), "")
+    text, marked = split_thinking(content)
+    refusal = message.get("refusal") or _refusal_in(message.get("content"))
+    finish = choice.get("finish_reason") or choice.get("stop_reason") or ""
+    calls = message.get("tool_calls") or message.get("function_call")
+    outcome = _outcome(str(finish), text, refusal, bool(calls))
+    if outcome == "refusal" and not text.strip() and isinstance(refusal, str):
+        text = refusal
+    reasoning = "\n".join(part for part in (told, thought, marked) if part)
+    shown = message.get("content") == text or (not text and message.get("content") is None)
+    model, tier = body.get("model"), body.get("service_tier")
+    return Reply(
+        outcome,
+        text,
+        storable(str(finish)),
+        storable(model) if isinstance(model, str) else "",
+        reasoning,
+        read_claim(body.get("usage") or body.get("usageMetadata")),
+        storable(tier) if isinstance(tier, str) else None,
+        plain and shown and reasoning in ("", message.get("reasoning_content"), message.get("reasoning")),
+    )
+
+
+def _outcome(finish: str, text: str, refusal: object, calls: bool) -> Outcome:
+    """What a reply amounts to: the server's word on a filter first, then whether there is an answer."""
+    ended = _ended(finish)
+    if ended in FILTERED or ended.startswith(("content_filter_", "prohibited_content_", "safety_")):
+        return "content_filter"
+    if ended in REFUSED or (isinstance(refusal, str) and refusal):
+        return "refusal"
+    if calls or (ended in TOOLS and not text.strip()):
+        return "tool_calls"
+    if not text.strip():
+        return "empty"
+    if ended in CUT:
+        return "length"
+    return "stop" if ended in WHOLE else "other"
+
+
+def _ended(finish: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "_", finish.lower()).strip("_")
+
+
+def _content(content: object) -> tuple[str, str]:
+    """(text, thinking) of a message's content: a text, or parts of either kind."""
+    if isinstance(content, str):
+        return content, ""
+    if isinstance(content, Mapping):
+        content = content.get("parts") if isinstance(content.get("parts"), list) else [content]
+    texts: list[str] = []
+    thoughts: list[str] = []
+    for part in content if isinstance(content, Sequence) else ():
+        if isinstance(part, str):
+            texts.append(part)
+        elif isinstance(part, Mapping):
+            kind = str(part.get("type", ""))
+            is_thought = kind in _THOUGHT_PARTS or part.get("thought") is True
+            (thoughts if is_thought else texts).append(_joined_text(part))
+    return "".join(texts), "\n".join(text for text in thoughts if text)
+
+
+def _refusal_in(content: object) -> str:
+    """What a part of the kind 'refusal' says."""
+    parts = content if isinstance(content, list) else ()
+    refusals = [part.get("refusal") for part in parts if isinstance(part, Mapping)]
+    return "".join(text for text in refusals if isinstance(text, str))
+
+
+def _joined_text(value: object) -> str:
+    """All text in a value that may be a text, a part, or a list of parts."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, Mapping):
+        names = ("text", "thinking", "reasoning", "reasoning_content", "summary", "content", "output_text")
+        return next((text for name in names if (text := _joined_text(value.get(name)))), "")
+    if isinstance(value, Sequence):
+        return "".join(_joined_text(part) for part in value)
+    return ""
+
+
+def split_thinking(text: str) -> tuple[str, str]:
+    """(answer, thinking) of a text with thinking marks at its start; the closing mark alone will do, where
+    the prompt had opened it. A text that only speaks of such marks is left alone."""
+    if "<|channel|>" in text and (found := _HARMONY.findall(text)):
+        final = "".join(part for channel, part in found if channel == "final")
+        return final, "\n".join(part for channel, part in found if channel != "final").strip()
+    thought, answer = apart(text)
+    if answer != text:
+        return answer, thought
+    if found_mark := _BARE_CLOSING.search(text) or _INLINE_CLOSING.search(text):
+        before = text[: found_mark.start()]
+        if not any(opening in before for opening, _ in PAIRS) and before.count("```") % 2 == 0:
+            return text[found_mark.end() :].lstrip(), before.strip()
+    return text, ""
+
+
+def with_body(error: AskError | RunStopped, raw: bytes, claim: Claim) -> AskError | RunStopped:
+    """An error that came inside a reply of 200: what came with it is kept, and may have cost something."""
+    error.raw, error.claim = raw, claim
+    return error
+
+
+def claim_in(raw: bytes) -> Claim:
+    """What a body says it cost whose answer could not be read, if that much can be read."""
+    try:
+        body, _ = parse_body(raw)
+        return read_claim(body.get("usage"))
+    except (ValueError, AttributeError, RecursionError):
+        return NO_CLAIM
+
+
+def _why_unreadable(raw: bytes, why: str) -> str:
+    if not raw.strip():
+        return "the reply is empty"
+    if is_page(raw):
+        return "the reply is a page for browsers (HTML), not an answer of an API"
+    if is_prose(raw) and "JSON" in why:
+        return f"the reply is not JSON but the words {raw[:UNREAD_LENGTH].decode(errors='replace').strip()!r}"
+    return f"the reply cannot be read: {why}"
+
+
+def answer_of(raw: bytes) -> tuple[str, str]:
+    """(text, thinking) in a stored body; a filtered request (a 400) has neither."""
+    body, _ = parse_body(raw)
+    if not (isinstance(body, Mapping) and body.get("choices")):
+        return "", ""
+    reply = read_reply(raw)
+    return reply.text, reply.reasoning
+
+
+def stored_answer(raw: bytes) -> tuple[str, str] | None:
+    """The same; None of a body that cannot be read or holds an error (older versions stored such ones as
+    answers)."""
+    try:
+        return answer_of(raw)
+    except (AskError, RunStopped, ValueError, RecursionError):
+        return None
+
+
+def text_of(raw: bytes) -> str:
+    """The teacher's words in a stored body; none in one that cannot be read."""
+    return (stored_answer(raw) or ("", ""))[0]
+
+
+def is_cut(reply: Reply) -> bool:
+    """Whether a reply ended at its bound."""
+    return _ended(reply.finish_reason) in CUT

@@ -1,0 +1,138 @@
+"""What a recipe's stages will cost, and whether they can run: nothing is asked here."""
+
+import hashlib
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import orjson
+
+from engine.collect.other_settings import settled
+from engine.recipe.schema import OfStep, Recipe
+from engine.recipe.stages import Graph
+from engine.run.build import StageJob
+from engine.run.collect import observed, price_steps, sum_of, told
+from engine.run.estimate import Estimate, Survey, survey
+from engine.run.tables import print_plan, print_planned_steps
+from engine.terminal import plain
+from store.errors import PoolError, UsageError
+from store.key_index import KeyIndex
+from store.queries import connect_reader, stages
+from store.run_folder import LEDGER
+from store.stage_rows import settings_of_runs
+from store.step_records import is_whole, record_of
+
+NOWHERE = "http://127.0.0.1:0/v1"  # where a teacher is that a dry run need not start
+Planned = dict[str, tuple[StageJob, Estimate]]
+
+
+def unserved(recipe: Recipe, run: Path) -> dict[str, tuple[str, str]]:
+    """The teachers that the recipe serves, while they do not run. Which model it will be is not known
+    before; if the ledger knows one, it may be that again."""
+    served = {name: teacher.serve for name, teacher in recipe.teacher.items() if teacher.serve}
+    asked = _models_asked(run) if served and (run / LEDGER).exists() else {}
+    return {name: (NOWHERE, asked.get(name) or _stand_in(what)) for name, what in served.items()}
+
+
+def _models_asked(run: Path) -> dict[str, str]:
+    """By teacher, the model of its stage's newest run."""
+    reader = connect_reader(run)
+    try:
+        found: dict[str, str] = {}
+        for number, _ in stages(reader):
+            newest = next(settings_of_runs(reader, number), {})
+            found[newest.get("teacher", "")] = newest.get("model", "")
+        return found
+    finally:
+        reader.close()
+
+
+def _stand_in(what: object) -> str:
+    """Equal for what is equal; a name that is on no price list."""
+    return "served-" + hashlib.blake2b(str(what).encode(), digest_size=6).hexdigest()
+
+
+def plan_stages(
+    graph: Graph, chosen: Sequence[str], run: Path, index: KeyIndex, seconds: float | None, asks: bool = True
+) -> Planned:
+    """Requests that several stages share are counted with the first: they are asked once."""
+    _check_rows_of_others(graph, chosen)
+    planned, index = {}, index.copy()
+    for name in chosen:
+        job = graph.job(name, asks)
+        found = _surveyed(graph, job, index, seconds)
+        planned[name] = (job, told(job.settings, job.plan, found, observed(run, job.settings)))
+    return planned
+
+
+def _surveyed(graph: Graph, job: StageJob, index: KeyIndex, seconds: float | None) -> Survey:
+    try:
+        return survey(graph.expected(job.settings.stage), job.plan, index, seconds, price_steps(job.settings))
+    except PoolError:
+        if not job.after:
+            raise
+        return Survey()  # everything that it reads has failed
+
+
+def _check_rows_of_others(graph: Graph, chosen: Sequence[str]) -> None:
+    """Rows of stages that do not run now are taken as they lie: they must be this recipe's."""
+    recipe = graph.recipe
+    others = {above for name in chosen for above in recipe.upstream(name)}.difference(chosen)
+    others = {name for name in others if not recipe.teacher[recipe.stage[name].teacher].serve}
+    for name in sorted(others):  # (what model is served is not known before it is)
+        if found := graph.standing(name).others:
+            words = f"has answers to other settings than these ({found[0].why}): run it too, or put them back"
+            raise recipe.wrong(("stage", name), f"it {words}")
+
+
+def settle(graph: Graph, chosen: Sequence[str], confirm: Callable[[str], bool], quiet: bool) -> Iterator[str]:
+    """Asks what becomes of answers under other settings; gives the stages where a yes was said. Raises
+    UsageError with the line of a stage where nothing was."""
+    for name in chosen:
+        found, settings = graph.standing(name), graph.settings[name]
+        if not found.others or _is_retrained(graph, name):
+            continue
+        try:
+            settled(found, settings, confirm, quiet)
+        except UsageError as error:
+            raise graph.recipe.wrong(("stage", name), str(error)) from None
+        yield name
+
+
+def _is_retrained(graph: Graph, name: str) -> bool:
+    """Whether the recipe itself has made another model of the stage's teacher, which is what it is for."""
+    teacher = graph.recipe.teacher[graph.recipe.stage[name].teacher]
+    changes = [change for other in graph.standing(name).others for change in other.changes]
+    changed = bool(changes) and all(change.startswith("model: ") for change in changes)
+    return isinstance(teacher.serve, OfStep) and changed
+
+
+def show_plan(planned: Planned, graph: Graph, steps: Sequence[str], as_json: bool) -> None:
+    recipe = graph.given
+    of_steps = {name: _step_told(recipe, name, graph.run) for name in steps}
+    others = {name: found for name in planned if (found := graph.standing(name)).others}
+    if not as_json:
+        print_plan(planned, recipe.budget, to_stdout=True)
+        print_planned_steps(of_steps)
+        for name, found in others.items():
+            print(
+                f"stage '{plain(name, 40)}': {found.words}: a run will want reuse, replace or another stage"
+            )
+        return
+    stages_told: dict[str, dict[str, object]] = {name: told.as_json() for name, (_, told) in planned.items()}
+    for name, found in others.items():
+        stages_told[name]["other_settings"] = found.as_json()
+    total: dict[str, object] = {"requests": sum(told.requests for _, told in planned.values())}
+    costs = [told.cost_as_asked(job.settings.batch) for job, told in planned.values()]
+    known = sum_of([cost for cost in costs if cost is not None])
+    total["cost_usd"] = None if None in costs else asdict(known)
+    shown = {"stages": stages_told, "total": total, "steps": of_steps}
+    sys.stdout.write(orjson.dumps(shown).decode() + "\n")
+
+
+def _step_told(recipe: Recipe, name: str, run: Path) -> dict[str, object]:
+    """cost_usd: a step asks nobody."""
+    table = recipe.step[name]
+    done = is_whole(run, record_of(run, name))
+    return {"run": table.run, "needs": list(table.needs), "done": done, "cost_usd": 0.0}

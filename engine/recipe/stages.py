@@ -1,0 +1,204 @@
+"""A checked recipe as stages that run together: settings, rows, estimates.
+
+A stage that reads files stands for itself. One that reads other stages gets its rows as their
+answers come (upstream.py), and is estimated from the answers that are there and imagined ones
+(placeholders.py).
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from engine.collect.other_settings import Standing, standing
+from engine.collect.plan import DEFAULTS, plan_of, role
+from engine.collect.rows import Members, Numbered, Rows, Surveyed, contests_of, pool_of
+from engine.collect.settings import Quota, Server, Settings
+from engine.collect.upstream import USABLE, StageRows, Upstream
+from engine.environment import default_url, server_values, text_of_file
+from engine.provider.pricing import is_loopback
+from engine.provider.tokens import tokenizer_for
+from engine.recipe.load import POOLED, RANKED
+from engine.recipe.placeholders import Expected, Foreseen
+from engine.recipe.schema import EndpointTable, Member, OfStep, Path_, Recipe, TeacherTable, Thought
+from engine.recipe.steps import placed
+from engine.run.build import StageJob
+from store.errors import UsageError
+from store.records import Item, Outcome
+
+SHARED = (
+    "to", "field", "language", "structured", "seed", "sample", "limit", "samples", "top_p", "param",
+    "omit", "system", "batch", "batch_abandon", "attempts", "attempts_parse", "attempts_empty", "both_orders",
+    "names", "reuse", "replace",
+)  # fmt: skip
+Served = Mapping[str, tuple[str, str]]  # teacher -> (address, model) of what the recipe serves itself
+
+
+class Graph:
+    """The settings and rows of a recipe's stages in a run folder; `served` tells of its own teachers.
+    replaced: stages whose answers under other settings are to be asked again. incomplete: stages that
+    do not run now and still have rows to come."""
+
+    def __init__(self, recipe: Recipe, run: Path, served: Served, replaced: Collection[str] = ()) -> None:
+        self.given, self.recipe, self.run = recipe, placed(recipe, run), run
+        self.settings = {name: _settings(self.recipe, name, served) for name in recipe.order}
+        for name in replaced:
+            self.settings[name] = self.settings[name].model_copy(update={"replace": True})
+        self.incomplete: set[str] = set()
+        self._standing: dict[str, Standing] = {}
+
+    def job(self, name: str, asks: bool = True) -> StageJob:
+        """A stage, ready to run, or, if it asks nobody, to be looked at: that needs no key. Raises
+        UsageError naming the line of what cannot work."""
+        settings, table = self.settings[name], self.recipe.stage[name]
+        capped = settings.model_copy(update={} if table.budget is None else {"budget": table.budget})
+        if asks:
+            self._check_keys(table.teacher, settings)
+        try:
+            capped.check(settings.price(), needs_keys=False)
+            plan = self.standing(name).plan
+            rows = self._rows(name)
+        except UsageError as error:
+            raise self.recipe.wrong(("stage", name), str(error)) from None
+        above = self.recipe.upstream(name)
+        lacking = tuple(one for one in above if one in self.incomplete)
+        return StageJob(settings, plan, rows, None, above, table.budget, lacking)
+
+    def standing(self, name: str) -> Standing:
+        """What the run folder has of a stage."""
+        if name not in self._standing:
+            settings = self.settings[name]
+            plan = plan_of(settings, tokenizer_for(settings.model))
+            self._standing[name] = standing(self.run, settings, plan)
+        return self._standing[name]
+
+    def _check_keys(self, teacher: str, settings: Settings) -> None:
+        table = self.recipe.teacher[teacher]
+        places: list[Path_] = [("teacher", teacher, "endpoint", n) for n in range(len(table.endpoint))]
+        tables: list[EndpointTable] = [*table.endpoint]
+        if len(tables) < len(settings.servers()):
+            places.insert(0, ("teacher", teacher))
+            tables.insert(0, table)
+        for place, one, server in zip(places, tables, settings.servers(), strict=True):
+            if server.api_key is None and not is_loopback(server.base_url):
+                words = f"no API key for {server.base_url}: {one.api_key_env} is not set"
+                raise self.recipe.wrong((*place, "api_key_env"), words)
+
+    def expected(self, name: str) -> Surveyed:
+        """The rows of a stage for its estimate: of its files, or of answers, imagined where there are
+        none yet."""
+        if not self.recipe.upstream(name):
+            return self._files(name)
+        members = self._members(name)
+        make, each = (members.contests, members.each) if members else (_as_they_are, 1)
+        inputs = zip(self.given.stage[name].inputs, self.recipe.stage[name].inputs, strict=True)
+        above = [
+            self._foreseen(str(one), name, _rank_of(given) - 1)
+            for given, one in inputs
+            if str(one) in self.recipe.stage
+        ]
+        return Expected(above, make, each, self.settings[name].limit)
+
+    def _foreseen(self, name: str, reader: str, sample: int) -> Foreseen:
+        upstream, plan = self._upstream(name, reader), self.standing(name).plan
+        return Foreseen(upstream, plan, self.expected(name), self.run, sample)
+
+    def _rows(self, name: str) -> Rows:
+        if not self.recipe.upstream(name):
+            return Numbered(self._files(name))
+        above = [self._upstream(one, name) for one in self.recipe.upstream(name)]
+        limit, members = self.settings[name].limit, self._members(name)
+        if members is None:
+            return StageRows(above, _as_they_are, 1, limit)
+        return StageRows(above, members.contests, members.each, limit, members.bad_rows)
+
+    def _files(self, name: str) -> Surveyed:
+        stage, settings, path = self.recipe.stage[name], self.settings[name], self.recipe.path
+        if stage.task in POOLED:
+            assert stage.pool is not None
+            return pool_of(settings, path(stage.pool))
+        questions = path(stage.questions) if stage.questions else None
+        return contests_of(settings, [path(member) for member in stage.named], questions)
+
+    def _members(self, name: str) -> Members | None:
+        """How the records of the stages before become contests; None where they are rows as they are."""
+        stage = self.recipe.stage[name]
+        if stage.task in POOLED:
+            return None
+        stages = [place for place, member in enumerate(stage.named) if member in self.recipe.stage]
+        members = [m if m in self.recipe.stage else self.recipe.path(m) for m in stage.named]
+        return Members(self.settings[name], members, stages)
+
+    def _upstream(self, name: str, reader: str) -> Upstream:
+        """What a stage takes from another. Models' answers are compared as they are: an empty one too is
+        an answer, and often the worst."""
+        task, is_whole = role(self.settings[name]), name not in self.incomplete
+        compares = self.recipe.stage[reader].task not in POOLED
+        outcomes: tuple[Outcome, ...] = (*USABLE, "empty") if compares else USABLE
+
+        def read(row: Mapping[str, Any], text: str) -> Any:
+            return task.record(task.decode(row), text)
+
+        return Upstream(name, read, outcomes, is_whole, self._limit_of(name))
+
+    def _limit_of(self, name: str) -> int | None:
+        """Of its own, or of the stages that its rows are made of."""
+        limits = [self.settings[name].limit, *(self._limit_of(one) for one in self.recipe.upstream(name))]
+        return min((limit for limit in limits if limit is not None), default=None)
+
+
+def _rank_of(member: Member) -> int:
+    """Of what a ranking leaves: its n-th file holds one of a row's answers as good as the n-th sample.
+    Other stages are read for their first."""
+    rank = RANKED.fullmatch(member.file or "") if isinstance(member, OfStep) else None
+    return int(rank[1]) if rank else 1
+
+
+def _as_they_are(records: Sequence[Any]) -> Sequence[Item]:
+    return [record for record in records if record is not None]
+
+
+def _settings(recipe: Recipe, name: str, served: Served) -> Settings:
+    stage = recipe.stage[name]
+    teacher = recipe.teacher[stage.teacher]
+    url, model = served.get(stage.teacher, (teacher.base_url, teacher.model))
+    given = {key: getattr(stage, key) for key in SHARED}
+    for key in Thought.model_fields:
+        given[key] = getattr(teacher, key) if getattr(stage, key) is None else getattr(stage, key)
+    for key, usual in DEFAULTS[stage.task].items():
+        given[key] = usual if getattr(stage, key) is None else getattr(stage, key)
+    given["strict"] = recipe.strict if stage.strict is None else stage.strict
+    if stage.task == "compare":
+        given["both_orders"] = True
+    try:
+        first, *others = _servers(teacher, url)
+        prompt = text_of_file(recipe.path(stage.prompt)) if stage.prompt else None
+    except UsageError as error:
+        raise recipe.wrong(("teacher", stage.teacher), str(error)) from None
+    return Settings(
+        **given,
+        **first,
+        others=tuple(Server(**other) for other in others),
+        task=stage.task,
+        stage=name,
+        teacher=stage.teacher,
+        model=model or "",
+        prompt=prompt,
+        timeout=teacher.timeout,
+        give_up=teacher.give_up,
+        give_up_share=teacher.give_up_share,
+        budget=recipe.budget,
+    )
+
+
+def _servers(teacher: TeacherTable, url: str | None) -> list[dict[str, Any]]:
+    """The values of each server: the teacher's own address, if it has one, then its endpoints."""
+    tables: list[EndpointTable] = list(teacher.endpoint)
+    if url is not None or not tables:
+        tables.insert(0, teacher.model_copy(update={"base_url": url}))
+    return [
+        {
+            **server_values(t.base_url or default_url(), t.api_key_env),
+            **{k: getattr(t, k) for k in Quota.model_fields},
+        }
+        for t in tables
+    ]

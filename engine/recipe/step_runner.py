@@ -1,0 +1,198 @@
+"""Runs a step: exports what it reads, starts its command, keeps a record by which it is known as done.
+
+RUN/steps/NAME/            what the command leaves
+RUN/steps/NAME.in/FLAG/    stages, exported for it
+RUN/steps/NAME.json        the record: the command, what it read (hashes), what it left when it was whole
+RUN/steps/NAME.before-1/   what it had left when its command or what it reads was another
+
+The commands are other packages' and run in processes of their own; they meet us in files.
+"""
+
+import hashlib
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import orjson
+
+from engine.export import SHAPES, export_stage
+from engine.recipe.schema import OfStage, OfStep, Recipe, Value
+from engine.recipe.steps import EVALUATIONS, MADE, WRITTEN, Flag, Step, folder_of, is_file, left_by
+from engine.subprocesses import command, run_to_end
+from engine.terminal import plain, tell
+from store.damage import words_of
+from store.errors import DistillError
+from store.step_records import STEPS, Record, StepResult, is_whole, record_of, write_record
+
+BEGUN = Path("training") / "run.json"  # where a training was begun, which can be resumed
+
+
+class EmptyStage(DistillError):
+    """A stage is complete, and none of its rows is of use to a step."""
+
+    exit_code = 1
+
+
+def run_step(recipe: Recipe, step: Step, run: Path, quiet: bool) -> StepResult:
+    """Nothing is done where the same command has done the same already."""
+    started = time.monotonic()
+    try:
+        words, inputs = _prepared(recipe, step, run, run / STEPS / f"{step.name}.in")
+    except DistillError as error:
+        return StepResult("failed", 1, str(error))
+    digest = _digest(inputs)
+    record = record_of(run, step.name)
+    if record.get("digest") == digest and is_whole(run, record) and not step.is_last:
+        return StepResult("known")
+    if record.get("digest") != digest or "left" in record:
+        _set_aside(step, run)
+    words += _own_words(step, run, quiet)
+    record = {"run": " ".join(step.run), "digest": digest, "inputs": inputs, "command": words}
+    record |= {"begun": time.time()}
+    write_record(run, step.name, record)
+    if not quiet:
+        tell(f"step {step.name}: distill {' '.join(words)}\n")
+    code = _run(step, run, words)
+    seconds = time.monotonic() - started
+    if code:
+        said = f"`distill {' '.join(words)}` ended with exit code {code}"
+        return StepResult("interrupted" if code == 130 else "failed", _as_ours(code), said, seconds)
+    left = {str(file.relative_to(run)): _seal(file) for file in _left(step, run)}
+    write_record(run, step.name, {**record, "left": left, "ended": time.time(), "seconds": seconds})
+    return StepResult("done", seconds=seconds)
+
+
+def is_as_recorded(recipe: Recipe, step: Step, run: Path, record: Record) -> bool:
+    """Whether what a step has left came of the command and the contents that it would have now. Nothing
+    of the step is touched."""
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            _, inputs = _prepared(recipe, step, run, Path(folder))
+        except DistillError:
+            return False
+    return bool(_digest(inputs) == record.get("digest"))
+
+
+def _digest(inputs: list[Any]) -> str:
+    return hashlib.sha256(orjson.dumps(inputs, option=orjson.OPT_SORT_KEYS)).hexdigest()
+
+
+def _as_ours(code: int) -> int:
+    return code if code in (3, 130) else 1
+
+
+def _prepared(recipe: Recipe, step: Step, run: Path, folder: Path) -> tuple[list[str], list[Any]]:
+    """The words of the command, and what decides its result: the words with files' contents. Stages
+    are exported to the folder."""
+    options, arguments, inputs = list(step.run), [], [list(step.run)]
+    for flag, values in step.given:
+        for value in values:
+            word, seal = _word(recipe, step, run, folder / flag.name, flag, value)
+            inputs.append([flag.name, seal])
+            if isinstance(value, bool):
+                options += [flag.words] if value else [flag.off] if flag.off else []
+            elif flag.words:
+                options += [flag.words, word]
+            else:
+                arguments.append(word)
+    return [*options, *arguments], inputs
+
+
+def _word(recipe: Recipe, step: Step, run: Path, folder: Path, flag: Flag, value: Value) -> tuple[str, Any]:
+    """How a value is said on the command line, and what it is known by."""
+    if isinstance(value, OfStage):
+        path = _exported(recipe, folder, run, value)
+    elif isinstance(value, OfStep):
+        path = left_by(run, value, recipe.step[value.step].run)
+    elif is_file(flag) and flag.name in WRITTEN:
+        return str(folder_of(run, step.name) / str(value)), value
+    elif is_file(flag) or (flag.name == "model" and recipe.path(str(value)).is_dir()):
+        path = recipe.path(str(value))
+    else:
+        return str(value), value
+    record = record_of(run, value.step) if isinstance(value, OfStep) and path.is_dir() else {}
+    return str(path), record.get("left") or _seal(path)
+
+
+def _exported(recipe: Recipe, folder: Path, run: Path, given: OfStage) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    out = folder / f"{given.stage}.jsonl"
+    format = given.format or SHAPES[recipe.stage[given.stage].task][0]
+    found = export_stage(run, format, out, given.stage, given.outcome, given.min_margin, given.reasoning)
+    if words := words_of([found.damages], run):
+        tell(f"distill: {plain(words, 1000)}\n")
+    if not found.rows:
+        words = f"stage '{given.stage}' has no row for it (outcomes {given.outcome})"
+        raise EmptyStage(f"{words}: see `distill status {run}` for what became of its rows")
+    return out
+
+
+def _own_words(step: Step, run: Path, quiet: bool) -> list[str]:
+    """What is ours to say: where the result goes, and whether a training goes on."""
+    folder, kind = folder_of(run, step.name), step.run[0]
+    quietly = ["--quiet"] if quiet and step.can_be_quiet else []
+    if kind == "train":
+        return ["--out", str(folder), *quietly, *(["--resume"] if (folder / BEGUN).is_file() else [])]
+    if kind == "evaluate":
+        return ["--json", *quietly]
+    words = ["--out", str(folder / MADE[kind]), *quietly]
+    return [*words, "--split", str(folder)] if kind == "rank" else [str(run), *words]
+
+
+def _run(step: Step, run: Path, words: list[str]) -> int:
+    """A training is killed when we are, for it goes on from its checkpoint; others clear up first."""
+    folder = folder_of(run, step.name)
+    if step.run[0] == "train":
+        return run_to_end(command(*words), _errors(), signal.SIGKILL)
+    folder.mkdir(parents=True, exist_ok=True)
+    if step.run[0] != "evaluate":
+        return run_to_end(command(*words), _errors(), signal.SIGTERM)
+    result = run / EVALUATIONS / f"{step.name}.json"
+    result.parent.mkdir(exist_ok=True)
+    beside = result.with_name(f".{result.name}.part")
+    with beside.open("wb") as out:
+        code = run_to_end(command(*words), out, signal.SIGTERM)
+    if code == 0:
+        beside.replace(result)
+    return code
+
+
+def _errors() -> IO[bytes]:
+    """What a command says is not ours to say: our standard output may be a program's."""
+    return sys.stderr.buffer
+
+
+def _left(step: Step, run: Path) -> Iterator[Path]:
+    yield from sorted(file for file in folder_of(run, step.name).glob("*") if file.is_file())
+    if step.run[0] == "evaluate":
+        yield run / EVALUATIONS / f"{step.name}.json"
+
+
+def _seal(path: Path) -> dict[str, Any]:
+    """What a file is known by; of a folder that is not ours, what lies in it."""
+    if path.is_dir():
+        files = sorted(file for file in path.iterdir() if file.is_file())
+        return {file.name: [(found := file.stat()).st_size, found.st_mtime_ns] for file in files}
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return {"bytes": path.stat().st_size, "sha256": digest}
+
+
+def _set_aside(step: Step, run: Path) -> None:
+    """What was made otherwise is kept; a report is of the moment, and what is lost is lost."""
+    folder = folder_of(run, step.name)
+    if step.is_last or not folder.is_dir() or not any(folder.iterdir()):
+        return
+    number = 1
+    while (aside := folder.with_name(f"{step.name}.before-{number}")).exists():
+        number += 1
+    folder.rename(aside)
+    record = run / STEPS / f"{step.name}.json"
+    if record.exists():
+        shutil.move(record, aside / "step.json")
+    tell(f"step {step.name}: its command or what it reads has changed; what it left before is in {aside}\n")

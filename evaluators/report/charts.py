@@ -1,0 +1,179 @@
+"""Bars: of one quantity with intervals, side by side in groups, stacked to a whole.
+
+A table's first column names the bar or the group; the other columns are said with each function.
+
+The paper's Figure 1a, b: root verbs in the inner ring, their nouns in the outer one.
+"""
+
+from typing import Any
+
+from evaluators.report.figures import COLOURS, GRID, INK, PAPER, QUIET, Table, bar, short
+
+THICK = 0.62
+ROOM = 1.0  # inches for axis and margins of a figure of horizontal bars
+
+
+def height_for(bars: int, each: float = 0.34) -> float:
+    """Inches for so many horizontal bars."""
+    return ROOM + each * max(bars, 1)
+
+
+def measured(figure: Any, table: Table, wide: bool) -> None:
+    """Horizontal bars with 95 % intervals and words at their ends; columns: name, value, low, high,
+    words."""
+    axes = figure.subplots()
+    names, values = table.names(table.columns[0]), table.numbers(table.columns[1])
+    low, high = table.numbers("low"), table.numbers("high")
+    places = range(len(names))
+    axes.barh(places, values, height=THICK, **bar(0))
+    for place, value, a, b in zip(places, values, low, high, strict=True):
+        if a == a and b == b:
+            axes.errorbar(value, place, xerr=[[max(0, value - a)], [max(0, b - value)]], **WHISKER)
+    reach = max([v for v in (*values, *high) if v == v] or [1.0])
+    for place, value, b, words in zip(places, values, high, table.names("words"), strict=True):
+        axes.text(max(value, b if b == b else value) + reach * 0.015, place, words, va="center", **BESIDE)
+    axes.set_xlim(0, reach * (1.42 if wide else 1.75))
+    named(axes, names, wide)
+    axes.set_xlabel(table.columns[1])
+
+
+BESIDE: dict[str, Any] = {
+    "fontsize": 9,
+    "bbox": {"facecolor": PAPER, "edgecolor": "none", "boxstyle": "square,pad=0.08"},
+}
+WHISKER: dict[str, Any] = {
+    "fmt": "none",
+    "color": INK,
+    "ecolor": INK,
+    "elinewidth": 1.1,
+    "capsize": 3,
+    "capthick": 1.1,
+}
+
+
+def named(axes: Any, names: list[str], wide: bool) -> None:
+    """Names down the side, the first on top."""
+    axes.set_yticks(range(len(names)), [short(name, wide) for name in names])
+    axes.tick_params(axis="y", length=0)
+    axes.grid(visible=False, axis="y")
+    axes.set_ylim(len(names) - 0.4, -0.6)
+
+
+def relative(figure: Any, table: Table, wide: bool) -> None:
+    """The same as shares, with a line where both are equal."""
+    measured(figure, table, wide)
+    (axes,) = figure.axes
+    axes.axvline(1, color=QUIET, linewidth=1, linestyle=(0, (4, 3)), zorder=0)
+    percents(axes, "x")
+
+
+def shares(figure: Any, table: Table, wide: bool) -> None:
+    """The same as shares of a whole, with a line at a half."""
+    measured(figure, table, wide)
+    (axes,) = figure.axes
+    axes.axvline(0.5, color=QUIET, linewidth=1, linestyle=(0, (4, 3)), zorder=0)
+    axes.set_xticks([0, 0.25, 0.5, 0.75, 1])
+    percents(axes, "x")
+
+
+def counted(figure: Any, table: Table, wide: bool) -> None:
+    """Horizontal bars of counts, with the count at the end; columns: name, count."""
+    axes = figure.subplots()
+    names, values = table.names(table.columns[0]), table.numbers(table.columns[1])
+    axes.barh(range(len(names)), values, height=THICK, **bar(0))
+    reach = max(values, default=1) or 1
+    for place, value in enumerate(values):
+        axes.text(value + reach * 0.012, place, f"{value:,.0f}", va="center", fontsize=9)
+    axes.set_xlim(0, reach * 1.15)
+    named(axes, names, wide)
+    axes.set_xlabel(table.columns[1])
+
+
+def grouped(figure: Any, table: Table, wide: bool) -> None:
+    """Vertical bars side by side; a column for each series. A gap stands where a number is unknown."""
+    axes = figure.subplots()
+    groups, series = table.names(table.columns[0]), table.columns[1:]
+    width = 0.8 / max(len(series), 1)
+    for n, name in enumerate(series):
+        places = [g - 0.4 + width * (n + 0.5) for g in range(len(groups))]
+        axes.bar(places, table.numbers(name), width=width * 0.94, label=short(name, wide), **bar(n))
+    axes.set_xticks(range(len(groups)), groups)
+    axes.grid(visible=False, axis="x")
+    axes.tick_params(axis="x", length=0)
+    if len(series) > 1:
+        legend(figure, wide)
+
+
+def stacked(figure: Any, table: Table, wide: bool) -> None:
+    """Horizontal bars of shares that make a whole; a column for each part, its per cent in it where it
+    has room."""
+    axes = figure.subplots()
+    names, parts = table.names(table.columns[0]), table.columns[1:]
+    left = [0.0] * len(names)
+    for n, part in enumerate(parts):
+        values = table.numbers(part)
+        axes.barh(range(len(names)), values, left=left, height=THICK, label=part, **bar(n))
+        for place, (start, value) in enumerate(zip(left, values, strict=True)):
+            if value >= (0.05 if wide else 0.1):
+                axes.text(start + value / 2, place, f"{value:.0%}", ha="center", va="center", **ON_BAR)
+        left = [start + (0 if value != value else value) for start, value in zip(left, values, strict=True)]
+    axes.set_xlim(0, 1)
+    named(axes, names, wide)
+    percents(axes, "x")
+    legend(figure, wide, 3)
+
+
+ON_BAR: dict[str, Any] = {
+    "fontsize": 9,
+    "bbox": {"facecolor": PAPER, "edgecolor": GRID, "linewidth": 0.4, "boxstyle": "round,pad=0.18"},
+}
+
+
+def percents(axes: Any, which: str) -> None:
+    from matplotlib.ticker import PercentFormatter
+
+    getattr(axes, f"{which}axis").set_major_formatter(PercentFormatter(1, decimals=0))
+
+
+def legend(figure: Any, wide: bool, columns: int = 0) -> None:
+    """Above the axes, so that it covers nothing."""
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    if handles:
+        most = columns or (4 if wide else 2)
+        figure.legend(handles, labels, loc="outside upper left", ncols=min(most, len(labels)))
+
+
+INNER, OUTER, DEEP = 0.42, 0.72, 0.3
+LEAST = 0.012  # of the circle, below which a wedge has no name
+
+
+def sunburst(figure: Any, table: Table, wide: bool) -> None:
+    """Columns: verb, noun, count; rows of one verb next to each other."""
+    axes = figure.add_subplot()
+    rows = list(zip(table.names("verb"), table.names("noun"), table.numbers("count"), strict=True))
+    verbs: dict[str, float] = {}
+    for verb, _, count in rows:
+        verbs[verb] = verbs.get(verb, 0) + count
+    colours = {verb: COLOURS[n % len(COLOURS)] for n, verb in enumerate(verbs)}
+    edge = {"edgecolor": PAPER, "linewidth": 0.8, "width": DEEP, "alpha": 0.75}
+    _ring(axes, list(verbs.items()), INNER, [colours[v] for v in verbs], edge)
+    edge |= {"alpha": 0.4}
+    nouns = [(noun, count) for _, noun, count in rows]
+    _ring(axes, nouns, OUTER, [colours[verb] for verb, _, _ in rows], edge)
+    axes.set(xlim=(-0.89, 0.89), ylim=(-0.89, 0.89))
+
+
+def _ring(
+    axes: Any, parts: list[tuple[str, float]], radius: float, colours: list[str], edge: dict[str, Any]
+) -> None:
+    total = sum(count for _, count in parts) or 1
+    labels = [name if count / total >= LEAST else "" for name, count in parts]
+    wedges, texts = axes.pie(
+        [count for _, count in parts], radius=radius + DEEP / 2 * 0.98, colors=colours, startangle=90,
+        counterclock=False, labels=labels, labeldistance=(radius) / (radius + DEEP / 2), rotatelabels=False,
+        wedgeprops=edge, textprops={"ha": "center", "va": "center", "fontsize": 7.5},
+    )  # fmt: skip
+    for wedge, text in zip(wedges, texts, strict=True):
+        angle = (wedge.theta1 + wedge.theta2) / 2
+        text.set_rotation(angle if -90 <= (angle + 180) % 360 - 180 <= 90 else angle + 180)
+        text.set_rotation_mode("anchor")

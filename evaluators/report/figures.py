@@ -1,0 +1,212 @@
+"""How all figures look, and how matplotlib's SVG becomes part of a page.
+
+Colours are Okabe and Ito's, which colour-blind people tell apart; bars have hatches and lines have
+markers and dashes beside, so that grey prints work. In the SVG a colour is a CSS variable, so that the page
+gives the light and the dark ones; text is text. Drawn twice, for wide and narrow screens. The same table
+gives the same bytes.
+
+The numbers behind a figure: what is drawn, what stands in the page's table, and what goes out as CSV.
+
+One value for all three, so that none can say something else than the others.
+"""
+
+import io
+import re
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from engine.terminal import dollars, duration, percent, plain
+from evaluators.tables import csv_text
+
+Cell: TypeAlias = Any  # str, int, float or None
+KINDS = {
+    "text": lambda value: plain(str(value)),
+    "count": lambda value: f"{value:,.0f}",
+    "number": lambda value: f"{value:,.2f}" if abs(value) >= 0.1 or value == 0 else f"{value:.3g}",
+    "score": lambda value: f"{value:.3f}",
+    "share": lambda value: f"{value:.1%}",
+    "percent": percent,
+    "usd": dollars,
+    "seconds": duration,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """name: of its CSV file. kinds: how each column is shown, a key of KINDS. None in a cell: unknown."""
+
+    name: str
+    columns: tuple[str, ...]
+    kinds: tuple[str, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+
+    def column(self, name: str) -> list[Cell]:
+        place = self.columns.index(name)
+        return [row[place] for row in self.rows]
+
+    def numbers(self, name: str) -> list[float]:
+        """A column of numbers; what is unknown is NaN."""
+        return [float("nan") if v is None else float(v) for v in self.column(name)]
+
+    def names(self, name: str) -> list[str]:
+        return [plain(str(value)) for value in self.column(name)]
+
+    @property
+    def shown(self) -> list[list[str]]:
+        """The cells as people read them."""
+        return [[_shown(v, kind) for v, kind in zip(row, self.kinds, strict=True)] for row in self.rows]
+
+    @property
+    def csv(self) -> str:
+        return csv_text(self.columns, self.rows)
+
+
+def table(name: str, columns: Sequence[str], rows: Iterable[Sequence[Cell]]) -> Table:
+    """columns: 'name' or 'name:kind'; without a kind it is text."""
+    split = [column.rpartition(":") if ":" in column else (column, "", "text") for column in columns]
+    names, kinds = tuple(s[0] for s in split), tuple(s[2] for s in split)
+    return Table(name, names, kinds, tuple(tuple(row) for row in rows))
+
+
+def _shown(value: Cell, kind: str) -> str:
+    if value is None or value != value:
+        return "–"
+    return KINDS[kind](value) if isinstance(value, int | float) or kind == "text" else plain(str(value))
+
+
+COLOURS = ("#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9", "#8c6d1f", "#7f7f7f")
+HATCHES = ("", "////", "....", "\\\\\\\\", "xxxx", "----", "oooo", "++++")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+DASHES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)), (0, (8, 2)))
+INK, QUIET, GRID, PAPER = "#1b2733", "#5d6a77", "#d5dbe1", "#fefefe"
+VARIABLES = {colour: f"--series-{n}" for n, colour in enumerate(COLOURS)} | {
+    INK: "--ink", QUIET: "--quiet", GRID: "--grid", PAPER: "--paper",
+}  # fmt: skip
+WIDE, NARROW = 7.4, 4.0  # inches; a page shows the narrow one where there is no room for the other
+LABEL = {True: 30, False: 16}  # characters of a name beside an axis, by whether it is the wide one
+SETTINGS: dict[str, Any] = {
+    "svg.fonttype": "none",
+    "text.parse_math": False,  # a model's name may hold a dollar sign
+    "font.size": 9.5,
+    "axes.titlesize": 10,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.edgecolor": QUIET,
+    "axes.linewidth": 0.7,
+    "axes.labelcolor": INK,
+    "axes.labelsize": 9.5,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "axes.grid": True,
+    "grid.color": GRID,
+    "grid.linewidth": 0.6,
+    "text.color": INK,
+    "xtick.color": QUIET,
+    "ytick.color": QUIET,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "xtick.major.width": 0.7,
+    "ytick.major.width": 0.7,
+    "legend.frameon": False,
+    "legend.fontsize": 9,
+    "hatch.linewidth": 0.8,
+    "lines.linewidth": 1.6,
+    "lines.markersize": 4.5,
+}
+
+Draw = Callable[[Any, Table, bool], None]  # (matplotlib's Figure, the numbers, whether it is the wide one)
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """A table and how it is drawn. alt: what it shows, in words, for who cannot see it. heights: inches of
+    the wide and of the narrow drawing. Drawn when it is asked for: that is what takes time."""
+
+    title: str
+    alt: str
+    caption: str
+    table: Table
+    draw: Draw
+    heights: tuple[float, float]
+
+    @property
+    def wide(self) -> str:
+        return svg(self.table, self.draw, True, (WIDE, self.heights[0]), self.alt)
+
+    @property
+    def narrow(self) -> str:
+        return svg(self.table, self.draw, False, (NARROW, self.heights[1]), self.alt)
+
+
+def figure(
+    title: str, alt: str, caption: str, table: Table, draw: Draw, height: float = 2.8, tall: float = 0.0
+) -> Figure:
+    """height, tall: inches of the wide and of the narrow drawing (the same, unless said). Raises
+    ValueError, TypeError where a column of numbers holds something else."""
+    for name, kind in zip(table.columns, table.kinds, strict=True):
+        if kind != "text":
+            table.numbers(name)
+    return Figure(title, alt, caption, table, draw, (height, tall or height))
+
+
+def svg(table: Table, draw: Draw, wide: bool, size: tuple[float, float], alt: str) -> str:
+    """One drawing as an SVG element."""
+    import matplotlib
+    from matplotlib.figure import Figure as Canvas
+
+    salt = f"{table.name}-{'wide' if wide else 'narrow'}"
+    with matplotlib.rc_context(SETTINGS | {"svg.hashsalt": salt}), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # glyphs that matplotlib's font lacks: the reader's has them
+        canvas = Canvas(figsize=size, layout="constrained")
+        draw(canvas, table, wide)
+        text = io.StringIO()
+        nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        canvas.savefig(text, format="svg", transparent=True, metadata=nothing)
+    return inlined(text.getvalue(), alt)
+
+
+def inlined(text: str, alt: str) -> str:
+    """Without what a page has already: prolog, styles, fonts, a size, ids that nobody refers to."""
+    from markupsafe import escape
+
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", text, flags=re.S)
+    box = re.search(r'viewBox="([^"]*)"', text)
+    head = f'<svg viewBox="{box[1] if box else ""}" role="img" aria-label="{escape(alt)}">'
+    text = head + text[text.index(">") + 1 :].replace("xlink:href", "href")
+    used = set(re.findall(r'(?:href="|url\()#([\w.-]+)', text))
+    text = re.sub(r' id="([^"]*)"', lambda m: m[0] if m[1] in used else "", text)
+    text = re.sub(r' fill="(#[0-9a-f]{6})"', r' style="fill: \1"', text)  # of hatches
+    text = re.sub(r' style="([^"]*)"', lambda m: _styled(m[1]), text)
+    return re.sub(r"\s*\n\s*", "\n", text)
+
+
+def _styled(style: str) -> str:
+    style = re.sub(r"font-family:[^;]*;? ?", "", style)
+    style = re.sub(r"#[0-9a-f]{6}\b", lambda m: _variable(m[0]), style).strip("; ")
+    return f' style="{style}"' if style else ""
+
+
+def _variable(colour: str) -> str:
+    return f"var({VARIABLES[colour]}, {colour})" if colour in VARIABLES else colour
+
+
+def short(name: str, wide: bool) -> str:
+    """A name that fits beside an axis."""
+    most = LABEL[wide]
+    return name if len(name) <= most else name[: most - 1] + "…"
+
+
+def series(n: int) -> dict[str, Any]:
+    """Colour, dash and marker of the nth line."""
+    place = n % len(COLOURS)
+    return {"color": COLOURS[place], "linestyle": DASHES[place], "marker": MARKERS[place]}
+
+
+def bar(n: int) -> dict[str, Any]:
+    """Colour and hatch of the nth kind of bar."""
+    place = n % len(COLOURS)
+    return {"color": COLOURS[place], "hatch": HATCHES[place], "edgecolor": PAPER, "linewidth": 0.5}

@@ -1,0 +1,247 @@
+"""What there is to report on: the ledger, the folders of trainings, results of evaluations.
+
+A training's folder is known by its `training/run.json` or `metrics.jsonl`, an evaluation by what its JSON
+holds, whatever it is called. What cannot be read is put on a list, and the rest is reported.
+
+Results of evaluations come from files that anyone may have written: one that cannot be told is left out,
+with the reason, and the rest of the report stands.
+"""
+
+import sqlite3
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from evaluators.report.blocks import Block
+from store.damage import Damages
+from store.errors import UsageError
+from store.queries import last_runs, stage_status, stages
+
+DEEP = 3  # folders below the run folder in which trainings are looked for
+MOST_JSON = 64 * 2**20  # bytes of an evaluation
+RUNS = 10_000
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """counts: as `status` has them. runs: its processes, oldest first."""
+
+    number: int
+    name: str
+    task: str
+    samples: int
+    counts: Mapping[str, Any]
+    runs: Sequence[Mapping[str, Any]]
+
+    @property
+    def settings(self) -> Json:
+        return dict(self.runs[-1]["settings"] or {}) if self.runs else {}
+
+    @property
+    def model(self) -> str:
+        return str(self.settings.get("model", "?"))
+
+
+@dataclass(frozen=True, slots=True)
+class Training:
+    """A training's folder, as `train` leaves it. finished: {} while it is under way; quality: of a reward
+    model on held-out prompts; title: its card's, '' until there is one."""
+
+    name: str
+    title: str
+    setup: Json
+    metrics: Sequence[Json]
+    finished: Json
+    quality: Json
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    name: str
+    kind: str
+    data: Json
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    run: Path
+    reader: sqlite3.Connection
+    stages: Sequence[Stage]
+    trainings: Sequence[Training]
+    evaluations: list[Evaluation]
+    unread: list[tuple[str, str]]
+    seed: int
+    damages: dict[str, Damages] = field(default_factory=dict)
+
+    def damaged(self, stage: Stage) -> Damages:
+        """Where answers of a stage are told that are damaged and left out."""
+        return self.damages.setdefault(stage.name, Damages(stage.name))
+
+    def evaluated(self, kind: str) -> list[Evaluation]:
+        return [e for e in self.evaluations if e.kind == kind]
+
+    def of_task(self, *tasks: str) -> list[Stage]:
+        return [stage for stage in self.stages if stage.task in tasks and stage.counts["done"]]
+
+
+def look(
+    run: Path,
+    reader: sqlite3.Connection,
+    trainings: Sequence[Path],
+    evaluations: Sequence[Path],
+    seed: int,
+) -> Found:
+    """Everything below RUN, and what was named. Raises UsageError for a named one that is none."""
+    unread: list[tuple[str, str]] = []
+    folders = dict.fromkeys([*_below(run, DEEP), *map(_named, trainings)])
+    files = dict.fromkeys([*sorted((run / "evaluations").glob("*.json")), *evaluations])
+    read = [_evaluation(file, file in evaluations, unread) for file in files]
+    return Found(
+        run,
+        reader,
+        [_stage(reader, number, name) for number, name in stages(reader)],
+        [found for folder in folders if (found := _training(run, folder, unread))],
+        [found for found in read if found],
+        unread,
+        seed,
+    )
+
+
+def _stage(reader: sqlite3.Connection, number: int, name: str) -> Stage:
+    task, samples = reader.execute("SELECT task, samples FROM stages WHERE id = ?", (number,)).fetchone()
+    runs = last_runs(reader, number, RUNS)[::-1]
+    return Stage(number, name, task, samples, stage_status(reader, number), runs)
+
+
+def _is_training(folder: Path) -> bool:
+    return (folder / "metrics.jsonl").is_file() or (folder / "training" / "run.json").is_file()
+
+
+def _below(folder: Path, deep: int) -> Iterator[Path]:
+    try:
+        inside = sorted(folder.iterdir()) if deep else []
+    except OSError:  # somebody else's, and not ours to read
+        return
+    for found in inside:
+        if found.is_dir() and not found.is_symlink():
+            if _is_training(found):
+                yield found
+            else:
+                yield from _below(found, deep - 1)
+
+
+def _named(folder: Path) -> Path:
+    if not _is_training(folder):
+        raise UsageError(f"--training {folder}: no training is there (expected {folder / 'metrics.jsonl'})")
+    return folder
+
+
+def _training(run: Path, folder: Path, unread: list[tuple[str, str]]) -> Training | None:
+    name = str(folder.relative_to(run)) if folder.is_relative_to(run) else folder.name
+    try:
+        return Training(
+            name,
+            _title(folder / "README.md"),
+            _object(folder / "training" / "run.json"),
+            _lines(folder / "metrics.jsonl"),
+            _object(folder / "training" / "finished.json"),
+            _object(folder / "report.json"),
+        )
+    except (OSError, ValueError) as error:
+        unread.append((f"training {name}", f"cannot be read: {error}"))
+        return None
+
+
+def _title(card: Path) -> str:
+    """The first heading of a model card."""
+    if not card.is_file():
+        return ""
+    with card.open(encoding="utf-8", errors="replace") as lines:
+        return next((line[2:].strip() for line in lines if line.startswith("# ")), "")
+
+
+def _object(path: Path) -> Json:
+    if not path.is_file():
+        return {}
+    found = orjson.loads(path.read_bytes())
+    return found if isinstance(found, dict) else {}
+
+
+def _lines(path: Path) -> list[Json]:
+    """The records with a kind and a step; a torn last line is not there."""
+    found = []
+    for line in path.read_bytes().splitlines() if path.is_file() else ():
+        try:
+            record = orjson.loads(line)
+        except orjson.JSONDecodeError:
+            continue
+        if isinstance(record, dict) and isinstance(record.get("step"), int):
+            found.append(record)
+    return found
+
+
+def _evaluation(path: Path, is_named: bool, unread: list[tuple[str, str]]) -> Evaluation | None:
+    try:
+        if path.stat().st_size > MOST_JSON:
+            raise ValueError(f"it is larger than {MOST_JSON >> 20} MiB")
+        data = orjson.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        _refuse(path, f"cannot be read: {error}", is_named, unread)
+        return None
+    kind = kind_of(data)
+    if kind is None:
+        _refuse(path, "is not what `evaluate … --json` writes", is_named, unread)
+        return None
+    return Evaluation(path.stem, kind, data)
+
+
+def _refuse(path: Path, words: str, is_named: bool, unread: list[tuple[str, str]]) -> None:
+    if is_named:
+        raise UsageError(f"--evaluation {path}: {words}")
+    unread.append((f"evaluations/{path.name}", words))
+
+
+def kind_of(data: Any) -> str | None:
+    """Which command wrote it, by what it holds."""
+    if not isinstance(data, dict):
+        return None
+    inner = data.get("data")
+    sets = [found for found in inner.values() if isinstance(found, dict)] if isinstance(inner, dict) else []
+    first: Json = sets[0] if sets else {}
+    signs = {
+        "judge": isinstance(data.get("pairs"), list),
+        "ranking": isinstance(data.get("ranks"), list) or isinstance(data.get("groups"), list),
+        "reward": isinstance(data.get("pairs"), int) and "accuracy" in data,
+        "rouge": isinstance(data.get("models"), dict),
+        "human": isinstance(data.get("criteria"), dict),
+        "lengths": "units" in data and isinstance(inner, dict),
+        "verbs": "distinct_pairs" in first,
+        "scores": "scale" in data and isinstance(inner, dict),
+        "duplicates": "threshold" in data and isinstance(data.get("near"), dict),
+        "overlap": isinstance(data.get("tests"), dict) and "n" in data,
+        "shares": "refused_in_words" in first,
+    }
+    return next((kind for kind, there in signs.items() if there), None)
+
+
+NOT_THERE = (KeyError, TypeError, ValueError, IndexError, AttributeError, ZeroDivisionError)
+Tell = Callable[[Evaluation, int], Iterable[Block]]  # (evaluation, its number from 1)
+
+
+def told(found: Found, kinds: Sequence[str], tell: Tell) -> list[tuple[Evaluation, list[Block]]]:
+    """(evaluation, blocks) of those of some kinds."""
+    heard = []
+    mine = [e for kind in kinds for e in found.evaluated(kind)]
+    for number, evaluation in enumerate(mine, 1):
+        try:
+            heard.append((evaluation, list(tell(evaluation, number))))
+        except NOT_THERE as error:
+            words = (
+                f"is not as `evaluate {evaluation.kind} --json` writes it ({type(error).__name__}: {error})"
+            )
+            found.unread.append((f"evaluation {evaluation.name}", words))
+    return heard

@@ -1,0 +1,237 @@
+"""Writes a stage's answers as a data set: pool order, atomic, the same bytes each time.
+
+Alpaca's shape (JSON list or JSONL), OpenAI chat JSONL, Parquet. The file is written beside its
+name and renamed when it is whole, so that nobody ever reads half a data set.
+"""
+
+import shutil
+import sqlite3
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import orjson
+
+from store.damage import Damages, is_damage, is_intact
+from store.files import is_plain, replacing
+from store.records import OUTCOMES, Instruction
+from store.schema import STAGE_SHIFT
+
+PARQUET_ROWS = 10_000
+KNOWN = {*OUTCOMES, "unparsed"}
+
+POSITIONS = 512  # read together; of a page that is damaged each alone
+
+# With an answer; what it names may be missing, where the ledger is damaged.
+_ANSWERS = """
+SELECT a.position, a.sample, CAST(w.item AS BLOB), CAST(b.raw AS BLOB), b.checksum, p.outcome, p.model
+FROM samples a LEFT JOIN rows w ON w.id = ? + a.position
+LEFT JOIN requests r ON r.id = a.request LEFT JOIN responses p ON p.id = r.answer AND p.request = r.id
+LEFT JOIN bodies b ON b.response = p.id
+WHERE a.stage = ? AND a.position >= ? AND a.position < ? AND (r.answer IS NOT NULL OR r.id IS NULL)
+  AND (w.id IS NULL OR w.plan IN ({plans}))
+ORDER BY a.position, a.sample
+"""
+# With the last reply to rows that failed because none of theirs could be read.
+_ASKED = """
+SELECT a.position, a.sample, CAST(w.item AS BLOB), CAST(b.raw AS BLOB), b.checksum, p.outcome, p.model
+FROM samples a LEFT JOIN rows w ON w.id = ? + a.position
+LEFT JOIN requests r ON r.id = a.request LEFT JOIN errors e ON e.id = r.failure AND r.answer IS NULL
+LEFT JOIN responses p ON p.request = r.id AND p.id = ifnull(r.answer, (
+  SELECT max(q.id) FROM responses q WHERE q.attempt = e.attempt AND q.outcome = 'unparsed'))
+LEFT JOIN bodies b ON b.response = p.id
+WHERE a.stage = ? AND a.position >= ? AND a.position < ?
+  AND (r.answer IS NOT NULL OR r.id IS NULL OR p.id IS NOT NULL)
+  AND (w.id IS NULL OR w.plan IN ({plans}))
+ORDER BY a.position, a.sample
+"""
+_NEXT = "SELECT min(position) FROM samples WHERE stage = ? AND position >= ?"
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A row of a stage with the reply to one of its samples, as they lie in the ledger. `item`: the
+    row's JSON as an object. text, reasoning: what whoever reads `raw` finds in it. has_checksum: replies of
+    older versions have none, and only reading them shows whether they are damaged."""
+
+    position: int
+    sample: int
+    item: Mapping[str, Any]
+    raw: bytes
+    outcome: str
+    model: str
+    text: str = ""
+    reasoning: str = ""
+    has_checksum: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A line of an export: the pool's row with the teacher's words as its output. reasoning: the thinking
+    before it; None where the data set has none."""
+
+    item: Instruction
+    sample: int
+    outcome: str
+    model: str
+    reasoning: str | None = None
+
+
+def stored(
+    reader: sqlite3.Connection,
+    stage: int,
+    outcomes: Sequence[str],
+    unparsed: bool = False,
+    left_out: Counter[str] | None = None,
+    plans: Sequence[int] | None = None,
+    damages: Damages | None = None,
+) -> Iterator[Stored]:
+    """In pool order. `unparsed`: with the rows of which no reply could be read. `left_out` counts rows by
+    their outcome that is not asked for. `plans`: only rows that belong to these settings. What is damaged
+    is left out, and told to `damages`."""
+    damages = Damages("") if damages is None else damages
+    wanted = {*outcomes, "unparsed"}
+    sql = _ASKED if unparsed else _ANSWERS
+    sql = sql.format(plans="w.plan" if plans is None else ", ".join("?" * len(plans)))
+    for position, sample, item, raw, checksum, outcome, model in _found(
+        reader, stage, sql, plans or (), damages
+    ):
+        row = _object(item)
+        id = None if row is None else row.get("id")
+        if item is None or raw is None or outcome not in KNOWN:
+            damages.add(position, "its row is missing" if item is None else "its reply is missing", id)
+        elif outcome not in wanted:
+            if left_out is not None:
+                left_out[outcome] += 1
+        elif not is_intact(raw, checksum):
+            damages.add(position, "its checksum differs", id)
+        elif row is None:
+            damages.add(position, "its text cannot be read")
+        else:
+            yield Stored(position, sample, row, raw, outcome, model, has_checksum=checksum is not None)
+
+
+def _object(item: bytes | None) -> dict[str, Any] | None:
+    try:
+        row = orjson.loads(item or b"")
+    except ValueError:
+        return None
+    return row if isinstance(row, dict) else None
+
+
+def _found(
+    reader: sqlite3.Connection, stage: int, sql: str, plans: Sequence[int], damages: Damages
+) -> Iterator[tuple[Any, ...]]:
+    """Rows of a query, some positions at a time. Where SQLite finds a page damaged, each position alone."""
+    base, start = stage << STAGE_SHIFT, 0
+    while (first := reader.execute(_NEXT, (stage, start)).fetchone()[0]) is not None:
+        start = first + POSITIONS
+        try:
+            yield from reader.execute(sql, (base, stage, first, start, *plans)).fetchall()
+        except sqlite3.DatabaseError as error:
+            if not is_damage(error):
+                raise
+            for position in range(first, start):
+                try:
+                    yield from reader.execute(sql, (base, stage, position, position + 1, *plans)).fetchall()
+                except sqlite3.DatabaseError as error:
+                    damages.add(position, str(error))
+
+
+def write(
+    path: Path,
+    format: str,
+    rows: Iterator[Answer],
+    samples: int,
+    system: str | None,
+    reasoning: bool = False,
+) -> int:
+    """Writes all rows; returns how many. `reasoning`: they have thinking, which gets a place of its own.
+    Raises UsageError, StorageError with the old file untouched."""
+    if format == "parquet" and is_plain(path):
+        with replacing(path) as file:
+            return _write_parquet(file, rows, samples, reasoning)
+    if format == "parquet":  # it counts its bytes from the beginning, which a pipe or device cannot tell
+        with tempfile.TemporaryFile() as spooled, replacing(path) as file:
+            count = _write_parquet(spooled, rows, samples, reasoning)
+            spooled.seek(0)
+            shutil.copyfileobj(spooled, file)
+            return count
+    return write_lines(path, map(_chat_line(system) if format == "chat" else _alpaca_line(samples), rows))
+
+
+def write_lines(path: Path, lines: Iterator[bytes]) -> int:
+    """JSON objects as JSONL, or as a list where the name ends in .json; returns how many."""
+    with replacing(path) as file:
+        return _write_list(file, lines) if path.suffix == ".json" else _write_lines(file, lines)
+
+
+def _alpaca_line(samples: int) -> Callable[[Answer], bytes]:
+    def line(answer: Answer) -> bytes:
+        item = answer.item
+        row = {
+            "instruction": item.instruction,
+            "input": item.input,
+            "output": item.output,
+            "id": item.id,
+        }
+        if answer.reasoning is not None:
+            row["reasoning"] = answer.reasoning
+        return orjson.dumps({**row, "sample": answer.sample} if samples > 1 else row)
+
+    return line
+
+
+def question(item: Instruction) -> str:
+    """The prompt as one text: the instruction, an empty line, and the input where there is one."""
+    return f"{item.instruction}\n\n{item.input}" if item.input else item.instruction
+
+
+def _chat_line(system: str | None) -> Callable[[Answer], bytes]:
+    head = [{"role": "system", "content": system}] if system else []
+
+    def line(answer: Answer) -> bytes:
+        item = answer.item
+        said = {"role": "assistant", "content": item.output}
+        if answer.reasoning is not None:
+            said["reasoning_content"] = answer.reasoning
+        return orjson.dumps({"messages": [*head, {"role": "user", "content": question(item)}, said]})
+
+    return line
+
+
+def _write_lines(file: IO[bytes], lines: Iterator[bytes]) -> int:
+    count = 0
+    for line in lines:
+        file.write(line + b"\n")
+        count += 1
+    return count
+
+
+def _write_list(file: IO[bytes], lines: Iterator[bytes]) -> int:
+    count = 0
+    file.write(b"[")
+    for line in lines:
+        file.write((b",\n" if count else b"\n") + line)
+        count += 1
+    file.write(b"\n]\n")
+    return count
+
+
+def _write_parquet(file: IO[bytes], rows: Iterator[Answer], samples: int, reasoning: bool) -> int:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    own = ["instruction", "input", "output", "id"]
+    names = [*own, "sample", "outcome", "model", *(["reasoning"] if reasoning else [])]
+    schema = pa.schema([(name, pa.int32() if name == "sample" else pa.string()) for name in names])
+    count = 0
+    with pq.ParquetWriter(file, schema) as writer:
+        while batch := [row for _, row in zip(range(PARQUET_ROWS), rows, strict=False)]:
+            columns = [[getattr(a.item if name in own else a, name) for a in batch] for name in names]
+            writer.write_table(pa.table(dict(zip(names, columns, strict=True)), schema))
+            count += len(batch)
+    return count

@@ -1,0 +1,155 @@
+"""The folder of a training: the result on top, what it was made with under `training/`.
+
+OUT/model.safetensors, config.json, tokenizer…, README.md     the result, when it is whole
+OUT/metrics.jsonl, curves.png                                 as it goes
+OUT/training/run.json                                         what the run is, to be resumed as the same
+OUT/training/checkpoints/, log.txt, rows-N/, job-N.json
+"""
+
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from store.errors import UsageError
+from store.files import whole
+from store.run_folder import held
+from trainers.errors import NotTheSame, TrainingFailed
+
+WORK = "training"
+RUN = "run.json"
+FINISHED = "finished.json"
+METRICS = "metrics.jsonl"
+SHOWN = 40  # characters of a value that differs
+Identity = Mapping[str, Any]
+
+
+class Folder:
+    """The paths of a training's folder."""
+
+    def __init__(self, out: Path) -> None:
+        self.out = out
+        self.work = out / WORK
+        self.checkpoints = self.work / "checkpoints"
+        self.stop = self.work / "stop"
+        self.result = self.work / "result"
+        self.metrics = out / METRICS
+        self.curves = out / "curves.png"
+        self.finished = self.work / FINISHED
+
+    def place(self, node: int) -> Path:
+        """What a machine holds while it trains: they may share the folder."""
+        return self.work / f"node-{node}" if node else self.work
+
+    def log(self, node: int) -> Path:
+        return self.place(node) / "log.txt"
+
+    def rows(self, node: int) -> Path:
+        return self.work / f"rows-{node}"
+
+    def job(self, node: int) -> Path:
+        return self.work / f"job-{node}.json"
+
+    def check(self, resume: bool) -> None:
+        """Raises UsageError where OUT holds something else, or a run and no --resume."""
+        if self.out.exists() and not self.out.is_dir():
+            raise UsageError(f"--out {self.out} is a file; name a folder")
+        held = sorted(p.name for p in self.out.iterdir()) if self.out.is_dir() else []
+        if (self.work / RUN).is_file():
+            if not resume:
+                raise UsageError(
+                    f"{self.out} holds a training already: --resume goes on, or name another --out"
+                )
+        elif set(held) - {WORK}:
+            raise UsageError(f"--out {self.out} holds something else ({held[0]}, …); name a new folder")
+        elif resume:
+            raise UsageError(f"nothing to resume in {self.out}: no training was begun there")
+
+    def begin(self, identity: Identity) -> None:
+        write(self.work / RUN, identity)
+
+    def same(self, identity: Identity) -> None:
+        """Raises NotTheSame naming each value that differs from the run's; UsageError where that is not
+        to be read."""
+        told = self.work / RUN
+        try:
+            before = dict(json.loads(told.read_bytes()))
+        except (OSError, ValueError, TypeError) as error:
+            words = "begin anew with another --out, for what it was begun with is not known"
+            raise UsageError(f"{told} cannot be read ({error}): {words}") from error
+        now = json.loads(json.dumps(identity, default=str))
+        found = _differences(before, now)
+        if found:
+            raise NotTheSame(
+                f"{self.out} cannot be resumed as another training ({'; '.join(found)}): "
+                "give what it was begun with, or begin anew with another --out"
+            )
+
+    def publish(self) -> None:
+        """Moves the whole result to the top; config.json last, for by it a model is known."""
+        for file in sorted(self.result.iterdir(), key=lambda f: f.name == "config.json"):
+            file.chmod(0o644)
+            file.replace(self.out / file.name)
+        shutil.rmtree(self.result)
+
+    def clear(self) -> None:
+        """Removes what only an unfinished training needs."""
+        shutil.rmtree(self.checkpoints, ignore_errors=True)
+        for found in (*self.work.glob("rows-*"), *self.work.glob("job-*")):
+            shutil.rmtree(found) if found.is_dir() else found.unlink()
+
+
+@contextmanager
+def held_by(folder: Folder, node: int) -> Iterator[None]:
+    """No other command trains there meanwhile. What the disk refuses is said in a sentence."""
+    try:
+        with held(folder.place(node), flag="--out"):
+            yield
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        words = f"{where}{error.strerror or error}; --resume goes on once that is mended"
+        raise TrainingFailed(words) from error
+
+
+def _differences(before: Identity, now: Identity) -> list[str]:
+    names = sorted(before.keys() | now.keys())
+    return [
+        f"{name.replace('_', '-')}: {_short(before.get(name))} -> {_short(now.get(name))}"
+        for name in names
+        if before.get(name) != now.get(name)
+    ]
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= SHOWN else text[:12] + "…"
+
+
+def write(path: Path, value: Mapping[str, Any]) -> None:
+    """A JSON file, whole or not at all."""
+    with whole(path) as file:
+        file.write((json.dumps(value, indent=1, default=str) + "\n").encode())
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """What was measured so far; a torn last line is not there."""
+    if not path.is_file():
+        return []
+    found = []
+    for line in path.read_bytes().splitlines():
+        try:
+            found.append(orjson.loads(line))
+        except orjson.JSONDecodeError:
+            continue
+    return found
+
+
+def forget_after(path: Path, step: int) -> None:
+    """Drops what was measured after the checkpoint that a resume begins from: it comes again."""
+    kept = [record for record in read_metrics(path) if record.get("step", 0) <= step]
+    with whole(path) as file:
+        file.writelines(orjson.dumps(record) + b"\n" for record in kept)
