@@ -1,1 +1,1 @@
-"""How we ask: keys, tokens, prices, limits, retries, the client, the runner and the command line."""
+"""Everything between a pool of instructions and stored answers."""

@@ -1,9 +1,7 @@
-"""`distill export`: a stage's answers as a data set, in the shapes that others read.
+"""`distill export`: the answers of a stage as a data set.
 
-Which shapes there are depends on what the teacher was asked. Replies are read from the raw
-bodies here and now: a better reader than the one of the run costs nothing.
-
-Reads stored replies again that no parser could read when they came: a better one costs no second call.
+The task of the stage decides which formats there are. Texts are read from the raw replies at export time,
+so a better parser costs no second request. Replies that no parser could read when they came are read again.
 """
 
 import sqlite3

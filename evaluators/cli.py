@@ -1,9 +1,6 @@
-"""`distill evaluate …` and `annotate`: reads flags, calls one function. A part of the command line, so it
-may use all.
+"""`distill evaluate …`, `annotate` and `report`: read flags, call one function.
 
-Imports only what help needs.
-
-`distill report`: reads flags, calls one function. Imports only what help needs.
+Part of the command line, so it may use every package. Imports only what help needs.
 """
 
 from pathlib import Path

@@ -1,11 +1,9 @@
-"""People's votes as the paper's Figure 3: win, tie and loss for each criterion, with what it lacked.
+"""`distill evaluate human`: votes as the paper's Figure 3, with win, tie and loss for each criterion.
 
-Shares are of votes. Several people vote on one pair, so that votes are no independent draws: intervals
-are 95 % percentile bootstrap over pairs, each with all its votes. Agreement is Krippendorff's nominal
-alpha (his book, 2019, chapter 12) and the raw share of equal votes. Times are medians and quartiles,
-which a person who went to lunch does not move.
-
-`distill evaluate human`: the figures of people's votes as a table, JSON or CSV.
+Shares are of votes. Several people vote on one pair, so votes are not independent: intervals are 95 %
+percentile bootstrap over pairs, each with all its votes. Agreement is Krippendorff's nominal alpha (his
+book, 2019, chapter 12) and the raw share of equal votes. Times are medians and quartiles, which one long
+break does not move.
 """
 
 import importlib.util

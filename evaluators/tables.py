@@ -1,11 +1,8 @@
-"""Results on the terminal, as one JSON object, or as CSV: the same sheets for every command of ours.
+"""Results as a terminal table, as one JSON object, or as CSV: one format for all evaluators.
 
-A sheet is a table of plain values. On a terminal names and texts from files are made safe, numbers are
-shortened, and a table that is too wide is shown in parts. CSV has every digit.
-
-Tables as CSV, with every digit, and nothing in them that a spreadsheet would run as a formula.
-
-Who may have standard output, where a command writes files, tables and JSON.
+On a terminal, names and texts from files are made safe, numbers are shortened, and wide tables are split.
+CSV has every digit, and no cell that a spreadsheet would run as a formula. Only one result may go to
+standard output.
 """
 
 import csv

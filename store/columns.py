@@ -1,14 +1,9 @@
-"""What the columns of a row are called, and what may stand in them.
+"""Column names of data sets, and which values are allowed in them.
 
-An instruction must be text. Elsewhere a number is its text (`0` is "0"), and so are true and false, but for
-answers, where these make a bad row. Null, NaN and a missing column are the empty text. A list or an object
-where a text is needed makes a bad row. Column names count in any case (`Instruction`).
-
-Values of data sets as texts: what stands where a text should.
-
-Programs that write JSON or Parquet turn an answer like `42` into a number. It is the answer all the same,
-also when it is 0. Anything else that is not text (true, lists, objects) has no spelling of its own and is a
-fault of the row.
+Names are matched in any case (`Instruction`). An instruction must be text. Elsewhere a number is its text
+(`0` is "0"): programs that write JSON or Parquet turn an answer like `42` into a number. true and false are
+text too, except in answers, where they make a bad row. Null, NaN and a missing column are the empty text. A
+list or an object where text is needed makes a bad row.
 """
 
 import json

@@ -1,13 +1,9 @@
-"""Which keys the ledger knows, in 17 bytes a key: fingerprint -> request id, and its state.
+"""Known request keys in memory: a compact index, confirmed in SQLite.
 
-What was stored when the run began lies in one sorted array of 64-bit fingerprints; what comes
-after goes into 4096 small sorted buckets, so that no rehash ever stalls the run and the
-ten-millionth key costs what the first did. A hit is a candidate; the caller confirms it.
-
-Which requests the ledger knows or is about to know: finds a key's number, hands out new ones.
-
-Look-up is by the fingerprint index, confirmed in SQLite; keys whose commit may still be on its
-way are remembered here. Used by one thread only, whichever stage asks.
+17 bytes a key: fingerprint -> request id and state. Keys stored before the run are one sorted array of
+64-bit fingerprints. Later ones go into 4096 small sorted buckets, so no rehash ever stalls the run. A hit
+is only a candidate and is confirmed in SQLite; keys whose commit may still be on its way are remembered
+beside it. Used by one thread, whichever stage asks.
 """
 
 import sqlite3

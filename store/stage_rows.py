@@ -1,8 +1,6 @@
-"""Where the rows of a stage stand, read for whoever adds rows to a stage that may have some already.
+"""Positions of a stage's rows, and their counts by settings (`rows.plan`). Read-only.
 
-Counts the rows of a stage by the settings that they belong to (`rows.plan`). Read-only.
-
-Knows plans by their fingerprints alone; what these stand for, the runs of the stage tell.
+Plans are known by fingerprint only; the runs of the stage tell what these stand for.
 """
 
 import sqlite3

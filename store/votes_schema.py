@@ -1,10 +1,8 @@
-"""The tables of RUN/votes.db, and the types that flow in and out of them.
+"""The tables of RUN/votes.db and their types.
 
-Votes are kept by model (`a`, `b` or `tie`), with the side on which `a` was shown beside them. A row of
-`votes` is never changed or removed: the one that counts is named by `showings.vote`, so that a vote
-that was changed has its history. Times are Unix seconds.
-
-What is decided about votes without looking at them: sides, turns, names, and what tells studies apart.
+Votes are kept by model (`a`, `b` or `tie`), with the side on which `a` was shown. A row of `votes` is never
+changed or removed: `showings.vote` names the one that counts, so a changed vote keeps its history. Times
+are Unix seconds. Sides, turns and names are pure decisions and are here too.
 """
 
 import hashlib

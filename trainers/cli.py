@@ -1,7 +1,6 @@
-"""`distill train …` and `rank`: reads flags and the environment, calls one function. Imports only what help
-needs.
+"""`distill train …` and `rank`: read flags and the environment, call one function.
 
-The flags that all trainings have, declared once and lent to each command. No torch, no pydantic.
+The flags that all trainings have are declared once. Imports only what help needs: no torch, no pydantic.
 """
 
 import copy

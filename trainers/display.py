@@ -1,7 +1,4 @@
-"""What a training shows while it runs: a bar on a terminal, a line now and then elsewhere.
-
-Learning curves as a picture: training loss, smoothed; held-out loss; accuracy where it was measured.
-"""
+"""Progress of a training run (a bar on a terminal, lines elsewhere), and learning curves as a picture."""
 
 import sys
 import time

@@ -1,13 +1,9 @@
-"""A row as tokens, and which of them are learnt: the answers with their end, and nothing of the prompts.
+"""A row as tokens, and which of them are learnt: the responses with their end, never the prompts.
 
-What a row teaches is what the student will be asked to write: the response and its end-of-sequence, after
-exactly the tokens that its prompt has when it is asked. Thinking is learnt inside the marks of the template.
-Control tokens in texts are read as text (store/special_tokens.py).
-
-How a row becomes the text that a student reads: Alpaca's two templates, or its own chat template.
-
-The words are those of engine/tasks/generate.py (a test compares them): a student is asked as its
-teacher was.
+A row teaches what the student will be asked to write: the response and its end-of-sequence, after exactly
+the tokens of its prompt. The prompt is the student's own chat template or one of Alpaca's two; their text
+equals that in engine/tasks/generate.py (a test compares them). Thinking is learnt inside the marks of the
+template. Control tokens in texts are read as text (store/special_tokens.py).
 """
 
 import re

@@ -1,13 +1,8 @@
-"""Starts the processes of a training and listens to them, until they end.
+"""Starts the processes of a training run, shows what they report, and ends it.
 
-One process is started plainly, several through torchrun. Their errors and chatter go to the log; what
-they report comes as records. They are out of the terminal's reach: Ctrl-C is ours, and becomes a request
-to stop with a checkpoint.
-
-One training from the command's side: start its processes, show what they report, end it well.
-
-Shared by what is trained. Of several machines the first alone hears of measurements. A first Ctrl-C, or
-the loss of the terminal, asks for a checkpoint and a stop, a second Ctrl-C ends all at once.
+One process is started directly, several through torchrun. Their logs go to a file, their reports come as
+records. Ctrl-C does not reach them: the first one, or a lost terminal, asks for a checkpoint and a stop;
+the second ends everything at once. With several machines only the first one receives measurements.
 """
 
 import ctypes

@@ -1,12 +1,8 @@
-"""What a training needs, by arithmetic, before any weight is read: bytes by ZeRO stage, and time.
+"""Does this training fit in memory, and if not, what would? By arithmetic, before any weight is read.
 
-Bytes a parameter (ZeRO, arXiv 1910.02054, section 3.1; fp32 master weights and Adam's two moments are
-12): bf16 under DeepSpeed 2 + 2 + 12, of which stage 1 shares out the 12, stage 2 the gradients too,
-stage 3 all. A plain loop keeps fp32 weights and casts as it computes: 16.
-
-Whether this machine has room for a training, and where it has not, what would fit.
-
-What this machine has: memory that is free, GPUs, and how fast it multiplies.
+Bytes for a parameter (ZeRO, arXiv 1910.02054, section 3.1; fp32 master weights and Adam's two moments are
+12): bf16 under DeepSpeed 2 + 2 + 12, of which stage 1 shares the 12, stage 2 the gradients too, stage 3
+all. A plain loop keeps fp32 weights and casts during computation: 16.
 """
 
 import math

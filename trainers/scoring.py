@@ -1,9 +1,7 @@
-"""Rewards of answers, by a folder of `train reward`: encoded, sorted by length, in batches.
+"""Rewards of answers from a `train reward` folder, in batches sorted by length; and `evaluate reward`.
 
-The plan of batches follows from the answers alone, so that a run that goes on where another ended scores
-the same batches. bf16 on GPUs, and on CPUs that have it; elsewhere it is slower than fp32.
-
-A reward model measured on comparisons: each answer scored once, then the figures. `evaluate reward`.
+The order of batches depends on the answers alone, so a continued run scores the same batches. bf16 is used
+on GPUs, and on CPUs that have it; elsewhere it is slower than fp32.
 """
 
 import math

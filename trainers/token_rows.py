@@ -1,10 +1,7 @@
-"""Rows as numbers: tokens, and which of them are learnt.
+"""Rows as token arrays on disk, memory-mapped, with a digest.
 
-tokens[starts[i]:starts[i+1]] are row i's; `learn` marks those that the loss is taken on. Row indices in
-`held_out` are never trained on.
-
-Dataclasses whose fields are all arrays: on disk, a file for each field, and read by mapping, whatever
-their size; and their digest.
+tokens[starts[i]:starts[i+1]] are row i's. `learn` marks the tokens with a loss. Rows in `held_out` are
+never trained on. Each field of a dataclass of arrays is one file.
 """
 
 import hashlib

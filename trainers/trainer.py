@@ -1,8 +1,6 @@
-"""The loop of one training process: transformers' Trainer, told which rows make each step.
+"""transformers' Trainer with our row order and exact loss, and the result as a folder of safetensors.
 
-Shared by what is trained (sft_worker.py, and others): they bring a model, a collator and a loss.
-
-What a trained model leaves: a plain folder of safetensors with its tokenizer.
+Shared by all kinds of training: each brings a model, a collator and a loss.
 """
 
 import contextlib

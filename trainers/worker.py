@@ -1,9 +1,7 @@
-"""One training process among its kind: it joins them, ends with its command, and says why it failed.
+"""One training process: joins its group, reports to the command, ends with it.
 
-What a training process tells the command that started it: JSON records on its standard output.
-
-A record stands on a line of its own after RFC 7464's separator, so that whatever libraries print beside
-it is told apart.
+Reports are JSON records on standard output. Each one follows RFC 7464's separator on its own line, so it
+can be told from anything that libraries print.
 """
 
 import ctypes

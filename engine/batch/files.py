@@ -1,16 +1,13 @@
-"""A batch's input on our disk: written as requests come, read again for those without an answer.
+"""The input and output files of a batch.
 
-RUN/batches/NAME.jsonl lives until the batch has all its results, so that what expired can be
-asked again without the pool.
-
-The lines of a batch's files: what goes in, and what a line that comes back means. Pure.
+RUN/batches/NAME.jsonl is kept until all results are stored. Requests that expired are asked again from it,
+without the pool.
 
 Input:  {"custom_id", "method", "url", "body"}           custom_id: the request's key in hex (64 characters)
 Output: {"custom_id", "response": {"status_code", "body"} | null, "error": {"code", "message"} | null}
-A status other than 200 stands in the error file, and so do the requests that were not executed.
 
-A line that cannot be read is not an answer without a text: what stands there may be paid for. It is
-told apart from lines that can be read and say that there is no answer.
+Requests with a status other than 200, and those that were not executed, are in the error file. A line that
+cannot be read may be a paid answer, so it is not treated like a line that says there is no answer.
 """
 
 import contextlib

@@ -1,10 +1,9 @@
-"""The life of one batch: submitted, watched, and its results read; or refused, held back, split.
+"""One batch, from upload to results, and recovery after a crash.
 
-What a run answers for in batches: those that an earlier process left, and those taken back.
-
-Keeps ledger, budget, index and counts in step. A batch that was certainly never asked for is
-used as it is where its file is what would be asked now; else it is withdrawn, and its requests
-are due again.
+`Lives` follows each batch through its states. `Books` takes over the batches that an earlier process left
+and keeps ledger, budget, key index and counts in step. A batch that was certainly never created is used
+again if its file is still what would be asked now. Otherwise it is withdrawn, and its requests are pending
+again.
 """
 
 import asyncio

@@ -1,13 +1,10 @@
-"""Asks in batches: half the price for a day's wait. The life of all batches of a run.
+"""Runs a stage through the Batch API, at half the price, within a day.
 
-Due requests are packed into files, uploaded, made into batches, watched, and their results read;
-what was not executed goes into a next batch. Several batches are under way at once, as far as
-the provider's queue, the budget and the limits allow. The other way to run a stage beside
-engine/collect/runner.py, with the same face: run(), stop(), is_stopped, intake.
-
-Puts the parts for asking in batches together, for engine/run/session.py.
-
-Apart from it because the openai package is loaded here, which takes a second.
+Pending requests are packed into files, uploaded and submitted. Batches are watched and their results
+stored. Requests that were not executed go into the next batch. Several batches run at once, as far as the
+provider's queue, the budget and the limits allow. Same interface as engine/collect/runner.py: run(),
+stop(), is_stopped, intake. This module loads the openai package, which takes a second, so it is imported
+only when needed.
 """
 
 import asyncio

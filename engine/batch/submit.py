@@ -1,11 +1,9 @@
-"""Brings a batch into being at the provider, once, whatever is lost on the way.
+"""Creates a batch at the provider exactly once, whatever is lost on the way; retries with back-off.
 
-Each step is in the ledger before the next is taken: intended, uploaded, about to be created,
-created. So after a crash or a lost reply it is known what may exist: a file is looked for by its
-name, a batch by its metadata; only when the list has been silent for a while (it may lag) is a
-batch asked for a second time. If there are two all the same, one is cancelled.
-
-Asks again with back-off while a call fails for passing reasons, up to a time of outage.
+Each step is in the ledger before the next one is taken: intended, uploaded, about to be created, created.
+After a crash or a lost reply we know what may exist. Files are looked up by name and batches by metadata. A
+batch is created a second time only after the provider's list, which may lag, has not shown it for a while.
+If two exist anyway, one is cancelled.
 """
 
 import asyncio

@@ -1,9 +1,8 @@
-"""`distill browse RUN`: checks, binds, says where, serves until it is interrupted.
+"""`distill browse RUN`: Datasette on the ledger, read-only, on loopback.
 
-The ledger as Datasette opens it: by our own read-only connection, and never counting for long.
-
-Always `mutable` to Datasette, for a run may be writing: the other kind is hashed and counted whole
-at the start. A reader holds no transaction between two queries, so the writer can always checkpoint.
+The database is opened by our own read-only connection, and long counts are cut short. It is always
+`mutable` for Datasette, because a run may be writing: an immutable database would be hashed and counted at
+the start. Readers hold no transaction between two queries, so the writer can always checkpoint.
 """
 
 import errno

@@ -1,9 +1,7 @@
-"""The two pages that Datasette has no like of: the front page, and one pool row with all that befell it.
+"""Two pages that Datasette does not have, and its plugin hooks.
 
-Reads through Datasette's own threads, with time limits: on a ledger of millions a part that takes too
-long is left out and says so.
-
-Datasette's hooks: which function of ours answers which of them. Registered by app.py.
+The front page, and one row of a pool with its complete history. Queries run in Datasette's threads with
+time limits: on a ledger of millions, a part that takes too long is left out and the page says so.
 """
 
 import logging

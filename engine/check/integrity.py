@@ -1,10 +1,7 @@
-"""Whether SQLite can read a ledger, and its tables hold what their columns say.
+"""Can SQLite read the ledger, do its columns hold what they should, and do its accounts add up?
 
-Where it cannot, the file is salvaged page by page before anything else is looked at.
-
-Whether the accounts of stages hold what their replies add up to, and every reply knows its attempt.
-
-An account may hold more than the replies show where replies are lost: that was spent all the same.
+A file that SQLite cannot read is salvaged page by page first. An account may hold more than its replies
+show if replies are lost: that money was spent anyway.
 """
 
 import contextlib

@@ -1,13 +1,8 @@
-"""`distill demo`: the main job, small and offline, on the embedded teacher.
+"""`distill demo`: every command once, offline, on the embedded teacher.
 
-Starts the teacher, estimates, collects answers to 60 instructions, is killed half way on
-purpose, resumes, exports, runs the other roles as a recipe on what was collected, trains a student
-and a reward model and ranks with them (demo_models), reports, and says what to type next with a real
-key. This file only strings commands together and says what is seen.
-
-The demo's second half: a student and a reward model of a few steps, and the best of its answers.
-
-What the demo's parts share: each step is the real command in a process of its own.
+Estimates, collects answers to 60 instructions, kills the run halfway on purpose, resumes, exports, runs the
+other tasks as a recipe, trains a student and a reward model for a few steps, ranks with it, and writes the
+report. Each step is the real command in its own process. This file only strings commands together.
 """
 
 import os

@@ -1,12 +1,9 @@
-"""Answers that a stage has under other settings than a run's: how many, what differs, what to do.
+"""Answers that a stage has under other settings: how many, what differs, what to do.
 
-A row belongs to the settings under which it was put in its place (`rows.plan`, a fingerprint), and
-a run remembers its settings, so that what differs can be named. Answers to another prompt are
-another data set: before anything is paid the user says whether they are kept (`--reuse`), asked
-again (`--replace`) or left alone (another `--stage`). What a run has kept, later runs with the same
-settings keep as well, and so does `export`.
-
-Why the requests of two runs differ: their settings side by side, as the ledger remembers them.
+A row belongs to the settings under which it was placed (`rows.plan`, a fingerprint). Each run stores its
+settings, so the difference can be named. Answers to another prompt are another data set. Before anything is
+paid the user decides whether they are kept (`--reuse`), asked again (`--replace`) or left alone (another
+`--stage`). What a run has kept, later runs with the same settings keep too, and so does `export`.
 """
 
 import contextlib

@@ -1,6 +1,7 @@
-"""How a stage makes requests out of rows, and whose answers count for it beside its own settings'.
+"""How a stage makes requests from rows: task, sampling, fingerprint.
 
-The teacher's roles by name, and how a stage with such a role makes requests out of rows.
+`role` finds a task by name and builds its plan from settings. A plan also knows which other settings'
+answers count for the stage (`--reuse`).
 """
 
 import hashlib

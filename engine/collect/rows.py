@@ -1,8 +1,6 @@
-"""Where the rows of a stage come from: a pool, a part of it, models' answers in files, or stages.
+"""Where the rows of a stage come from: pools, samples of pools, answer files, and their positions.
 
-What a feed reads: rows with their positions in the stage, from files or from other stages.
-
-Knows nothing of requests or of how rows are asked.
+Knows nothing about requests or about how rows are asked. Rows of other stages are in upstream.py.
 """
 
 import sqlite3

@@ -1,13 +1,9 @@
-"""Takes stretches of a stage's rows into the ledger and the counts, and says when rows are done.
+"""The rows of a stage on their way into the ledger: which are done, which failed.
 
-What every way of asking (online or in batches) has in common, beside the asking. Equal rows, of
-one stage or of several that run together, share one request: they are done, or have failed,
-when it is. A stage that takes its rows from others waits for `news`; those that take from this
-one are `readers`, and see no further than `reach`: the places of rows there are up to date.
-
-Stages that run together may ask the very same: one asks, the others wait for its answer.
-
-Knows nothing of what is asked; a member says whether it is at work.
+Shared by both ways of asking (online and in batches). Equal rows share one request, also between stages
+that run together: one stage asks and the others wait for its answer. They are done, or failed, together. A
+stage that reads other stages waits for `news`. Stages that read this one are its `readers`; they see rows
+up to `reach`, whose places are up to date.
 """
 
 import asyncio

@@ -1,1 +1,1 @@
-"""TODO"""
+"""A complete experiment in one TOML file: checked, priced, and run stage by stage."""

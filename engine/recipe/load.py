@@ -1,6 +1,4 @@
-"""What of a recipe only shows when its tables meet: names, circles, files, who reads what.
-
-Reads a recipe (TOML) and checks it before a cent is spent: names, circles, files, keys.
+"""Reads a recipe (TOML) and checks it before anything is spent: names, cycles, files, keys.
 
     budget = 100.0                     # dollars, for all stages together
 
@@ -15,11 +13,11 @@ Reads a recipe (TOML) and checks it before a cent is spent: names, circles, file
     teacher = "gpt"
     from = "translated"                # a stage; or pool = "file.jsonl"
 
-    [step.student]                     # a command over whole files (steps.py)
+    [step.student]                     # a command over complete files (steps.py)
     run = "train sft"
     data = { stage = "chinese" }
 
-Every complaint names the file and the line. Nothing is asked or written here.
+Every message names the file and the line. Nothing is asked or written here.
 """
 
 import graphlib

@@ -1,9 +1,7 @@
-"""The tables of a recipe, each checked by itself: teachers, stages, steps; and the recipe as a graph.
+"""The tables of a recipe, each checked by itself: teachers, stages, steps; and their dependency order.
 
-On which line of a TOML text each table and key stands, for complaints that name the line.
-
-The text has been read by tomllib already, so that it is known to be TOML: what stands between a
-key and the end of its value is only skipped, by its strings, comments and brackets.
+Error messages name the line of the table or key. Lines are found by a scan of the text, which tomllib has
+already parsed: strings, comments and brackets are only skipped.
 """
 
 import graphlib

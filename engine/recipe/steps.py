@@ -1,4 +1,4 @@
-"""A recipe's steps, checked: each is a command of ours over whole files.
+"""The steps of a recipe, checked against the command line itself.
 
     [step.student]
     run = "train sft"
@@ -11,12 +11,8 @@
     reward = { step = "reward" }                        # what another step leaves
     candidates = { stage = "vicuna-student", format = "candidates" }
 
-A step is run by step_runner.py; what it leaves lies in RUN/steps/NAME, an evaluation in
+step_runner.py runs a step in its own process. Its outputs are in RUN/steps/NAME, or for an evaluation in
 RUN/evaluations/NAME.json, where `report` looks for it.
-
-Which commands a step may run, and their flags, as the command line itself describes them.
-
-Knows nothing of what the commands do: they are other packages', and run in processes of their own.
 """
 
 from collections.abc import Iterator, Mapping

@@ -1,1 +1,1 @@
-"""TODO"""
+"""One command on one run folder: estimate, confirm, collect, show, summarise."""

@@ -1,8 +1,6 @@
-"""Puts the parts of a stage together: its teacher's servers, its rows, whoever asks.
+"""Wires one stage together: endpoints, limits, rows, runner. Decides nothing itself.
 
-Decides nothing itself. The parts know each other by what they are given here.
-
-What a run is to do, and how its stages ended: the values that go into a session and come out.
+Also the values that describe a run (`Course`, `How`, `StageJob`) and how its stages ended.
 """
 
 import asyncio

@@ -1,10 +1,7 @@
-"""A transformers folder as a model that is ready: its weights where they compute fastest, its tokenizer, its
-limits. Nothing is downloaded, and no code of the folder is run.
+"""Loads a transformers folder: weights in the fastest dtype, tokenizer, limits, chat template.
 
-How a chat becomes the tokens of a prompt: by the folder's own chat template, else by Alpaca's.
-
-A student that `train sft` taught brings its template in its folder, with what a prompt begins with. Alpaca's
-is for folders without one, such as base models.
+Nothing is downloaded, and no code from the folder is run. A student trained by `train sft` has its own chat
+template. Folders without one, such as base models, get Alpaca's.
 """
 
 import inspect

@@ -1,15 +1,9 @@
-"""What the scripted teacher says: the role is known by the marks of our prompts, and follows rules.
+"""The replies of the scripted teacher, by simple rules. For tests and demos.
 
-`reply` is a pure function: the same messages always get the same text. The marks are those of
-`engine/tasks` and of FastChat's reviewer prompts; whatever has none of them gets a plain answer.
-
-How the scripted teacher translates: word by word out of a small glossary, else sound by sound.
-
-Into Chinese only. Code, URLs, placeholders, numbers and names stay. The result is labelled, and no
-translation that anyone should read: it shows that the pipeline works.
-
-How the scripted teacher rates an answer: length up to a point, words of the question, repetition and
-broken text. It knows nothing of truth; it is only better than giving everything the same score.
+`reply` is pure: the same messages always get the same text. The task is recognised by marks in our prompts
+and in FastChat's reviewer prompts; anything else gets a plain answer. Translation is into Chinese only,
+word by word from a small glossary, else by sound; it is labelled and not meant to be read. Ratings depend
+on length, on words of the question, on repetition and on broken text. They know nothing about truth.
 """
 
 import hashlib

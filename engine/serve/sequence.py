@@ -1,12 +1,9 @@
-"""One answer that is being written: what it was asked with, what it has so far, whether it has ended.
+"""One answer while it is written: its sampling parameters, its text so far, its thinking, its end.
 
-An answer as it grows: tokens in, text out, up to the first of the stop strings. Pure.
-
-A character may come in several tokens (UTF-8), and a stop string may begin in one and end in another. Text
-is found by decoding the last few tokens with and without the newest, since what a token says may depend
-on the one before it (SentencePiece's spaces).
-
-A student's thinking apart from its answer, in a text that may still be growing. Pure.
+A character may take several tokens (UTF-8), and a stop string may begin in one token and end in another.
+Text is found by decoding the last few tokens with and without the newest one, because the text of a token
+may depend on the one before it (SentencePiece's spaces). Thinking is kept apart from the answer while both
+still grow.
 """
 
 import random

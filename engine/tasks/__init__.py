@@ -1,1 +1,1 @@
-"""The teacher's roles: each a pure `build(item) -> messages`, with its prompt text in view."""
+"""The teacher's tasks: each a pure `build(item) -> messages` with its prompt in view, and a pure reader."""

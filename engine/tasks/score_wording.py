@@ -1,14 +1,8 @@
-"""Finds scores in the words of a judge: which numbers are scores, and of whom.
+"""Finds scores in the text of a judge's reply: which numbers are scores, and whose.
 
-Reads text that engine/tasks/score_wording.py has made plain and labelled. Each rule only takes a number whose
-neighbours leave no doubt: arithmetic, ranges, units and counts are no scores. What the rules find
-must agree; where the reply says two things there is no score.
-
-Writes a judge's reply in one way: plain text, and one private character for each label.
-
-'Assistant 1', '助手2', 'Answer B' and 'Score 1:' say who is meant. Once each of them is a single
-character, their own digits are no longer numbers, and what is left can be read by few rules
-(engine/tasks/score_wording.py). Knows nothing of scores.
+First 'Assistant 1', '助手2', 'Answer B' and 'Score 1:' become single private characters, so that their digits
+are not taken for scores. Then each rule takes only numbers whose neighbours leave no doubt: arithmetic,
+ranges, units and counts are not scores. All rules must agree; a reply that says two things has no score.
 """
 
 import re

@@ -1,7 +1,7 @@
-"""A submitted form -> a Ballot, or what is wrong with it. Sides become models here, and nowhere else.
+"""The criteria, and a submitted form as a `Ballot`. Only here do sides become models.
 
-The criteria in the words that annotators read: Helpful, Honest, Harmless (the paper, section 4.1, after
-Askell et al. 2021, arXiv 2112.00861).
+The criteria are Helpful, Honest, Harmless (the paper, section 4.1, after Askell et al. 2021, arXiv
+2112.00861).
 """
 
 import math

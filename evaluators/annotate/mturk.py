@@ -1,15 +1,13 @@
-"""Mechanical Turk: the HIT's page and its table, for the requester's site ('New batch with an existing
-project': `hit.html` is the project's layout, `hits.csv` the batch).
+"""Mechanical Turk in and out: the HIT's page, the table of a batch, and votes from the results.
 
-One row of the table is one pair; how many workers see it is set there. Sides are drawn for each pair
-and kept in `key.csv`, which stays at home: the table names neither model. Answers are the same safe
-HTML as on the page, in ASCII and without `$`, since the site refuses letters beyond the 16-bit plane
-and would look for `${…}` in them.
+`hit.html` is the layout for 'New batch with an existing project', `hits.csv` the batch. One row is one
+pair; the number of workers for each is set on the site. Sides are drawn for each pair and kept in
+`key.csv`, which is not uploaded: the table names neither model. Answers are the same safe HTML as on our
+page, in ASCII and without `$`, because the site refuses letters beyond the 16-bit plane and would expand
+`${…}`.
 
-Mechanical Turk's results (`Batch_…_results.csv`) -> votes. A bad row is data: it is counted and said.
-
-An assignment is taken once, so that the same file may be imported again when more has come in. What
-the requester has rejected is left out.
+Results (`Batch_…_results.csv`): a bad row is counted and reported. An assignment is taken once, so a file
+can be imported again when more has come in. What the requester has rejected is left out.
 """
 
 import csv

@@ -1,15 +1,13 @@
-"""Rows that say the same: exactly, but for case and punctuation, or nearly; within and across data sets.
+"""Exact and near duplicates, within and across data sets.
 
-Near: the share of word trigrams in common (Jaccard) is at least the threshold. MinHash with LSH (datasketch)
-finds candidates, each of which is then measured exactly, so that no pair is wrong; some pairs near the
-threshold may be missed. Clusters are what pairs connect: their ends may be further apart. Each level holds
-the ones before. Texts are not kept: about a kilobyte for each distinct one.
+Exact: equal except for case and punctuation. Near: the share of common word trigrams (Jaccard) is at least
+the threshold. MinHash with LSH (datasketch) finds candidates. Each one is then measured exactly, so no pair
+is wrong, but some pairs near the threshold may be missed. A cluster is everything that pairs connect, so
+its ends may be further apart. Each level contains the ones before.
 
-Finds pairs of sets of hashes that are alike: MinHash with LSH, then the true Jaccard.
-
-datasketch makes the sketches and chooses the bands (for recall, as each candidate is measured anyway). Its
-index holds half a gigabyte for 52,000 texts; here the sketches lie side by side (512 bytes each) and each
-band is sorted in turn.
+datasketch makes the sketches and chooses the bands. Its index takes half a gigabyte for 52,000 texts. Here
+the sketches lie side by side (512 bytes each), and each band is sorted in turn. Texts are not kept: about a
+kilobyte for each distinct one.
 """
 
 import hashlib

@@ -1,7 +1,4 @@
-"""`distill evaluate judge` and `evaluate ranking`: read what was judged, measure, tell.
-
-The figures as CSV, and every question with what was said of it as JSONL. The same bytes each time.
-"""
+"""`distill evaluate judge` and `evaluate ranking`: read judgements, measure, print, write CSV and JSONL."""
 
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence

@@ -1,11 +1,8 @@
-"""What flows here: one reply of a judge about two models' answers to a question, whatever file it was in.
+"""One judge's reply about two answers to a question, from any file; and all of a pair as arrays.
 
-Knows no files and no figures. Pairs are looked at from one side: a is the model that was named first
-where the pair was first met, and a reply about b and a is turned round.
-
-The judgements of one pair by one judge as arrays, a place for each question.
-
-A question's replies (both orders, several samples) stay together: they are one draw of a bootstrap.
+A pair is seen from one side: a is the model that was named first where the pair first appeared. A reply
+about b and a is turned round. A question's replies (both orders, several samples) stay together: they are
+one draw of a bootstrap. Knows nothing about files or figures.
 """
 
 from collections import defaultdict

@@ -1,14 +1,8 @@
-"""All that `evaluate judge` tells, as one JSON object. Pure: judgements in, numbers out.
+"""Everything that `evaluate judge` computes, as one JSON object. Pure: judgements in, numbers out.
 
-Whether it matters which answer a judge sees first: questions that were asked in both orders.
-
-Only these can tell the place from the model that stood there.
-
-What a pair's judgements come to: sums, their ratio, wins, in all and by category. Pure.
-
-The sums are the paper's: of every reply that could be read. A question is won by the sums of its replies.
-
-Sums, their ratio, wins, each with its interval over questions. Columns in, numbers out.
+Sums, their ratio and wins, overall and by category, each with an interval over questions. The sums are the
+paper's: of every reply that could be read. A question is won by the sums of its replies. Position bias
+comes from questions that were asked in both orders: only these can tell the position from the model.
 """
 
 import math

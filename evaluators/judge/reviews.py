@@ -1,13 +1,12 @@
-"""Reads files of reviews: FastChat's (`question_id`, `text`, maybe `score`), and ours, which name the models.
+"""Reads published judgements: FastChat's reviews, ours, and AlpacaEval's preferences.
 
-FastChat's lines name nobody: the file is called X_vs_Y, and X was shown first. A file's scores may say
-something else than its text (published ones were corrected by hand); whose word counts is the caller's
-choice, and that they differ is told.
+FastChat (`question_id`, `text`, maybe `score`) names no models: the file is called X_vs_Y, and X was shown
+first. Its scores may differ from its text, because published ones were corrected by hand. The caller
+chooses which one counts, and the difference is reported. Our own files name the models.
 
-Reads preferences as AlpacaEval keeps them: two outputs, and 1 or 2 for the better (1.5, or once 0: a tie).
-
-`model_2`, or `generator_2`, is the model that was evaluated, a here; the first is the reference, b. In which
-order the judge saw them was drawn at random and is not told.
+AlpacaEval has two outputs and 1 or 2 for the better one (1.5, or once 0: a tie). `model_2` or `generator_2`
+is the evaluated model, a here; the first is the reference, b. The order that the judge saw was random and
+is not in the file.
 """
 
 import re

@@ -1,12 +1,8 @@
-"""Makes a report of a run folder: `run_report` for the command, `build` for whoever wants the value.
+"""A run folder as one HTML page: `run_report` for the command, `build` for the page itself.
 
-Everything of the ledger is read in one transaction, so that the numbers agree with each other while a run
-goes on.
-
-HTML of a report: one file, everything in it, no script, nothing from elsewhere.
-
-The content-security policy says so too: no host, no script, no frame, no form; the one style sheet is known
-by its hash.
+The ledger is read in one transaction, so all numbers agree while a run continues. The page is one file
+without scripts and without anything from elsewhere. Its content-security policy says so too: no host,
+script, frame or form, and the one style sheet is known by its hash.
 """
 
 import base64

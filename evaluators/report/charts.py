@@ -1,8 +1,6 @@
-"""Bars: of one quantity with intervals, side by side in groups, stacked to a whole.
+"""Bar charts (with intervals, grouped, stacked to 100 %) and the paper's Figure 1a, b (verbs and nouns).
 
-A table's first column names the bar or the group; the other columns are said with each function.
-
-The paper's Figure 1a, b: root verbs in the inner ring, their nouns in the outer one.
+The first column of a table names the bar or the group. The other columns are described at each function.
 """
 
 from typing import Any

@@ -1,13 +1,9 @@
-"""How all figures look, and how matplotlib's SVG becomes part of a page.
+"""The look of all figures, the table behind each, and matplotlib's SVG as part of a page.
 
-Colours are Okabe and Ito's, which colour-blind people tell apart; bars have hatches and lines have
-markers and dashes beside, so that grey prints work. In the SVG a colour is a CSS variable, so that the page
-gives the light and the dark ones; text is text. Drawn twice, for wide and narrow screens. The same table
-gives the same bytes.
-
-The numbers behind a figure: what is drawn, what stands in the page's table, and what goes out as CSV.
-
-One value for all three, so that none can say something else than the others.
+Colours are Okabe and Ito's, which colour-blind people can tell apart. Bars have hatches, lines have markers
+and dashes, so grey prints work. In the SVG a colour is a CSS variable: the page sets the light and the dark
+ones. Text stays text. Each figure is drawn twice, for wide and narrow screens. The same table always gives
+the same bytes, and it is also what the page's table and the CSV show.
 """
 
 import io

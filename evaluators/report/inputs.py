@@ -1,10 +1,8 @@
-"""What there is to report on: the ledger, the folders of trainings, results of evaluations.
+"""What a report can show: the ledger, training folders, results of evaluations.
 
-A training's folder is known by its `training/run.json` or `metrics.jsonl`, an evaluation by what its JSON
-holds, whatever it is called. What cannot be read is put on a list, and the rest is reported.
-
-Results of evaluations come from files that anyone may have written: one that cannot be told is left out,
-with the reason, and the rest of the report stands.
+A training folder is recognised by `training/run.json` or `metrics.jsonl`, an evaluation by the keys of its
+JSON, whatever it is called. Such files may come from anyone: one that cannot be read or shown is listed
+with its reason, and the rest is reported.
 """
 
 import sqlite3

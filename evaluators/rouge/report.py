@@ -1,10 +1,9 @@
-"""ROUGE by length of the reference, of several models, with intervals and differences. `evaluate rouge`.
+"""`evaluate rouge`: ROUGE by length of the reference, several models, intervals and differences.
 
-`all` is the mean over rows. (The published figures are medians of bootstrapped means, as old `datasets` and
-`rouge-score` aggregate: their ROUGE-L of references of 0-2 words is above their ROUGE-1, which no row's can
-be. They differ from plain means in the fourth digit.) Length is counted in words of the first reference.
-
-`evaluate rouge`: reads, joins, scores, tells.
+`all` is the mean over rows. Published figures are medians of bootstrapped means, as older `datasets` and
+`rouge-score` aggregate; they differ from plain means in the fourth digit. (Their ROUGE-L for references of
+0-2 words is above their ROUGE-1, which is impossible for a single row.) Length is in words of the first
+reference.
 """
 
 from collections import Counter

@@ -1,15 +1,12 @@
-"""ROUGE of many rows, in one process or several: the same numbers, in the same order.
+"""ROUGE of many rows, in one process or several: the same numbers in the same order.
 
-A row is scored by rouge-score, by itself, so that nothing depends on who scores it. (Importing rouge-score
-takes seconds, for it brings nltk: processes pay for large files only.)
+Each row is scored by rouge-score by itself. Importing it takes seconds (nltk), so extra processes pay only
+for large files.
 
-The tokens that ROUGE compares: rouge-score's own, or words in any script.
-
-`default` is rouge-score's: small ASCII letters and digits, everything else parts them, so that nothing is
-left of a Chinese text. `unicode` keeps letters of every script; in scripts written without spaces each
-character is a token, as is customary for Chinese ROUGE. Both put English words of over three letters
-through Porter's stemmer, as Super-NaturalInstructions and Self-Instruct did, unless told not to. On ASCII
-texts the two are the same.
+The `default` tokens are rouge-score's own: lower-case ASCII letters and digits, so nothing is left of a
+Chinese text. `unicode` keeps letters of every script. In scripts without spaces each character is a token,
+as is usual for Chinese ROUGE. Both stem English words of more than three letters (Porter), as Super-
+NaturalInstructions and Self-Instruct did, unless told not to. On ASCII texts both give the same numbers.
 """
 
 import multiprocessing
