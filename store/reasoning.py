@@ -4,6 +4,7 @@ Trainers and the server of a student must agree about them, so both ask here. A 
 methods that are called; nothing is imported for it.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,6 +16,8 @@ PAIRS = (
     ("◁think▷", "◁/think▷"), ("<|begin_of_thought|>", "<|end_of_thought|>"),
     ("<|START_THINKING|>", "<|END_THINKING|>"),
 )  # fmt: skip
+# How some of them mark what comes after it.
+_ANSWER_MARKS = (("<|START_RESPONSE|>", "<|END_RESPONSE|>"), ("<|begin_of_solution|>", "<|end_of_solution|>"))
 # Where a row or a message holds it; the first is what chat templates and most servers use.
 FIELDS = ("reasoning_content", "reasoning", "thinking")
 _QUESTION, _THOUGHT, _ANSWER = "question-5d1c", "thought-8e07", "answer-b3f2"
@@ -50,10 +53,22 @@ def apart(text: str) -> tuple[str, str]:
     never closed has no answer."""
     begins = text.lstrip()
     for opening, closing in PAIRS:
-        if begins.startswith(opening):
-            thought, _, answer = begins.removeprefix(opening).partition(closing)
-            return thought.strip(), answer.lstrip()
+        if begins[: len(opening)].lower() == opening.lower():
+            rest = begins[len(opening) :]
+            end = re.search(re.escape(closing), rest, re.IGNORECASE)
+            if end is None:
+                return rest.strip(), ""
+            return rest[: end.start()].strip(), rest[end.end() :].lstrip()
     return "", text
+
+
+def unwrapped(answer: str) -> str:
+    """An answer without the marks that some models write around what follows their thinking."""
+    begins = answer.strip()
+    for opening, closing in _ANSWER_MARKS:
+        if begins.startswith(opening):
+            return begins.removeprefix(opening).removesuffix(closing).strip()
+    return answer
 
 
 def usual_marks(tokenizer: Any) -> Marks:

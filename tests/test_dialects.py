@@ -44,6 +44,8 @@ from dialects_refusals import REFUSALS
 from dialects_runs import ADDRESSES, KNOWN_MODELS, UNKNOWN_MODELS, WAITS, Unknown, Wait, strict
 from dialects_stops import DAILY, DAY_WITH_A_SHORT_WAIT, FIRST_FILTERED, MISTAKES, STOPS, Stop
 
+from engine.provider.client import redacted
+
 PRICED = ("--price-in", PRICE_IN, "--price-out", PRICE_OUT, "--yes")
 UNUSABLE = ("empty", "other", "tool_calls")
 MODEL = "gpt-4"  # its vocabulary loads fast, and it does not think
@@ -626,3 +628,11 @@ async def test_what_odd_usage_cost_is_what_status_says(tmp_path_factory: pytest.
     rows = sum(found.cost for found in told.found.values())
     assert found["spent_usd"] == pytest.approx(rows / 1e6)
     assert found["at_risk_usd"] == 0
+
+
+@pytest.mark.parametrize(("key", "changed"), [("x", False), ("none", False), ("sk-0123456789abcdef", True)])
+def test_a_key_is_no_secret_where_it_is_short_enough_to_be_a_word(key: str, changed: bool) -> None:
+    """Local servers take any key; `EMPTY`, `none` and `x` stand in many an answer."""
+    raw = b'{"index": 0, "finish_reason": "max_tokens", "content": "none of sk-0123456789abcdef"}'
+    assert (redacted(raw, key.encode()) != raw) is changed
+    assert (key.encode() in redacted(raw, key.encode())) is not changed

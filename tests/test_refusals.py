@@ -399,3 +399,68 @@ def test_an_error_in_a_reply_of_200_may_end_the_run(body: Any, kind: type[RunSto
 )
 def test_a_reply_is_not_taken_for_an_error(body: Any) -> None:
     assert embedded_error(body) is None
+
+
+# Refusals of everybody, in the words of more servers: nothing more will be answered.
+
+
+@pytest.mark.parametrize(
+    ("status", "said", "kind"),
+    [
+        (412, "Account x is suspended, possibly due to reaching the monthly spending limit", QuotaExhausted),
+        (
+            400,
+            "You have reached your specified API usage limits. You will regain access on 2026-12-01",
+            QuotaExhausted,
+        ),
+        (403, "Sorry, your account balance is insufficient", QuotaExhausted),
+        (400, "Your organization has an unpaid invoice", QuotaExhausted),
+        (403, "Negative account balance. Please recharge.", QuotaExhausted),
+        (409, "Your plan's invoice is past due", QuotaExhausted),
+        (400, "API key expired. Please renew the API key.", AuthRefused),
+        (400, "API key not valid. Please pass a valid API key.", AuthRefused),
+        (403, "Invalid API Key", AuthRefused),
+        (422, "Incorrect API key provided: sk-12***", AuthRefused),
+        (400, "No models loaded. Please load a model in the developer page", ModelGone),
+        (400, "Model was unloaded while the request was still in queue..", ModelGone),
+        (404, "model 'm' was removed on September 15, 2025", ModelGone),
+        (400, "The model m has been discontinued. Use m2.", ModelGone),
+    ],
+)
+def test_a_refusal_of_everybody_is_known_in_anybody_s_words(
+    status: int, said: str, kind: type[Exception]
+) -> None:
+    assert type(read_error(status, {}, error_body(said))) is kind
+
+
+@pytest.mark.parametrize(
+    ("status", "said"),
+    [
+        (400, "Invalid request: messages[0].content must not be empty"),
+        (422, "The image could not be processed"),
+        (400, "Parameter stop has too many entries"),
+    ],
+)
+def test_a_row_s_refusal_is_not_taken_for_everybody_s(status: int, said: str) -> None:
+    assert isinstance(read_error(status, {}, error_body(said)), RowRefused)
+
+
+def test_a_prompt_over_the_model_s_limit_is_too_large_in_moonshot_s_words() -> None:
+    error = read_error(400, {}, error_body("Your request exceeded model token limit: 8192"))
+    assert isinstance(error, RowRefused)
+    assert error.cause == "too_large"
+
+
+@pytest.mark.parametrize(
+    ("said", "advice"),
+    [
+        ("This response_format type is unavailable now", "--omit response_format"),
+        ("Developer instruction is not enabled for models/gemma-3", "leave out --system"),
+        ("System role not supported", "leave out --system"),
+    ],
+)
+def test_what_a_model_does_not_take_is_said_with_the_flag(said: str, advice: str) -> None:
+    error = read_error(400, {}, error_body(said))
+    assert isinstance(error, RowRefused)
+    assert error.about == "run"
+    assert advice in str(error)

@@ -293,3 +293,41 @@ def test_half_an_emoji_beside_the_text_can_be_stored() -> None:
     raw = chat("Hi", "PLACE", model="PLACE").replace(b"PLACE", CUT_EMOJI)
     reply = read_reply(raw)
     (reply.finish_reason + reply.model).encode()
+
+
+@pytest.mark.parametrize("text", ["\u200b\ufeff", " \u2060\n", "\u00ad", "\x00", "\u200e \u202c"])
+def test_a_text_that_nobody_can_see_is_no_answer(text: str) -> None:
+    assert read_reply(chat(text)).outcome == "empty"
+
+
+@pytest.mark.parametrize("text", [".", "\u200bx", "👩‍👩‍👧", "\u0300"])
+def test_a_text_of_which_something_is_seen_is_one(text: str) -> None:
+    assert read_reply(chat(text)).outcome == "stop"
+
+
+@pytest.mark.parametrize(
+    "finish", ["MaxTokens", "max_tokens_reached", "ERROR_LIMIT", "MAX_TOKENS", "max-length"]
+)
+def test_an_answer_that_is_cut_is_one_however_that_is_spelt(finish: str) -> None:
+    assert read_reply(chat("Half", finish)).outcome == "length"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<THINK>hm</THINK>Good answer.",
+        "<Think>hm</think>\n\nGood answer.",
+        "<|START_THINKING|>hm<|END_THINKING|><|START_RESPONSE|>Good answer.<|END_RESPONSE|>",
+        "<|begin_of_thought|>hm<|end_of_thought|>\n\n<|begin_of_solution|>Good answer.<|end_of_solution|>",
+        "<|START_THINKING|>hm<|END_THINKING|><|START_RESPONSE|>Good answer.",
+    ],
+)
+def test_no_mark_stays_in_an_answer(text: str) -> None:
+    reply = read_reply(chat(text))
+    assert (reply.text, reply.reasoning) == ("Good answer.", "hm")
+
+
+def test_a_completion_in_a_list_of_one_is_read() -> None:
+    raw = b"[" + chat("Hello") + b"]"
+    reply = read_reply(raw)
+    assert (reply.text, reply.plain, answer_of(raw)) == ("Hello", False, ("Hello", ""))

@@ -18,7 +18,7 @@ from openai.types import Batch, FileObject
 
 from engine.batch.files import ENDPOINT
 from engine.batch.line_splitter import Endless, Splitter, Text
-from engine.provider.client import CONNECT_SECONDS, WORDS_KEPT
+from engine.provider.client import CONNECT_SECONDS, WORDS_KEPT, redacted
 from engine.provider.errors import AskError, BrokenOff, ConnectionLost, RunStopped, ServerFault, TimedOut
 from engine.provider.refusals import read_error
 
@@ -221,8 +221,7 @@ class BatchApi:
         return self._redacted(f"{message or 'no message'}{place}".encode(errors="replace")).decode()
 
     def _redacted(self, raw: bytes) -> bytes:
-        secret = (self._secret or "").encode()
-        return raw.replace(secret, b"[API key]") if secret and secret in raw else raw
+        return redacted(raw, (self._secret or "").encode())
 
 
 def _expect(value: object, kind: type[T]) -> T:

@@ -12,7 +12,7 @@ CANARIES = 10
 # Where they stand among the pending rows: the first, and rows further and further away.
 CANARY_PLACES = (0, 1, 4, 12, 36, 100, 250, 600, 1200, 2500)
 EMPTY_CANARIES = 3  # empty replies without a thought may be a weak model's answers to hard rows
-OF_THE_RUN = (403, 404, 405)  # refusals of this kind are seldom a row's fault
+OF_THE_RUN = (403, 404, 405, 410)  # refusals of this kind are seldom a row's fault
 
 
 def is_doubtful(failed: Failed | Unusable) -> bool:

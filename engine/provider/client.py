@@ -18,6 +18,7 @@ from yarl import URL
 from engine.provider.errors import BadReply, ConnectionLost, TimedOut
 
 MAX_REPLY_BYTES = 32 * 2**20
+SHORTEST_SECRET = 12  # characters
 KEPT_BYTES = 64 * 2**10  # of a reply over the limit
 WORDS_KEPT = 300
 CONNECT_SECONDS = 10.0
@@ -63,7 +64,7 @@ class Client:
         self._url = base.with_path(base.path.rstrip("/") + "/chat/completions", keep_query=True)
         self._proxy = proxy
         self._headers = {"Content-Type": "application/json", "User-Agent": USER_AGENT}
-        self._secret = api_key.encode() if api_key else None
+        self._secret = (api_key or "").encode()
         if api_key:
             self._headers["Authorization"] = f"Bearer {api_key}"
         self._connections = connections
@@ -123,10 +124,15 @@ class Client:
         return ConnectionLost(f"connection lost: {words[:WORDS_KEPT]}", maybe_billed=True)
 
     def _redacted(self, raw: bytes) -> bytes:
-        """A server that echoes our key must not bring it into the ledger."""
-        if self._secret and self._secret in raw:
-            return raw.replace(self._secret, b"[API key]")
-        return raw
+        return redacted(raw, self._secret)
+
+
+def redacted(raw: bytes, secret: bytes) -> bytes:
+    """A server that echoes our key must not bring it into the ledger. A short key (`none`, `EMPTY`) is not a
+    secret, and may be a part of any answer."""
+    if len(secret) >= SHORTEST_SECRET and secret in raw:
+        return raw.replace(secret, b"[API key]")
+    return raw
 
 
 async def _read_bounded(response: aiohttp.ClientResponse) -> bytes:

@@ -36,8 +36,15 @@ QUOTA_WORDS = _any(
     "(?:out of|no|not enough|more|any) credits", "free (?:tier|quota) .{0,40}(?:exhausted|used up|exceeded)",
     "payment required", "exceeded your current quota",
     "plan and billing", "billing (?:hard )?limit", r"arrears?\b", "overdue", "budget has been exceeded",
-    "spend(?:ing)? limit", "余额不足", "欠费", "可用额度",
+    "spend(?:ing)? limit", "usage limits?", "regain access", "suspended", "unpaid", "past.?due",
+    "(?:failure|failed) to pay", r"balance (?:is |was )?(?:insufficient|too low|not enough|empty|exhausted)",
+    r"(?:negative|zero|low|no) (?:account )?balance\b", "余额不足", "欠费", "可用额度", "充值",
 )  # fmt: skip
+KEY_CODE = _any("api_?key_?(?:invalid|expired|revoked|disabled|not_?found)", "(?:invalid|expired)_?api_?key")
+KEY_WORDS = _any(
+    r"\bapi.?key\b.{0,30}(?:expired|invalid|not valid|revoked|disabled|incorrect|not found|missing|blocked)",
+    "(?:invalid|incorrect|expired|wrong|revoked|missing|unknown|no) api.?key",
+)
 DAILY = _any("per.?day", "daily", r"\brpd\b", r"\btpd\b")
 GONE_CODE = _any(
     "model_?not_?found", "deployment_?not_?found", "model_decommissioned", "model_deprecated",
@@ -50,26 +57,30 @@ _IS_GONE = (
 GONE_WORDS = _any(
     rf"\b(?:model|deployment)\b.{{0,120}}?(?:{_IS_GONE})",
     "no (?:endpoints|allowed providers|available (?:channels?|providers)) .{0,20}(?:found|for|available)",
-    "(?:unknown|invalid|no such|unsupported) model", "not a valid model", "模型不存在",
+    r"\bmodel\b.{0,60}?(?:was|is|has been) (?:removed|unloaded|not loaded|discontinued|sunset|turned off)",
+    "no models? (?:is |are |currently )?loaded", "(?:unknown|invalid|no such|unsupported) model",
+    "not a valid model", "模型不存在",
 )  # fmt: skip
 TOO_LARGE = _any(
     "context.?(?:length|window|size)", "maximum (?:prompt|input|context|number of (?:input )?tokens)",
     "too many (?:input )?tokens", "string.above.max", "range of input length", "payload too large",
     r"(?:prompt|input|message|request|string|content)\w* (?:is |are |was )?too (?:long|large)",
     "(?:input|prompt) (?:token count|length)? ?.{0,40}exceed", "entity too large",
-    "exceeds? .{0,40}(?:context|token limit|maximum length)", "超过.{0,10}长度",
+    "exceed(?:s|ed|ing)? .{0,40}(?:context|token limit|maximum length)", "超过.{0,10}长度",
 )  # fmt: skip
 PARAMETER = _any(
     "unsupported", "not support", "does ?n.t support", "unrecogni[sz]ed", "unknown", "unexpected",
     "not permitted", "not allowed", "cannot (?:both )?be", "both be specified", "may only be",
     "only the default", "deprecated", "extra inputs", "must be 1", "invalid (?:parameter|value|argument)",
-    "is too large", "out of range", "is not a valid", "should be", "less than or equal",
+    "unavailable", "not enabled", "not available", "is too large", "out of range", "is not a valid",
+    "should be", "less than or equal",
 )  # fmt: skip
 PARAMETERS = (
     "max_completion_tokens", "max_tokens", "temperature", "top_p", "reasoning_effort", "service_tier",
     "response_format", "presence_penalty", "frequency_penalty", "logprobs", "top_logprobs", "logit_bias",
     "seed", "stop", "top_k", "thinking", "reasoning",
 )  # fmt: skip
+SYSTEM = _any("(?:system|developer) (?:role|message|prompt|instruction)s?")
 AS_STATUS = {
     "rate_limit_exceeded": 429, "rate_limit_error": 429, "resource_exhausted": 429, "too_many_requests": 429,
     "insufficient_quota": 429, "unavailable": 503, "service_unavailable": 503, "overloaded_error": 529,

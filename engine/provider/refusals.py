@@ -191,7 +191,7 @@ def _error(
     wait = wait_for(headers, refusal.body, refusal.message)
     if error := _of_account(status, refusal, said, wait):
         return error
-    if status == 401:
+    if status == 401 or (status in (400, 403, 422) and refusal.has(words.KEY_CODE, words.KEY_WORDS)):
         return AuthRefused(said)
     if status in (404, 410, 400, 403, 422) and _is_gone(status, refusal):
         return ModelGone(said)
@@ -223,7 +223,7 @@ def _of_account(status: int, refusal: Refusal, said: str, wait: Wait) -> RunStop
         return None
     if status == 402:
         return QuotaExhausted(said)
-    is_empty = status in (400, 403, 429) and refusal.has(words.QUOTA_CODE, words.QUOTA_WORDS)
+    is_empty = status < 500 and refusal.has(words.QUOTA_CODE, words.QUOTA_WORDS)
     if not is_empty or (status == 429 and wait.is_short):
         return None  # Google calls a limit for a minute a quota, and says when to come back
     return QuotaExhausted(said)
@@ -257,6 +257,8 @@ def _refused_parameter(refusal: Refusal) -> str | None:
         return None
     if isinstance(named, str) and named in words.PARAMETERS:
         return named
+    if words.SYSTEM.search(lower):
+        return "system"
     return next((name for name in words.PARAMETERS if re.search(rf"(?<!\w){name}(?!\w)", lower)), None)
 
 
@@ -270,6 +272,8 @@ def _advice(name: str, lower: str) -> str:
         return "--model-kind reasoning sends max_completion_tokens in its place"
     if name == "max_completion_tokens":
         return "--model-kind plain sends max_tokens in its place"
+    if name == "system":
+        return "leave out --system: the model takes no such message"
     if name == "reasoning_effort":
         return "choose another --reasoning-effort, or leave it out with --omit reasoning_effort"
     return f"leave it out with --omit {name}"

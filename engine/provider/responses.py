@@ -14,7 +14,7 @@ from engine.provider.errors import AskError, BadReply, RunStopped
 from engine.provider.json_body import is_page, is_prose, parse_body, storable
 from engine.provider.refusals import embedded_error
 from engine.provider.usage import NO_CLAIM, Claim, read_claim
-from store.reasoning import PAIRS, apart
+from store.reasoning import PAIRS, apart, unwrapped
 from store.records import UNUSABLE, Outcome
 
 UNREAD_LENGTH = 200
@@ -27,7 +27,8 @@ WHOLE = {
 CUT = {
     "length", "max_tokens", "model_length", "max_output_tokens", "max_completion_tokens", "max_length",
     "token_limit", "max_token", "context_length", "model_context_window_exceeded", "max_new_tokens",
-    "context_window_exceeded", "finish_reason_max_tokens", "incomplete",
+    "context_window_exceeded", "finish_reason_max_tokens", "incomplete", "maxtokens",
+    "error_limit", "max_tokens_reached",
 }  # fmt: skip
 FILTERED = {
     "content_filter", "content_filtered", "contentfilter", "safety", "prohibited_content", "sensitive",
@@ -51,6 +52,7 @@ _THOUGHT_PARTS = (
 )
 _BARE_CLOSING = re.compile(r"(?:^|\n)\s*(</think>|</thinking>|\[/THINK\]|◁/think▷|</seed:think>)\s*(?:\n|$)")
 _INLINE_CLOSING = re.compile(r"</think>\s*\n")
+_INVISIBLE = re.compile(r"[\s\x00-\x1f\x7f\u00ad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]*")
 _HARMONY = re.compile(
     r"<\|channel\|>(\w+)(?:<\|constrain\|>\w+)?<\|message\|>(.*?)(?=<\|(?:end|return|call|start|channel)\|>|\Z)",
     re.DOTALL,
@@ -91,6 +93,8 @@ def read_reply(raw: bytes) -> Reply:
     if error is not None:
         raise with_body(error, raw, read_claim(body.get("usage") if isinstance(body, Mapping) else None))
     try:
+        if isinstance(body, list) and len(body) == 1:
+            body, plain = body[0], False
         if _is_blocked(body):
             return replace(FILTERED_REPLY, claim=read_claim(body.get("usage") or body.get("usageMetadata")))
         choice = body["choices"][0]
@@ -149,7 +153,7 @@ def _outcome(finish: str, text: str, refusal: object, calls: bool) -> Outcome:
         return "refusal"
     if calls or (ended in TOOLS and not text.strip()):
         return "tool_calls"
-    if not text.strip():
+    if _INVISIBLE.fullmatch(text):
         return "empty"
     if ended in CUT:
         return "length"
@@ -204,6 +208,7 @@ def split_thinking(text: str) -> tuple[str, str]:
         final = "".join(part for channel, part in found if channel == "final")
         return final, "\n".join(part for channel, part in found if channel != "final").strip()
     thought, answer = apart(text)
+    answer = unwrapped(answer)
     if answer != text:
         return answer, thought
     if found_mark := _BARE_CLOSING.search(text) or _INLINE_CLOSING.search(text):
@@ -241,6 +246,8 @@ def _why_unreadable(raw: bytes, why: str) -> str:
 def answer_of(raw: bytes) -> tuple[str, str]:
     """(text, thinking) in a stored body; a filtered request (a 400) has neither."""
     body, _ = parse_body(raw)
+    if isinstance(body, list) and len(body) == 1:
+        body = body[0]
     if not (isinstance(body, Mapping) and body.get("choices")):
         return "", ""
     reply = read_reply(raw)
