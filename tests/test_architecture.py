@@ -67,7 +67,38 @@ def test_the_test_sees_the_imports() -> None:
     """It must not pass because it looked at nothing."""
     assert {"store.ledger", "engine.collect.runner", "engine.tasks.generate"} <= set(MODULES)
     assert "store.ledger" in ours("engine.collect.stage")
-    assert "engine.collect.settings" in ours("engine.environment")  # inside a function
+    assert "engine.collect.settings" in ours("engine.cli.options")  # inside a function
+
+
+# Floors of engine/: a module imports only from its own package and from floors below.
+FLOORS = (
+    {"cli"},
+    {"recipe"},
+    {"run"},
+    {"batch", "export", "check"},
+    {"collect"},
+    {"serve", "browse", "limits", "environment"},
+    {"provider", "tasks"},
+    {"terminal"},
+    {"subprocesses"},
+)
+
+
+def test_a_part_of_the_engine_imports_only_what_lies_below_it() -> None:
+    floor = {part: number for number, parts in enumerate(FLOORS) for part in parts}
+    upward = {
+        f"{module} imports {name}"
+        for module in MODULES
+        if module.startswith("engine.") and module != "engine.__main__"
+        for name in ours(module)
+        if name.startswith("engine.") and part_of(name) != part_of(module)
+        if floor[part_of(name)] <= floor[part_of(module)]
+    }
+    assert not upward
+
+
+def part_of(module: str) -> str:
+    return module.split(".")[1]
 
 
 def circle(graph: dict[str, set[str]]) -> list[str]:
