@@ -119,7 +119,7 @@ def engine_options(
         Path | None,
         _option(
             "--prompt",
-            text="a template of your own; the README names what it may hold [the task's]",
+            text="a template of your own; docs/collecting.md names its placeholders [the task's]",
             panel=PANEL_HOW,
             metavar="FILE",
         ),
