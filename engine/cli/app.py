@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+import typer.core
 
+from engine import __version__
 from engine.cli.ask import ASKING
 from engine.cli.crash_report import Unexpected
 from engine.cli.options import JsonOption
@@ -22,8 +24,30 @@ from store.errors import DistillError, UsageError
 from trainers.cli import app as train_app
 from trainers.cli import rank
 
+# In the order of the work: before asking, asking, after it, training, evaluation.
+COMMANDS = (
+    "estimate", "generate", "translate", "score", "compare", "judge", "run", "import",
+    "status", "browse", "retry", "settle", "check", "export",
+    "train", "rank", "serve", "evaluate", "annotate", "report", "demo",
+)  # fmt: skip
+
+
+class InOrder(typer.core.TyperGroup):
+    """The commands as `--help` lists them."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return sorted(self.commands, key=COMMANDS.index)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        sys.stdout.write(f"distill {__version__}\n")
+        raise typer.Exit
+
+
 app = typer.Typer(
     name="distill",
+    cls=InOrder,
     help="Distil a strong language model into data and smaller models.",
     no_args_is_help=True,
     add_completion=False,
@@ -31,6 +55,18 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+@app.callback()
+def distill(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="print the version and exit"),
+    ] = False,
+) -> None:
+    """Distil a strong language model into data and smaller models."""
+
+
 app.add_typer(train_app)
 app.command()(rank)
 app.add_typer(evaluate_app)
@@ -232,7 +268,7 @@ def demo(
         "runs/demo"
     ),
 ) -> None:
-    """Everything, small and offline, on the embedded teacher: a minute."""
+    """Run every command once, small and offline, on the embedded teacher: a few minutes."""
     from engine.cli.demo import run_demo
 
     raise typer.Exit(run_demo(out))
