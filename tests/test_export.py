@@ -10,9 +10,9 @@ from typing import Any
 import orjson
 import pyarrow.parquet as pq
 import pytest
-import store.export
 from ledgers import PLAN, Book, chat, item, opened, reply, request
 
+import store.datasets
 from engine.export import POOLED as FORMATS
 from engine.export import check_format, clean
 from engine.provider.responses import text_of
@@ -179,7 +179,7 @@ def test_chat_lines_hold_the_conversation(tmp_path: Path) -> None:
 def test_parquet_holds_every_column_over_several_batches(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(store.export, "PARQUET_ROWS", 2)
+    monkeypatch.setattr(store.datasets, "PARQUET_ROWS", 2)
     for count in (0, 1, 2, 3):
         exported(ROWS[:count], tmp_path / "x.parquet", "parquet")
         table = pq.read_table(tmp_path / "x.parquet")

@@ -13,11 +13,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import engine.known
 import orjson
 import pytest
 from ledgers import Book, chat, opened, rows
 
+import engine.collect.feed
+import store.key_index
 from engine.collect.feed import Chunk, Feed, FeedThread, Placement
 from engine.collect.plan import Plan, plan_of
 from engine.collect.rows import Numbered
@@ -309,7 +310,7 @@ async def test_a_pilot_asks_its_positions_only_and_they_are_not_asked_again(run:
 async def test_pages_of_the_ledger_join_without_a_seam(
     run: Run, monkeypatch: pytest.MonkeyPatch, only: Any
 ) -> None:
-    monkeypatch.setattr(engine.feed, "PAGE", 4)
+    monkeypatch.setattr(engine.collect.feed, "PAGE", 4)
     first = await run.write(*TEXTS[:11]).go(only=only)
     found = await run.go(only=only)
     assert (found.due, found.placed) == ([], [])
@@ -328,7 +329,7 @@ def feed_of(run: Run, pool: Pool, plan: Plan) -> tuple[Feed, FeedThread]:
 async def test_equal_rows_far_apart_share_a_request_before_and_after_it_is_committed(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine.known, "FRESH_KEPT", 4)
+    monkeypatch.setattr(store.key_index, "FRESH_KEPT", 4)
     found = await run.write(*TEXTS, *TEXTS, *reversed(TEXTS)).go(answers=0)
     assert found.asked == TEXTS
     plan = plan_of(settings(temperature=0.3), tokenizer_for("gpt-4"))

@@ -17,8 +17,8 @@ import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import store.streams
 
+import store.text_streams
 from store.errors import PoolError
 from store.pool import Pool
 from store.records import BadRow, Instruction
@@ -278,7 +278,7 @@ def test_the_byte_that_is_not_utf_8_is_named(tmp_path: Path) -> None:
 def test_an_over_long_line_is_left_out_and_the_next_is_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, length: int
 ) -> None:
-    monkeypatch.setattr(store.streams, "MAX_ROW_BYTES", 1000)
+    monkeypatch.setattr(store.text_streams, "MAX_ROW_BYTES", 1000)
     long = b'{"instruction":"' + b"x" * (length - 18) + b'"}'
     assert len(long) == length
     rows = pool_of(tmp_path, b'{"instruction":"a"}\n' + long + b'\n{"instruction":"b"}\n')
@@ -287,7 +287,7 @@ def test_an_over_long_line_is_left_out_and_the_next_is_read(
 
 
 def test_the_longest_allowed_line_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store.streams, "MAX_ROW_BYTES", 1000)
+    monkeypatch.setattr(store.text_streams, "MAX_ROW_BYTES", 1000)
     long = b'{"instruction":"' + b"x" * 982 + b'"}'
     assert len(long) == 1000
     for end in (b"\n", b""):
@@ -346,7 +346,7 @@ def test_a_table_without_an_instruction_column_has_no_usable_row(tmp_path: Path)
 def test_an_over_long_field_of_a_table_is_one_bad_row(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(store.streams, "MAX_ROW_BYTES", 1000)
+    monkeypatch.setattr(store.text_streams, "MAX_ROW_BYTES", 1000)
     data = b"instruction\na\n" + b"x" * 1500 + b"\nb\n"
     rows = pool_of(tmp_path, data, "pool.csv")
     assert instructions(rows) == ["a", "b"]

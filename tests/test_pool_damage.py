@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import store.streams
 
+import store.text_streams
 from store.errors import PoolError
 from store.pool import Pool
 from store.records import BadRow, Instruction
@@ -104,7 +104,7 @@ def test_where_a_table_has_one_column_an_unclosed_quote_refuses_the_file(tmp_pat
 def test_an_unclosed_quote_is_found_in_bounded_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(store.streams, "MAX_ROW_BYTES", 1000)
+    monkeypatch.setattr(store.text_streams, "MAX_ROW_BYTES", 1000)
     data = table(2000).replace(",Ask 10?", ',"Ask 10?')
     rows, [(line, _)] = found(tmp_path, data, "pool.csv")
     assert (rows, line) == (asked(2000, 10), 12)

@@ -10,11 +10,11 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import engine.tokens
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import engine.provider.tokens
 from engine.provider.tokens import encoding_name, load_encoding, tokenizer_for
 
 ROOT = Path(__file__).parent.parent
@@ -166,7 +166,7 @@ class Changed:
 
 
 def test_a_vocabulary_that_is_not_openai_s_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine.tokens, "files", lambda package: Carried())
+    monkeypatch.setattr(engine.provider.tokens, "files", lambda package: Carried())
     with pytest.raises(RuntimeError, match="not OpenAI's: its SHA-256 differs"):
         load_encoding.__wrapped__("cl100k_base")
 
@@ -257,5 +257,5 @@ def test_counting_a_long_text_in_pieces_changes_nothing(lines: list[str], end: s
     text = "".join(f"{line}{end}Word {n}{end}" for n, line in enumerate(lines))
     tokenizer = tokenizer_for("gpt-4o")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine.tokens, "_PIECE", piece)
+        patch.setattr(engine.provider.tokens, "_PIECE", piece)
         assert tokenizer.count(text) == len(tokenizer.encoding.encode_ordinary(text))
