@@ -23,7 +23,7 @@ from engine.tasks.datasets import agreed, comparison_line, comparisons, ranking_
 from engine.tasks.task import Task
 from engine.terminal import plain, tell
 from store.damage import Damages, is_intact, words_of
-from store.datasets import Answer, Stored, question, stored, write, write_lines
+from store.datasets import ExportRow, Stored, question, stored, write, write_lines
 from store.errors import DistillError, UsageError
 from store.files import is_stdout
 from store.queries import connect_reader, stage_of
@@ -221,12 +221,12 @@ def _write(
     return write(out, format, answers, settings.samples, settings.system, reasoning == "keep")
 
 
-def _answer(row: Stored, record: Instruction, reasoning: str) -> Answer:
+def _answer(row: Stored, record: Instruction, reasoning: str) -> ExportRow:
     """A line of a data set; its thinking in a place of its own, before the answer, or nowhere."""
     if reasoning == "inline" and row.reasoning:
         record = replace(record, output=f"<think>\n{row.reasoning}\n</think>\n\n{record.output}")
     kept = row.reasoning if reasoning == "keep" else None
-    return Answer(record, row.sample, row.outcome, row.model, kept)
+    return ExportRow(record, row.sample, row.outcome, row.model, kept)
 
 
 def _comparison_lines(

@@ -98,11 +98,11 @@ def judge(
     json: JsonOption = False,
 ) -> None:
     """Sum up judges: scores against an opponent, wins, intervals, position bias, agreement."""
-    from evaluators.judge.command import Asked, run_judge, with_more
+    from evaluators.judge.command import JudgeOptions, run_judge, with_more
     from evaluators.tables import outputs
 
     files = with_more(reviews or [], preferences or [], more or [])
-    asked = Asked(*files, run or (), stage or (), (), questions, a, b, judge or (), scores)
+    asked = JudgeOptions(*files, run or (), stage or (), (), questions, a, b, judge or (), scores)
     with outputs(json, csv=csv, rows=rows):
         raise typer.Exit(run_judge(asked, json, csv, rows))
 
@@ -124,11 +124,11 @@ def ranking(
     json: JsonOption = False,
 ) -> None:
     """Tell whether answers get worse from rank to rank; the best first, or named rank1, rank2, ..."""
-    from evaluators.judge.command import Asked, run_ranking, with_more
+    from evaluators.judge.command import JudgeOptions, run_ranking, with_more
     from evaluators.tables import outputs
 
     files, _ = with_more(reviews or [], [], more or [])
-    asked = Asked(files, (), run or (), stage or (), baseline or (), b=b, scores=scores)
+    asked = JudgeOptions(files, (), run or (), stage or (), baseline or (), b=b, scores=scores)
     with outputs(json, csv=csv, rows=rows):
         raise typer.Exit(run_ranking(asked, json, csv, rows))
 
@@ -197,7 +197,7 @@ def annotate(
 ) -> None:
     """Have people vote on two models' answers: helpful, honest, harmless, on a web page."""
     from evaluators.annotate.command import run_import, run_mturk, run_page
-    from evaluators.annotate.server import Address
+    from evaluators.annotate.server import ListenAddress
     from evaluators.annotate.study import Files
 
     files = Files(questions, answers, against, tuple(name or ()), votes, seed)
@@ -206,7 +206,7 @@ def annotate(
     elif mturk is not None:
         run_mturk(files, run, mturk)
     else:
-        run_page(files, run, Address(host, port, tuple(allow_host or ())))
+        run_page(files, run, ListenAddress(host, port, tuple(allow_host or ())))
 
 
 def report(

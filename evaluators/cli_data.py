@@ -55,10 +55,10 @@ def rouge(
     json: JsonOption = False,
 ) -> None:
     """ROUGE-1, 2 and L by length of the reference; models side by side, with intervals."""
-    from evaluators.rouge.report import Told, run_rouge
+    from evaluators.rouge.report import RougeOptions, run_rouge
     from evaluators.tables import outputs
 
-    told = Told(name, against, tokenizer, stemmer, processes)
+    told = RougeOptions(name, against, tokenizer, stemmer, processes)
     with outputs(json, csv=csv, out=out):
         raise typer.Exit(run_rouge([*predictions, *(more or [])], references, told, json, csv, out))
 

@@ -23,7 +23,7 @@ ANSWERS = ("prediction", "output", "completion", "response")  # the first that i
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class Record:
     """A row of a file. id: its own, else its place among the usable rows, from 0. reasoning: the thinking
     before the output, which is no part of it."""
 
@@ -61,7 +61,7 @@ class DataSet:
     bad: int = 0
     complaints: list[str] = field(default_factory=list)
 
-    def __iter__(self) -> Iterator[Row]:
+    def __iter__(self) -> Iterator[Record]:
         """Raises PoolError where nothing is usable."""
         self.rows, self.bad = 0, 0
         for line, raw in self.pool.objects():
@@ -103,7 +103,7 @@ def field_of(given: str) -> Field:
     raise UsageError(f"--field {given}: unknown; there are {', '.join(FIELDS)}")
 
 
-def row_of(raw: dict[str, Any], line: int, position: int) -> Row | str:
+def row_of(raw: dict[str, Any], line: int, position: int) -> Record | str:
     """A row of any known shape, or what is wrong with it."""
     identity = raw.get("id") if raw.get("id") is not None else raw.get("question_id", position)
     if isinstance(raw.get("messages"), list):
@@ -123,7 +123,7 @@ def row_of(raw: dict[str, Any], line: int, position: int) -> Row | str:
         expected = "expected instruction and output, id and text, or messages"
         return f"no text: {expected}; {columns_of(raw)}"
     inline, answer = apart(output)
-    return Row(str(identity), line, instruction, given, answer, thinking or inline)
+    return Record(str(identity), line, instruction, given, answer, thinking or inline)
 
 
 def _source(raw: dict[str, Any]) -> dict[str, Any]:

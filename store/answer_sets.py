@@ -12,12 +12,12 @@ from pathlib import Path
 
 import orjson
 
-from store.answers import Answered, Answers
+from store.answers import Answers, PromptAnswers
 from store.errors import PoolError, UsageError
 from store.records import BadRow, Contest
 
 LEAST = 2
-Orders = Callable[[Answered], Sequence[tuple[int, ...]]]  # of the files whose answers are shown
+Orders = Callable[[PromptAnswers], Sequence[tuple[int, ...]]]  # of the files whose answers are shown
 
 
 class Contests:
@@ -86,7 +86,7 @@ def judge_contests(
 def drawn_orders(seed: int) -> Orders:
     """One, drawn at random: a function of the seed and of what is shown."""
 
-    def orders(row: Answered) -> Sequence[tuple[int, ...]]:
+    def orders(row: PromptAnswers) -> Sequence[tuple[int, ...]]:
         def drawn(file: int) -> bytes:
             shown = orjson.dumps([seed, row.prompt, row.input, row.answers[file]])
             return hashlib.blake2b(shown, digest_size=16).digest()
@@ -102,18 +102,18 @@ def fixed_orders(both: bool) -> Orders:
     return lambda row: orders
 
 
-def shown(row: Answered, names: Sequence[str], orders: Orders) -> list[Contest]:
+def shown(row: PromptAnswers, names: Sequence[str], orders: Orders) -> list[Contest]:
     """The contests of a prompt, one for each order in which its answers are shown."""
     return [_in_order(row, names, order) for order in orders(row)]
 
 
-def _in_order(row: Answered, names: Sequence[str], order: tuple[int, ...]) -> Contest:
+def _in_order(row: PromptAnswers, names: Sequence[str], order: tuple[int, ...]) -> Contest:
     models = tuple(names[file] for file in order)
     answers = tuple(row.answers[file] for file in order)
     return Contest(row.id, row.prompt, row.input, row.category, models, answers, order)
 
 
-def _too_few(row: Answered, names: Sequence[str]) -> BadRow:
+def _too_few(row: PromptAnswers, names: Sequence[str]) -> BadRow:
     who = f"only {names[next(iter(row.answers))]}" if row.answers else "no model"
     return BadRow(row.line, f"{row.where}: {who} has answered {row.prompt!r:.60} (id {row.id})")
 

@@ -72,7 +72,7 @@ NO_HEAD: Head = (None, None, None, None)  # the questions tell
 
 
 @dataclass(frozen=True, slots=True)
-class Answered:
+class PromptAnswers:
     """A prompt and what was answered to it: a file's place in the user's order -> its answer."""
 
     id: str
@@ -116,7 +116,7 @@ class Answers:
         for line, reason in self._joined().execute("SELECT line, reason FROM bad ORDER BY rowid"):
             yield BadRow(line, reason)
 
-    def __iter__(self) -> Iterator[Answered]:
+    def __iter__(self) -> Iterator[PromptAnswers]:
         """Every prompt, in the order of the questions or of the files. Some may have no answer."""
         db = self._joined()
         for file, line, by_id, nth_id, key, nth, id, prompt, input, category in db.execute(_PROMPTS):
@@ -125,7 +125,7 @@ class Answers:
                 said |= dict(db.execute(_ANSWERS, (by_id, nth_id)).fetchall())
             pool = self._files[file] if file >= 0 else self._questions
             where = pool.source if pool else ""
-            yield Answered(id, prompt, input, category, dict(sorted(said.items())), where, line)
+            yield PromptAnswers(id, prompt, input, category, dict(sorted(said.items())), where, line)
 
     def said(self, item: Instruction) -> dict[int, str]:
         """What the files say to one prompt, by its words or else by its id."""

@@ -69,7 +69,7 @@ class Stored:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class ExportRow:
     """A line of an export: the pool's row with the teacher's words as its output. reasoning: the thinking
     before it; None where the data set has none."""
 
@@ -144,7 +144,7 @@ def _found(
 def write(
     path: Path,
     format: str,
-    rows: Iterator[Answer],
+    rows: Iterator[ExportRow],
     samples: int,
     system: str | None,
     reasoning: bool = False,
@@ -169,8 +169,8 @@ def write_lines(path: Path, lines: Iterator[bytes]) -> int:
         return _write_list(file, lines) if path.suffix == ".json" else _write_lines(file, lines)
 
 
-def _alpaca_line(samples: int) -> Callable[[Answer], bytes]:
-    def line(answer: Answer) -> bytes:
+def _alpaca_line(samples: int) -> Callable[[ExportRow], bytes]:
+    def line(answer: ExportRow) -> bytes:
         item = answer.item
         row = {
             "instruction": item.instruction,
@@ -190,10 +190,10 @@ def question(item: Instruction) -> str:
     return f"{item.instruction}\n\n{item.input}" if item.input else item.instruction
 
 
-def _chat_line(system: str | None) -> Callable[[Answer], bytes]:
+def _chat_line(system: str | None) -> Callable[[ExportRow], bytes]:
     head = [{"role": "system", "content": system}] if system else []
 
-    def line(answer: Answer) -> bytes:
+    def line(answer: ExportRow) -> bytes:
         item = answer.item
         said = {"role": "assistant", "content": item.output}
         if answer.reasoning is not None:
@@ -221,7 +221,7 @@ def _write_list(file: IO[bytes], lines: Iterator[bytes]) -> int:
     return count
 
 
-def _write_parquet(file: IO[bytes], rows: Iterator[Answer], samples: int, reasoning: bool) -> int:
+def _write_parquet(file: IO[bytes], rows: Iterator[ExportRow], samples: int, reasoning: bool) -> int:
     import pyarrow as pa
     import pyarrow.parquet as pq
 

@@ -23,7 +23,7 @@ from store.errors import DamagedLedger, DiskFull, RunFolderError, StorageError
 from store.records import Cause, Request, Response
 from store.run_folder import LEDGER, give_up_reserve
 from store.schema import STAGE_SHIFT, VERSION, is_newer, migrate, version_words
-from store.transaction import Batch
+from store.transaction import Transaction
 
 CHECKPOINT_PAGES = 4000
 FOLD_MS = 2000  # to wait at the end for readers that are in the middle of a query
@@ -65,9 +65,9 @@ class Ledger:
         self._on_full = on_full
         self._connection = connect_writer(run)
         self._loop = asyncio.get_running_loop()
-        self._batch, self._busy, self._scheduled = Batch(), False, False
+        self._batch, self._busy, self._scheduled = Transaction(), False, False
         self._broken: StorageError | None = None
-        self._handed: SimpleQueue[Batch | None] = SimpleQueue()
+        self._handed: SimpleQueue[Transaction | None] = SimpleQueue()
         self._last = {t: self._max_id(t) for t in ("requests", "attempts", "responses", "errors", "batches")}
         self._using = threading.Lock()
         self._thread = threading.Thread(target=self._write, name="ledger", daemon=True)
@@ -258,7 +258,7 @@ class Ledger:
 
     def _hand_over(self) -> None:
         self._scheduled, self._busy = False, True
-        batch, self._batch = self._batch, Batch()
+        batch, self._batch = self._batch, Transaction()
         self._handed.put(batch)
 
     def _write(self) -> None:
@@ -268,7 +268,7 @@ class Ledger:
             error = error or self._apply(batch)
             self._loop.call_soon_threadsafe(self._done, batch, error)
 
-    def _apply(self, batch: Batch) -> StorageError | None:
+    def _apply(self, batch: Transaction) -> StorageError | None:
         try:
             with self._using, _Guard(self.run):
                 batch.apply(self._connection)
@@ -280,13 +280,13 @@ class Ledger:
             return StorageError(f"writing {self.run / LEDGER} failed: {error!r}")
         return None
 
-    def _apply_in_reserve(self, batch: Batch, error: StorageError) -> StorageError | None:
+    def _apply_in_reserve(self, batch: Transaction, error: StorageError) -> StorageError | None:
         self._loop.call_soon_threadsafe(self._on_full)
         if not give_up_reserve(self.run):
             return error
         return self._apply(batch)
 
-    def _done(self, batch: Batch, error: StorageError | None) -> None:
+    def _done(self, batch: Transaction, error: StorageError | None) -> None:
         self._busy = False
         self._broken = self._broken or error
         for waiter in batch.waiters:

@@ -21,7 +21,7 @@ class Spending:
 
 
 @dataclass(slots=True)
-class Batch:
+class Transaction:
     """Grows on the event loop, is applied once by the writer thread."""
 
     rows: list[tuple[int, bytes, int]] = field(default_factory=list)

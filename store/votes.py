@@ -18,12 +18,12 @@ from store.votes_schema import (
     VERSION,
     VOTES,
     Ballot,
-    Pair,
     Pairs,
-    Progress,
     Showing,
     Side,
     Study,
+    VotePair,
+    VotingProgress,
     drawn,
     drawn_left,
     name_key,
@@ -133,9 +133,9 @@ class Votes:
         with self._commit() as db:
             db.execute("UPDATE study SET wanted = ?", (wanted,))
 
-    def pairs(self) -> list[Pair]:
+    def pairs(self) -> list[VotePair]:
         columns = "id, question, category, instruction, input, answer_a, answer_b"
-        return [Pair(*row) for row in self._db.execute(f"SELECT {columns} FROM pairs ORDER BY id")]
+        return [VotePair(*row) for row in self._db.execute(f"SELECT {columns} FROM pairs ORDER BY id")]
 
     @property
     def count(self) -> int:
@@ -194,7 +194,7 @@ class Votes:
             return None
         left, turn, skipped, vote, *said, before = row[7:]
         ballot = Ballot(*said) if vote else None
-        return Showing(Pair(*row[:7]), left, turn, before, vote or 0, ballot, bool(skipped))
+        return Showing(VotePair(*row[:7]), left, turn, before, vote or 0, ballot, bool(skipped))
 
     def cast(self, annotator: int, pair: int, ballot: Ballot, active: float | None = None) -> bool:
         """Puts a vote down; it replaces an earlier one, which is kept. One that says nothing new is not
@@ -254,11 +254,11 @@ class Votes:
         with self._commit() as db:
             db.execute("UPDATE showings SET skipped = 0 WHERE annotator = ?", (annotator,))
 
-    def progress(self, annotator: int) -> Progress:
+    def progress(self, annotator: int) -> VotingProgress:
         study = self.study
         values = {"me": annotator, "wanted": study.wanted if study else 0}
         done, skipped, still = self._db.execute(_PROGRESS, values).fetchone()
-        return Progress(done, still, skipped)
+        return VotingProgress(done, still, skipped)
 
     @contextmanager
     def _commit(self) -> Iterator[sqlite3.Connection]:

@@ -70,7 +70,7 @@ CREATE VIEW counted AS
 
 
 @dataclass(frozen=True, slots=True)
-class Pair:
+class VotePair:
     """A prompt and two models' answers to it. id: its place in the questions, from 1."""
 
     id: int
@@ -109,7 +109,7 @@ class Showing:
     """A pair as one person sees it. left: the model on the left. before: the pair they saw before it.
     vote: the number of their vote, 0 without one."""
 
-    pair: Pair
+    pair: VotePair
     left: Side
     turn: int
     before: int | None
@@ -119,7 +119,7 @@ class Showing:
 
 
 @dataclass(frozen=True, slots=True)
-class Progress:
+class VotingProgress:
     """done: pairs that the person has voted on. open: those that still want their vote."""
 
     done: int
@@ -127,7 +127,7 @@ class Progress:
     skipped: int
 
 
-Pairs = Sequence[Pair]
+Pairs = Sequence[VotePair]
 
 
 LONGEST_NAME = 60

@@ -21,7 +21,7 @@ import orjson
 from aiohttp import web
 from cli import Command, Ended, distill, started, until
 
-from evaluators.annotate.server import Address, application, bind, hosts_of
+from evaluators.annotate.server import ListenAddress, application, bind, hosts_of
 from evaluators.annotate.study import Files, begin
 from store.run_folder import held
 from store.votes import Votes
@@ -88,7 +88,7 @@ def opened(
 async def page(run: Path, **study: Any) -> AsyncIterator[Page]:
     """The page of a small study, served by this process."""
     with opened(run, **study) as votes:
-        address = Address("127.0.0.1", 0)
+        address = ListenAddress("127.0.0.1", 0)
         bound = bind(address)
         port = bound.getsockname()[1]
         runner = web.AppRunner(application(votes, TOKEN, hosts_of(address, port), port), access_log=None)

@@ -15,7 +15,7 @@ from typing import Literal
 import provider_bucket
 from virtual_time import now
 
-from engine.limits.charging import Size
+from engine.limits.charging import RequestSize
 from engine.limits.rate_limiter import Limiter
 from store.records import Usage
 
@@ -26,7 +26,7 @@ Way = Literal["upfront", "larger", "actual"]
 class Question:
     """A request, and how long its answer will be."""
 
-    size: Size
+    size: RequestSize
     completion: int
 
     @property
@@ -96,7 +96,7 @@ def questions(
     source = random.Random(seed)
     while True:
         long = min(most, round(source.lognormvariate(0, 0.6) * completion))
-        yield Question(Size(round(source.lognormvariate(0, 0.4) * prompt), most), max(1, long))
+        yield Question(RequestSize(round(source.lognormvariate(0, 0.4) * prompt), most), max(1, long))
 
 
 def thoughts(seed: int = 1, most: int = 512 + 16_384) -> Iterator[Question]:
@@ -105,7 +105,7 @@ def thoughts(seed: int = 1, most: int = 512 + 16_384) -> Iterator[Question]:
     while True:
         thinking, answer = source.lognormvariate(0, 1) * 700, source.lognormvariate(0, 0.6) * 200
         long = most if source.random() < 0.03 else min(most, round(thinking + answer))
-        yield Question(Size(round(source.lognormvariate(0, 0.4) * 60), most), long)
+        yield Question(RequestSize(round(source.lognormvariate(0, 0.4) * 60), most), long)
 
 
 async def drive(

@@ -22,7 +22,7 @@ from cli import distill
 
 from evaluators.annotate.command import run_page
 from evaluators.annotate.markdown import LONGEST, render
-from evaluators.annotate.server import Address
+from evaluators.annotate.server import ListenAddress
 from evaluators.annotate.study import Files
 from store.answer_sets import judge_contests
 from store.errors import DistillError
@@ -323,7 +323,7 @@ async def test_bad_input_is_said_in_words(tmp_path: Path) -> None:
             **(dict.fromkeys(("questions", "answers", "against", "votes", "seed")) | told), names=()
         )  # type: ignore[arg-type]
         with pytest.raises(DistillError, match=words) as found:
-            run_page(files, folder, Address("127.0.0.1", port))
+            run_page(files, folder, ListenAddress("127.0.0.1", port))
         assert found.value.exit_code == 2
 
     with opened(run):

@@ -15,7 +15,7 @@ from ledgers import opened
 
 from engine.batch.client import Remote
 from engine.batch.files import body_of, input_line
-from engine.batch.quota import MOST_ALIVE, Limits, Load, Queue, told_limit
+from engine.batch.quota import MOST_ALIVE, BatchLimits, Load, Queue, told_limit
 from engine.batch.states import best_of, next_step, poll_seconds, refusal, state_of
 from engine.provider.errors import BatchRefused, QuotaExhausted
 from store import provider_batches as batches
@@ -36,7 +36,7 @@ REMOTE = Remote("batch_1", "in_progress", "file_1", None, None, 0, 10, (), ())
 def test_no_batch_passes_a_limit_unless_one_request_does(
     lines: list[tuple[int, int]], requests: int, size: int, tokens: int
 ) -> None:
-    limits, load = Limits(requests, size, tokens), Load()
+    limits, load = BatchLimits(requests, size, tokens), Load()
     for line_size, line_tokens in lines:
         if not load.takes(line_size, line_tokens, limits):
             load = Load()

@@ -9,13 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.limits.bucket import BURST_SECONDS, DAY, PACE_RANGE, Bucket, DayWindow
-from engine.provider.retry_after import Limits
+from engine.provider.retry_after import RateHeaders
 
-TELLS_NOTHING = Limits(None, None, None)
+TELLS_NOTHING = RateHeaders(None, None, None)
 
 
-def told(remaining: float, limit: float | None = None, reset: float | None = None) -> Limits:
-    return Limits(limit, remaining, reset)
+def told(remaining: float, limit: float | None = None, reset: float | None = None) -> RateHeaders:
+    return RateHeaders(limit, remaining, reset)
 
 
 def sent_within(bucket: Bucket, cost: float, seconds: float, start: float = 0.0) -> int:

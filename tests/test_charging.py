@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from engine.limits.charging import Charge, Charging, Size
+from engine.limits.charging import Charge, Charging, RequestSize
 
-SIZE = Size(prompt=100, max_tokens=512)
+SIZE = RequestSize(prompt=100, max_tokens=512)
 USED, COMPLETION = 220, 120  # real usage
 
 
@@ -35,7 +35,7 @@ def test_what_is_reserved_and_what_is_charged_in_the_end(
 
 
 def test_a_long_prompt_is_the_larger() -> None:
-    assert believing(Charge.LARGER).expected(Size(2000, 512)) == 2000
+    assert believing(Charge.LARGER).expected(RequestSize(2000, 512)) == 2000
 
 
 def test_real_usage_is_expected_to_be_the_bound_until_replies_have_told() -> None:
@@ -56,7 +56,7 @@ def test_the_mean_completion_follows_what_comes() -> None:
 
 
 def test_one_reply_that_used_all_of_its_bound_hardly_moves_the_mean() -> None:
-    charging, size = believing(Charge.ACTUAL), Size(100, 16_896)
+    charging, size = believing(Charge.ACTUAL), RequestSize(100, 16_896)
     for completion in [1000] * 1000:
         charging.replied(size, 100 + completion, completion)
     charging.replied(size, 16_996, 16_896)
@@ -64,7 +64,7 @@ def test_one_reply_that_used_all_of_its_bound_hardly_moves_the_mean() -> None:
 
 
 def test_a_request_without_a_bound_is_reserved_by_what_replies_were() -> None:
-    free = Size(100, 0)
+    free = RequestSize(100, 0)
     charging = Charging()
     assert charging.expected(free) == 612
     charging.replied(free, 150, 50)

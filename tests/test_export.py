@@ -17,7 +17,7 @@ from engine.export import POOLED as FORMATS
 from engine.export import check_format, clean
 from engine.provider.responses import text_of
 from engine.tasks.generate import task
-from store.datasets import Answer, stored, write
+from store.datasets import ExportRow, stored, write
 from store.errors import StorageError, UsageError
 from store.queries import connect_reader
 from store.records import Instruction, Outcome, Response, Usage
@@ -25,12 +25,12 @@ from store.records import Instruction, Outcome, Response, Usage
 USUAL: tuple[Outcome, ...] = ("stop", "length")
 
 
-def read(run: Path, outcomes: tuple[Outcome, ...] = USUAL, stage: int = 1) -> list[Answer]:
+def read(run: Path, outcomes: tuple[Outcome, ...] = USUAL, stage: int = 1) -> list[ExportRow]:
     reader = connect_reader(run)
     try:
         role = task(None, None)
         return [
-            Answer(
+            ExportRow(
                 role.record(role.decode(row.item), clean(text_of(row.raw))),
                 row.sample,
                 row.outcome,
@@ -43,7 +43,7 @@ def read(run: Path, outcomes: tuple[Outcome, ...] = USUAL, stage: int = 1) -> li
 
 
 def exported(
-    rows: list[Answer], path: Path, format: str = "alpaca", samples: int = 1, system: str | None = None
+    rows: list[ExportRow], path: Path, format: str = "alpaca", samples: int = 1, system: str | None = None
 ) -> bytes:
     assert write(path, format, iter(rows), samples, system) == len(rows)
     return path.read_bytes()
@@ -54,9 +54,9 @@ def lines(data: bytes) -> list[dict[str, Any]]:
 
 
 ROWS = [
-    Answer(Instruction("a", "Name a comet.", "", "Halley"), 0, "stop", "gpt-4-0613"),
-    Answer(Instruction("b", "اكتب", "שלום", "a\0b 😀\u2028"), 0, "length", "gpt-4-0613"),
-    Answer(Instruction("c", 'Say "x"', "1\n2", ""), 1, "length", ""),
+    ExportRow(Instruction("a", "Name a comet.", "", "Halley"), 0, "stop", "gpt-4-0613"),
+    ExportRow(Instruction("b", "اكتب", "שלום", "a\0b 😀\u2028"), 0, "length", "gpt-4-0613"),
+    ExportRow(Instruction("c", 'Say "x"', "1\n2", ""), 1, "length", ""),
 ]
 
 
@@ -212,7 +212,7 @@ def test_an_unknown_format_is_refused_with_those_that_there_are() -> None:
 # Nobody ever reads half a data set.
 
 
-def breaks_off() -> Iterator[Answer]:
+def breaks_off() -> Iterator[ExportRow]:
     yield ROWS[0]
     raise KeyboardInterrupt
 

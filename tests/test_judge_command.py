@@ -14,9 +14,9 @@ from judging import Judge
 from scripted import scripted
 from test_judge_figures import review, said, written
 
-from evaluators.judge.command import Asked, run_judge, run_ranking, with_more
+from evaluators.judge.command import JudgeOptions, run_judge, run_ranking, with_more
 from evaluators.judge.ranking import isotonic, ranking_report
-from evaluators.judge.reviews import Source
+from evaluators.judge.reviews import ReviewSource
 from evaluators.judge.show import sums
 from store.errors import PoolError, RunFolderError, UsageError
 
@@ -24,7 +24,7 @@ Row = dict[str, Any]
 HOSTILE = "[bold]x[/bold]\x1b[31m\u202e=cmd()"
 
 
-def told(capsys: pytest.CaptureFixture[str], asked: Asked, **files: Path) -> Row:
+def told(capsys: pytest.CaptureFixture[str], asked: JudgeOptions, **files: Path) -> Row:
     assert run_judge(asked, True, files.get("csv"), files.get("rows")) == 0
     found: Row = orjson.loads(capsys.readouterr().out)
     return found
@@ -57,17 +57,17 @@ async def test_bad_input_ends_with_words_and_2(tmp_path: Path) -> None:
 def test_what_cannot_be_asked_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = reviews(tmp_path, "x_vs_y", ["8 9"])
     with pytest.raises(UsageError, match="name the rank groups: --reviews FILE for each, or --run RUN"):
-        run_ranking(Asked(), False, None, None)
+        run_ranking(JudgeOptions(), False, None, None)
     with pytest.raises(UsageError, match="name what was judged"):
-        told(capsys, Asked())
+        told(capsys, JudgeOptions())
     with pytest.raises(UsageError, match="--scores both: unknown; there are file, text"):
-        told(capsys, Asked(reviews=[path], scores="both"))
+        told(capsys, JudgeOptions(reviews=[path], scores="both"))
     with pytest.raises(UsageError, match="--stage chooses among the stages"):
-        told(capsys, Asked(reviews=[path], stages=["judge"]))
+        told(capsys, JudgeOptions(reviews=[path], stages=["judge"]))
     with pytest.raises(RunFolderError):
-        told(capsys, Asked(runs=[tmp_path / "nowhere"]))
+        told(capsys, JudgeOptions(runs=[tmp_path / "nowhere"]))
     with pytest.raises(UsageError, match="two or more rank groups; here is 1"):
-        run_ranking(Asked(reviews=[path]), False, None, None)
+        run_ranking(JudgeOptions(reviews=[path]), False, None, None)
 
 
 @pytest.mark.parametrize("role", ["judge", "score", "compare"])
@@ -131,7 +131,7 @@ def test_the_table_reads_like_the_paper_at_80_columns(
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     paths = [reviews(tmp_path, "x_vs_y", ["8 10", "1 5"]), reviews(tmp_path, "z_vs_y", ["9 9", "What?"])]
-    run_judge(Asked(reviews=paths), False, None, None)
+    run_judge(JudgeOptions(reviews=paths), False, None, None)
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= 80
     assert lines[0] == "against y"
@@ -147,9 +147,9 @@ def test_a_large_sum_is_written_out() -> None:
 
 def test_unusable_lines_are_told_with_their_place(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = written(tmp_path / "x_vs_y.jsonl", [review(1, "8 9"), {"text": "7 7"}])
-    (source,) = told(capsys, Asked(reviews=[path]))["sources"]
+    (source,) = told(capsys, JudgeOptions(reviews=[path]))["sources"]
     assert (source["bad_rows"], source["bad_shown"]) == (1, ["line 2: no review: it has no question_id"])
-    run_judge(Asked(reviews=[path]), False, None, None)
+    run_judge(JudgeOptions(reviews=[path]), False, None, None)
     assert "x_vs_y: unusable and left out 1: line 2: no review" in capsys.readouterr().out
 
 
@@ -159,7 +159,7 @@ def test_hostile_names_stay_names(
     monkeypatch.setenv("COLUMNS", "200")
     rows = [review(n, "8 9", models=[HOSTILE, "=y"], category=HOSTILE, judge=HOSTILE) for n in range(3)]
     path = written(tmp_path / "reviews.jsonl", rows)
-    run_judge(Asked(reviews=[path]), False, tmp_path / "figures.csv", None)
+    run_judge(JudgeOptions(reviews=[path]), False, tmp_path / "figures.csv", None)
     shown = capsys.readouterr().out
     assert shown.count("[bold]x[/bold]�[31m�=cmd()") == 4  # judge, model, the category's row and its column
     assert "\x1b" not in shown
@@ -175,11 +175,11 @@ def test_questions_bring_categories(tmp_path: Path, capsys: pytest.CaptureFixtur
     questions = written(
         tmp_path / "q.jsonl", [{"question_id": n, "text": "Why?", "category": f"c{n}"} for n in (1, 2)]
     )
-    (pair,) = told(capsys, Asked(reviews=[path], questions=questions))["pairs"]
+    (pair,) = told(capsys, JudgeOptions(reviews=[path], questions=questions))["pairs"]
     assert [part["category"] for part in pair["by_category"]] == ["c1", "c2"]
     others = written(tmp_path / "other.jsonl", [{"question_id": 9, "text": "Why?"}])
     with pytest.raises(UsageError, match="none of the questions of x_vs_y"):
-        told(capsys, Asked(reviews=[path], questions=others))
+        told(capsys, JudgeOptions(reviews=[path], questions=others))
 
 
 def test_judges_are_named_and_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -188,11 +188,11 @@ def test_judges_are_named_and_compared(tmp_path: Path, capsys: pytest.CaptureFix
         reviews(tmp_path, "x_vs_y", ["8 9", "9 3"]),
         reviews(tmp_path / "other", "x_vs_y", ["7 9", "3 9"]),
     ]
-    found = told(capsys, Asked(reviews=paths, judges=("one", "two")))
+    found = told(capsys, JudgeOptions(reviews=paths, judges=("one", "two")))
     assert [pair["judge"] for pair in found["pairs"]] == ["one", "two"]
     assert found["judges"]["agreement"][0]["same_winner"] == 0.5
     with pytest.raises(UsageError, match="1 judges for 2 files"):
-        told(capsys, Asked(reviews=paths, judges=("one",)))
+        told(capsys, JudgeOptions(reviews=paths, judges=("one",)))
 
 
 def test_files_without_a_flag_belong_to_the_one_before() -> None:
@@ -203,10 +203,12 @@ def test_files_without_a_flag_belong_to_the_one_before() -> None:
         with_more([x, y], [], [z])
 
 
-def groups(*margins: float, count: int = 30) -> list[Source]:
+def groups(*margins: float, count: int = 30) -> list[ReviewSource]:
     """Rank groups: the answers of rank n are `margins[n]` points above the opponent's."""
     return [
-        Source(f"rank{n}", [said(q, (5 + margin + q % 3, 5 + q % 2), a=f"rank{n}") for q in range(count)])
+        ReviewSource(
+            f"rank{n}", [said(q, (5 + margin + q % 3, 5 + q % 2), a=f"rank{n}") for q in range(count)]
+        )
         for n, margin in enumerate(margins, 1)
     ]
 
@@ -247,7 +249,7 @@ def test_ranks_are_in_the_order_of_their_numbers() -> None:
 
 def test_a_question_that_a_rank_lacks_counts_in_neither_of_its_sums() -> None:
     one, two = groups(1, 0)
-    found = ranking_report([one, Source("rank2", two.judgements[:20])])
+    found = ranking_report([one, ReviewSource("rank2", two.judgements[:20])])
     assert [group["questions"] for group in found["groups"]] == [30, 20]
     relative = [group["relative"] for group in found["groups"]]
     assert found["isotonic"] == pytest.approx(relative)
@@ -256,9 +258,9 @@ def test_a_question_that_a_rank_lacks_counts_in_neither_of_its_sums() -> None:
 def test_rank_groups_have_one_opponent_and_one_judge() -> None:
     one, two = groups(1, 0)
     with pytest.raises(UsageError, match="one judge"):
-        ranking_report([one, Source("x", [said(1, (5, 5), a="rank2", judge="claude")])])
+        ranking_report([one, ReviewSource("x", [said(1, (5, 5), a="rank2", judge="claude")])])
     with pytest.raises(UsageError, match="no score could be read of what was said of 'rank3'"):
-        ranking_report([one, two, Source("x", [said(1, None, a="rank3")])])
+        ranking_report([one, two, ReviewSource("x", [said(1, None, a="rank3")])])
 
 
 def test_a_ranking_is_told_with_its_baselines(
@@ -267,7 +269,7 @@ def test_a_ranking_is_told_with_its_baselines(
     monkeypatch.setenv("COLUMNS", "80")
     best, worst = reviews(tmp_path, "best_vs_y", ["9 8"] * 5), reviews(tmp_path, "worst_vs_y", ["4 8"] * 5)
     first = reviews(tmp_path, "first_vs_y", ["8 8"] * 5)
-    asked = Asked(reviews=[best, worst], baselines=[first])
+    asked = JudgeOptions(reviews=[best, worst], baselines=[first])
     assert run_ranking(asked, False, tmp_path / "ranks.csv", tmp_path / "rows.jsonl") == 0
     assert len((tmp_path / "rows.jsonl").read_bytes().splitlines()) == 15
     out = capsys.readouterr().out
@@ -290,7 +292,7 @@ def test_a_score_on_no_scale_is_a_bad_row(
     path = reviews(tmp_path, "x_vs_y", ["8 9"])
     with path.open("a") as file:
         file.write(f'{{"question_id": 2, "text": "no", "score": [{score}, 7]}}\n')
-    found = told(capsys, Asked(reviews=[path]))
+    found = told(capsys, JudgeOptions(reviews=[path]))
     assert (found["pairs"][0]["sum_a"], found["sources"][0]["bad_rows"]) == (8.0, 1)
     assert "line 2: score is no two numbers from 0 to 1,000,000" in found["sources"][0]["bad_shown"][0]
 
@@ -299,4 +301,4 @@ def test_an_empty_file_of_reviews_is_an_error(tmp_path: Path, capsys: pytest.Cap
     path = tmp_path / "x_vs_y.jsonl"
     path.write_bytes(b"")
     with pytest.raises(PoolError, match=r"no usable review in .*it is empty"):
-        told(capsys, Asked(reviews=[path]))
+        told(capsys, JudgeOptions(reviews=[path]))

@@ -15,7 +15,7 @@ import pytest
 from evaluators.judge.agreement import agreement, alpha
 from evaluators.judge.judgements import Judgement, grouped, told_apart, turned, won
 from evaluators.judge.metrics import judge_report, sign_test, tables_of
-from evaluators.judge.reviews import Naming, Source, Word, read_reviews
+from evaluators.judge.reviews import Naming, ReviewSource, Word, read_reviews
 from evaluators.stats import mean_interval, ratio_interval, resampled
 from store.errors import PoolError, UsageError
 
@@ -34,7 +34,7 @@ def said(
 
 
 def pair(judgements: Sequence[Judgement]) -> Row:
-    (found,) = judge_report([Source("file", judgements)])["pairs"]
+    (found,) = judge_report([ReviewSource("file", judgements)])["pairs"]
     return dict(found)
 
 

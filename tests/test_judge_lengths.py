@@ -15,7 +15,7 @@ import pytest
 from evaluators.judge.judgements import Judgement
 from evaluators.judge.length_control import LEAST, difficulties, length_controlled
 from evaluators.judge.metrics import judge_report, tables_of
-from evaluators.judge.reviews import Source, read_preferences
+from evaluators.judge.reviews import ReviewSource, read_preferences
 from store.errors import PoolError
 from store.pool import Pool
 
@@ -135,7 +135,7 @@ def preference(value: object, **more: object) -> dict[str, Any]:
     return {**row, "preference": value, "dataset": "koala", "annotator": "gpt-4", **more}
 
 
-def read(tmp_path: Path, rows: Sequence[object]) -> Source:
+def read(tmp_path: Path, rows: Sequence[object]) -> ReviewSource:
     path = tmp_path / "preferences.jsonl"
     path.write_bytes(b"".join(orjson.dumps(row) + b"\n" for row in rows))
     return read_preferences(path)

@@ -12,12 +12,12 @@ import virtual_time
 from simulated import LimitedServer, Way, drive, thoughts
 from virtual_time import now, settled
 
-from engine.limits.charging import Charge, Size
+from engine.limits.charging import Charge, RequestSize
 from engine.limits.rate_limiter import LONGEST_PAUSE, Limiter, Ticket
 from store.records import Usage
 
-SMALL = Size(1, 0)
-SIZE = Size(100, 512)
+SMALL = RequestSize(1, 0)
+SIZE = RequestSize(100, 512)
 USAGE = Usage(100, 120)
 NO_HEADERS: Mapping[str, str] = {}
 
@@ -127,11 +127,11 @@ class Order:
         self.tickets: list[Ticket] = []
         self._tasks: dict[str, asyncio.Task[None]] = {}
 
-    async def ask(self, name: str, size: Size = SMALL, first: bool = False) -> None:
+    async def ask(self, name: str, size: RequestSize = SMALL, first: bool = False) -> None:
         self._tasks[name] = asyncio.ensure_future(self._reserve(name, size, first))
         await settled()
 
-    async def _reserve(self, name: str, size: Size, first: bool) -> None:
+    async def _reserve(self, name: str, size: RequestSize, first: bool) -> None:
         self.tickets.append(await self.limiter.reserve(size, first))
         self.went.append((name, now()))
 
@@ -158,8 +158,8 @@ def in_turn() -> Limiter:
 def test_a_long_prompt_is_not_overtaken_by_short_ones() -> None:
     async def main() -> list[str]:
         order = Order(in_turn())
-        await order.ask("opens", Size(10, 0))
-        await order.ask("long", Size(50, 0))
+        await order.ask("opens", RequestSize(10, 0))
+        await order.ask("long", RequestSize(50, 0))
         for n in range(5):
             await order.ask(f"short {n}")
         return await order.all()
@@ -171,7 +171,7 @@ def test_requests_go_in_the_order_in_which_they_came() -> None:
     async def main() -> list[str]:
         order, source = Order(in_turn()), random.Random(1)
         for n in range(40):
-            await order.ask(str(n), Size(source.randint(1, 30), 0))
+            await order.ask(str(n), RequestSize(source.randint(1, 30), 0))
         return await order.all()
 
     assert virtual_time.run(main()) == [str(n) for n in range(40)]
@@ -180,7 +180,7 @@ def test_requests_go_in_the_order_in_which_they_came() -> None:
 def test_one_larger_than_the_limit_goes_and_leaves_a_debt() -> None:
     async def main() -> Order:
         order = Order(in_turn())
-        await order.ask("huge", Size(600, 0))
+        await order.ask("huge", RequestSize(600, 0))
         await order.ask("next")
         await order.all()
         return order
@@ -205,7 +205,7 @@ def test_who_is_cancelled_in_the_queue_holds_nobody_up() -> None:
     async def main() -> Order:
         order = Order(in_turn())
         await order.ask("a")
-        await order.ask("long", Size(600, 0))
+        await order.ask("long", RequestSize(600, 0))
         await order.ask("b")
         await order.ask("c")
         await order.cancel("long")
@@ -220,8 +220,8 @@ def test_who_is_cancelled_in_the_queue_holds_nobody_up() -> None:
 def test_a_reservation_that_comes_together_with_the_cancellation_is_given_back() -> None:
     async def main() -> None:
         limiter = in_turn()
-        opens = await limiter.reserve(Size(600, 0))
-        waiting = asyncio.ensure_future(limiter.reserve(Size(50, 0)))
+        opens = await limiter.reserve(RequestSize(600, 0))
+        waiting = asyncio.ensure_future(limiter.reserve(RequestSize(50, 0)))
         await settled()
         limiter.unsent(opens)  # now its turn has come, but its task has not run yet
         assert limiter.tokens.total == 50
@@ -400,7 +400,7 @@ def test_a_day_s_tokens_are_not_passed() -> None:
         limiter.charging.way = Charge.ACTUAL
         limiter.charging.mean_completion = 0.0
         for _ in range(25):
-            limiter.settle(await limiter.reserve(Size(100, 0)), Usage(100, 0), NO_HEADERS)
+            limiter.settle(await limiter.reserve(RequestSize(100, 0)), Usage(100, 0), NO_HEADERS)
             went.append(now())
         return went
 

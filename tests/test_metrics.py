@@ -21,7 +21,7 @@ from provider import Config, Provider
 from engine.collect.stats import LATENCY_BOUNDS, RunState
 from engine.limits.budget import Budget
 from engine.limits.endpoints import Teacher
-from engine.run.metrics import COUNTERS, GAUGES, LATENCY, Board, Source, serving
+from engine.run.metrics import COUNTERS, GAUGES, LATENCY, Board, MeteredStage, serving
 from engine.run.progress import View
 from store.errors import UsageError
 
@@ -182,9 +182,9 @@ def test_who_asks_for_no_port_pays_nothing() -> None:
 # The board by itself.
 
 
-def source(name: str = "generate", **counted: Any) -> Source:
+def source(name: str = "generate", **counted: Any) -> MeteredStage:
     view = View(name, RunState(**counted), Teacher([]), Budget(None, 0, 0))
-    return Source(name, "gpt-4", view, Path("none.db"))
+    return MeteredStage(name, "gpt-4", view, Path("none.db"))
 
 
 async def test_latencies_fall_into_the_buckets_that_hold_them() -> None:

@@ -15,7 +15,7 @@ from cli import distill, write_pool
 from rouge_score.rouge_scorer import RougeScorer
 
 from evaluators.rouge.join import Joining, joined, read_references
-from evaluators.rouge.report import Told, bucket_of, measure, run_rouge
+from evaluators.rouge.report import RougeOptions, bucket_of, measure, run_rouge
 from evaluators.rouge.score import METRICS, Pair, score, scorer, scoring, tokens_for
 from store.errors import PoolError, UsageError
 from store.pool import Pool
@@ -25,7 +25,7 @@ Rows = list[dict[str, Any]]
 
 def measured(folder: Path, predictions: Rows, references: Rows, **told: Any) -> dict[str, Any]:
     own = write_pool(folder / "own.jsonl", predictions)
-    return measure([own], write_pool(folder / "references.jsonl", references), Told(**told)).as_json()
+    return measure([own], write_pool(folder / "references.jsonl", references), RougeOptions(**told)).as_json()
 
 
 def test_scores_are_those_of_rouge_score_with_its_stemmer() -> None:
@@ -172,7 +172,9 @@ def test_a_difference_is_paired(tmp_path: Path) -> None:
     mine = [{"id": n, "prediction": row["prediction"]} for n, row in enumerate(base)]
     mine[0]["prediction"] = "a b c d"
     files = [write_pool(tmp_path / "mine.jsonl", mine), write_pool(tmp_path / "base.jsonl", base)]
-    found = measure(files, write_pool(tmp_path / "r.jsonl", references), Told(against="base")).as_json()
+    found = measure(
+        files, write_pool(tmp_path / "r.jsonl", references), RougeOptions(against="base")
+    ).as_json()
     gap, own = found["differences"]["mine"]["all"]["rouge1"], found["models"]["mine"]["all"]
     assert gap["difference"] == pytest.approx(0.75 / 40)
     assert gap["low"] >= 0
@@ -195,7 +197,7 @@ def test_tables_and_rows_are_written(tmp_path: Path, capsys: pytest.CaptureFixtu
     rows = [{"id": "=1+1", "target": "x", "prediction": "x"}]
     file = write_pool(tmp_path / "=evil\x1b[31m.jsonl", rows)
     csv, out = tmp_path / "t.csv", tmp_path / "rows.jsonl"
-    run_rouge([file], file, Told(), json=False, csv=csv, out=out)
+    run_rouge([file], file, RougeOptions(), json=False, csv=csv, out=out)
     assert "\x1b" not in capsys.readouterr().out
     assert "'=evil" in csv.read_text()
     assert orjson.loads(out.read_bytes())["rougeL"] == 1
@@ -238,14 +240,16 @@ def test_real_predictions_are_all_joined(tmp_path: Path) -> None:
         pytest.skip("DISTILL_DATA is not set")
     own = Path(folder) / "user_oriented_252"
     found = measure(
-        [own / "predictions/text-davinci-003.jsonl"], own / "instructions.jsonl", Told()
+        [own / "predictions/text-davinci-003.jsonl"], own / "instructions.jsonl", RougeOptions()
     ).as_json()
     theirs = RougeScorer(["rougeL"], use_stemmer=True)
     rows = [
         orjson.loads(line) for line in (own / "predictions/text-davinci-003.jsonl").read_bytes().splitlines()
     ]
     forced = measure(
-        [own / "predictions/text-davinci-003.jsonl"], own / "instructions.jsonl", Told(tokenizer="default")
+        [own / "predictions/text-davinci-003.jsonl"],
+        own / "instructions.jsonl",
+        RougeOptions(tokenizer="default"),
     ).as_json()["models"]["text-davinci-003"]["all"]
     expected = sum(theirs.score(row["target"], row["prediction"])["rougeL"].fmeasure for row in rows) / len(
         rows

@@ -22,12 +22,12 @@ from trainers.deepspeed_config import as_configured, deepspeed_config, stage_of
 from trainers.display import Display
 from trainers.errors import NotTheSame, TooLarge, TrainingFailed
 from trainers.launcher import Processes
-from trainers.memory import GIB, Machine, Size, check_memory, free_ram, need
+from trainers.memory import GIB, Machine, ModelSize, check_memory, free_ram, need
 from trainers.preflight import with_precision
 from trainers.run_folder import Folder, forget_after, held_by, read_metrics
 
 GIVEN = {"data": Path("d"), "model": "m", "out": Path("o"), "precision": "bf16"}
-LLAMA_7B = Size(6_738_415_616, 6_738_415_616, 32, 4096, 11008, 32000)
+LLAMA_7B = ModelSize(6_738_415_616, 6_738_415_616, 32, 4096, 11008, 32000)
 
 
 def recipe(**more: Any) -> SftRecipe:

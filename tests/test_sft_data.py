@@ -25,7 +25,7 @@ from trainers.batching import IGNORED, example, loss_sum, order, packed, padded,
 from trainers.config import SftRecipe
 from trainers.encoding import encode
 from trainers.models import packs_exactly
-from trainers.sft_data import Counts, as_lesson, fit, tokenized
+from trainers.sft_data import SftCounts, as_lesson, fit, tokenized
 from trainers.token_rows import drawn
 
 pytestmark = pytest.mark.filterwarnings("default")
@@ -149,7 +149,7 @@ def test_a_row_that_teaches_nothing_says_why(raw: dict[str, Any], reason: str) -
 def test_a_row_over_the_length_is_left_out_or_cut_and_counted(
     way: str, most: int, kept: int | None, counted: str
 ) -> None:
-    counts = Counts()
+    counts = SftCounts()
     found = fit(([7, 8, 3, 4, 1], [False, False, True, True, True]), most, way, counts)
     assert (len(found[0]) if found else None) == kept
     told = {name: getattr(counts, name) for name in ("too_long", "cut", "no_room")}

@@ -16,7 +16,7 @@ from ledgers import Book, opened, reply
 from engine.tasks.language_check import language_of
 from evaluators.data import lengths, scores
 from evaluators.data import outcomes as shares
-from evaluators.records import Row, data_sets, row_of
+from evaluators.records import Record, data_sets, row_of
 from evaluators.tables import Sheet, Span, print_sheets, write_sheet
 from evaluators.text import plain_words, word_count
 from store.errors import PoolError, UsageError
@@ -48,7 +48,7 @@ def test_rows_of_every_published_shape_are_read() -> None:
     ]
     for raw, expected in shapes:
         row = row_of(raw, 3, 0)
-        assert isinstance(row, Row)
+        assert isinstance(row, Record)
         assert (row.instruction, row.input, row.output) == expected
     assert isinstance(row_of({"x": 1}, 1, 0), str)
 

@@ -237,14 +237,14 @@ def test_the_precision_of_a_server_is_checked_and_said(tmp_path: Path, capfd: An
 def test_opt_writes_the_same_padded_and_alone(tmp_path: Path) -> None:
     """Its positions are learnt, and start at 2."""
     from engine.serve.model_runner import Batch
-    from engine.serve.sequence import Row
+    from engine.serve.sequence import Generation
 
     folder = tiny.student(tmp_path / "opt", "opt")
     student = load(folder, "opt", "fp32")
 
-    def row(prompt: list[int]) -> Row:
+    def row(prompt: list[int]) -> Generation:
         writing = Writing(student.decode, ())
-        return Row(prompt, 10, 0.0, 1.0, random.Random(0), writing, None, lambda _: None)
+        return Generation(prompt, 10, 0.0, 1.0, random.Random(0), writing, None, lambda _: None)
 
     prompts = [[5] * n for n in (1, 30, 7)]
     alone = []

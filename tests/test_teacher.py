@@ -11,7 +11,7 @@ import pytest
 import virtual_time
 from virtual_time import now, settled
 
-from engine.limits.charging import Size
+from engine.limits.charging import RequestSize
 from engine.limits.circuit_breaker import Breaker, Effort
 from engine.limits.concurrency import Gate
 from engine.limits.endpoints import FIRST_REST, Admitted, Endpoint, Teacher
@@ -21,7 +21,7 @@ from engine.provider.errors import AuthRefused, ProviderDown
 from engine.provider.pricing import FREE, Prices
 from store.records import Usage
 
-SIZE = Size(100, 100)
+SIZE = RequestSize(100, 100)
 
 
 def endpoint(number: int, slots: int = 64, proven: bool = True, **limits: float) -> Endpoint:

@@ -18,13 +18,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.serve.model_loader import prompt_tokens
-from engine.serve.sequence import Parts, parts
+from engine.serve.sequence import ThinkingParts, parts
 from store.errors import PoolError
 from store.reasoning import Marks, apart, marks_of
 from store.special_tokens import TextTokens
 from trainers.config import SftRecipe
 from trainers.encoding import encode
-from trainers.sft_data import Counts, as_lesson, tokenized
+from trainers.sft_data import SftCounts, as_lesson, tokenized
 
 pytestmark = pytest.mark.filterwarnings("default")
 
@@ -75,7 +75,7 @@ def test_thinking_is_learnt_after_the_prompt_as_it_will_be_asked(template: str) 
     assert asked.endswith(before) == ("opens" in template)
     assert learnt.removesuffix("\n") == f"{'' if 'opens' in template else before}hm{after}b</s>"
     found = parts(learnt.removesuffix("\n").removesuffix("</s>"), texts.marks, final=True)
-    assert found == Parts("hm", "b", False)  # the server takes apart what the trainer put together
+    assert found == ThinkingParts("hm", "b", False)  # the server takes apart what the trainer put together
 
 
 @pytest.mark.parametrize("template", TEMPLATES)
@@ -220,7 +220,7 @@ def test_a_talk_that_teaches_its_last_answer_only_is_counted(tmp_path: Path) -> 
     talk = [*ASKED, THOUGHTFUL, *ASKED, THOUGHTFUL]
     plain = [{name: text for name, text in m.items() if name != "reasoning_content"} for m in talk]
     path = tiny.write(tmp_path / "rows.jsonl", [{"messages": talk}, {"messages": plain}])
-    counts: Counts
+    counts: SftCounts
     _, counts = tokenized(recipe(path, held_out=0), tiny.tokenizer())
     assert (counts.used, counts.last_only, counts.thinking) == (2, 1, 1)
     _, counts = tokenized(recipe(path, held_out=0, reasoning="drop"), tiny.tokenizer())
@@ -252,7 +252,7 @@ PIECES = st.lists(st.sampled_from(["<think>", "</think>", "<", "/th", "a", "\n",
 def test_what_a_stream_has_said_stands(text: str, opened: bool) -> None:
     """However the text is cut into pieces, each is only added to, and the end is that of the text."""
     marks = Marks("<think>\n", "\n</think>\n\n", opened)
-    said = Parts("", "", False)
+    said = ThinkingParts("", "", False)
     for end in range(len(text) + 1):
         now = parts(text[:end], marks, final=False)
         assert now.thought.startswith(said.thought)

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.provider.retry_after import (
-    Limits,
+    RateHeaders,
     Wait,
     parse_duration,
     read_limits,
@@ -102,14 +102,14 @@ def test_limits_are_read_for_each_resource() -> None:
         "x-ratelimit-remaining-tokens": "149984",
         "x-ratelimit-reset-tokens": "6m0s",
     }
-    assert read_limits(headers, "requests") == Limits(60, 59, 1)
-    assert read_limits(headers, "tokens") == Limits(150000, 149984, 360)
+    assert read_limits(headers, "requests") == RateHeaders(60, 59, 1)
+    assert read_limits(headers, "tokens") == RateHeaders(150000, 149984, 360)
 
 
 def test_limits_that_are_not_told_are_none() -> None:
-    assert read_limits({}, "tokens") == Limits(None, None, None)
+    assert read_limits({}, "tokens") == RateHeaders(None, None, None)
     headers = {"x-ratelimit-limit-tokens": "unlimited", "x-ratelimit-remaining-tokens": ""}
-    assert read_limits(headers, "tokens") == Limits(None, None, None)
+    assert read_limits(headers, "tokens") == RateHeaders(None, None, None)
 
 
 @pytest.mark.parametrize("text", ["inf", "-inf", "nan", "1e999", "-1", "-150000"])

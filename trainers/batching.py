@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from trainers.token_rows import Rows
+from trainers.token_rows import TokenRows
 
 IGNORED = -100
 Batch = dict[str, torch.Tensor]
@@ -38,7 +38,7 @@ class Examples(torch.utils.data.Dataset[Batch]):
     """Chosen rows as a data set of tensors: `input_ids` and `targets`, the token that each position must
     foretell, or IGNORED."""
 
-    def __init__(self, rows: Rows, chosen: npt.NDArray[np.int64]) -> None:
+    def __init__(self, rows: TokenRows, chosen: npt.NDArray[np.int64]) -> None:
         self._rows, self._chosen = rows, chosen
 
     def __len__(self) -> int:

@@ -28,7 +28,7 @@ EFFICIENCY = (0.15, 0.5)
 
 
 @dataclass(frozen=True)
-class Size:
+class ModelSize:
     """The numbers of a model that decide its memory. outputs: numbers that it makes of each token."""
 
     parameters: int
@@ -39,7 +39,7 @@ class Size:
     outputs: int
 
     @classmethod
-    def of(cls, config: Any, parameters: int, trained: int, outputs: int) -> "Size":
+    def of(cls, config: Any, parameters: int, trained: int, outputs: int) -> "ModelSize":
         hidden = config.hidden_size
         inner = getattr(config, "intermediate_size", None) or getattr(config, "ffn_dim", 4 * hidden)
         return cls(parameters, trained, config.num_hidden_layers, hidden, inner, outputs)
@@ -63,7 +63,7 @@ class Need:
         return self.states + self.activations
 
 
-def need(size: Size, recipe: Training, stage: int | None) -> Need:
+def need(size: ModelSize, recipe: Training, stage: int | None) -> Need:
     """What one process needs at its peak."""
     share = recipe.processes
     bf16 = recipe.precision == "bf16"
@@ -96,7 +96,7 @@ def need(size: Size, recipe: Training, stage: int | None) -> Need:
     return Need(kept + moving + slow, _activations(size, recipe), offloaded)
 
 
-def _activations(size: Size, recipe: Training) -> float:
+def _activations(size: ModelSize, recipe: Training) -> float:
     """Of a micro batch of rows at full length, after Korthikanti et al. (arXiv 2205.05198) without the
     attention matrix, which sdpa does not keep; and logits in bf16 and fp32 with their gradient."""
     tokens = recipe.tokens_at_once
@@ -177,7 +177,7 @@ FLAGS = "--micro-batch 1 --recompute"
 LORA_RANK, LORA_SHARE = 16, 100  # of so many parameters about one is learnt
 
 
-def check_memory(size: Size, recipe: Training, stage: int | None, machine: Machine) -> Need:
+def check_memory(size: ModelSize, recipe: Training, stage: int | None, machine: Machine) -> Need:
     """Raises TooLarge with the numbers and what would fit."""
     wanted = need(size, recipe, stage)
     if fits(wanted, recipe, machine):
@@ -189,7 +189,7 @@ def check_memory(size: Size, recipe: Training, stage: int | None, machine: Machi
     )
 
 
-def in_words(size: Size, recipe: Training, wanted: Need, machine: Machine, rows: str) -> str:
+def in_words(size: ModelSize, recipe: Training, wanted: Need, machine: Machine, rows: str) -> str:
     """What a training that fits is. rows: what a batch counts."""
     memory = f"{gib(wanted.device)} of a GPU" if machine.gpus else f"{gib(wanted.device + PROCESS)} of RAM"
     return (
@@ -233,7 +233,7 @@ def _told(wanted: Need, recipe: Training, machine: Machine) -> str:
     return f"{gib(wanted.device)} a GPU ({parts}) with {free} free, and {beside}"
 
 
-def _instead(size: Size, recipe: Training, stage: int | None, machine: Machine) -> str:
+def _instead(size: ModelSize, recipe: Training, stage: int | None, machine: Machine) -> str:
     """The first of the usual ways out that fits, by the same arithmetic."""
     for flags, change, other in _ways_out(recipe, stage, machine):
         changed = recipe.model_copy(update=SMALLER | change)

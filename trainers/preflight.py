@@ -12,7 +12,7 @@ from trainers.config import FREE, Training
 from trainers.deepspeed_config import as_configured, deepspeed_config, stage_of
 from trainers.display import Display, duration
 from trainers.launcher import run
-from trainers.memory import Machine, Size, check_memory, cpu_flops, in_words, lora_parameters, seconds
+from trainers.memory import Machine, ModelSize, check_memory, cpu_flops, in_words, lora_parameters, seconds
 from trainers.models import fingerprint, linear_shapes
 from trainers.run_folder import Folder, forget_after, write
 
@@ -40,7 +40,7 @@ def check_size(
     parameters = trained = sum(p.numel() for p in skeleton.parameters())
     if recipe.lora is not None:
         trained = lora_parameters(recipe.lora, linear_shapes(skeleton))
-    size = Size.of(config, parameters, trained, outputs)
+    size = ModelSize.of(config, parameters, trained, outputs)
     needed = check_memory(size, as_configured(recipe), stage_of(recipe), machine)
     display.say(in_words(size, recipe, needed, machine, counted))
     return parameters

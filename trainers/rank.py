@@ -42,7 +42,7 @@ def run_rank(reward: Path, candidates: Path, out: Path, quiet: bool, groups: Pat
             display.say(f"{len(bad):,} rows are unusable and left out: {'; '.join(bad[:BAD_SHOWN])}")
         scorer = Scorer(reward)
         identity = {**scorer.identity, "candidates": _digest(candidates), "window": WINDOW}
-        with _beside(out, plain) as beside, Scores(beside, identity) as scores:
+        with _beside(out, plain) as beside, ScoreFile(beside, identity) as scores:
             if scores.known:
                 display.say(f"going on after {scores.known:,} batches")
             short = rank(scorer, candidates, out, scores, display, total)
@@ -102,7 +102,7 @@ def fault(raw: Row) -> str | None:
     return None
 
 
-def rank(scorer: Scorer, path: Path, out: Path, scores: "Scores", display: Display, total: int) -> int:
+def rank(scorer: Scorer, path: Path, out: Path, scores: "ScoreFile", display: Display, total: int) -> int:
     """Writes OUT; returns how many candidates were read in part."""
     done = short = 0
     with replacing(out) as file:
@@ -157,7 +157,7 @@ def split(ranked: Path, folder: Path) -> str:
     return ", ".join(names) or "no candidates"
 
 
-class Scores:
+class ScoreFile:
     """The side file: what was scored so far, batch by batch, and whose scores they are."""
 
     def __init__(self, path: Path, identity: Row) -> None:
@@ -166,7 +166,7 @@ class Scores:
         self._read = 0
         self._file: IO[bytes]
 
-    def __enter__(self) -> "Scores":
+    def __enter__(self) -> "ScoreFile":
         try:
             self._file = self._path.open("a+b")
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)

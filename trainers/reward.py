@@ -22,7 +22,7 @@ from trainers.preflight import (
     tell_time,
     with_precision,
 )
-from trainers.reward_data import Counts, Parts, prepared, template_for, unlike
+from trainers.reward_data import Parts, RewardCounts, prepared, template_for, unlike
 from trainers.reward_metrics import share, words
 from trainers.reward_model import HEAD, check_family, skeleton
 from trainers.run_folder import Folder, held_by, read_metrics, write
@@ -68,7 +68,7 @@ def run_reward(recipe: RewardRecipe, resume: bool, quiet: bool, env: Mapping[str
 
 def read(
     recipe: RewardRecipe, model: str, folder: Folder, display: Display
-) -> tuple[Parts, Counts, list[Group]]:
+) -> tuple[Parts, RewardCounts, list[Group]]:
     """The comparisons as tokens, on disk, with a word on all that was left out or cut."""
     tokenizer = tokenizer_of(model)
     parts, counts, held_groups = prepared(recipe, tokenizer)
@@ -84,7 +84,7 @@ def read(
     return parts, counts, held_groups
 
 
-def _left_out(counts: Counts, recipe: RewardRecipe) -> list[tuple[int, str]]:
+def _left_out(counts: RewardCounts, recipe: RewardRecipe) -> list[tuple[int, str]]:
     over = f"over {recipe.max_length} tokens"
     return [
         (counts.cut, f"answers cut at the end: {over} (--too-long drop leaves them out)"),
@@ -118,7 +118,7 @@ def quality(folder: Folder, groups: Sequence[Group], display: Display) -> tuple[
 
 
 def tables(
-    recipe: RewardRecipe, parts: Parts, counts: Counts, held: int, report: Report, folder: Folder
+    recipe: RewardRecipe, parts: Parts, counts: RewardCounts, held: int, report: Report, folder: Folder
 ) -> dict[str, Table]:
     """What the card says in tables. held: prompts held out."""
     return {
@@ -129,7 +129,7 @@ def tables(
     }
 
 
-def _data_table(recipe: RewardRecipe, parts: Parts, counts: Counts, held: int) -> Table:
+def _data_table(recipe: RewardRecipe, parts: Parts, counts: RewardCounts, held: int) -> Table:
     return {
         **file_table(recipe),
         "sha256 of the answers as tokens": f"`{parts.digest}`",

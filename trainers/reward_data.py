@@ -71,7 +71,7 @@ class Parts:
 
 
 @dataclass
-class Counts:
+class RewardCounts:
     """What became of the answers. read: of the rows."""
 
     read: Read
@@ -126,10 +126,10 @@ def encoded(prompt: str, answer: str, template: Template, texts: TextTokens, mos
     return Encoded(front + after, len(tokens) - before > kept, len(front) < before)
 
 
-def prepared(recipe: RewardRecipe, tokenizer: Any) -> tuple[Parts, Counts, list[Group]]:
+def prepared(recipe: RewardRecipe, tokenizer: Any) -> tuple[Parts, RewardCounts, list[Group]]:
     """The recipe's file as parts, and the groups held out. Raises PoolError where nothing is left."""
     groups, read = read_groups(recipe.data, recipe.limit)
-    counts, writer, texts = Counts(read), Writer(), TextTokens(tokenizer)
+    counts, writer, texts = RewardCounts(read), Writer(), TextTokens(tokenizer)
     counts.controls = texts.seen
     template = template_for(tokenizer, recipe.template)
     kept = [group for group in groups if writer.add(group, template, texts, recipe, counts)]
@@ -144,7 +144,7 @@ def prepared(recipe: RewardRecipe, tokenizer: Any) -> tuple[Parts, Counts, list[
 
 
 def _told_apart(
-    pairs: Sequence[Pair], tokens: Sequence[tuple[int, ...]], group: Group, counts: Counts
+    pairs: Sequence[Pair], tokens: Sequence[tuple[int, ...]], group: Group, counts: RewardCounts
 ) -> list[Pair]:
     """Without pairs that teach nothing once they are tokens: both answers the same, or each better than the
     other in turn. Those are not measured on either."""
@@ -158,7 +158,7 @@ def _told_apart(
     return [pair for pair in apart if pair not in against]
 
 
-def unlike(counts: Counts, recipe: RewardRecipe) -> list[tuple[int, str]]:
+def unlike(counts: RewardCounts, recipe: RewardRecipe) -> list[tuple[int, str]]:
     """Pairs that were left out since they say nothing, with their number."""
     return [
         (counts.alike, f"pairs left out: both answers are the same within {recipe.max_length} tokens"),
@@ -179,7 +179,7 @@ class Writer:
         self._count = 0
 
     def add(
-        self, group: Group, template: Template, texts: TextTokens, recipe: RewardRecipe, counts: Counts
+        self, group: Group, template: Template, texts: TextTokens, recipe: RewardRecipe, counts: RewardCounts
     ) -> bool:
         """Whether a pair of this group was left. The group keeps those that can be told apart."""
         found = []
@@ -200,7 +200,9 @@ class Writer:
         counts.parts = len(self._shares)
         return True
 
-    def _add_answers(self, found: Sequence[Encoded], places: Iterable[int], counts: Counts) -> dict[int, int]:
+    def _add_answers(
+        self, found: Sequence[Encoded], places: Iterable[int], counts: RewardCounts
+    ) -> dict[int, int]:
         """Where in the file each place of the group now is."""
         first = len(self._starts) - 1
         for one in found:

@@ -24,8 +24,8 @@ from trainers.preflight import (
     with_precision,
 )
 from trainers.run_folder import Folder, held_by, read_metrics
-from trainers.sft_data import Counts, tokenized
-from trainers.token_rows import Rows, save
+from trainers.sft_data import SftCounts, tokenized
+from trainers.token_rows import TokenRows, save
 
 MODULE = "trainers.sft_worker"
 ABOUT = "Supervised fine-tuning with the loss on the responses only, made by `distill train sft`."
@@ -68,7 +68,7 @@ def packed(recipe: SftRecipe, config: Any) -> bool:
     return recipe.packing != "off" and exact
 
 
-def read(recipe: SftRecipe, model: str, folder: Folder, display: Display) -> tuple[Rows, Counts]:
+def read(recipe: SftRecipe, model: str, folder: Folder, display: Display) -> tuple[TokenRows, SftCounts]:
     """The rows as tokens, on disk, with a word on each that was left out."""
     rows, counts = tokenized(recipe, tokenizer_of(model))
     save(rows, folder.rows(recipe.node_rank))
@@ -82,7 +82,7 @@ def read(recipe: SftRecipe, model: str, folder: Folder, display: Display) -> tup
     return rows, counts
 
 
-def _remarks(counts: Counts, recipe: SftRecipe) -> list[tuple[int, str]]:
+def _remarks(counts: SftCounts, recipe: SftRecipe) -> list[tuple[int, str]]:
     """What became of rows that were not simply learnt, with their number."""
     over = f"over {recipe.max_length} tokens"
     kept = "learnt inside its marks" if recipe.reasoning == "learn" else "left out (--reasoning drop)"
@@ -97,7 +97,9 @@ def _remarks(counts: Counts, recipe: SftRecipe) -> list[tuple[int, str]]:
     ]
 
 
-def tables(recipe: SftRecipe, rows: Rows, counts: Counts, packs: bool, folder: Folder) -> dict[str, Table]:
+def tables(
+    recipe: SftRecipe, rows: TokenRows, counts: SftCounts, packs: bool, folder: Folder
+) -> dict[str, Table]:
     """What the card says in tables."""
     return {
         "Data": _data_table(recipe, rows, counts),
@@ -113,7 +115,7 @@ def samples(folder: Folder) -> list[dict[str, str]]:
     return found
 
 
-def _data_table(recipe: SftRecipe, rows: Rows, counts: Counts) -> Table:
+def _data_table(recipe: SftRecipe, rows: TokenRows, counts: SftCounts) -> Table:
     return {
         **file_table(recipe),
         "sha256 of the rows as tokens": f"`{rows.digest}`",

@@ -18,7 +18,7 @@ from store.records import BadRow, Instruction
 from store.special_tokens import TextTokens
 from trainers.config import SftRecipe
 from trainers.encoding import THOUGHT, Encoded, Messages, Template, encode
-from trainers.token_rows import Rows, gathered
+from trainers.token_rows import TokenRows, gathered
 
 ROLES = ("system", "user", "assistant")
 BAD_SHOWN = 3
@@ -42,7 +42,7 @@ class Lesson:
 
 
 @dataclass
-class Counts:
+class SftCounts:
     """What became of the rows of a file."""
 
     read: int = 0
@@ -68,9 +68,9 @@ class Counts:
             self.bad_shown.append(f"line {line}: {reason}")
 
 
-def tokenized(recipe: SftRecipe, tokenizer: Any) -> tuple[Rows, Counts]:
+def tokenized(recipe: SftRecipe, tokenizer: Any) -> tuple[TokenRows, SftCounts]:
     """All rows of the recipe's file. Raises PoolError where none can be used."""
-    pool, counts, texts = Pool(recipe.data), Counts(), TextTokens(tokenizer)
+    pool, counts, texts = Pool(recipe.data), SftCounts(), TextTokens(tokenizer)
     counts.controls = texts.seen
     rows = gathered(_encoded(pool, recipe, texts, counts), recipe.held_out, recipe.seed)
     if not counts.used:
@@ -83,7 +83,7 @@ def tokenized(recipe: SftRecipe, tokenizer: Any) -> tuple[Rows, Counts]:
     return rows, counts
 
 
-def _encoded(pool: Pool, recipe: SftRecipe, texts: TextTokens, counts: Counts) -> Iterator[Encoded]:
+def _encoded(pool: Pool, recipe: SftRecipe, texts: TextTokens, counts: SftCounts) -> Iterator[Encoded]:
     for line, raw in pool.objects():
         if recipe.limit is not None and counts.read == recipe.limit:
             return
@@ -110,7 +110,7 @@ def _encoded(pool: Pool, recipe: SftRecipe, texts: TextTokens, counts: Counts) -
 
 
 def _one(
-    lesson: Lesson, template: Template, recipe: SftRecipe, texts: TextTokens, counts: Counts
+    lesson: Lesson, template: Template, recipe: SftRecipe, texts: TextTokens, counts: SftCounts
 ) -> Encoded | str:
     """A lesson as tokens at full length, with what is remarkable about it counted."""
     thinks, seen = lesson.thinks, texts.seen.total()
@@ -181,7 +181,7 @@ def _as_message(raw: dict[str, Any], content: str) -> dict[str, str]:
     return {"role": "assistant", "content": answer} | ({THOUGHT: thought} if thought else {})
 
 
-def fit(encoded: Encoded, most: int, too_long: str, counts: Counts) -> Encoded | None:
+def fit(encoded: Encoded, most: int, too_long: str, counts: SftCounts) -> Encoded | None:
     """The row within `most` tokens, or None where it is left out; counted either way."""
     tokens, learn = encoded
     if len(tokens) <= most:

@@ -16,7 +16,7 @@ from trainers.config import SftRecipe
 from trainers.encoding import alpaca_chat_template, prompt_length
 from trainers.models import causal_model, tokenizer_of, with_lora
 from trainers.run_folder import Folder
-from trainers.token_rows import Rows, load
+from trainers.token_rows import TokenRows, load
 from trainers.trainer import Loop, Telling, joined, save_tokenizer, save_weights, weights_dtype
 from trainers.worker import run_job
 
@@ -26,7 +26,7 @@ ANSWER_TOKENS = 64
 def train(job: dict[str, Any]) -> None:
     """Leaves the result in the folder's `result`, unless it was stopped before its end."""
     recipe, tokenizer = SftRecipe(**job["recipe"]), tokenizer_of(job["model"])
-    folder, rows = Folder(recipe.out), load(Rows, Path(job["rows"]))
+    folder, rows = Folder(recipe.out), load(TokenRows, Path(job["rows"]))
     trained = rows.trained
     steps = steps_of(len(trained), recipe.batch, recipe.epochs)
     planned = order(rows.lengths[trained], recipe.batch, steps, recipe.seed)
@@ -59,7 +59,7 @@ def train(job: dict[str, Any]) -> None:
         save_tokenizer(tokenizer, folder.result)
 
 
-def sampled(loop: Loop, rows: Rows, tokenizer: Any, count: int) -> list[dict[str, Any]]:
+def sampled(loop: Loop, rows: TokenRows, tokenizer: Any, count: int) -> list[dict[str, Any]]:
     """Greedy answers to the first held-out prompts, for people to look at. All processes answer, for
     under ZeRO-3 each holds a part of the weights."""
     found = []

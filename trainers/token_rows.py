@@ -41,7 +41,7 @@ MOST_HELD_OUT = 1000
 
 
 @dataclass(frozen=True)
-class Rows:
+class TokenRows:
     """tokens: (T,) int32. learn: (T,) bool. starts: (rows + 1,) int64. held_out: (h,) int64, sorted."""
 
     tokens: npt.NDArray[np.int32]
@@ -72,14 +72,14 @@ class Rows:
         return digest_of(self)
 
 
-def gathered(encoded: Iterable[tuple[Sequence[int], Sequence[bool]]], share: float, seed: int) -> Rows:
+def gathered(encoded: Iterable[tuple[Sequence[int], Sequence[bool]]], share: float, seed: int) -> TokenRows:
     """Rows from (tokens, learn) pairs; `share` of them, drawn by the seed, are held out."""
     tokens, learn, starts = array("i"), array("b"), array("q", [0])
     for ids, mask in encoded:
         tokens.extend(ids)
         learn.extend(mask)
         starts.append(len(tokens))
-    return Rows(
+    return TokenRows(
         np.array(tokens, np.int32),
         np.array(learn, np.bool_),
         np.array(starts, np.int64),

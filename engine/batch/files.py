@@ -21,7 +21,7 @@ from typing import Literal
 
 import orjson
 
-from engine.batch.quota import Limits, Load
+from engine.batch.quota import BatchLimits, Load
 from engine.provider.errors import AskError, BadReply, RowRefused, RunStopped, ServerFault
 from engine.provider.refusals import is_filtered, read_error
 from engine.provider.responses import FILTERED_REPLY, Reply, claim_in, read_reply
@@ -214,7 +214,7 @@ class Due:
 
 
 @dataclass(frozen=True, slots=True)
-class Again:
+class RetryLine:
     """What has to be asked again, without its body."""
 
     request: int
@@ -234,7 +234,7 @@ class Parcel:
             path.parent.mkdir(exist_ok=True)
             self._file = path.open("wb")
 
-    def takes(self, due: Due, limits: Limits) -> bool:
+    def takes(self, due: Due, limits: BatchLimits) -> bool:
         return self.load.takes(len(input_line(due.key, due.body)), due.prompt_tokens, limits)
 
     def add(self, due: Due) -> None:
@@ -270,7 +270,7 @@ class Leftover:
     """The requests of a batch that have to be asked again, by key; their bodies are in its file."""
 
     path: Path
-    again: dict[bytes, Again]
+    again: dict[bytes, RetryLine]
     _lines: Iterator[bytes] = field(init=False)
 
     def __post_init__(self) -> None:

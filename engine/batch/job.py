@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from engine.batch.client import BatchApi, Remote
-from engine.batch.files import Again, Leftover, name_of, sweep
+from engine.batch.files import Leftover, RetryLine, name_of, sweep
 from engine.batch.packer import Packer
 from engine.batch.quota import Queue, shown
 from engine.batch.results import Collector
@@ -208,7 +208,7 @@ class Lives:
             self.submitter.path(row).unlink(missing_ok=True)
         self._forget(row)
 
-    async def collect(self, row: BatchRow, remote: Remote, own: bool) -> dict[bytes, Again]:
+    async def collect(self, row: BatchRow, remote: Remote, own: bool) -> dict[bytes, RetryLine]:
         """Stores the results and closes the batch; returns what has to be asked again."""
         found = await self.collector.collect(row, remote, self.books.enqueued(row), own)
         batches.closed(self.ledger, row.id, remote.status)
@@ -230,7 +230,7 @@ class Lives:
             return False
         self.say(f"batch {row.id} is split: {words}")
         entries = self.books.enqueued(row)
-        again = {e.key: Again(e.request, e.prompt_tokens, e.worst, e.tries, own) for e in entries}
+        again = {e.key: RetryLine(e.request, e.prompt_tokens, e.worst, e.tries, own) for e in entries}
         await self.withdraw(row, "split", split=True)
         self.packer.leave(Leftover(self.submitter.path(row), again))
         self.changed.set()

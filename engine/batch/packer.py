@@ -5,7 +5,7 @@ from collections import deque
 from pathlib import Path
 
 from engine.batch.files import Due, Leftover, Parcel
-from engine.batch.quota import Limits
+from engine.batch.quota import BatchLimits
 from engine.collect.stage import Intake
 from engine.limits.budget import Budget
 from engine.provider.pricing import Price
@@ -26,7 +26,7 @@ class Packer:
         """To be asked again, once the pool has been read to its end."""
         self._leftovers.append(leftover)
 
-    async def pack(self, path: Path, limits: Limits) -> Parcel | None:
+    async def pack(self, path: Path, limits: BatchLimits) -> Parcel | None:
         """As far as limits and budget go; what it holds is reserved. Raises BudgetReached."""
         parcel: Parcel | None = None
         try:

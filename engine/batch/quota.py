@@ -18,7 +18,7 @@ _TOLD = re.compile(r"limit:?\s*(\d[\d,]*)", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class BatchLimits:
     """Of one batch; `tokens` are prompt tokens."""
 
     requests: int = MOST_REQUESTS
@@ -41,7 +41,7 @@ class Load:
         self.tokens += tokens
         self.worst += worst
 
-    def takes(self, size: int, tokens: int, limits: Limits) -> bool:
+    def takes(self, size: int, tokens: int, limits: BatchLimits) -> bool:
         """Whether one more fits. An empty one takes anything: what is too large by itself is the
         provider's to refuse."""
         return not self.requests or (

@@ -13,9 +13,9 @@ import orjson
 
 from engine.batch.client import Remote
 from engine.batch.download import Fetcher
-from engine.batch.files import Again, Line, NotRun, Unclear
+from engine.batch.files import Line, NotRun, RetryLine, Unclear
 from engine.batch.result_checks import Results
-from engine.collect.accounting import Asked, Booking
+from engine.collect.accounting import Booking, Measure
 from engine.collect.canary import against_the_run, mostly_unusable
 from engine.collect.outcomes import Failed, Unusable, judged, unread_words, unusable
 from engine.collect.stage import Intake
@@ -65,7 +65,7 @@ def _price(parts: list[Any]) -> Price:
 class Collected:
     """What has to be asked again, by key, and whether the run has to end."""
 
-    again: dict[bytes, Again] = field(default_factory=dict)
+    again: dict[bytes, RetryLine] = field(default_factory=dict)
     reason: RunStopped | None = None
 
 
@@ -181,11 +181,11 @@ class Collector:
         else:
             self._unusable(reading, entry, reply, response.usage, number)
 
-    def _asked(self, entry: Enqueued) -> Asked:
+    def _asked(self, entry: Enqueued) -> Measure:
         """What its reply is measured by; its body is at the provider, not here."""
         size = MOST_BYTES_A_TOKEN * entry.prompt_tokens
         most = entry.prompt_tokens if self.tokenizer.exact else size
-        return Asked(entry.prompt_tokens, most, size, self.intake.plan.max_tokens)
+        return Measure(entry.prompt_tokens, most, size, self.intake.plan.max_tokens)
 
     def _unusable(
         self, reading: _Reading, entry: Enqueued, reply: Reply, usage: Usage, response: int
@@ -196,7 +196,7 @@ class Collector:
         if reply.outcome == "tool_calls" or entry.tries + 1 >= self.attempts_empty:
             self.intake.unusable(entry.request, reply.outcome, response, own=reading.own)
             return
-        reading.found.again[entry.key] = Again(
+        reading.found.again[entry.key] = RetryLine(
             entry.request, entry.prompt_tokens, entry.worst, entry.tries + 1, reading.own
         )
 
@@ -260,7 +260,7 @@ class Collector:
         if tries >= (most or self.attempts):
             self.intake.failed(entry.request, cause, error, own=reading.own)
             return
-        reading.found.again[entry.key] = Again(
+        reading.found.again[entry.key] = RetryLine(
             entry.request, entry.prompt_tokens, entry.worst, tries, reading.own
         )
 

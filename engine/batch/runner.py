@@ -19,7 +19,7 @@ from engine.batch.download import Fetcher
 from engine.batch.files import FOLDER, Parcel, name_of
 from engine.batch.job import BatchBooks, Lives
 from engine.batch.packer import Packer
-from engine.batch.quota import Limits, Queue
+from engine.batch.quota import BatchLimits, Queue
 from engine.batch.results import Collector, price_json
 from engine.batch.states import next_step, state_of
 from engine.batch.submit import Submitter
@@ -38,7 +38,7 @@ from store.queries import connect_reader
 
 
 @dataclass(frozen=True, slots=True)
-class Terms:
+class BatchConfig:
     """What a run may do, and under which numbers it stands in the ledger. `grace`: seconds for
     which the provider's list may lag; `give_up`: of outage; `limits.tokens`: enqueued at once;
     `abandoned`: the batch whose missing results are given up."""
@@ -52,7 +52,7 @@ class Terms:
     attempts_empty: int
     give_up: float
     grace: float
-    limits: Limits
+    limits: BatchLimits
     abandoned: str | None = None
     give_up_share: float = 1.0
 
@@ -65,7 +65,7 @@ class Batches:
         intake: Intake,
         api: BatchApi,
         budget: Budget,
-        terms: Terms,
+        terms: BatchConfig,
         say: Callable[[str], None],
     ) -> None:
         """Raises UsageError where a batch of the stage is at another provider."""
@@ -219,11 +219,11 @@ async def batches_of(
 ) -> AsyncIterator[Batches]:
     """Either `run()` it, or `settle()` what is open before an online run."""
     key = settings.api_key.get_secret_value() if settings.api_key else None
-    terms = Terms(
+    terms = BatchConfig(
         folder, run, intake.stage, settings.price(batch=True) or FREE, settings.attempts,
         settings.attempts_parse, settings.attempts_empty, settings.give_up, settings.batch_grace,
-        Limits(settings.batch_requests, tokens=settings.batch_tokens or float("inf")), settings.batch_abandon,
-        settings.give_up_share,
+        BatchLimits(settings.batch_requests, tokens=settings.batch_tokens or float("inf")),
+        settings.batch_abandon, settings.give_up_share,
     )  # fmt: skip
 
     def say(words: str) -> None:

@@ -20,7 +20,7 @@ OUTPUT = f"coalesce(b.text, {_PLAIN}) AS output"
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
+class SavedQuery:
     """`sql` None: the answer is a view with a filter, at `path`."""
 
     name: str
@@ -168,59 +168,59 @@ WHERE :words <> '' AND (instruction LIKE '%' || :words || '%' OR input LIKE '%' 
   OR output LIKE '%' || :words || '%') LIMIT {SHOWN}""".strip()
 
 QUESTIONS = (
-    Question("all", "Answers", "every pool row with its answer, in pool order", path="answers"),
-    Question("latest", "Latest answers", "the newest replies first, while a run goes", LATEST),
-    Question(
+    SavedQuery("all", "Answers", "every pool row with its answer, in pool order", path="answers"),
+    SavedQuery("latest", "Latest answers", "the newest replies first, while a run goes", LATEST),
+    SavedQuery(
         "failures-by-cause",
         "Failures by cause",
         "rows that have failed, and the server's words",
         FAILURES_BY_CAUSE,
     ),
-    Question("cut", "Cut short", "answers that ran into max_tokens", path="answers?outcome__exact=length"),
-    Question(
+    SavedQuery("cut", "Cut short", "answers that ran into max_tokens", path="answers?outcome__exact=length"),
+    SavedQuery(
         "filtered",
         "Filtered or refused",
         "content_filter, refusal, untranslated",
         path="answers?outcome__in=content_filter%2Crefusal%2Cuntranslated",
     ),
-    Question("slowest", "Slowest", f"the {SHOWN} replies that took longest", SLOWEST),
-    Question("costliest", "Costliest", f"the {SHOWN} replies that cost most", COSTLIEST),
-    Question("spending", "Spending", "by stage and model: money, tokens, mean latency", SPENDING),
-    Question(
+    SavedQuery("slowest", "Slowest", f"the {SHOWN} replies that took longest", SLOWEST),
+    SavedQuery("costliest", "Costliest", f"the {SHOWN} replies that cost most", COSTLIEST),
+    SavedQuery("spending", "Spending", "by stage and model: money, tokens, mean latency", SPENDING),
+    SavedQuery(
         "disagreements",
         "Side by side",
         "rows with several replies, those first that differ most",
         DISAGREEMENTS,
     ),
-    Question(
+    SavedQuery(
         "score-disagreements",
         "Score disagreements",
         "questions judged twice (in both orders, by two judges), those first where the scores differ most",
         SCORE_DISAGREEMENTS,
     ),
-    Question(
+    SavedQuery(
         "never-answered",
         "Asked, never answered",
         "may have been billed; while a run goes, what is in flight",
         UNANSWERED,
     ),
-    Question(
+    SavedQuery(
         "no-answer",
         "No answer",
         "paid, and empty or incomplete; is_last: nothing further was bought for the row",
         NO_ANSWER,
     ),
-    Question("malformed", "Unreadable replies", "stored and paid, but no answer: asked again", MALFORMED),
-    Question(
+    SavedQuery("malformed", "Unreadable replies", "stored and paid, but no answer: asked again", MALFORMED),
+    SavedQuery(
         "errors-by-cause",
         "Errors on the way",
         "every ask that went wrong, also where a later one went well",
         ERRORS_BY_CAUSE,
     ),
-    Question(
+    SavedQuery(
         "runs-and-settings", "Runs", "when, with what model, parameters and pool, and how it ended", RUNS
     ),
-    Question("search", "Search", "words in instruction, input or answer", SEARCH),
+    SavedQuery("search", "Search", "words in instruction, input or answer", SEARCH),
 )
 
 

@@ -22,7 +22,7 @@ import orjson
 from engine.check.damage import find
 from engine.check.integrity import faults_of, faults_of_log
 from engine.check.repair import Log, mend
-from engine.check.report import Told, lines, told
+from engine.check.report import CheckReport, lines, told
 from engine.terminal import plain, tell
 from store.errors import RunFolderError, StorageError
 from store.ledger import connect_writer
@@ -96,7 +96,7 @@ def _bring_up_to_date(run: Path) -> None:
         connect_reader(run).close()
 
 
-def _look(path: Path, run: Path, faults: list[str]) -> Told:
+def _look(path: Path, run: Path, faults: list[str]) -> CheckReport:
     with contextlib.closing(_connected(path)) as connection:
         connection.execute("BEGIN")  # one picture of it all, whoever writes meanwhile
         found = find(connection)
@@ -149,7 +149,7 @@ def _bring_up_to_date_held(run: Path) -> None:
         connect_writer(run).close()
 
 
-def _mended(path: Path, run: Path, faults: list[str], log: Path) -> tuple[Told, dict[str, int]]:
+def _mended(path: Path, run: Path, faults: list[str], log: Path) -> tuple[CheckReport, dict[str, int]]:
     """Looks and repairs in one transaction: what was found at first, and what was done."""
     connection = sqlite3.connect(path, isolation_level=None, timeout=60)
     connection.text_factory = lambda text: text.decode(errors="replace")
@@ -216,7 +216,9 @@ def _put_in_place(run: Path, fresh: Path) -> Path:
     return kept
 
 
-def _tell_repair(run: Path, result: Told, done: Mapping[str, int], kept: Path | None, log: Path) -> None:
+def _tell_repair(
+    run: Path, result: CheckReport, done: Mapping[str, int], kept: Path | None, log: Path
+) -> None:
     print(*lines(result, str(run)), sep="\n")
     if result.is_intact:
         return

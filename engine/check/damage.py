@@ -106,7 +106,7 @@ GROUP BY p.request
 
 
 @dataclass
-class Found:
+class Findings:
     """What the notes do not hold: rows that could be checked by their keys, and those of which neither key
     nor settings tell anything, by stage; the highest number that a request can have."""
 
@@ -116,14 +116,14 @@ class Found:
     most_request: int = 0
 
 
-def find(connection: sqlite3.Connection) -> Found:
+def find(connection: sqlite3.Connection) -> Findings:
     """Looks at all of a ledger and leaves its notes in the connection's temporary tables, in the place of
     earlier ones."""
     for sql in NOTES.split(";\n"):  # not as a script, which would end the transaction
         if sql.startswith("CREATE TEMP TABLE "):
             connection.execute(f"DROP TABLE IF EXISTS temp.{sql.split()[3]}")
         connection.execute(sql)
-    found = Found()
+    found = Findings()
     _note_replies(connection, found)
     connection.execute(_FIGURES)
     connection.execute(_MISPLACED)
@@ -175,7 +175,7 @@ def why_damaged(outcome: str, raw: bytes | None, kind: str, checksum: int | None
     return None
 
 
-def _note_replies(connection: sqlite3.Connection, found: Found) -> None:
+def _note_replies(connection: sqlite3.Connection, found: Findings) -> None:
     last = 0
     while some := connection.execute(_REPLIES, (last, PAGE)).fetchall():
         last, found.replies = some[-1][0], found.replies + len(some)
@@ -196,7 +196,7 @@ def plans_of(connection: sqlite3.Connection, stage: int) -> dict[int, Plan]:
     return plans
 
 
-def _note_rows(connection: sqlite3.Connection, stage: int, name: str, found: Found) -> None:
+def _note_rows(connection: sqlite3.Connection, stage: int, name: str, found: Findings) -> None:
     """Rows of a stage: their texts, and their keys."""
     plans = plans_of(connection, stage)
     checked = unverified = 0

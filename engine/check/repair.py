@@ -13,7 +13,7 @@ from typing import Any
 
 import orjson
 
-from engine.check.damage import Found
+from engine.check.damage import Findings
 from engine.check.integrity import loose_ends, wrong_accounts
 from engine.check.settings import mend_settings
 from engine.provider.responses import FILTERED_REPLY, Reply, claim_in, read_reply
@@ -66,7 +66,7 @@ VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 0, 0, ?)
 """
 
 
-def mend(connection: sqlite3.Connection, found: Found, log: Log) -> Counter[str]:
+def mend(connection: sqlite3.Connection, found: Findings, log: Log) -> Counter[str]:
     """What was done, counted. In the transaction that holds the notes of `find`."""
     done: Counter[str] = Counter()
     _give_parents(connection, done)
@@ -131,7 +131,7 @@ def _stage_told(connection: sqlite3.Connection, stage: int) -> tuple[str, str, i
     return f"recovered-{stage}", "generate", 1
 
 
-def _restore_requests(connection: sqlite3.Connection, found: Found, log: Log, done: Counter[str]) -> None:
+def _restore_requests(connection: sqlite3.Connection, found: Findings, log: Log, done: Counter[str]) -> None:
     """Numbers without a gap, each with the key of what was sent. A key that nobody knows becomes one that
     no request has, so that its answer is kept where its row has it."""
     for request, key in connection.execute(

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from engine.check.damage import Found
+from engine.check.damage import Findings
 from engine.check.integrity import loose_ends, wrong_accounts
 from engine.check.settings import is_json
 from engine.terminal import exact_dollars, plain
@@ -70,12 +70,12 @@ class Named:
 
 
 @dataclass
-class Told:
+class CheckReport:
     """A check's result. faults: of the file, in SQLite's words. loose: what else does not fit together."""
 
     ledger: str
     faults: Sequence[str]
-    found: Found = field(default_factory=Found)
+    found: Findings = field(default_factory=Findings)
     counts: Counter[str] = field(default_factory=Counter)
     named: list[Named] = field(default_factory=list)
     loose: list[str] = field(default_factory=list)
@@ -102,9 +102,9 @@ class Told:
         }  # fmt: skip
 
 
-def told(connection: sqlite3.Connection, ledger: str, faults: Sequence[str], found: Found) -> Told:
+def told(connection: sqlite3.Connection, ledger: str, faults: Sequence[str], found: Findings) -> CheckReport:
     """Reads the notes of `find`."""
-    result = Told(ledger, faults, found)
+    result = CheckReport(ledger, faults, found)
     for name, sql in _COUNTS.items():
         (result.counts[name],) = connection.execute(sql).fetchone()
     (result.paid_micro,) = connection.execute(_PAID).fetchone()
@@ -163,7 +163,7 @@ def _n(count: int, one: str, many: str = "") -> str:
     return f"{count:,} {one if count == 1 else many or one + 's'}"
 
 
-def lines(told: Told, run: str) -> Iterator[str]:
+def lines(told: CheckReport, run: str) -> Iterator[str]:
     """In plain sentences."""
     counts = told.counts
     looked = f"{_n(told.found.replies, 'reply', 'replies')} and {_n(told.found.rows, 'row')} were checked"
@@ -213,7 +213,7 @@ def _place(one: Named) -> str:
     return f"stage '{plain(one.stage, 40)}' row {one.position}{id}{sample}"
 
 
-def _consequences(told: Told) -> Iterator[str]:
+def _consequences(told: CheckReport) -> Iterator[str]:
     if told.pending:
         paid = f"; {exact_dollars(told.paid_micro)} were paid for what is damaged" if told.paid_micro else ""
         yield f"to be sent again: {_n(told.pending, 'request')}{paid}"

@@ -20,7 +20,7 @@ NO_HEADERS: Mapping[str, str] = {}
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class Measure:
     """What a reply is measured by: the request's prompt tokens by our count, the most that they can be, its
     size in bytes and the bound on its reply (0 for none)."""
 
@@ -39,7 +39,7 @@ class Booking:
         self._prices, self._tokenizer, self._bills_refusals = prices, tokenizer, bills_refusals
         self._most_output = 0
 
-    def worst(self, asked: Asked) -> int:
+    def worst(self, asked: Measure) -> int:
         """The most that a request can cost, in micro-dollars."""
         return self._prices.worst(asked.most_prompt, self._most_tokens(asked))
 
@@ -49,7 +49,7 @@ class Booking:
         beyond = max(0, completion - bound) if bound else 0
         self._most_output = max(self._most_output, completion + (OVERRUN - 1) * beyond)
 
-    def _most_tokens(self, asked: Asked) -> int:
+    def _most_tokens(self, asked: Measure) -> int:
         return max(asked.max_tokens, self._most_output)
 
     def book(
@@ -58,7 +58,7 @@ class Booking:
         outcome: Verdict,
         raw: bytes,
         latency: float,
-        asked: Asked,
+        asked: Measure,
         headers: Mapping[str, str] = NO_HEADERS,
     ) -> Response:
         """What is stored of a reply."""
@@ -71,7 +71,7 @@ class Booking:
             reply.tier, own, estimated,
         )  # fmt: skip
 
-    def book_unread(self, raw: bytes, claim: Claim, asked: Asked) -> Response:
+    def book_unread(self, raw: bytes, claim: Claim, asked: Measure) -> Response:
         """What is stored of a 2xx that is not a reply: it costs what it says that it costs."""
         if claim.is_empty:
             return Response("malformed", "", Usage(), raw, 0, 0.0)
@@ -79,7 +79,7 @@ class Booking:
         cost, own = self._cost(claim, usage, None, asked, NO_HEADERS)
         return Response("malformed", "", usage, raw, cost, 0.0, listed_micro=own)
 
-    def _usage(self, reply: Reply, asked: Asked) -> tuple[Usage, bool]:
+    def _usage(self, reply: Reply, asked: Measure) -> tuple[Usage, bool]:
         """What the reply is booked with, and whether a part of that is our own count."""
         if reply.claim.is_empty and reply.outcome == "content_filter" and not reply.text:
             billed = self._bills_refusals and reply == FILTERED_REPLY
@@ -90,7 +90,7 @@ class Booking:
         )  # fmt: skip
 
     def _cost(
-        self, claim: Claim, usage: Usage, tier: str | None, asked: Asked, headers: Mapping[str, str]
+        self, claim: Claim, usage: Usage, tier: str | None, asked: Measure, headers: Mapping[str, str]
     ) -> tuple[int, int | None]:
         """(cost, own) in micro-dollars; own: by our own price, where the provider told another."""
         told = claim.cost_micro if claim.cost_micro is not None else told_cost({}, headers)

@@ -12,15 +12,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from urllib.parse import urlsplit
 
-from engine.collect.accounting import Asked, Booking
+from engine.collect.accounting import Booking, Measure
 from engine.collect.outcomes import Again, Answered, Failed, Verdict, judged, unread_words, unusable
 from engine.collect.stats import RunState
 from engine.limits.budget import Budget
-from engine.limits.charging import Size
+from engine.limits.charging import RequestSize
 from engine.limits.circuit_breaker import Effort
 from engine.limits.endpoints import Admitted, Endpoint
 from engine.limits.rate_limiter import Ticket
-from engine.provider.client import Answer
+from engine.provider.client import HttpReply
 from engine.provider.errors import (
     AddressWrong,
     AskError,
@@ -44,7 +44,7 @@ NO_HEADERS: Mapping[str, str] = {}
 
 
 @dataclass(frozen=True, slots=True)
-class Terms:
+class AttemptConfig:
     """What a run may do, and under which numbers it stands in the ledger."""
 
     run: int
@@ -61,7 +61,7 @@ class _Sent:
     has been stored for it, which has ended it."""
 
     request: Request
-    asked: Asked
+    asked: Measure
     attempt: int
     ticket: Ticket
     worst: int
@@ -73,7 +73,7 @@ class Asker:
 
     def __init__(
         self,
-        terms: Terms,
+        terms: AttemptConfig,
         ledger: Ledger,
         endpoint: Endpoint,
         budget: Budget,
@@ -130,12 +130,12 @@ class Asker:
         finally:
             self.state.in_flight -= 1
 
-    def _asked(self, request: Request) -> Asked:
+    def _asked(self, request: Request) -> Measure:
         """What its reply is measured by. No byte-level tokenizer makes more tokens than bytes, which is the
         bound where the model's own tokenizer is not known, and where a schema is billed beside the text."""
         size, prompt = len(request.body), request.prompt_tokens
         exact = self.tokenizer.exact and b'"response_format"' not in request.body
-        return Asked(prompt, prompt if exact else size, size, request.max_tokens)
+        return Measure(prompt, prompt if exact else size, size, request.max_tokens)
 
     async def _reserve(self, request: Request, effort: Effort, admitted: Admitted) -> _Sent:
         asked = self._asked(request)
@@ -158,7 +158,7 @@ class Asker:
         self.limiter.unsent(sent.ticket)
         self.budget.settle(sent.worst, 0)
 
-    async def _received(self, sent: _Sent, effort: Effort, answer: Answer) -> Verdict:
+    async def _received(self, sent: _Sent, effort: Effort, answer: HttpReply) -> Verdict:
         reply = self._read(sent, answer)
         outcome = judged(reply, self.terms.check, lambda: sent.request.item)
         response = self.booking.book(reply, outcome, answer.raw, answer.latency, sent.asked, answer.headers)
@@ -180,7 +180,7 @@ class Asker:
             return await self._unparsed(sent, effort, reply)
         return self._unusable(sent, effort, reply, usage, number)
 
-    def _read(self, sent: _Sent, answer: Answer) -> Reply:
+    def _read(self, sent: _Sent, answer: HttpReply) -> Reply:
         """The reply, or the error that stands in its place. A body of 2xx is stored whatever it holds."""
         if not 200 <= answer.status < 300:
             if is_filtered(answer.status, answer.raw):
@@ -239,7 +239,7 @@ class Asker:
         await self.ledger.committed()
         return Failed("unparsed", 200, words, number, refused=False)
 
-    def _limited(self, sent: _Sent, error: RateLimited, answer: Answer, probe: bool) -> Verdict:
+    def _limited(self, sent: _Sent, error: RateLimited, answer: HttpReply, probe: bool) -> Verdict:
         self.state.limited += 1
         self._record(sent, error.cause, error.status, str(error))
         self.limiter.limited(sent.ticket, error.wait, error.kind, answer.headers)
@@ -301,7 +301,7 @@ class Asker:
         wait = error.wait if isinstance(error, ServerFault) and error.wait else 0.0
         return Again(max(min(wait, LONGEST_BACKOFF), backoff(effort.attempts)))
 
-    async def _refused(self, sent: _Sent, error: RowRefused, answer: Answer) -> Verdict:
+    async def _refused(self, sent: _Sent, error: RowRefused, answer: HttpReply) -> Verdict:
         number = self._record(sent, error.cause, error.status, str(error))
         self.limiter.refused(sent.ticket, answer.headers)
         self.state.refusals[error.cause] += 1
@@ -328,9 +328,9 @@ class Asker:
         self.state.at_risk_micro += lost
 
 
-def size_of(request: Request) -> Size:
+def size_of(request: Request) -> RequestSize:
     """What it takes of the limits."""
-    return Size(request.prompt_tokens, request.max_tokens)
+    return RequestSize(request.prompt_tokens, request.max_tokens)
 
 
 def backoff(attempts: int) -> float:

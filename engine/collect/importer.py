@@ -22,7 +22,7 @@ IMPORTED = "imported"
 
 
 @dataclass(slots=True)
-class Counts:
+class ImportCounts:
     """What became of a file's rows."""
 
     taken: int = 0
@@ -69,7 +69,7 @@ class Importer:
             self._places[request] += 1
         self._digests = PerRequest()  # of answers, as far as they were looked at
         self._claimed = PerRequest()  # bits: samples that rows of this file stand for
-        self.counts = Counts()
+        self.counts = ImportCounts()
 
     def close(self) -> None:
         self._known.close()

@@ -13,7 +13,7 @@ from typing import Protocol
 from engine.collect.plan import role
 from engine.collect.settings import Settings
 from store.answer_sets import LEAST, drawn_orders, fixed_orders, judge_contests, score_contests, shown
-from store.answers import Answered, Answers, model_names
+from store.answers import Answers, PromptAnswers, model_names
 from store.columns import as_text, missing, no_text
 from store.errors import PoolError, UsageError
 from store.pool import Pool
@@ -93,7 +93,7 @@ class Surveyed(Source, Protocol):
     def fraction(self) -> float: ...
 
 
-class Sampled:
+class SampledPool:
     """So many rows of a pool, drawn at random with a seed, in the pool's order."""
 
     is_stream = False
@@ -127,7 +127,7 @@ class Sampled:
 class Having:
     """The rows of a pool that have the field that a task is about; the others are bad rows."""
 
-    def __init__(self, rows: Pool | Sampled, field: str, pool: Pool) -> None:
+    def __init__(self, rows: Pool | SampledPool, field: str, pool: Pool) -> None:
         """`pool`: where the rows come from in the end."""
         self._rows, self._field, self._pool = rows, field, pool
         self.source, self.is_stream = rows.source, rows.is_stream
@@ -195,7 +195,7 @@ def pool_of(settings: Settings, source: str | Path) -> Surveyed:
     """The pool of a stage. Raises PoolError if it cannot be read, UsageError for bad settings."""
     role(settings)
     whole = Pool(source)
-    pool = Sampled(whole, settings.sample, settings.seed) if settings.sample else whole
+    pool = SampledPool(whole, settings.sample, settings.seed) if settings.sample else whole
     rows: Surveyed = Having(pool, "output", whole) if settings.field == "output" else pool
     return checked(settings, rows)
 
@@ -253,7 +253,7 @@ class Members:
                 said[place] = found[0]
         if len(said) < LEAST:
             return []
-        answered = Answered(
+        answered = PromptAnswers(
             row.id, row.instruction, row.input, row.category, dict(sorted(said.items())), "", 0
         )
         return shown(answered, self._names, self._orders)

@@ -52,7 +52,7 @@ class Upstream:
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class UpstreamRecord:
     """What one upstream stage has at a position. `record` None: nothing usable will come."""
 
     is_waiting: bool
@@ -69,21 +69,21 @@ def answers_at(
     sample: int = 0,
     plans: Sequence[int] | None = None,
     damages: set[int] | None = None,
-) -> dict[int, Found]:
+) -> dict[int, UpstreamRecord]:
     """What a stage has at positions [start, stop); `plans`: of rows that belong to these settings. A damaged
     answer is waited for as if it were pending, which `check --repair` makes it; `damages` is told of it."""
     found = {}
     sql = _LOOK.format(plans="w.plan" if plans is None else ", ".join("?" * len(plans)))
     values = (number << STAGE_SHIFT, number, sample, start, stop, *(plans or ()))
     for position, item, is_waiting, outcome, raw, checksum in reader.execute(sql, values):
-        found[position] = Found(bool(is_waiting), None, item)
+        found[position] = UpstreamRecord(bool(is_waiting), None, item)
         if outcome in upstream.outcomes and raw is not None:
             if is_intact(raw, checksum) and _is_row(item):
                 answer = stored_answer(raw)
                 record = upstream.read(orjson.loads(item), answer[0]) if answer else None
-                found[position] = Found(False, record, item)
+                found[position] = UpstreamRecord(False, record, item)
             else:
-                found[position] = Found(True, None, item)
+                found[position] = UpstreamRecord(True, None, item)
                 if damages is not None:
                     damages.add(position)
     return found
@@ -99,7 +99,7 @@ class _Above:
     reach: Reach | None = None
     damages: set[int] = field(default_factory=set)  # positions of answers that are damaged
 
-    def look(self, reader: sqlite3.Connection, start: int, stop: int) -> dict[int, Found]:
+    def look(self, reader: sqlite3.Connection, start: int, stop: int) -> dict[int, UpstreamRecord]:
         """What it has at positions [start, stop). Rows that it has not put in their places yet may
         lie there as an earlier run left them."""
         found = answers_at(reader, self.number, self.upstream, start, stop, damages=self.damages)
@@ -110,7 +110,7 @@ class _Above:
         return found
 
 
-_WAITING, _NOTHING = Found(True, None), Found(False, None)
+_WAITING, _NOTHING = UpstreamRecord(True, None), UpstreamRecord(False, None)
 
 
 def _is_row(item: bytes) -> bool:

@@ -12,7 +12,7 @@ speaks the pace is the declared limit, evenly. Time is passed in; nothing here w
 from collections import deque
 from dataclasses import dataclass
 
-from engine.provider.retry_after import Limits
+from engine.provider.retry_after import RateHeaders
 
 GAIN = 0.5  # share of the surplus given out each second
 PACE_RANGE = (0.25, 4.0)  # times the refill
@@ -98,7 +98,7 @@ class Bucket:
         low, high = PACE_RANGE
         return min(high, max(low, 1.0 + GAIN * (server - cushion) / self.rate))
 
-    def observe(self, said: Limits, sent: Sent, now: float) -> None:
+    def observe(self, said: RateHeaders, sent: Sent, now: float) -> None:
         """Takes in the headers of a reply to `sent`."""
         if said.limit:
             self._adopt(said)
@@ -125,7 +125,7 @@ class Bucket:
             self._level = min(max(self.rate * BURST_SECONDS, self._level), self._level + grown)
         self._advanced = now
 
-    def _adopt(self, said: Limits) -> None:
+    def _adopt(self, said: RateHeaders) -> None:
         """The lowest limit of the last headers, never more than was declared.
 
         A limit below the declared one is not believed while the time until full shows that the

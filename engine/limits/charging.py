@@ -33,7 +33,7 @@ Levels = tuple[float, ...]  # tokens left in the provider's bucket, by way of ch
 
 
 @dataclass(frozen=True, slots=True)
-class Size:
+class RequestSize:
     """A request's prompt tokens and the most that it may complete (0: no bound was sent)."""
 
     prompt: int
@@ -52,17 +52,17 @@ class Charging:
         self._ceiling = self._rate = self._at = self._heard_at = 0.0
         self._errors = [0.0] * len(WAYS)
 
-    def expected(self, size: Size) -> float:
+    def expected(self, size: RequestSize) -> float:
         """What to reserve for a request, in tokens."""
         return self._cost(self.way, size, None)
 
-    def final(self, size: Size, used: int | None) -> float:
+    def final(self, size: RequestSize, used: int | None) -> float:
         """What the provider has charged in the end; `used`: real usage, None if it failed."""
         if self.way is Charge.ACTUAL and used is None:
             return 0.0
         return self._cost(self.way, size, used)
 
-    def _cost(self, way: Charge, size: Size, used: int | None) -> float:
+    def _cost(self, way: Charge, size: RequestSize, used: int | None) -> float:
         completion = size.max_tokens or self._completion(size)
         if way is Charge.UPFRONT:
             return size.prompt + completion
@@ -70,12 +70,12 @@ class Charging:
             return max(size.prompt, completion)
         return used if used is not None else size.prompt + self._completion(size)
 
-    def _completion(self, size: Size) -> float:
+    def _completion(self, size: RequestSize) -> float:
         if self.mean_completion is None:
             return size.max_tokens or 512
         return self.mean_completion
 
-    def replied(self, size: Size, used: int, completion: int) -> None:
+    def replied(self, size: RequestSize, used: int, completion: int) -> None:
         """A reply's real usage.
 
         The mean is that of all at first, then of the last few hundred. It begins with the request's bound,
@@ -88,13 +88,13 @@ class Charging:
         self.mean_completion += (completion - self.mean_completion) / self._weight
         self._charge(0.0, 0.0, used)
 
-    def sent(self, size: Size, now: float) -> Levels | None:
+    def sent(self, size: RequestSize, now: float) -> Levels | None:
         """A request has gone; the levels at its admission, to be given back with its header."""
         self._advance(now)
         self._charge(*(self._cost(way, size, None) for way in (Charge.UPFRONT, Charge.LARGER)), 0.0)
         return self._levels
 
-    def refused(self, size: Size) -> None:
+    def refused(self, size: RequestSize) -> None:
         """What was counted as sent was refused: it was never charged."""
         self._charge(*(-self._cost(way, size, None) for way in (Charge.UPFRONT, Charge.LARGER)), 0.0)
 

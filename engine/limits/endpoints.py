@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from math import inf
 from typing import Any
 
-from engine.limits.charging import Size
+from engine.limits.charging import RequestSize
 from engine.limits.circuit_breaker import Breaker, Effort
 from engine.limits.concurrency import Adaptive, Gate
 from engine.limits.rate_limiter import Limiter, Ticket
@@ -75,8 +75,8 @@ class Admitted:
 
 
 @dataclass(eq=False, slots=True)
-class _Waiter:
-    size: Size
+class _Admission:
+    size: RequestSize
     effort: Effort
     future: asyncio.Future[Admitted]
 
@@ -87,7 +87,7 @@ class Teacher:
     def __init__(self, endpoints: Sequence[Endpoint]) -> None:
         self.endpoints = list(endpoints)
         self._loop = asyncio.get_running_loop()
-        self._waiters: deque[_Waiter] = deque()
+        self._waiters: deque[_Admission] = deque()
         self._timer: asyncio.TimerHandle | None = None
         self._over: RunStopped | None = None  # all of them refused
 
@@ -114,10 +114,10 @@ class Teacher:
         total = sum(limit for _, limit in limited)
         return sum(share * limit for share, limit in limited) / total if total else None
 
-    async def admit(self, size: Size, effort: Effort) -> Admitted:
+    async def admit(self, size: RequestSize, effort: Effort) -> Admitted:
         """Waits for a slot; leave() gives it back. A retry goes ahead of the queue."""
         if not self.is_one:
-            return await self._wait(_Waiter(size, effort, self._loop.create_future()))
+            return await self._wait(_Admission(size, effort, self._loop.create_future()))
         (endpoint,) = self.endpoints
         probe = await endpoint.breaker.admit()
         try:
@@ -159,7 +159,7 @@ class Teacher:
         overtaken, unless it waits for less than all endpoints."""
         if self.is_one:
             return
-        passed: list[_Waiter] = []
+        passed: list[_Admission] = []
         soonest = inf
         while self._waiters:
             waiter = self._waiters[0]
@@ -176,7 +176,7 @@ class Teacher:
         self._waiters.extendleft(reversed(passed))
         self._set_timer(soonest)
 
-    async def _wait(self, waiter: _Waiter) -> Admitted:
+    async def _wait(self, waiter: _Admission) -> Admitted:
         if self._over:
             raise self._over
         if waiter.effort.asks > 0:
@@ -193,7 +193,7 @@ class Teacher:
                 self.leave(waiter.future.result())
             raise
 
-    def _take(self, waiter: _Waiter) -> tuple[Admitted | None, float]:
+    def _take(self, waiter: _Admission) -> tuple[Admitted | None, float]:
         """A slot of the endpoint with the most room, if there is one; else when to look again, as
         far as that is known. One that has failed since its last success is for when the others are full.
         """
@@ -223,7 +223,7 @@ class Teacher:
         self._timer = self._loop.call_at(at, self.wake) if at < inf else None
 
 
-def _opens_at(endpoint: Endpoint, size: Size, now: float) -> float:
+def _opens_at(endpoint: Endpoint, size: RequestSize, now: float) -> float:
     """The loop's time before which a request may not go there, as far as that is known."""
     closed = max(endpoint.rested_until, endpoint.breaker.opens_at)
     return closed if closed > now else now + endpoint.limiter.wait(size)

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from engine.limits.bucket import Bucket, DayWindow, Sent
-from engine.limits.charging import Charging, Levels, Size
+from engine.limits.charging import Charging, Levels, RequestSize
 from engine.provider.retry_after import read_limits
 from store.records import Usage
 
@@ -29,7 +29,7 @@ CUT = 0.97
 class Ticket:
     """A reservation: what was taken from each bucket, to be settled once."""
 
-    size: Size
+    size: RequestSize
     at: float
     requests: Sent
     tokens: Sent
@@ -38,7 +38,7 @@ class Ticket:
 
 @dataclass(slots=True)
 class _Waiter:
-    size: Size
+    size: RequestSize
     future: asyncio.Future[Ticket]
 
 
@@ -69,7 +69,7 @@ class Limiter:
     def __repr__(self) -> str:
         return f"<Limiter {self.requests} {self.tokens} queue {len(self._queue)}>"
 
-    async def reserve(self, size: Size, first: bool = False) -> Ticket:
+    async def reserve(self, size: RequestSize, first: bool = False) -> Ticket:
         """Waits until the request may be sent. `first`: ahead of the queue (a retry)."""
         if not self._queue and self.wait(size) <= 0:
             return self.take(size)
@@ -169,7 +169,7 @@ class Limiter:
             for name, bucket in (("requests", self.requests), ("tokens", self.tokens))
         }
 
-    def wait(self, size: Size) -> float:
+    def wait(self, size: RequestSize) -> float:
         """Seconds until a request could go, if nobody stood before it; 0 for now."""
         now = self._clock()
         cost = self.charging.expected(size)
@@ -182,7 +182,7 @@ class Limiter:
             self.day_tokens.wait(cost, now),
         )
 
-    def take(self, size: Size) -> Ticket:
+    def take(self, size: RequestSize) -> Ticket:
         """Reserves without waiting: what is short becomes a debt."""
         now = self._clock()
         if self.started is None:

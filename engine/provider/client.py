@@ -27,7 +27,7 @@ USER_AGENT = "distill"
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class HttpReply:
     """What came back: status, headers (case-insensitive), body, and seconds it took."""
 
     status: int
@@ -96,7 +96,7 @@ class Client:
     ) -> None:
         await self._session.close()
 
-    async def send(self, body: bytes, idempotency_key: str) -> Answer:
+    async def send(self, body: bytes, idempotency_key: str) -> HttpReply:
         """POSTs a chat completion. Raises TimedOut, ConnectionLost or BadReply (torn or huge)."""
         headers = CIMultiDict(self._headers)
         headers["Idempotency-Key"] = idempotency_key
@@ -106,7 +106,7 @@ class Client:
                 self._url, data=body, headers=headers, allow_redirects=False, proxy=self._proxy
             ) as response:
                 raw = self._redacted(await _read_bounded(response))
-                return Answer(response.status, response.headers, raw, self._loop.time() - started)
+                return HttpReply(response.status, response.headers, raw, self._loop.time() - started)
         except BadReply as error:
             raise BadReply(str(error), self._redacted(error.raw)) from None
         except (aiohttp.ClientError, OSError, ValueError) as error:

@@ -51,7 +51,7 @@ class Wait:
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class RateHeaders:
     """What one reply's headers said of one resource; None where they said nothing."""
 
     limit: float | None
@@ -59,9 +59,9 @@ class Limits:
     reset: float | None  # seconds until full
 
 
-def read_limits(headers: Mapping[str, str], resource: str) -> Limits:
+def read_limits(headers: Mapping[str, str], resource: str) -> RateHeaders:
     """The `x-ratelimit-*` headers of `requests` or `tokens`."""
-    return Limits(
+    return RateHeaders(
         number(headers.get(f"x-ratelimit-limit-{resource}")),
         number(headers.get(f"x-ratelimit-remaining-{resource}")),
         parse_duration(headers.get(f"x-ratelimit-reset-{resource}", "")),

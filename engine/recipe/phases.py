@@ -15,7 +15,7 @@ from engine.recipe.schema import OfStep, Recipe
 from engine.recipe.stages import Graph, Served
 from engine.recipe.step_runner import run_step
 from engine.recipe.steps import Step, left_by
-from engine.run.build import Job, Result, StageJob
+from engine.run.build import Job, StageJob, StageResult
 from engine.run.collect import SURVEY_SECONDS, ask_leave_for
 from engine.run.estimate import Estimate
 from engine.run.session import run_job
@@ -44,7 +44,7 @@ class Course:
     still has rows to come, in words that follow its name. agreed: stages whose answers under other
     settings are to be asked again, as somebody at a terminal has said."""
 
-    results: dict[str, Result] = field(default_factory=dict)
+    results: dict[str, StageResult] = field(default_factory=dict)
     steps: dict[str, StepResult] = field(default_factory=dict)
     lost: dict[str, str] = field(default_factory=dict)
     incomplete: dict[str, str] = field(default_factory=dict)
@@ -65,7 +65,7 @@ class Course:
         self.lost[name] = why
         self.codes.append(code)
 
-    def take(self, recipe: Recipe, job: StageJob, result: Result) -> None:
+    def take(self, recipe: Recipe, job: StageJob, result: StageResult) -> None:
         """How a stage has ended. One whose rows come of a stage that is incomplete is so itself, though
         all that could be asked has its answer."""
         name = job.settings.stage
@@ -137,7 +137,7 @@ def _ask(
         course.take(recipe, job, result)
 
 
-def _pending(result: Result) -> str:
+def _pending(result: StageResult) -> str:
     state = result.state
     pending = (state.total or 0) - state.done - state.failed.total()
     return (
@@ -219,7 +219,7 @@ def _serving(recipe: Recipe, names: Sequence[str], run: Path, course: Course) ->
         yield own
 
 
-def _run(chosen: Sequence[StageJob], recipe: Recipe, run: Path, how: How) -> list[Result]:
+def _run(chosen: Sequence[StageJob], recipe: Recipe, run: Path, how: How) -> list[StageResult]:
     knob = "budget in the recipe"
     return run_job(Job(chosen, run, known_keys(run), recipe.budget, how.quiet, how.metrics_port, knob))
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from engine.collect.plan import Plan
 from engine.collect.rows import Surveyed
-from engine.collect.upstream import PAGE, Found, Upstream, answers_at
+from engine.collect.upstream import PAGE, Upstream, UpstreamRecord, answers_at
 from store.queries import connect_reader
 from store.records import BadRow, Item
 from store.run_folder import LEDGER
@@ -39,7 +39,7 @@ class Foreseen:
         items, start = islice(_by_position(self.rows), self.upstream.limit), 0
         try:
             while page := list(islice(items, PAGE)):
-                there: dict[int, Found] = {}
+                there: dict[int, UpstreamRecord] = {}
                 if reader and number is not None:
                     places = (start, start + len(page))
                     there = answers_at(
@@ -52,7 +52,7 @@ class Foreseen:
             if reader:
                 reader.close()
 
-    def _record(self, item: Item, there: Found | None) -> Any:
+    def _record(self, item: Item, there: UpstreamRecord | None) -> Any:
         if there and not there.is_waiting and there.item == self.plan.task.encode(item):
             return there.record
         (*_, key) = replace(self.plan, samples=self.sample + 1).seal(item)[2]

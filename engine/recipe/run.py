@@ -16,7 +16,7 @@ from engine.recipe.schema import Recipe, with_choice
 from engine.recipe.stages import Graph
 from engine.recipe.steps import Commands, Step, steps_of
 from engine.run.bills import bill_json
-from engine.run.build import Result
+from engine.run.build import StageResult
 from engine.run.result_tables import print_bad_rows, print_results
 from engine.run.tables import print_steps
 from store.errors import UsageError
@@ -114,7 +114,7 @@ def _print_results(course: Course) -> None:
     sys.stdout.write(orjson.dumps(shown).decode() + "\n")
 
 
-def _as_json(result: Result) -> dict[str, object]:
+def _as_json(result: StageResult) -> dict[str, object]:
     state = result.state
     return {
         "done": state.done,

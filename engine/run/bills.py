@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from engine.collect.stats import RunState
-from engine.run.build import Result
+from engine.run.build import StageResult
 from engine.run.completion_tokens import Range
 from engine.run.estimate import Bound, Estimate
 from engine.terminal import dollars
@@ -72,13 +72,13 @@ def in_vain(state: RunState) -> Iterator[Line]:
         yield "unreadable", unread_words(state.unread, state.unread_micro / 1e6)
 
 
-def said_of(result: Result) -> Estimate | None:
+def said_of(result: StageResult) -> Estimate | None:
     """What was estimated of the requests that have ended; None where there was no estimate of them."""
     told = result.estimate
     return told.of(result.state.ended) if told and told.requests and result.state.ended else None
 
 
-def bill(result: Result) -> Iterator[Line]:
+def bill(result: StageResult) -> Iterator[Line]:
     """The end of a run: what was estimated of the requests that ended, and what all attempts came to."""
     state, told = result.state, said_of(result)
     billed = (state.billed_prompt, state.billed_completion, state.reasoning_tokens)
@@ -119,7 +119,7 @@ def _cost(told: Range | None, billed: float) -> str:
     return f"estimated {dollars(told.expected)}  ({between}), billed {dollars(billed)}{ratio}"
 
 
-def bill_json(result: Result) -> dict[str, Any]:
+def bill_json(result: StageResult) -> dict[str, Any]:
     """The same for programs; null where nothing was estimated."""
     state, told = result.state, said_of(result)
     cost = told.cost_as_asked(result.is_batch) if told else None

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engine.collect.attempt import Asker, Terms
+from engine.collect.attempt import Asker, AttemptConfig
 from engine.collect.feed import Feed, FeedThread
 from engine.collect.plan import Plan
 from engine.collect.rows import Rows
@@ -67,7 +67,7 @@ class Job:
 
 
 @dataclass(frozen=True, slots=True)
-class Result:
+class StageResult:
     """How a stage ended: counts, exit code, the reason if it ended early; and its estimate."""
 
     state: RunState
@@ -94,7 +94,7 @@ class Stage:
     view: progress.View
     started: float = field(default_factory=time.monotonic)
     stopped: DistillError | None = None
-    result: Result | None = None
+    result: StageResult | None = None
 
 
 def micro(dollars: float | None) -> int | None:
@@ -170,7 +170,7 @@ def _online(job: StageJob, run: int, intake: Intake, teacher: Teacher, budget: B
     most = sum(endpoint.most for endpoint in teacher.endpoints)
     proven = has_answer(intake.ledger.run, intake.stage, job.plan.fingerprint)
     runner = Runner(intake, teacher, most, settings.give_up_share, proven)
-    terms = Terms(
+    terms = AttemptConfig(
         run, intake.stage, settings.attempts, settings.attempts_parse, settings.attempts_empty,
         job.plan.task.check,
     )  # fmt: skip

@@ -11,9 +11,9 @@ from engine.collect.plan import Plan, plan_of
 from engine.collect.rows import Numbered, Surveyed
 from engine.collect.settings import MOST_CONCURRENT, Settings
 from engine.provider.tokens import tokenizer_for
-from engine.run.build import Job, Result, StageJob
+from engine.run.build import Job, StageJob, StageResult
 from engine.run.completion_tokens import UNSEEN, Paid, Range, Seen, effort_of, expected_completion
-from engine.run.estimate import Bound, Estimate, Limits, Survey, estimate, extrapolated, survey
+from engine.run.estimate import Bound, DeclaredLimits, Estimate, Survey, estimate, extrapolated, survey
 from engine.run.result_tables import print_bad_rows, print_result
 from engine.run.session import run_job
 from engine.run.tables import TAKEN_AS_FREE, print_estimate
@@ -78,7 +78,7 @@ def price_steps(settings: Settings) -> tuple[int, ...]:
 def told(settings: Settings, plan: Plan, found: Survey, seen: Seen = UNSEEN) -> Estimate:
     """The estimate of a survey, under the settings' limits and prices."""
     rpm, tpm, rpd, tpd = (settings.together(name) for name in ("rpm", "tpm", "rpd", "tpd"))
-    limits = Limits(rpm, tpm, rpd, tpd, _concurrency(settings))
+    limits = DeclaredLimits(rpm, tpm, rpd, tpd, _concurrency(settings))
     found = extrapolated(found)
     imagined = found.imagined_tokens / found.requests if found.requests else 0.0
     completion = expected_completion(settings, plan.task.prior, imagined, found.requests, seen)
@@ -111,7 +111,7 @@ def _concurrency(settings: Settings) -> int:
 
 def run_pilot(
     settings: Settings, pool: Surveyed, run: Path, count: int, yes: bool, quiet: bool, confirm: Confirm
-) -> Result:
+) -> StageResult:
     """Really asks `count` rows drawn at random; their answers stay in the run."""
     settings.check(settings.price())
     plan = plan_of(settings, tokenizer_for(settings.model))

@@ -63,7 +63,7 @@ class Survey:
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class DeclaredLimits:
     """What the user declared; None for no limit."""
 
     rpm: float | None
@@ -202,7 +202,7 @@ def estimate(
     completion: Completion,
     price: Price | None,
     batch: Price | None,
-    limits: Limits,
+    limits: DeclaredLimits,
     max_tokens: int,
     exact_tokens: bool,
     price_source: str = "",
@@ -242,7 +242,9 @@ def _cost(price: Price | None, found: Survey, completion: Completion) -> Range |
     return completion.tokens.times(a_token / 1e6).plus((prompts + fees) / 1e6)
 
 
-def _seconds(found: Survey, completion: Completion, limits: Limits, max_tokens: int) -> tuple[Range, str]:
+def _seconds(
+    found: Survey, completion: Completion, limits: DeclaredLimits, max_tokens: int
+) -> tuple[Range, str]:
     """Low: real usage is charged; high: prompt + max_tokens; expected: the larger of the two. Thinking
     takes its time as answers do."""
     prompt = found.prompt_tokens / found.requests if found.requests else 0.0
@@ -255,7 +257,7 @@ def _seconds(found: Survey, completion: Completion, limits: Limits, max_tokens: 
     return Range(expected[0], min(s for s, _ in spans), max(s for s, _ in spans)), expected[1]
 
 
-def _span(n: float, charge: float, completion: float, limits: Limits) -> tuple[float, str]:
+def _span(n: float, charge: float, completion: float, limits: DeclaredLimits) -> tuple[float, str]:
     if not n:
         return 0.0, "latency"
     latency = FIRST_TOKEN_SECONDS + SECONDS_A_TOKEN * completion

@@ -11,7 +11,7 @@ import sys
 import time
 from pathlib import Path
 
-from engine.collect.importer import IMPORTED, Counts, Importer
+from engine.collect.importer import IMPORTED, ImportCounts, Importer
 from engine.collect.other_settings import differences, kept_by
 from engine.collect.plan import Plan, plan_of
 from engine.collect.rows import Surveyed, pool_of
@@ -50,7 +50,7 @@ def run_import(settings: Settings, source: str, run: Path) -> int:
 
 def _check_answers(rows: Surveyed, source: str) -> None:
     """Raises PoolError."""
-    counts = Counts()
+    counts = ImportCounts()
     for row in rows:
         if isinstance(row, Instruction) and row.output.strip():
             return
@@ -98,7 +98,7 @@ def _plan(settings: Settings, run: Path) -> Plan:
 
 async def _import(
     settings: Settings, plan: Plan, rows: Surveyed, run: Path
-) -> tuple[Counts, tuple[int, int]]:
+) -> tuple[ImportCounts, tuple[int, int]]:
     ledger = Ledger(run)
     try:
         told = {**settings.public(), **plan.recorded, "pool": rows.source, IMPORTED: True}
@@ -125,7 +125,7 @@ async def _take_all(importer: Importer, rows: Surveyed, ledger: Ledger, limit: i
             return
 
 
-async def _close_books(ledger: Ledger, stage: int, run: int, counts: Counts) -> tuple[int, int]:
+async def _close_books(ledger: Ledger, stage: int, run: int, counts: ImportCounts) -> tuple[int, int]:
     """The stage's total is what it holds, unless a pool that was not read to its end is its own."""
     reader = connect_reader(ledger.run)
     rows, pending = rows_and_pending(reader, stage)
@@ -141,7 +141,7 @@ async def _close_books(ledger: Ledger, stage: int, run: int, counts: Counts) -> 
     return rows, pending
 
 
-def _say(counts: Counts, settings: Settings, placed: int, pending: int) -> None:
+def _say(counts: ImportCounts, settings: Settings, placed: int, pending: int) -> None:
     """What the file brought comes last, because that line is read first."""
     told = f"stage '{settings.stage}' has {placed:,} rows"
     if pending:
@@ -154,7 +154,7 @@ def _say(counts: Counts, settings: Settings, placed: int, pending: int) -> None:
     print(f"{told}\n{parts}{_bad(counts)}", file=sys.stderr)
 
 
-def _bad(counts: Counts) -> str:
+def _bad(counts: ImportCounts) -> str:
     if not counts.bad:
         return ""
     first = counts.first_bad

@@ -35,7 +35,7 @@ Sample = tuple[tuple[str, ...], float]  # values of the labels beside stage and 
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class MeteredStage:
     """A stage that is being asked, and where it is read. `ledger`: the file whose size is told."""
 
     stage: str
@@ -50,7 +50,7 @@ class Family:
 
     name: str
     help: str
-    read: Callable[[Source], Iterable[Sample]]
+    read: Callable[[MeteredStage], Iterable[Sample]]
     labels: tuple[str, ...] = ()
 
 
@@ -60,7 +60,7 @@ def _one(value: float | None) -> Iterator[Sample]:
         yield (), float(value)
 
 
-def _requests(source: Source) -> Iterator[Sample]:
+def _requests(source: MeteredStage) -> Iterator[Sample]:
     """Requests that have ended, by outcome or cause: a malformed reply is no answer."""
     state = source.view.state
     ended = (state.outcomes, state.unusable, state.retry_causes, state.refusals)
@@ -69,30 +69,30 @@ def _requests(source: Source) -> Iterator[Sample]:
     yield ("rate_limit",), state.limited
 
 
-def _tokens(source: Source) -> Iterator[Sample]:
+def _tokens(source: MeteredStage) -> Iterator[Sample]:
     state = source.view.state
     yield ("prompt",), state.billed_prompt
     yield ("completion",), state.billed_completion
 
 
-def _unusable(source: Source) -> Iterator[Sample]:
+def _unusable(source: MeteredStage) -> Iterator[Sample]:
     for outcome, count in source.view.state.unusable.items():
         yield (outcome,), count
 
 
-def _failed(source: Source) -> Iterator[Sample]:
+def _failed(source: MeteredStage) -> Iterator[Sample]:
     for cause, count in source.view.state.failed.items():
         yield (cause,), count
 
 
-def _used(source: Source) -> Iterator[Sample]:
+def _used(source: MeteredStage) -> Iterator[Sample]:
     for endpoint in source.view.teacher.endpoints:
         for name, share in endpoint.limiter.utilisation().items():
             if share is not None:
                 yield (endpoint.url, name), share
 
 
-def _limits(source: Source) -> Iterator[Sample]:
+def _limits(source: MeteredStage) -> Iterator[Sample]:
     for endpoint in source.view.teacher.endpoints:
         limiter = endpoint.limiter
         for name, bucket in (("requests", limiter.requests), ("tokens", limiter.tokens)):
@@ -100,12 +100,12 @@ def _limits(source: Source) -> Iterator[Sample]:
                 yield (endpoint.url, name), bucket.limit
 
 
-def _each(read: Callable[[Endpoint], float]) -> Callable[[Source], Iterator[Sample]]:
+def _each(read: Callable[[Endpoint], float]) -> Callable[[MeteredStage], Iterator[Sample]]:
     """A number of every server of the stage's teacher."""
     return lambda source: (((e.url,), float(read(e))) for e in source.view.teacher.endpoints)
 
 
-def _ledger_bytes(source: Source) -> Iterator[Sample]:
+def _ledger_bytes(source: MeteredStage) -> Iterator[Sample]:
     total = 0
     for path in (source.ledger, source.ledger.with_name(source.ledger.name + "-wal")):
         with contextlib.suppress(OSError):
@@ -113,7 +113,7 @@ def _ledger_bytes(source: Source) -> Iterator[Sample]:
     return _one(total)
 
 
-def _retries(source: Source) -> Iterator[Sample]:
+def _retries(source: MeteredStage) -> Iterator[Sample]:
     for cause, count in source.view.state.retry_causes.items():
         yield (cause,), count
 
@@ -225,9 +225,9 @@ class Board:
     """The sources of a process, as a collector of prometheus_client: one stage or many."""
 
     def __init__(self) -> None:
-        self._sources: list[Source] = []
+        self._sources: list[MeteredStage] = []
 
-    def add(self, source: Source) -> None:
+    def add(self, source: MeteredStage) -> None:
         """From now on it is told of, to the end of the process: a counter must not vanish."""
         self._sources.append(source)
 

@@ -7,12 +7,12 @@ from rich.table import Table
 from rich.text import Text
 
 from engine.run.bills import bill, counts, failed_rows, in_vain, own_counts, said_of
-from engine.run.build import Result
+from engine.run.build import StageResult
 from engine.run.tables import grid, tell_shown, used_words
 from engine.terminal import dollars, duration, plain
 
 
-def print_result(result: Result, run: Path) -> None:
+def print_result(result: StageResult, run: Path) -> None:
     """The end of a run, with estimate and bill side by side."""
     state = result.state
     table = grid()
@@ -50,7 +50,7 @@ def print_result(result: Result, run: Path) -> None:
         tell_shown(Text(f"see them: bin/distill status {run}; ask again: bin/distill retry {run}"))
 
 
-def print_results(results: Mapping[str, Result], run: Path) -> None:
+def print_results(results: Mapping[str, StageResult], run: Path) -> None:
     """The end of a recipe: a line for each stage, with estimate and bill side by side."""
     table = Table(box=None, pad_edge=False, header_style="dim")
     names = ("stage", "done", "failed", "outcomes", "tokens out", "estimated", "cost", "est. cost", "took")
@@ -83,7 +83,7 @@ def print_results(results: Mapping[str, Result], run: Path) -> None:
         tell_shown(Text(f"see them: bin/distill status {run}; ask again: bin/distill retry {run}"))
 
 
-def print_bad_rows(results: Mapping[str, Result]) -> None:
+def print_bad_rows(results: Mapping[str, StageResult]) -> None:
     """The last line of a command that asks, also with --quiet: rows that were left out are never lost
     among other lines."""
     bad = {name: result.state for name, result in results.items() if result.state.bad_rows}

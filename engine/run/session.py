@@ -26,9 +26,9 @@ from engine.provider.errors import RunStopped
 from engine.run import metrics, progress
 from engine.run.build import (
     Job,
-    Result,
     Stage,
     StageJob,
+    StageResult,
     begin,
     concurrency_of,
     micro,
@@ -51,7 +51,7 @@ BYTES_A_TOKEN, REPLY_BYTES, RESERVE_FACTOR = 6, 8192, 2
 SPARE_FILES = 64
 
 
-def run_job(job: Job) -> list[Result]:
+def run_job(job: Job) -> list[StageResult]:
     """Runs a job on an event loop of its own (uvloop); a result for each stage."""
     import uvloop
 
@@ -61,7 +61,7 @@ def run_job(job: Job) -> list[Result]:
         return runner.run(_run(job, most))
 
 
-async def _run(job: Job, most: int) -> list[Result]:
+async def _run(job: Job, most: int) -> list[StageResult]:
     """`most`: how many requests there can be in flight."""
     wanted = most * max(_reply_bytes(stage.settings) for stage in job.stages)
     share = min(1.0, make_reserve(job.run, wanted) / wanted)
@@ -102,7 +102,7 @@ def _disk_full(run: Path) -> DiskFull:
 
 async def _run_with(
     job: Job, ledger: Ledger, running: list[Stage], share: float, board: metrics.Board
-) -> list[Result]:
+) -> list[StageResult]:
     """`share` of the requests in flight that were wanted: what the reserve could take in."""
     reader = connect_reader(job.run)
     budget, crowd = Budget(micro(job.cap), *account(reader), knob=job.knob), Crowd()
@@ -119,7 +119,7 @@ async def _run_with(
         reader.close()
         for stage in running:
             settings = stage.job.settings
-            board.add(metrics.Source(settings.stage, settings.model, stage.view, job.run / LEDGER))
+            board.add(metrics.MeteredStage(settings.stage, settings.model, stage.view, job.run / LEDGER))
         _connect(running)
         await _watched(running, ledger, job.quiet)
     broken: set[str] = set()  # stages that have not seen all their rows
@@ -183,7 +183,7 @@ async def _run_stage(stage: Stage) -> None:
     code = stage.stopped.exit_code if stage.stopped else (1 if state.failed.total() else 0)
     used, seconds = stage.view.teacher.utilisation(), time.monotonic() - stage.started
     told, batch = stage.job.estimate, stage.job.settings.batch
-    stage.result = Result(state, code, stage.stopped, used, seconds, told, batch)
+    stage.result = StageResult(state, code, stage.stopped, used, seconds, told, batch)
 
 
 @contextlib.asynccontextmanager

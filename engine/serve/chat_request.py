@@ -27,7 +27,7 @@ NEUTRAL: Mapping[str, object] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class ChatRequest:
     """temperature 0 is greedy. most_tokens: None where the request sets no bound. usage_streamed: whether
     the last piece of a stream tells it."""
 
@@ -43,14 +43,14 @@ class Asked:
     usage_streamed: bool
 
 
-def understand(raw: bytes, model: str) -> Asked:
+def understand(raw: bytes, model: str) -> ChatRequest:
     """Reads a request's body. Raises Refused with what is wrong with it."""
     body = body_of(raw, model)
     _check_names(body)
     options = body.get("stream_options")
     if options is not None and not isinstance(options, dict):
         raise Refused(400, "stream_options must be an object", "stream_options")
-    return Asked(
+    return ChatRequest(
         messages=messages_of(body),
         response_format=format_of(body),
         most_tokens=most_tokens_of(body),

@@ -14,7 +14,7 @@ from transformers import DynamicCache
 from engine.serve.grammar import keep_allowed
 from engine.serve.model_loader import Student, takes
 from engine.serve.sampler import next_tokens
-from engine.serve.sequence import Row
+from engine.serve.sequence import Generation
 
 
 class Batch:
@@ -22,7 +22,7 @@ class Batch:
     next token."""
 
     def __init__(self, student: Student) -> None:
-        self.rows: list[Row] = []
+        self.rows: list[Generation] = []
         self._student = student
         self._cache: Any = None
         self._mask: Any = None
@@ -30,7 +30,7 @@ class Batch:
         self._positions = takes(student.model, "position_ids")
         self._last_only = {"logits_to_keep": 1} if takes(student.model, "logits_to_keep") else {}
 
-    def join(self, rows: Sequence[Row]) -> None:
+    def join(self, rows: Sequence[Generation]) -> None:
         """Reads the prompts of new rows; equal ones once."""
         prompts = list(dict.fromkeys(tuple(row.prompt) for row in rows))
         width = max(map(len, prompts))

@@ -13,7 +13,7 @@ import torch
 GREEDY_BELOW = 1e-4
 
 
-class Sampled(Protocol):
+class SamplingParams(Protocol):
     """How a row is sampled."""
 
     temperature: float
@@ -21,7 +21,7 @@ class Sampled(Protocol):
     draws: random.Random
 
 
-def next_tokens(logits: torch.Tensor, rows: Sequence[Sampled]) -> list[int]:
+def next_tokens(logits: torch.Tensor, rows: Sequence[SamplingParams]) -> list[int]:
     """logits: (rows, vocabulary) float32; -inf where a token must not come."""
     found = logits.argmax(-1)
     drawn = [place for place, row in enumerate(rows) if row.temperature >= GREEDY_BELOW]
@@ -31,7 +31,7 @@ def next_tokens(logits: torch.Tensor, rows: Sequence[Sampled]) -> list[int]:
     return tokens
 
 
-def _drawn(logits: torch.Tensor, rows: Sequence[Sampled]) -> torch.Tensor:
+def _drawn(logits: torch.Tensor, rows: Sequence[SamplingParams]) -> torch.Tensor:
     """By the inverse of the distribution function, in float64: the sum of many small numbers counts."""
     temperatures = logits.new_tensor([row.temperature for row in rows])
     chances = (logits / temperatures[:, None]).softmax(-1).double()

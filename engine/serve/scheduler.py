@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 
 from engine.serve.model_loader import Student
 from engine.serve.model_runner import Batch
-from engine.serve.sequence import Row
+from engine.serve.sequence import Generation
 
 PROMPT_TOKENS_AT_ONCE = 4096  # padded; one prompt may have more
 FAREWELL = 10.0  # seconds for the step that is being computed
@@ -23,13 +23,13 @@ class Worker:
     def __init__(self, student: Student, most_rows: int) -> None:
         self._batch = Batch(student)
         self._most = most_rows
-        self._inbox: queue.SimpleQueue[Row | None] = queue.SimpleQueue()
-        self._waiting: list[Row] = []
+        self._inbox: queue.SimpleQueue[Generation | None] = queue.SimpleQueue()
+        self._waiting: list[Generation] = []
         self._closing = False
         self._thread = threading.Thread(target=self._run, name="student", daemon=True)
         self._thread.start()
 
-    def submit(self, rows: Sequence[Row]) -> None:
+    def submit(self, rows: Sequence[Generation]) -> None:
         for row in rows:
             self._inbox.put(row)
 
@@ -54,7 +54,7 @@ class Worker:
         """Rows that wait join, as many as there is room for. Waits where there is nothing else to do."""
         self._waiting.extend(self._arrived())
         self._waiting = [row for row in self._waiting if not row.gone]
-        joining: list[Row] = []
+        joining: list[Generation] = []
         for row in self._waiting[: self._most - len(self._batch.rows)]:
             width = max(len(one.prompt) for one in [*joining, row])
             if joining and width * (len(joining) + 1) > PROMPT_TOKENS_AT_ONCE:
@@ -64,7 +64,7 @@ class Worker:
             del self._waiting[: len(joining)]
             self._join(joining)
 
-    def _join(self, rows: list[Row]) -> None:
+    def _join(self, rows: list[Generation]) -> None:
         try:
             self._batch.join(rows)
         except Exception:
@@ -72,7 +72,7 @@ class Worker:
                 row.fail()
             raise
 
-    def _arrived(self) -> Iterator[Row]:
+    def _arrived(self) -> Iterator[Generation]:
         if not self._batch.rows and not self._waiting:
             first = self._inbox.get()
             if first is not None:

@@ -24,7 +24,7 @@ HEADERS = {"x-distill-teacher": MODEL}
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
+class ScriptedRequest:
     """A chat request that was understood; most_tokens is None where it sets no bound."""
 
     messages: list[Message]
@@ -32,15 +32,15 @@ class Question:
     most_tokens: int | None
 
 
-def understand(raw: bytes) -> Question:
+def understand(raw: bytes) -> ScriptedRequest:
     """Reads a request's body. Raises Refused with what is wrong with it."""
     body = body_of(raw, MODEL)
     if body.get("stream"):
         raise Refused(400, "the scripted teacher does not stream", "stream", "unsupported_value")
-    return Question(messages_of(body), format_of(body), most_tokens_of(body))
+    return ScriptedRequest(messages_of(body), format_of(body), most_tokens_of(body))
 
 
-def completion(question: Question, tokenizer: Tokenizer) -> dict[str, Any]:
+def completion(question: ScriptedRequest, tokenizer: Tokenizer) -> dict[str, Any]:
     """The body of the reply to a question."""
     text = reply(question.messages, question.response_format)
     tokens = tokenizer.encoding.encode_ordinary(text)

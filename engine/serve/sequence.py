@@ -62,7 +62,7 @@ class Writing:
         return bool(found)
 
 
-class Parts(NamedTuple):
+class ThinkingParts(NamedTuple):
     """inside: whether more of the thinking may come."""
 
     thought: str
@@ -70,27 +70,27 @@ class Parts(NamedTuple):
     inside: bool
 
 
-def parts(text: str, marks: Marks | None, final: bool) -> Parts:
+def parts(text: str, marks: Marks | None, final: bool) -> ThinkingParts:
     """What of a text is thinking. Thinking comes first or not at all, and begins with its opening mark unless
     the prompt ended with that; one that is never closed has no answer. marks: None where nothing is looked
     for. final: no more text comes; until then what may still turn out to be a mark is held back."""
     if marks is None:
-        return Parts("", text, False)
+        return ThinkingParts("", text, False)
     opening, closing = marks.before.strip(), marks.after.strip()
     begins = text.lstrip()
     if opening and begins.startswith(opening):
         begins = begins.removeprefix(opening)
     elif not marks.opened:
         undecided = not final and opening.startswith(begins)
-        return Parts("", "" if undecided else text, False)
+        return ThinkingParts("", "" if undecided else text, False)
     elif opening.startswith(begins) and not final:
-        return Parts("", "", True)
+        return ThinkingParts("", "", True)
     thought, closed, answer = begins.partition(closing)
     if closed:
-        return Parts(thought.strip(), answer.lstrip(), False)
+        return ThinkingParts(thought.strip(), answer.lstrip(), False)
     if not final:
         thought = thought[: len(thought) - _begun(thought, closing)]
-    return Parts(thought.strip(), "", True)
+    return ThinkingParts(thought.strip(), "", True)
 
 
 def _begun(text: str, mark: str) -> int:
@@ -103,7 +103,7 @@ Finish = Literal["stop", "length", "error"]
 
 
 @dataclass(eq=False, slots=True)
-class Row:
+class Generation:
     """prompt: its tokens. most: tokens that may be written. matcher: its place in a grammar, None where it is
     free. tell: called from the worker's thread when the row has left the batch, and after every token where
     it is streamed. marks: of thinking, None where it is not told apart. gone: nobody waits for it any more.
@@ -116,7 +116,7 @@ class Row:
     draws: random.Random
     writing: Writing
     matcher: Any
-    tell: Callable[["Row"], None]
+    tell: Callable[["Generation"], None]
     streamed: bool = False
     marks: Marks | None = None
     written: int = 0
@@ -147,7 +147,7 @@ class Row:
             self.thought = self.written
         self.answering = bool(found.answer) or bool(self.thought and not found.inside)
 
-    def said(self) -> Parts:
+    def said(self) -> ThinkingParts:
         """What it has to say so far that no more tokens can take back."""
         final = self.finish is not None  # read once, before the text: another thread writes both
         settled = None if final else self.writing.settled()

@@ -17,13 +17,13 @@ import orjson
 from aiohttp import web
 
 from engine.serve import http as chat_api
-from engine.serve.chat_request import Asked, understand
+from engine.serve.chat_request import ChatRequest, understand
 from engine.serve.grammar import Grammars, matcher
 from engine.serve.http import Refused, json_reply
 from engine.serve.model_folder import check, name_of
 from engine.serve.model_loader import Student, load, prompt_tokens
 from engine.serve.scheduler import Worker
-from engine.serve.sequence import Parts, Row, Writing
+from engine.serve.sequence import Generation, ThinkingParts, Writing
 from store.errors import UsageError
 
 TOO_LONG = "context_length_exceeded"
@@ -53,7 +53,7 @@ class Service:
         prompt = self._prompt(asked)
         most = self._most(asked, len(prompt))
         grammar = await asyncio.to_thread(self._grammars.compiled, asked.response_format)
-        heard: asyncio.Queue[Row] = asyncio.Queue()
+        heard: asyncio.Queue[Generation] = asyncio.Queue()
         loop = asyncio.get_running_loop()
         rows = self._rows(asked, prompt, most, grammar, lambda row: _tell(loop, heard, row))
         try:
@@ -65,7 +65,7 @@ class Service:
             for row in rows:  # the client has gone, or all is said
                 row.gone = True
 
-    def _prompt(self, asked: Asked) -> list[int]:
+    def _prompt(self, asked: ChatRequest) -> list[int]:
         seen = self.student.texts.seen
         known = set(seen)
         prompt = prompt_tokens(asked.messages, self.student.texts)
@@ -74,7 +74,7 @@ class Service:
             print(f"{words} (told once; /health counts them)", file=sys.stderr, flush=True)
         return prompt
 
-    def _most(self, asked: Asked, prompt: int) -> int:
+    def _most(self, asked: ChatRequest, prompt: int) -> int:
         if prompt == 0:
             raise Refused(400, "the messages come to no token at all", "messages", "invalid_value")
         room = self.student.context - prompt
@@ -84,11 +84,16 @@ class Service:
         return min(room, asked.most_tokens or room)
 
     def _rows(
-        self, asked: Asked, prompt: list[int], most: int, grammar: Any, tell: Callable[[Row], None]
-    ) -> list[Row]:
+        self,
+        asked: ChatRequest,
+        prompt: list[int],
+        most: int,
+        grammar: Any,
+        tell: Callable[[Generation], None],
+    ) -> list[Generation]:
         marks = None if grammar else self.student.texts.marks  # JSON by a schema has no room for thinking
         return [
-            Row(
+            Generation(
                 prompt, most, asked.temperature, asked.top_p, _draws(asked.seed, choice),
                 Writing(self.student.decode, asked.stop), matcher(grammar), tell, asked.stream, marks,
             )
@@ -101,12 +106,14 @@ def _draws(seed: int | None, choice: int) -> random.Random:
     return random.Random() if seed is None else random.Random(f"{seed} {choice}")
 
 
-def _tell(loop: asyncio.AbstractEventLoop, heard: "asyncio.Queue[Row]", row: Row) -> None:
+def _tell(loop: asyncio.AbstractEventLoop, heard: "asyncio.Queue[Generation]", row: Generation) -> None:
     if not loop.is_closed():
         loop.call_soon_threadsafe(heard.put_nowait, row)
 
 
-async def _whole(rows: list[Row], heard: "asyncio.Queue[Row]", student: Student) -> dict[str, Any]:
+async def _whole(
+    rows: list[Generation], heard: "asyncio.Queue[Generation]", student: Student
+) -> dict[str, Any]:
     """The reply, when all rows have ended."""
     for _ in rows:
         _check(await heard.get())
@@ -117,14 +124,14 @@ async def _whole(rows: list[Row], heard: "asyncio.Queue[Row]", student: Student)
     return {**_head(student, "chat.completion"), "choices": choices, "usage": _usage(rows)}
 
 
-def _message(row: Row) -> dict[str, str | None]:
+def _message(row: Generation) -> dict[str, str | None]:
     """Thinking goes apart from the answer, in the field that most servers use for it."""
     said = row.said()
     message = {"role": "assistant", "content": said.answer, "refusal": None}
     return message | ({"reasoning_content": said.thought} if said.thought else {})
 
 
-def _check(row: Row) -> None:
+def _check(row: Generation) -> None:
     if row.finish == "error":
         words = "the model could not compute this answer (out of memory, or broken weights); see the server"
         raise Refused(500, words, kind="server_error")
@@ -141,7 +148,7 @@ def _head(student: Student, kind: str) -> dict[str, Any]:
     }
 
 
-def _usage(rows: list[Row]) -> dict[str, Any]:
+def _usage(rows: list[Generation]) -> dict[str, Any]:
     """The prompt counts once, whatever the number of choices; an answer counts the token that ended it, and
     its thinking."""
     prompt, written = len(rows[0].prompt), sum(row.written for row in rows)
@@ -151,12 +158,16 @@ def _usage(rows: list[Row]) -> dict[str, Any]:
 
 
 async def _streamed(
-    request: web.Request, asked: Asked, rows: list[Row], heard: "asyncio.Queue[Row]", student: Student
+    request: web.Request,
+    asked: ChatRequest,
+    rows: list[Generation],
+    heard: "asyncio.Queue[Generation]",
+    student: Student,
 ) -> web.StreamResponse:
     """Server-sent events: pieces of text that no stop string can take back, then the usage if asked for."""
     response = web.StreamResponse(headers={"content-type": "text/event-stream", "cache-control": "no-cache"})
     await response.prepare(request)
-    head, sent = _head(student, "chat.completion.chunk"), [Parts("", "", False)] * len(rows)
+    head, sent = _head(student, "chat.completion.chunk"), [ThinkingParts("", "", False)] * len(rows)
     open_rows = set(range(len(rows)))
     for index in range(len(rows)):
         await _send(response, _piece(head, index, {"role": "assistant", "content": ""}, None))
@@ -181,7 +192,7 @@ async def _streamed(
     return response
 
 
-def _news(before: Parts, now: Parts) -> dict[str, str]:
+def _news(before: ThinkingParts, now: ThinkingParts) -> dict[str, str]:
     """What came since: thinking and answer only grow."""
     news = {
         "reasoning_content": now.thought[len(before.thought) :],

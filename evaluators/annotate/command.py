@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from engine.terminal import plain, tell
-from evaluators.annotate.server import Address, serve
+from evaluators.annotate.server import ListenAddress, serve
 from evaluators.annotate.study import Files, begin, spoken
 from store.errors import UsageError
 from store.run_folder import held
@@ -16,7 +16,7 @@ from store.votes_schema import LOCK
 NEEDED = ("jinja2", "markdown_it", "nh3")
 
 
-def run_page(files: Files, run: Path, address: Address) -> None:
+def run_page(files: Files, run: Path, address: ListenAddress) -> None:
     """Serves the page until it is interrupted; says how many votes there are."""
     _check_libraries()
     with _opened(run) as votes:

@@ -29,7 +29,7 @@ from store.files import replacing
 from store.pool import Pool
 from store.records import BadRow
 from store.votes import Votes
-from store.votes_schema import CRITERIA, Ballot, Pair, Side, Study, drawn_left, tidy
+from store.votes_schema import CRITERIA, Ballot, Side, Study, VotePair, drawn_left, tidy
 
 PAGE, TABLE, KEY = "hit.html", "hits.csv", "key.csv"
 COLUMNS = ("hit", "instruction", "input", "left", "right")
@@ -73,14 +73,14 @@ def _page() -> str:
     return _ascii(str(page))
 
 
-def _row(study: Study, pair: Pair) -> Sequence[str]:
+def _row(study: Study, pair: VotePair) -> Sequence[str]:
     answers = [render(pair.answer_a), render(pair.answer_b)]
     left, right = answers if left_of(study, pair.id) == "a" else answers[::-1]
     texts = (escape(pair.instruction), escape(pair.input), left, right)
     return hit_id(study, pair.id), *(_ascii(text).replace("$", "&#36;") for text in texts)
 
 
-def _key_row(study: Study, pair: Pair) -> Sequence[str]:
+def _key_row(study: Study, pair: VotePair) -> Sequence[str]:
     names = [study.a, study.b]
     left, right = names if left_of(study, pair.id) == "a" else names[::-1]
     return hit_id(study, pair.id), str(pair.id), pair.question, left, right
@@ -103,7 +103,7 @@ NEEDED = ("WorkerId", "Input.hit", *(f"Answer.{name}" for name in CRITERIA))
 
 
 @dataclass
-class Told:
+class ImportReport:
     """What became of the rows. known: assignments that were here already."""
 
     taken: int = 0
@@ -122,7 +122,7 @@ class Told:
 
 
 @dataclass(frozen=True, slots=True)
-class Result:
+class Assignment:
     """A usable row."""
 
     assignment: str
@@ -132,9 +132,9 @@ class Result:
     seconds: float
 
 
-def take_results(votes: Votes, path: Path) -> Told:
+def take_results(votes: Votes, path: Path) -> ImportReport:
     """Puts all usable rows down. Raises UsageError for a file that is no table of results."""
-    study, told = votes.study, Told()
+    study, told = votes.study, ImportReport()
     if study is None:
         raise UsageError("nothing is put to the vote in this folder: its HITs cannot have come from here")
     pairs = {hit_id(study, pair.id): pair.id for pair in votes.pairs()}
@@ -149,14 +149,14 @@ def take_results(votes: Votes, path: Path) -> Told:
     return told
 
 
-def _take(votes: Votes, study: Study, found: Result, told: Told) -> None:
+def _take(votes: Votes, study: Study, found: Assignment, told: ImportReport) -> None:
     left = left_of(study, found.pair)
     new = votes.take(found.worker, found.pair, left, found.ballot, found.seconds, found.assignment)
     told.taken += new
     told.known += not new
 
 
-def _read(study: Study, pairs: Mapping[str, int], row: Mapping[str, Any]) -> Result | str | None:
+def _read(study: Study, pairs: Mapping[str, int], row: Mapping[str, Any]) -> Assignment | str | None:
     """What the row says, what is wrong with it, or None where it was rejected."""
     if missing := [name for name in NEEDED if row.get(name) is None]:
         return f"no column {missing[0]}: is it a table of results, made from this project's page?"
@@ -176,7 +176,7 @@ def _read(study: Study, pairs: Mapping[str, int], row: Mapping[str, Any]) -> Res
     if seconds is None:
         return f"WorkTimeInSeconds is {row.get('WorkTimeInSeconds')!r:.20}"
     assignment = str(row.get("AssignmentId") or "").strip() or f"{worker}/{row['Input.hit']}"
-    return Result(assignment, worker, pair, ballot, seconds)
+    return Assignment(assignment, worker, pair, ballot, seconds)
 
 
 def _seconds(given: object) -> float | None:

@@ -28,7 +28,7 @@ LARGEST_FORM = 256 * 2**10
 
 
 @dataclass(frozen=True, slots=True)
-class Address:
+class ListenAddress:
     """Where to listen, and under which other names people reach us (a proxy's)."""
 
     host: str
@@ -36,7 +36,7 @@ class Address:
     names: tuple[str, ...] = ()
 
 
-def serve(votes: Votes, run: Path, address: Address) -> None:
+def serve(votes: Votes, run: Path, address: ListenAddress) -> None:
     """Serves until it is told to stop. Raises UsageError for an address that cannot be had."""
     if not 0 <= address.port <= 65535:
         raise UsageError(f"--port {address.port}: wants 0 (any that is free) to 65535")
@@ -45,7 +45,7 @@ def serve(votes: Votes, run: Path, address: Address) -> None:
         runner.run(_serve(votes, bound, run, address))
 
 
-def bind(address: Address) -> socket.socket:
+def bind(address: ListenAddress) -> socket.socket:
     """A listening socket."""
     try:
         family, *_, where = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)[0]
@@ -80,7 +80,7 @@ def token_of(run: Path) -> str:
     return token
 
 
-def hosts_of(address: Address, port: int) -> frozenset[str]:
+def hosts_of(address: ListenAddress, port: int) -> frozenset[str]:
     """`name:port` under which requests may come."""
     names = {address.host, *(("localhost", LOOPBACK, "[::1]") if _is_here(address.host) else ())}
     if _is_any(address.host):
@@ -119,7 +119,7 @@ def application(votes: Votes, token: str, hosts: frozenset[str], port: int) -> w
     return app
 
 
-async def _serve(votes: Votes, bound: socket.socket, run: Path, address: Address) -> None:
+async def _serve(votes: Votes, bound: socket.socket, run: Path, address: ListenAddress) -> None:
     done = asyncio.Event()
     for number in stop_signals():
         asyncio.get_running_loop().add_signal_handler(number, done.set)
@@ -136,7 +136,7 @@ async def _serve(votes: Votes, bound: socket.socket, run: Path, address: Address
         await runner.cleanup()
 
 
-def _say_where(votes: Votes, address: Address, port: int, token: str) -> None:
+def _say_where(votes: Votes, address: ListenAddress, port: int, token: str) -> None:
     study = votes.study
     words = plain(f"{study.a} against {study.b}, {study.wanted} votes for each pair" if study else "")
     host = LOOPBACK if _is_any(address.host) else address.host

@@ -10,7 +10,7 @@ from store.answer_sets import judge_contests
 from store.errors import UsageError
 from store.records import BadRow, Contest
 from store.votes import Votes
-from store.votes_schema import Pair, Study, fingerprint
+from store.votes_schema import Study, VotePair, fingerprint
 
 WANTED = 3
 LONGEST = 2**20  # characters of a question with its answers: a page must be read by somebody
@@ -67,9 +67,9 @@ def _from_files(
     return votes.begin(Study(a, b, wanted, seed, fingerprint(a, b, pairs)), pairs), bad
 
 
-def _pair(number: int, contest: Contest) -> Pair:
+def _pair(number: int, contest: Contest) -> VotePair:
     first, second = (text.strip() for text in contest.answers)
-    pair = Pair(number, contest.id, contest.category, contest.prompt.strip(), contest.input.strip(),
+    pair = VotePair(number, contest.id, contest.category, contest.prompt.strip(), contest.input.strip(),
                 first, second)  # fmt: skip
     if sum(map(len, (pair.instruction, pair.input, first, second))) > LONGEST:
         raise UsageError(f"question {contest.id}: with its answers it has over {LONGEST:,} characters; "

@@ -14,7 +14,7 @@ from typing import Any
 
 import orjson
 
-from evaluators.records import DataSet, Row, data_sets, field_of
+from evaluators.records import DataSet, Record, data_sets, field_of
 from evaluators.tables import Sheet, Value, publish
 from evaluators.text import plain_words
 from store.datasets import write_lines
@@ -138,7 +138,7 @@ def measure(train: Path, tests: list[Path], n: int, fields: tuple[str, str]) -> 
 
 
 def _enter(
-    test: EvaluationSet, row: Row, text: str, n: int, index: defaultdict[str, list[EvaluationRow]]
+    test: EvaluationSet, row: Record, text: str, n: int, index: defaultdict[str, list[EvaluationRow]]
 ) -> None:
     words = plain_words(text)
     if len(words) < LEAST_WORDS:
@@ -165,7 +165,7 @@ def _common(words: Sequence[str], index: Index, heads: set[str], lengths: Sequen
     return found
 
 
-def _meet(tested: EvaluationRow, gram: str, row: Row) -> None:
+def _meet(tested: EvaluationRow, gram: str, row: Record) -> None:
     """A training row may hold many n-grams of one test row; it counts once."""
     tested.found[gram] = tested.found.get(gram, 0) + 1
     if tested.last == row.line:

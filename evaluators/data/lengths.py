@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from engine.provider.tokens import tokenizer_for
-from evaluators.records import DataSet, Row, data_sets, field_of
+from evaluators.records import DataSet, Record, data_sets, field_of
 from evaluators.tables import Sheet, Value, publish
 from evaluators.text import word_count
 
@@ -32,7 +32,7 @@ class Lengths:
     shortest: list[tuple[int, int, dict[str, Any]]] = field(default_factory=list)
     longest: list[tuple[int, int, dict[str, Any]]] = field(default_factory=list)
 
-    def add(self, length: int, row: Row) -> None:
+    def add(self, length: int, row: Record) -> None:
         self.counts[length] += 1
         for kept, sign in ((self.shortest, 1), (self.longest, -1)):
             if len(kept) < EXAMPLES or sign * length < sign * kept[-1][0]:
@@ -129,7 +129,9 @@ def measure(sets: Sequence[DataSet], field: str, model: str | None = None) -> Le
     return LengthReport(chosen, sets, measured, thinking, empty, tokens)
 
 
-def _add(own: Mapping[str, Lengths], count: Mapping[str, Callable[[str], int]], text: str, row: Row) -> None:
+def _add(
+    own: Mapping[str, Lengths], count: Mapping[str, Callable[[str], int]], text: str, row: Record
+) -> None:
     for unit, lengths in own.items():
         lengths.add(count[unit](text), row)
 

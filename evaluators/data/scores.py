@@ -26,7 +26,7 @@ EXAMPLES = 3
 
 
 @dataclass
-class Scores:
+class ScoreCounts:
     """What one model got. examples: of each score, the first rows that got it."""
 
     counts: Counter[float] = field(default_factory=Counter)
@@ -66,7 +66,7 @@ class Scores:
 
 @dataclass(frozen=True)
 class ScoreReport:
-    models: Mapping[str, Scores]
+    models: Mapping[str, ScoreCounts]
     bad: int
 
     def as_json(self) -> dict[str, Any]:
@@ -83,7 +83,7 @@ def run_scores(files: Sequence[Path], json: bool, csv: Path | None) -> int:
 
 def measure(files: Sequence[Path]) -> ScoreReport:
     """Raises PoolError for a file in which nobody has a score."""
-    models: dict[str, Scores] = {}
+    models: dict[str, ScoreCounts] = {}
     bad = 0
     for file in files:
         found, why = False, ""
@@ -93,7 +93,7 @@ def measure(files: Sequence[Path]) -> ScoreReport:
             found = found or bool(given)
             bad += not given
             for model, score, where in given:
-                models.setdefault(model, Scores()).add(score, where)
+                models.setdefault(model, ScoreCounts()).add(score, where)
         if not found:
             raise PoolError(
                 f"no scores in {file}: {why or 'it is empty'}; expected `answers` with model and score, or "
@@ -151,4 +151,4 @@ def sheets(report: dict[str, Any]) -> list[Sheet]:
     notes = ["Share of each score; half points with the whole one below. Outside of 1-10 is no score."]
     if report["bad_rows"]:
         notes.append(f"{report['bad_rows']:,} rows could not be used.")
-    return [Sheet("Scores", columns, rows, notes)]
+    return [Sheet("ScoreCounts", columns, rows, notes)]

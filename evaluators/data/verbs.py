@@ -14,7 +14,7 @@ from typing import Any
 
 import orjson
 
-from evaluators.records import DataSet, Field, Row, at_least_one, data_sets, field_of
+from evaluators.records import DataSet, Field, Record, at_least_one, data_sets, field_of
 from evaluators.tables import Sheet, Value, publish
 from store.datasets import write_lines
 from store.errors import UsageError
@@ -42,7 +42,7 @@ class Verbs:
     empty: int = 0
     repeated: int = 0
 
-    def add(self, found: Found, row: Row) -> None:
+    def add(self, found: Found, row: Record) -> None:
         verb, noun = found
         if verb is not None and noun is not None:
             self.counts[verb, noun] += 1
@@ -139,8 +139,8 @@ def load_parser() -> Any:
 
 
 def parsed(
-    parser: Any, rows: Iterable[Row], field: Field, told: Verbs, processes: int = 1
-) -> Iterator[tuple[Row, Found]]:
+    parser: Any, rows: Iterable[Record], field: Field, told: Verbs, processes: int = 1
+) -> Iterator[tuple[Record, Found]]:
     """Each distinct text of a data set with its verb and noun."""
     texts = ((row.text(field), row) for row in _distinct(rows, field, told))
     heads = ((_head(text), (text, row)) for text, row in texts)
@@ -150,7 +150,7 @@ def parsed(
         yield row, verb_and_noun(doc)
 
 
-def _distinct(rows: Iterable[Row], field: Field, told: Verbs) -> Iterator[Row]:
+def _distinct(rows: Iterable[Record], field: Field, told: Verbs) -> Iterator[Record]:
     """Those with words in them, each text once; the others are counted."""
     seen: set[bytes] = set()
     for row in rows:

@@ -11,13 +11,13 @@ from typing import Any, Literal
 
 import numpy as np
 
-from evaluators.judge.judgements import Table
+from evaluators.judge.judgements import PairTable
 from evaluators.stats import Floats
 
 Unit = tuple[str, str, str]  # a, b, question
 
 
-def agreement(tables: Sequence[Table]) -> dict[str, Any]:
+def agreement(tables: Sequence[PairTable]) -> dict[str, Any]:
     """names, and the agreement of every two judges, and of all where there are more."""
     names = list(dict.fromkeys(table.judge for table in tables))
     groups = [list(pair) for pair in combinations(names, 2)]
@@ -27,7 +27,7 @@ def agreement(tables: Sequence[Table]) -> dict[str, Any]:
     return {"names": names, "agreement": [one for one in found if one["questions"]]}
 
 
-def _said(tables: Sequence[Table]) -> dict[Unit, tuple[float, float, float]]:
+def _said(tables: Sequence[PairTable]) -> dict[Unit, tuple[float, float, float]]:
     """Of each question: mean score of a and of b (NaN without scores), and a's share of the win."""
     found = {}
     for table in tables:

@@ -13,7 +13,7 @@ from engine.terminal import plain, tell
 from evaluators.judge.from_run import read_run
 from evaluators.judge.judgements import Judgement, grouped
 from evaluators.judge.metrics import judge_report, judgements_of
-from evaluators.judge.reviews import Naming, Source, Word, read_preferences, read_reviews
+from evaluators.judge.reviews import Naming, ReviewSource, Word, read_preferences, read_reviews
 from evaluators.tables import write_csv
 from store.answers import identity
 from store.datasets import write_lines
@@ -77,7 +77,7 @@ def _row(said: Judgement) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class Asked:
+class JudgeOptions:
     """The flags: where the judgements are, and whose they are."""
 
     reviews: Sequence[Path] = ()
@@ -104,7 +104,7 @@ def with_more(
     return ([*reviews], [*preferences, *more]) if preferences else ([*reviews, *more], [])
 
 
-def run_judge(asked: Asked, json: bool, csv: Path | None, rows: Path | None) -> int:
+def run_judge(asked: JudgeOptions, json: bool, csv: Path | None, rows: Path | None) -> int:
     """Raises UsageError, PoolError, RunFolderError, StorageError."""
     sources = read_sources(asked)
     report = judge_report(sources, asked.scores)
@@ -121,14 +121,16 @@ def run_judge(asked: Asked, json: bool, csv: Path | None, rows: Path | None) -> 
     return 0
 
 
-def run_ranking(asked: Asked, json: bool, csv: Path | None, rows: Path | None) -> int:
+def run_ranking(asked: JudgeOptions, json: bool, csv: Path | None, rows: Path | None) -> int:
     """Raises UsageError, PoolError, RunFolderError, StorageError."""
     from evaluators.judge.ranking import ranking_report
 
     if not (asked.reviews or asked.runs):
         raise UsageError("name the rank groups: --reviews FILE for each, or --run RUN")
     sources = read_sources(asked)
-    baselines = read_sources(Asked(reviews=asked.baselines, b=asked.b, scores=asked.scores), some=False)
+    baselines = read_sources(
+        JudgeOptions(reviews=asked.baselines, b=asked.b, scores=asked.scores), some=False
+    )
     report = ranking_report(sources, baselines, asked.scores)
     if csv:
         write_groups(csv, [*report["groups"], *report["baselines"]])
@@ -143,7 +145,7 @@ def run_ranking(asked: Asked, json: bool, csv: Path | None, rows: Path | None) -
     return 0
 
 
-def read_sources(asked: Asked, some: bool = True) -> list[Source]:
+def read_sources(asked: JudgeOptions, some: bool = True) -> list[ReviewSource]:
     """All that was named, in the order of the flags' kinds. `some`: at least one must be."""
     if asked.scores not in get_args(Word):
         raise UsageError(f"--scores {asked.scores}: unknown; there are {', '.join(get_args(Word))}")
@@ -165,7 +167,7 @@ def read_sources(asked: Asked, some: bool = True) -> list[Source]:
     return [_with_questions(source, told, asked.questions) for source in found]
 
 
-def _with_questions(source: Source, told: Mapping[str, tuple[str, str]], path: Path) -> Source:
+def _with_questions(source: ReviewSource, told: Mapping[str, tuple[str, str]], path: Path) -> ReviewSource:
     """The same with the questions' categories and words, joined by id."""
     judgements = [
         replace(said, category=told[said.question][0] or said.category, prompt=told[said.question][1])

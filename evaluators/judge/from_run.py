@@ -16,7 +16,7 @@ from engine.tasks.datasets import by_file, verdict
 from engine.tasks.multi_answer import question
 from engine.terminal import plain, tell
 from evaluators.judge.judgements import Judgement, won
-from evaluators.judge.reviews import Source
+from evaluators.judge.reviews import ReviewSource
 from store.damage import Damages, words_of
 from store.datasets import Stored, stored
 from store.errors import UsageError
@@ -27,7 +27,7 @@ JUDGING = ("judge", "compare")
 READABLE = ("stop", "length")  # a reply that was cut may have said its scores before
 
 
-def read_run(run: Path, names: list[str], judge: str | None = None) -> list[Source]:
+def read_run(run: Path, names: list[str], judge: str | None = None) -> list[ReviewSource]:
     """A source for each stage, in the order of `names`, or every stage in which somebody judged. `judge`:
     instead of the model's name. Raises UsageError, RunFolderError."""
     reader = connect_reader(run)
@@ -50,13 +50,13 @@ def _told(judged: list[str]) -> str:
 
 def _source(
     reader: sqlite3.Connection, run: Path, name: str, number: int, counted: Counting, judge: str | None
-) -> Source:
+) -> ReviewSource:
     damages = Damages(name)
     found = list(_judgements(reader, number, counted, judge or counted.settings.model, damages))
     if words := words_of([damages], run):
         tell(f"distill: {plain(words, 1000)}\n")
     total = stage_status(reader, number)["total"]
-    return Source(name, found, unanswered=max(0, (total or 0) - len(found)))
+    return ReviewSource(name, found, unanswered=max(0, (total or 0) - len(found)))
 
 
 def _judgements(

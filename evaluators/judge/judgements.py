@@ -103,7 +103,7 @@ Mask: TypeAlias = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
-class Table:
+class PairTable:
     """Of each question: how many replies there are and how many could be read, and over the latter the sums
     of scores and of wins. [orders]: the same for replies that showed a first, and b first, as (2, questions).
     scored: whether the judge gives scores. lengths: characters of a's and b's answers, NaN where unknown."""
@@ -141,7 +141,7 @@ class Table:
         return np.asarray((self.orders_read > 0).all(axis=0))
 
 
-def table_of(said: Sequence[Judgement]) -> Table:
+def table_of(said: Sequence[Judgement]) -> PairTable:
     """`said`: of one pair and judge, all from the same side."""
     place: dict[str, int] = {}
     for one in said:
@@ -160,7 +160,7 @@ def table_of(said: Sequence[Judgement]) -> Table:
         for name, column in columns.items()
     }
     whole = {name: _summed(where, column, len(place)) for name, column in columns.items()}
-    return Table(
+    return PairTable(
         a=said[0].a,
         b=said[0].b,
         judge=said[0].judge,

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from evaluators.judge.judgements import Table
+from evaluators.judge.judgements import PairTable
 from evaluators.stats import Floats
 
 LEAST = 20  # questions, below which three coefficients mean nothing
@@ -83,7 +83,7 @@ def _sigmoid(logits: Floats) -> Floats:
     return np.asarray(1 / (1 + np.exp(-np.clip(logits, -500, 500))))
 
 
-def difficulties(tables: Sequence[Table]) -> Mapping[int, Floats]:
+def difficulties(tables: Sequence[PairTable]) -> Mapping[int, Floats]:
     """How easily models beat the opponent on each question of a table, by the table's place: from the other
     tables of the same opponent and judge, where there are enough of them."""
     found: dict[int, Floats] = {}
@@ -94,7 +94,7 @@ def difficulties(tables: Sequence[Table]) -> Mapping[int, Floats]:
     return found
 
 
-def _by_others(tables: Sequence[Table]) -> Iterator[Floats]:
+def _by_others(tables: Sequence[PairTable]) -> Iterator[Floats]:
     """Of each table's questions: one Newton step of a joint regression from models' own terms alone, with a
     penalty of 1 on each question's constant, and without the table itself."""
     place: dict[str, int] = {}
@@ -115,7 +115,7 @@ def _spread(step: Floats, at: Any, count: int) -> Any:
     return spread
 
 
-def _surprise(table: Table) -> Floats:
+def _surprise(table: PairTable) -> Floats:
     """(2, questions): by how much a question went better than the model and the lengths say, and the variance
     of that; 0 where nothing is known."""
     win, found = table.win, np.zeros((2, len(table.questions)))

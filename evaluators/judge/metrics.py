@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from evaluators.judge.agreement import agreement
-from evaluators.judge.judgements import Floats, Judgement, Mask, Table, grouped, table_of, told_apart
+from evaluators.judge.judgements import Floats, Judgement, Mask, PairTable, grouped, table_of, told_apart
 from evaluators.judge.length_control import difficulties, length_controlled
-from evaluators.judge.reviews import Source
+from evaluators.judge.reviews import ReviewSource
 from evaluators.stats import RESAMPLES, SEED, mean_interval, ratio_interval
 
 SUMS = ("sum_a", "sum_b", "relative", "low", "high")
@@ -45,7 +45,7 @@ def wins(win: Floats) -> dict[str, Any]:
 EXACT = 1000  # questions, above which the sign test is a normal one with continuity correction
 
 
-def position_bias(table: Table) -> dict[str, Any] | None:
+def position_bias(table: PairTable) -> dict[str, Any] | None:
     """None where no question was read in both orders.
 
     first, second, ties: shares of replies that the answer in this place won. consistent: share of questions
@@ -75,7 +75,7 @@ def position_bias(table: Table) -> dict[str, Any] | None:
     }
 
 
-def balanced(table: Table) -> dict[str, Any] | None:
+def balanced(table: PairTable) -> dict[str, Any] | None:
     """The pair over questions that were read in both orders, each order weighing the same: a question's
     score is the mean of its two orders'. None where there is no such question."""
     both = table.both
@@ -94,7 +94,7 @@ def sign_test(one: int, other: int) -> float:
     return min(1.0, sum(math.comb(count, n) for n in range(few + 1)) / 2.0 ** (count - 1))
 
 
-def _margins(table: Table) -> tuple[Floats, Floats]:
+def _margins(table: PairTable) -> tuple[Floats, Floats]:
     """By how much a was better where it was shown first, and where b was: means of a question's replies."""
     both = table.both
     read = table.orders_read[:, both]
@@ -105,7 +105,7 @@ def _margins(table: Table) -> tuple[Floats, Floats]:
     return margins[0], margins[1]
 
 
-def _sums(table: Table) -> dict[str, float | None]:
+def _sums(table: PairTable) -> dict[str, float | None]:
     both = table.both
     read = table.orders_read[:, both]
     a = (table.orders_a[:, both] / read).mean(axis=0)
@@ -113,7 +113,7 @@ def _sums(table: Table) -> dict[str, float | None]:
     return scores(a, b)
 
 
-def pair_figures(table: Table, difficulty: Floats | None = None) -> dict[str, Any]:
+def pair_figures(table: PairTable, difficulty: Floats | None = None) -> dict[str, Any]:
     """One of `pairs`. difficulty: of each question, where it is known (length_control.py)."""
     return {
         "a": table.a,
@@ -127,14 +127,14 @@ def pair_figures(table: Table, difficulty: Floats | None = None) -> dict[str, An
     }
 
 
-def by_category(table: Table) -> list[dict[str, Any]]:
+def by_category(table: PairTable) -> list[dict[str, Any]]:
     """In the order in which the categories were met; [] where no question has one."""
     there = [name for name in dict.fromkeys(table.categories) if name]
     own = np.array(table.categories)
     return [{"category": name, **figures(table, own == name)} for name in there]
 
 
-def figures(table: Table, chosen: Mask) -> dict[str, Any]:
+def figures(table: PairTable, chosen: Mask) -> dict[str, Any]:
     """Over the chosen questions. unparsed: replies that could not be read, left out of everything else."""
     read = chosen & (table.read > 0)
     counts = {
@@ -149,7 +149,7 @@ def figures(table: Table, chosen: Mask) -> dict[str, Any]:
 BAD_SHOWN = 3
 
 
-def judge_report(sources: Sequence[Source], word: str = "file") -> dict[str, Any]:
+def judge_report(sources: Sequence[ReviewSource], word: str = "file") -> dict[str, Any]:
     """`word`: whose word counted where a file's scores are not its text's; told as a setting."""
     tables = tables_of(judgements_of(sources))
     hard = difficulties(tables)
@@ -160,16 +160,16 @@ def judge_report(sources: Sequence[Source], word: str = "file") -> dict[str, Any
     }
 
 
-def judgements_of(sources: Sequence[Source]) -> list[Judgement]:
+def judgements_of(sources: Sequence[ReviewSource]) -> list[Judgement]:
     return told_apart([source.judgements for source in sources])
 
 
-def tables_of(judgements: Sequence[Judgement]) -> list[Table]:
+def tables_of(judgements: Sequence[Judgement]) -> list[PairTable]:
     """One for each pair and judge, in the order in which they were met."""
     return [table_of(said) for said in grouped(judgements).values()]
 
 
-def told_of(sources: Sequence[Source], word: str) -> dict[str, Any]:
+def told_of(sources: Sequence[ReviewSource], word: str) -> dict[str, Any]:
     """Where the numbers come from, and what was wrong there."""
     return {
         "disagreements": [asdict(one) for source in sources for one in source.differences],

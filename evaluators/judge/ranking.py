@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from evaluators.judge.judgements import Table
+from evaluators.judge.judgements import PairTable
 from evaluators.judge.metrics import figures, judgements_of, scores, tables_of, told_of
-from evaluators.judge.reviews import Source
+from evaluators.judge.reviews import ReviewSource
 from evaluators.stats import Floats, middle, resampled
 from store.errors import UsageError
 
@@ -22,7 +22,7 @@ _NUMBERED = re.compile(r"(.*?)(\d{1,9})", re.S)
 
 
 def ranking_report(
-    sources: Sequence[Source], baselines: Sequence[Source] = (), word: str = "file"
+    sources: Sequence[ReviewSource], baselines: Sequence[ReviewSource] = (), word: str = "file"
 ) -> dict[str, Any]:
     """`sources`: the judged rank groups, the best rank first. Raises UsageError where they are no such thing:
     fewer than two, of several opponents or judges, or without scores."""
@@ -44,7 +44,7 @@ def ranking_report(
     }
 
 
-def in_rank_order(tables: Sequence[Table]) -> list[Table]:
+def in_rank_order(tables: Sequence[PairTable]) -> list[PairTable]:
     """By number where all names are one word with a number (`rank1`, `rank2`), else as they were met."""
     numbered = [
         (found[1], int(found[2]), n) for n, t in enumerate(tables) if (found := _NUMBERED.fullmatch(t.a))
@@ -54,7 +54,7 @@ def in_rank_order(tables: Sequence[Table]) -> list[Table]:
     return [tables[n] for _, _, n in sorted(numbered)]
 
 
-def _check(tables: Sequence[Table], every: Sequence[Table]) -> None:
+def _check(tables: Sequence[PairTable], every: Sequence[PairTable]) -> None:
     opponents = list(dict.fromkeys(table.b for table in every))
     judges = list(dict.fromkeys(table.judge for table in every))
     if len(opponents) > 1:
@@ -67,11 +67,11 @@ def _check(tables: Sequence[Table], every: Sequence[Table]) -> None:
         raise UsageError(f"no score could be read of what was said of {', '.join(map(repr, silent))}")
 
 
-def _all(table: Table) -> dict[str, Any]:
+def _all(table: PairTable) -> dict[str, Any]:
     return figures(table, np.ones(len(table.questions), bool))
 
 
-def _stacked(tables: Sequence[Table]) -> tuple[Floats, Floats]:
+def _stacked(tables: Sequence[PairTable]) -> tuple[Floats, Floats]:
     """(ranks, questions) of a's scores and of the opponent's; 0 in both where a rank was not judged."""
     place = {name: n for n, name in enumerate(dict.fromkeys(q for table in tables for q in table.questions))}
     found = np.zeros((2, len(tables), len(place)))

@@ -42,7 +42,7 @@ class Difference:
 
 
 @dataclass(frozen=True)
-class Source:
+class ReviewSource:
     """What a file, or a stage of a run, holds. unanswered: contests on which the judge has not
     said anything (yet)."""
 
@@ -62,7 +62,7 @@ class Naming:
     judge: str | None = None
 
 
-def read_reviews(path: Path, naming: Naming, word: Word) -> Source:
+def read_reviews(path: Path, naming: Naming, word: Word) -> ReviewSource:
     """Raises PoolError where no line can be used, UsageError where nobody knows whose reviews they are."""
     judgements: list[Judgement] = []
     bad: list[BadRow] = []
@@ -80,7 +80,7 @@ def read_reviews(path: Path, naming: Naming, word: Word) -> Source:
     if not judgements:
         why = f"line {bad[0].line}: {bad[0].reason}" if bad else "it is empty"
         raise PoolError(f"no usable review in {path}: {why}{columns}")
-    return Source(stem(path), judgements, bad, differences)
+    return ReviewSource(stem(path), judgements, bad, differences)
 
 
 def stem(path: Path) -> str:
@@ -185,7 +185,7 @@ def _judge(row: dict[str, Any]) -> str:
 SHAPE = "prompt, output_1, model_1, output_2, model_2, preference"
 
 
-def read_preferences(path: Path, judge: str | None = None) -> Source:
+def read_preferences(path: Path, judge: str | None = None) -> ReviewSource:
     """`judge`: whatever the lines say (`annotator`). Raises PoolError where no line can be used."""
     judgements: list[Judgement] = []
     bad: list[BadRow] = []
@@ -198,7 +198,7 @@ def read_preferences(path: Path, judge: str | None = None) -> Source:
     if not judgements:
         why = f"line {bad[0].line}: {bad[0].reason}" if bad else "it is empty"
         raise PoolError(f"no usable preference in {path}: {why}; a line holds {SHAPE}")
-    return Source(stem(path), judgements, bad)
+    return ReviewSource(stem(path), judgements, bad)
 
 
 def _preference(row: dict[str, Any], source: str, line: int, judge: str | None) -> Judgement | str:

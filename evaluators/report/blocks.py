@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, TypeAlias
 
-from evaluators.report.figures import Figure, Table
+from evaluators.report.figures import Figure, FigureTable
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,7 @@ class Facts:
 class Listing:
     """A table. caption: what it shows. folded: what it is called where it is folded away."""
 
-    table: Table
+    table: FigureTable
     caption: str
     folded: str = ""
     kind: ClassVar[str] = "listing"

@@ -19,8 +19,8 @@ from typing import Any
 from engine.terminal import plain, plain_lines
 from evaluators.report.blocks import Drawing, Listing, Report, Section
 from evaluators.report.evaluations import evaluate
-from evaluators.report.figures import Table
-from evaluators.report.inputs import Found, look
+from evaluators.report.figures import FigureTable
+from evaluators.report.inputs import Inputs, look
 from evaluators.report.sections import (
     cost,
     data,
@@ -73,7 +73,7 @@ def _template() -> Any:
     return environment.get_template("report.html")
 
 
-def csv_link(numbers: Table) -> str:
+def csv_link(numbers: FigureTable) -> str:
     """The table as a link that a browser saves."""
     return "data:text/csv;charset=utf-8;base64," + base64.b64encode(numbers.csv.encode()).decode()
 
@@ -87,7 +87,7 @@ def quoted(text: str) -> str:
 
 
 SEED = 0
-SECTIONS: tuple[tuple[str, Callable[[Found], Section | str]], ...] = (
+SECTIONS: tuple[tuple[str, Callable[[Inputs], Section | str]], ...] = (
     ("What was asked", asked.section),
     ("Cost", cost.section),
     ("Limits over time", limits.section),
@@ -149,7 +149,7 @@ def build(
     return Report(f"Report on {name}", about, sections, [*left_out, *found.unread])
 
 
-def _about(found: Found) -> Iterator[tuple[str, str]]:
+def _about(found: Inputs) -> Iterator[tuple[str, str]]:
     """When it was: by the ledger's own times, so that the same run gives the same page."""
     started = [run["started"] for stage in found.stages for run in stage.runs]
     ended = [stage.runs[-1]["ended"] for stage in found.stages if stage.runs]

@@ -5,7 +5,7 @@ The first column of a table names the bar or the group. The other columns are de
 
 from typing import Any
 
-from evaluators.report.figures import COLOURS, GRID, INK, PAPER, QUIET, Table, bar, short
+from evaluators.report.figures import COLOURS, GRID, INK, PAPER, QUIET, FigureTable, bar, short
 
 THICK = 0.62
 ROOM = 1.0  # inches for axis and margins of a figure of horizontal bars
@@ -16,7 +16,7 @@ def height_for(bars: int, each: float = 0.34) -> float:
     return ROOM + each * max(bars, 1)
 
 
-def measured(figure: Any, table: Table, wide: bool) -> None:
+def measured(figure: Any, table: FigureTable, wide: bool) -> None:
     """Horizontal bars with 95 % intervals and words at their ends; columns: name, value, low, high,
     words."""
     axes = figure.subplots()
@@ -57,7 +57,7 @@ def named(axes: Any, names: list[str], wide: bool) -> None:
     axes.set_ylim(len(names) - 0.4, -0.6)
 
 
-def relative(figure: Any, table: Table, wide: bool) -> None:
+def relative(figure: Any, table: FigureTable, wide: bool) -> None:
     """The same as shares, with a line where both are equal."""
     measured(figure, table, wide)
     (axes,) = figure.axes
@@ -65,7 +65,7 @@ def relative(figure: Any, table: Table, wide: bool) -> None:
     percents(axes, "x")
 
 
-def shares(figure: Any, table: Table, wide: bool) -> None:
+def shares(figure: Any, table: FigureTable, wide: bool) -> None:
     """The same as shares of a whole, with a line at a half."""
     measured(figure, table, wide)
     (axes,) = figure.axes
@@ -74,7 +74,7 @@ def shares(figure: Any, table: Table, wide: bool) -> None:
     percents(axes, "x")
 
 
-def counted(figure: Any, table: Table, wide: bool) -> None:
+def counted(figure: Any, table: FigureTable, wide: bool) -> None:
     """Horizontal bars of counts, with the count at the end; columns: name, count."""
     axes = figure.subplots()
     names, values = table.names(table.columns[0]), table.numbers(table.columns[1])
@@ -87,7 +87,7 @@ def counted(figure: Any, table: Table, wide: bool) -> None:
     axes.set_xlabel(table.columns[1])
 
 
-def grouped(figure: Any, table: Table, wide: bool) -> None:
+def grouped(figure: Any, table: FigureTable, wide: bool) -> None:
     """Vertical bars side by side; a column for each series. A gap stands where a number is unknown."""
     axes = figure.subplots()
     groups, series = table.names(table.columns[0]), table.columns[1:]
@@ -102,7 +102,7 @@ def grouped(figure: Any, table: Table, wide: bool) -> None:
         legend(figure, wide)
 
 
-def stacked(figure: Any, table: Table, wide: bool) -> None:
+def stacked(figure: Any, table: FigureTable, wide: bool) -> None:
     """Horizontal bars of shares that make a whole; a column for each part, its per cent in it where it
     has room."""
     axes = figure.subplots()
@@ -145,7 +145,7 @@ INNER, OUTER, DEEP = 0.42, 0.72, 0.3
 LEAST = 0.012  # of the circle, below which a wedge has no name
 
 
-def sunburst(figure: Any, table: Table, wide: bool) -> None:
+def sunburst(figure: Any, table: FigureTable, wide: bool) -> None:
     """Columns: verb, noun, count; rows of one verb next to each other."""
     axes = figure.add_subplot()
     rows = list(zip(table.names("verb"), table.names("noun"), table.numbers("count"), strict=True))

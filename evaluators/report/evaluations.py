@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
-from evaluators.report.inputs import NOT_THERE, Evaluation, Found, Stage
+from evaluators.report.inputs import NOT_THERE, Evaluation, Inputs, StageInput
 from evaluators.report.queries import drawn
 from store.errors import DistillError
 
@@ -19,7 +19,7 @@ LETTERS = 0.8  # of the characters: below, a text is hardly English
 VOTES = "votes.db"
 
 
-def evaluate(found: Found) -> None:
+def evaluate(found: Inputs) -> None:
     """Puts what the folder itself can tell before the evaluations that lie in files."""
     own: list[Evaluation] = []
     for one in (_judged, _voted, _verbs):
@@ -30,7 +30,7 @@ def evaluate(found: Found) -> None:
     found.evaluations[:0] = own
 
 
-def _judged(found: Found) -> Iterator[Evaluation]:
+def _judged(found: Inputs) -> Iterator[Evaluation]:
     names = []
     for stage in found.of_task("judge", "compare"):
         if stage.counts["done"] <= MOST_JUDGED:
@@ -48,7 +48,7 @@ def _judged(found: Found) -> Iterator[Evaluation]:
         yield Evaluation("this run's judgements: " + ", ".join(names), "judge", told)
 
 
-def _voted(found: Found) -> Iterator[Evaluation]:
+def _voted(found: Inputs) -> Iterator[Evaluation]:
     folders = [found.run, *sorted(folder for folder in found.run.iterdir() if folder.is_dir())]
     for folder in folders:
         if (folder / VOTES).is_file():
@@ -61,7 +61,7 @@ def _name(run: Path, folder: Path) -> str:
     return "this run's votes" if folder == run else f"votes in {folder.name}"
 
 
-def _verbs(found: Found) -> Iterator[Evaluation]:
+def _verbs(found: Inputs) -> Iterator[Evaluation]:
     """Of answers that were drawn; the paper's figure is of all."""
     from evaluators.data.verbs import MODEL
 
@@ -76,12 +76,12 @@ def _verbs(found: Found) -> Iterator[Evaluation]:
         yield Evaluation("this run's answers", "verbs", {"field": "output", "data": data})
 
 
-def _verbs_of(found: Found, stage: Stage) -> dict[str, object] | None:
+def _verbs_of(found: Inputs, stage: StageInput) -> dict[str, object] | None:
     from evaluators.data.verbs import Verbs, load_parser, parsed
-    from evaluators.records import Row
+    from evaluators.records import Record
 
     answers = drawn(found, stage, PARSED, "verbs")
-    rows = [Row(str(a.position), a.position, "", "", a.text) for a in answers if _is_english(a.text)]
+    rows = [Record(str(a.position), a.position, "", "", a.text) for a in answers if _is_english(a.text)]
     if len(rows) * 2 < len(answers):
         return None
     told = Verbs()

@@ -30,7 +30,7 @@ KINDS = {
 
 
 @dataclass(frozen=True, slots=True)
-class Table:
+class FigureTable:
     """name: of its CSV file. kinds: how each column is shown, a key of KINDS. None in a cell: unknown."""
 
     name: str
@@ -59,11 +59,11 @@ class Table:
         return csv_text(self.columns, self.rows)
 
 
-def table(name: str, columns: Sequence[str], rows: Iterable[Sequence[Cell]]) -> Table:
+def table(name: str, columns: Sequence[str], rows: Iterable[Sequence[Cell]]) -> FigureTable:
     """columns: 'name' or 'name:kind'; without a kind it is text."""
     split = [column.rpartition(":") if ":" in column else (column, "", "text") for column in columns]
     names, kinds = tuple(s[0] for s in split), tuple(s[2] for s in split)
-    return Table(name, names, kinds, tuple(tuple(row) for row in rows))
+    return FigureTable(name, names, kinds, tuple(tuple(row) for row in rows))
 
 
 def _shown(value: Cell, kind: str) -> str:
@@ -113,7 +113,9 @@ SETTINGS: dict[str, Any] = {
     "lines.markersize": 4.5,
 }
 
-Draw = Callable[[Any, Table, bool], None]  # (matplotlib's Figure, the numbers, whether it is the wide one)
+Draw = Callable[
+    [Any, FigureTable, bool], None
+]  # (matplotlib's Figure, the numbers, whether it is the wide one)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +126,7 @@ class Figure:
     title: str
     alt: str
     caption: str
-    table: Table
+    table: FigureTable
     draw: Draw
     heights: tuple[float, float]
 
@@ -138,7 +140,7 @@ class Figure:
 
 
 def figure(
-    title: str, alt: str, caption: str, table: Table, draw: Draw, height: float = 2.8, tall: float = 0.0
+    title: str, alt: str, caption: str, table: FigureTable, draw: Draw, height: float = 2.8, tall: float = 0.0
 ) -> Figure:
     """height, tall: inches of the wide and of the narrow drawing (the same, unless said). Raises
     ValueError, TypeError where a column of numbers holds something else."""
@@ -148,7 +150,7 @@ def figure(
     return Figure(title, alt, caption, table, draw, (height, tall or height))
 
 
-def svg(table: Table, draw: Draw, wide: bool, size: tuple[float, float], alt: str) -> str:
+def svg(table: FigureTable, draw: Draw, wide: bool, size: tuple[float, float], alt: str) -> str:
     """One drawing as an SVG element."""
     import matplotlib
     from matplotlib.figure import Figure as Canvas

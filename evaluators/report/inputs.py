@@ -25,7 +25,7 @@ Json = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Stage:
+class StageInput:
     """counts: as `status` has them. runs: its processes, oldest first."""
 
     number: int
@@ -45,7 +45,7 @@ class Stage:
 
 
 @dataclass(frozen=True, slots=True)
-class Training:
+class TrainingInput:
     """A training's folder, as `train` leaves it. finished: {} while it is under way; quality: of a reward
     model on held-out prompts; title: its card's, '' until there is one."""
 
@@ -65,24 +65,24 @@ class Evaluation:
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class Inputs:
     run: Path
     reader: sqlite3.Connection
-    stages: Sequence[Stage]
-    trainings: Sequence[Training]
+    stages: Sequence[StageInput]
+    trainings: Sequence[TrainingInput]
     evaluations: list[Evaluation]
     unread: list[tuple[str, str]]
     seed: int
     damages: dict[str, Damages] = field(default_factory=dict)
 
-    def damaged(self, stage: Stage) -> Damages:
+    def damaged(self, stage: StageInput) -> Damages:
         """Where answers of a stage are told that are damaged and left out."""
         return self.damages.setdefault(stage.name, Damages(stage.name))
 
     def evaluated(self, kind: str) -> list[Evaluation]:
         return [e for e in self.evaluations if e.kind == kind]
 
-    def of_task(self, *tasks: str) -> list[Stage]:
+    def of_task(self, *tasks: str) -> list[StageInput]:
         return [stage for stage in self.stages if stage.task in tasks and stage.counts["done"]]
 
 
@@ -92,13 +92,13 @@ def look(
     trainings: Sequence[Path],
     evaluations: Sequence[Path],
     seed: int,
-) -> Found:
+) -> Inputs:
     """Everything below RUN, and what was named. Raises UsageError for a named one that is none."""
     unread: list[tuple[str, str]] = []
     folders = dict.fromkeys([*_below(run, DEEP), *map(_named, trainings)])
     files = dict.fromkeys([*sorted((run / "evaluations").glob("*.json")), *evaluations])
     read = [_evaluation(file, file in evaluations, unread) for file in files]
-    return Found(
+    return Inputs(
         run,
         reader,
         [_stage(reader, number, name) for number, name in stages(reader)],
@@ -109,10 +109,10 @@ def look(
     )
 
 
-def _stage(reader: sqlite3.Connection, number: int, name: str) -> Stage:
+def _stage(reader: sqlite3.Connection, number: int, name: str) -> StageInput:
     task, samples = reader.execute("SELECT task, samples FROM stages WHERE id = ?", (number,)).fetchone()
     runs = last_runs(reader, number, RUNS)[::-1]
-    return Stage(number, name, task, samples, stage_status(reader, number), runs)
+    return StageInput(number, name, task, samples, stage_status(reader, number), runs)
 
 
 def _is_training(folder: Path) -> bool:
@@ -138,10 +138,10 @@ def _named(folder: Path) -> Path:
     return folder
 
 
-def _training(run: Path, folder: Path, unread: list[tuple[str, str]]) -> Training | None:
+def _training(run: Path, folder: Path, unread: list[tuple[str, str]]) -> TrainingInput | None:
     name = str(folder.relative_to(run)) if folder.is_relative_to(run) else folder.name
     try:
-        return Training(
+        return TrainingInput(
             name,
             _title(folder / "README.md"),
             _object(folder / "training" / "run.json"),
@@ -230,7 +230,7 @@ NOT_THERE = (KeyError, TypeError, ValueError, IndexError, AttributeError, ZeroDi
 Tell = Callable[[Evaluation, int], Iterable[Block]]  # (evaluation, its number from 1)
 
 
-def told(found: Found, kinds: Sequence[str], tell: Tell) -> list[tuple[Evaluation, list[Block]]]:
+def told(found: Inputs, kinds: Sequence[str], tell: Tell) -> list[tuple[Evaluation, list[Block]]]:
     """(evaluation, blocks) of those of some kinds."""
     heard = []
     mine = [e for kind in kinds for e in found.evaluated(kind)]

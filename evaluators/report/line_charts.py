@@ -3,7 +3,7 @@
 from typing import Any
 
 from evaluators.report.charts import legend, percents
-from evaluators.report.figures import COLOURS, INK, PAPER, QUIET, Table, bar, series, short
+from evaluators.report.figures import COLOURS, INK, PAPER, QUIET, FigureTable, bar, series, short
 
 SPARSE = 40  # points, up to which each has its marker
 
@@ -13,7 +13,7 @@ def marked(n: int, points: int) -> dict[str, Any]:
     return {**series(n), "markevery": max(1, points // 12) if points > SPARSE else 1}
 
 
-def distributions(figure: Any, table: Table, wide: bool) -> None:
+def distributions(figure: Any, table: FigureTable, wide: bool) -> None:
     """A line for each data set over bins; columns: where a bin begins, then a share for each."""
     axes = figure.subplots()
     begin = table.numbers(table.columns[0])
@@ -29,7 +29,7 @@ def distributions(figure: Any, table: Table, wide: bool) -> None:
     legend(figure, wide)
 
 
-def over_time(figure: Any, table: Table, wide: bool) -> None:
+def over_time(figure: Any, table: FigureTable, wide: bool) -> None:
     """Requests and tokens a minute against their limits, and 429s; columns: minutes (when a step begins),
     seconds (how long it is), requests a minute, request limit, tokens a minute, token limit, 429s."""
     upper, lower = figure.subplots(2, 1, sharex=True)
@@ -90,7 +90,7 @@ def short_number(value: float) -> str:
     return f"{value:g}"
 
 
-def curves(figure: Any, table: Table, wide: bool) -> None:
+def curves(figure: Any, table: FigureTable, wide: bool) -> None:
     """A training; columns: step, training loss, smoothed, held-out loss, held-out accuracy."""
     accuracy = table.numbers("held-out accuracy")
     with_accuracy = any(a == a for a in accuracy)
@@ -119,7 +119,7 @@ def _known(at: list[float], values: list[float]) -> tuple[list[float], list[floa
     return [x for x, _ in pairs], [y for _, y in pairs]
 
 
-def intervals(figure: Any, table: Table, wide: bool) -> None:
+def intervals(figure: Any, table: FigureTable, wide: bool) -> None:
     """What was expected, as an interval, and what came, as a diamond; columns: name, expected, low, high,
     came."""
     from evaluators.report.charts import named
@@ -141,7 +141,7 @@ def intervals(figure: Any, table: Table, wide: bool) -> None:
     legend(figure, wide, 3)
 
 
-def calibration(figure: Any, table: Table, wide: bool) -> None:
+def calibration(figure: Any, table: FigureTable, wide: bool) -> None:
     """How sure, and how often right; columns: confidence, accuracy, pairs."""
     axes = figure.subplots()
     axes.plot([0.5, 1], [0.5, 1], color=QUIET, linewidth=1, linestyle=(0, (4, 3)), label="as sure as right")

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import orjson
 
 from engine.provider.responses import stored_answer
-from evaluators.report.inputs import Found, Stage
+from evaluators.report.inputs import Inputs, StageInput
 from store.damage import Damages, is_intact
 
 TRIES = 20  # places drawn for each row wanted: some hold no row of the kind
@@ -59,7 +59,7 @@ LEFT JOIN rows w ON w.id = (u.stage << 40) + (SELECT min(a.position) FROM sample
 WHERE e.id >= ? LIMIT 1"""
 
 
-class Row(NamedTuple):
+class SampleRow(NamedTuple):
     """A pool row with its answer. item: its JSON; text: the teacher's words."""
 
     position: int
@@ -72,7 +72,7 @@ class Row(NamedTuple):
     cost_micro: int
 
 
-def _row(found: Sequence[Any], damages: Damages) -> Row | None:
+def _row(found: Sequence[Any], damages: Damages) -> SampleRow | None:
     """None for one that is damaged, which `damages` is told of."""
     position, sample, item, raw, checksum, *rest = found
     if not is_intact(raw, checksum):
@@ -82,13 +82,13 @@ def _row(found: Sequence[Any], damages: Damages) -> Row | None:
         damages.add(position, "it cannot be read")
         return None
     try:
-        return Row(position, sample, orjson.loads(item), answer[0], *rest)
+        return SampleRow(position, sample, orjson.loads(item), answer[0], *rest)
     except Exception as error:  # of a damaged row
         damages.add(position, f"it cannot be read ({type(error).__name__})")
         return None
 
 
-def drawn(of: Found, stage: Stage, count: int, what: str) -> list[Row]:
+def drawn(of: Inputs, stage: StageInput, count: int, what: str) -> list[SampleRow]:
     """Answered rows of a stage, drawn by their places with the report's seed, in pool order. what: for
     which they are drawn, so that others are drawn elsewhere."""
     last, _ = of.reader.execute(LAST, (stage.number,)).fetchone()
@@ -97,7 +97,7 @@ def drawn(of: Found, stage: Stage, count: int, what: str) -> list[Row]:
     random = Random(f"{of.seed} {what} {stage.number}")
     some = last + 1 <= count * TRIES
     places = random.sample(range(last + 1), last + 1) if some else _places(random, last, count * TRIES)
-    found: dict[int, Row] = {}
+    found: dict[int, SampleRow] = {}
     for place in places:
         if len(found) == count:
             break
@@ -111,7 +111,7 @@ def _places(random: Random, last: int, count: int) -> list[int]:
     return [random.randrange(last + 1) for _ in range(count)]
 
 
-def answered(of: Found, stage: Stage, most: int, what: str) -> Iterator[Row]:
+def answered(of: Inputs, stage: StageInput, most: int, what: str) -> Iterator[SampleRow]:
     """All answered rows in pool order; of many, so many in runs of neighbours that begin at drawn places."""
     last, samples = of.reader.execute(LAST, (stage.number,)).fetchone()
     if last is None:
@@ -126,7 +126,7 @@ def answered(of: Found, stage: Stage, most: int, what: str) -> Iterator[Row]:
         yield from _rows(of, stage, start, start + length - 1)
 
 
-def _rows(of: Found, stage: Stage, first: int, last: int) -> Iterator[Row]:
+def _rows(of: Inputs, stage: StageInput, first: int, last: int) -> Iterator[SampleRow]:
     for found in of.reader.execute(_DRAWN, (stage.number, first, last)):
         if row := _row(found, of.damaged(stage)):
             yield row

@@ -169,7 +169,7 @@ COLUMNS = ("model", "length", "n", *METRICS)
 
 
 @dataclass(frozen=True)
-class Told:
+class RougeOptions:
     """What the user asked for. processes: None for as many as pay."""
 
     names: Sequence[str] | None = None
@@ -180,7 +180,12 @@ class Told:
 
 
 def run_rouge(
-    predictions: Sequence[Path], references: Path, told: Told, json: bool, csv: Path | None, out: Path | None
+    predictions: Sequence[Path],
+    references: Path,
+    told: RougeOptions,
+    json: bool,
+    csv: Path | None,
+    out: Path | None,
 ) -> int:
     """Prints the report; writes each row's scores to `out`. Raises UsageError, PoolError."""
     report = measure(predictions, references, told)
@@ -191,7 +196,7 @@ def run_rouge(
     return 0
 
 
-def measure(predictions: Sequence[Path], references: Path, told: Told) -> RougeReport:
+def measure(predictions: Sequence[Path], references: Path, told: RougeOptions) -> RougeReport:
     names, asked = model_names(predictions, told.names), asked_of(told.tokenizer)
     if told.against is not None and told.against not in names:
         raise UsageError(f"--against {told.against}: no such model; there are {', '.join(names)}")

@@ -5,15 +5,15 @@ from typing import Any
 from engine.terminal import dollars, duration
 from evaluators.report.blocks import Block, Drawing, Facts, Headline, Listing, Section, Words
 from evaluators.report.charts import height_for
-from evaluators.report.figures import Table, figure, table
-from evaluators.report.inputs import Found
+from evaluators.report.figures import FigureTable, figure, table
+from evaluators.report.inputs import Inputs
 from evaluators.report.line_charts import intervals
 from evaluators.report.queries import COSTS
 
 DRAWN = 16  # runs, at most: the ones that asked most
 
 
-def section(found: Found) -> Section | str:
+def section(found: Inputs) -> Section | str:
     bills = {row[0]: row[1:] for row in found.reader.execute(COSTS)}
     if not bills:
         return "nothing was answered yet, so nothing is billed"
@@ -33,7 +33,7 @@ def section(found: Found) -> Section | str:
     )
 
 
-def _facts(found: Found, spent: float, risk: float) -> list[tuple[str, str]]:
+def _facts(found: Inputs, spent: float, risk: float) -> list[tuple[str, str]]:
     facts = [("spent", dollars(spent))]
     if risk:
         facts.append(("at most, for requests without an answer", dollars(risk)))
@@ -55,7 +55,7 @@ def _facts(found: Found, spent: float, risk: float) -> list[tuple[str, str]]:
     return facts
 
 
-def _bills(found: Found) -> Table:
+def _bills(found: Inputs) -> FigureTable:
     rows = [
         (s.name, s.model, s.counts["prompt_tokens"], s.counts["completion_tokens"], s.counts["cost_usd"])
         for s in found.stages
@@ -64,7 +64,7 @@ def _bills(found: Found) -> Table:
     return table("bill", columns, rows)
 
 
-def _in_vain(found: Found) -> Table:
+def _in_vain(found: Inputs) -> FigureTable:
     rows = [
         (s.name, outcome, replies, s.counts["outcomes"].get(outcome, 0))
         for s in found.stages
@@ -74,7 +74,7 @@ def _in_vain(found: Found) -> Table:
     return table("in-vain", ("stage", "outcome", "replies:count", "rows left without an answer:count"), rows)
 
 
-def _runs(found: Found, bills: dict[int, Any]) -> list[dict[str, Any]]:
+def _runs(found: Inputs, bills: dict[int, Any]) -> list[dict[str, Any]]:
     """Runs that had an estimate and answered something; the estimate is for as many answers as came."""
     runs = []
     for stage in found.stages:
@@ -122,7 +122,7 @@ def _beside(runs: list[dict[str, Any]], paid: bool) -> list[Block]:
     return [Drawing(drawn), tokens, Listing(_times(runs), "Seconds are of the whole run, with pauses.")]
 
 
-def _tokens(runs: list[dict[str, Any]]) -> Table:
+def _tokens(runs: list[dict[str, Any]]) -> FigureTable:
     rows = []
     for run in runs:
         told, thought = run["told"].get("completion_tokens") or {}, run["told"].get("thinking_tokens") or {}
@@ -133,11 +133,11 @@ def _tokens(runs: list[dict[str, Any]]) -> Table:
     return table("estimated-tokens", ("run", *(f"{name}:count" for name in columns)), rows)
 
 
-def numbers_head(numbers: Table) -> list[str]:
+def numbers_head(numbers: FigureTable) -> list[str]:
     return [f"{name}:{kind}" for name, kind in zip(numbers.columns, numbers.kinds, strict=True)]
 
 
-def _times(runs: list[dict[str, Any]]) -> Table:
+def _times(runs: list[dict[str, Any]]) -> FigureTable:
     rows = [
         (
             run["name"],

@@ -4,10 +4,10 @@ from typing import Any
 
 from evaluators.report.blocks import Block, Drawing, Headline, Listing, Quote, Sample, Samples, Section, Words
 from evaluators.report.charts import height_for, stacked
-from evaluators.report.figures import Table, figure, table
-from evaluators.report.inputs import Found, Stage
+from evaluators.report.figures import FigureTable, figure, table
+from evaluators.report.inputs import Inputs, StageInput
 from evaluators.report.line_charts import distributions
-from evaluators.report.queries import SHARED, TOKENS, Row, drawn
+from evaluators.report.queries import SHARED, TOKENS, SampleRow, drawn
 from store.records import OUTCOMES
 
 BINS, STAGES, SAMPLED = 40, 6, 4
@@ -17,7 +17,7 @@ QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 Counts = list[tuple[int, int]]  # (tokens, answers), by tokens
 
 
-def section(found: Found) -> Section | str:
+def section(found: Inputs) -> Section | str:
     stages = found.of_task("generate", "translate")
     if not stages:
         return "no stage has answers or translations"
@@ -41,7 +41,7 @@ def quantile(counts: Counts, share: float) -> float:
     return 0.0
 
 
-def _lengths(stages: list[Stage], counts: dict[str, Counts]) -> list[Block]:
+def _lengths(stages: list[StageInput], counts: dict[str, Counts]) -> list[Block]:
     rows = []
     for stage in stages:
         mine = counts[stage.name]
@@ -70,7 +70,7 @@ def _lengths(stages: list[Stage], counts: dict[str, Counts]) -> list[Block]:
     return blocks
 
 
-def binned(names: list[str], counts: dict[str, Counts]) -> Table:
+def binned(names: list[str], counts: dict[str, Counts]) -> FigureTable:
     """Shares of each stage's answers in bins of equal width; the last is open."""
     top = max(quantile(counts[name], 0.99) for name in names)
     width = next((w for w in WIDTHS if top / w <= BINS), WIDTHS[-1])
@@ -85,7 +85,7 @@ def binned(names: list[str], counts: dict[str, Counts]) -> Table:
     return table("length-of-answers", ("completion tokens:count", *(f"{n}:share" for n in names)), rows)
 
 
-def _outcomes(stages: list[Stage]) -> list[Block]:
+def _outcomes(stages: list[StageInput]) -> list[Block]:
     kinds = [o for o in OUTCOMES if any(s.counts["outcomes"].get(o) for s in stages)]
     ended = {s.name: sum(s.counts["outcomes"].values()) for s in stages}
     rows = [(s.name, *(s.counts["outcomes"].get(o, 0) / ended[s.name] for o in kinds)) for s in stages]
@@ -99,7 +99,7 @@ def _outcomes(stages: list[Stage]) -> list[Block]:
     return [Drawing(drawing)]
 
 
-def _shared(found: Found, stages: list[Stage]) -> list[Block]:
+def _shared(found: Inputs, stages: list[StageInput]) -> list[Block]:
     rows: list[Any] = []
     for stage in stages:
         placed, requests = found.reader.execute(SHARED, (stage.number,)).fetchone()
@@ -109,13 +109,13 @@ def _shared(found: Found, stages: list[Stage]) -> list[Block]:
     return [Listing(table("shared", columns, rows), words)]
 
 
-def _sampled(found: Found, stage: Stage) -> Samples:
+def _sampled(found: Inputs, stage: StageInput) -> Samples:
     rows = drawn(found, stage, SAMPLED, "data")
     samples = [_sample(stage, row) for row in rows]
     return Samples(f"{stage.name}: {len(rows)} answers, drawn at random (seed {found.seed})", samples)
 
 
-def _sample(stage: Stage, row: Row) -> Sample:
+def _sample(stage: StageInput, row: SampleRow) -> Sample:
     item = row.item
     quotes = [Quote("instruction", str(item.get("instruction", "")))]
     if item.get("input"):

@@ -6,13 +6,13 @@ from engine.terminal import plain
 from evaluators.report.blocks import Block, Drawing, Headline, Listing, Quote, Sample, Samples, Section, Words
 from evaluators.report.charts import counted, height_for
 from evaluators.report.figures import figure, table
-from evaluators.report.inputs import Found
+from evaluators.report.inputs import Inputs
 from evaluators.report.queries import ERRORS, WORDS, failed
 
 SAMPLED, MESSAGES, MESSAGE = 6, 3, 300
 
 
-def section(found: Found) -> Section | str:
+def section(found: Inputs) -> Section | str:
     errors = found.reader.execute(ERRORS).fetchall()
     rows = {s.name: s.counts["failed"] for s in found.stages if s.counts["failed"]}
     total = sum(sum(causes.values()) for causes in rows.values())
@@ -48,7 +48,7 @@ def _by_cause(errors: list[Any]) -> list[Block]:
     return [Drawing(drawn), Listing(listing, "Every kind of error. Equal rows share a request.")]
 
 
-def _messages(found: Found, errors: list[Any]) -> list[Block]:
+def _messages(found: Inputs, errors: list[Any]) -> list[Block]:
     """The commonest messages of each cause; of a cause with very many errors, among the first."""
     rows = []
     for cause in dict.fromkeys(e[1] for e in errors):
@@ -61,7 +61,7 @@ def _messages(found: Found, errors: list[Any]) -> list[Block]:
     ]
 
 
-def _sampled(found: Found) -> list[Block]:
+def _sampled(found: Inputs) -> list[Block]:
     samples = []
     for _, stage, cause, status, message, item in failed(found.reader, SAMPLED, f"{found.seed} failures"):
         import orjson

@@ -2,13 +2,13 @@
 
 from evaluators.report.blocks import Block, Drawing, Facts, Heading, Headline, Listing, Section, Words
 from evaluators.report.charts import height_for, stacked
-from evaluators.report.figures import Table, figure, table
-from evaluators.report.inputs import Evaluation, Found, Json, told
+from evaluators.report.figures import FigureTable, figure, table
+from evaluators.report.inputs import Evaluation, Inputs, Json, told
 
 FEW, PARTS = 100, ("win", "tie", "loss")
 
 
-def section(found: Found) -> Section | str:
+def section(found: Inputs) -> Section | str:
     heard = told(found, ["human"], _told)
     blocks = [block for _, some in heard for block in some]
     if not blocks:
@@ -55,7 +55,7 @@ def _told(evaluation: Evaluation, number: int) -> list[Block]:
     return blocks + [Words(words, True) for words in _caveats(data, voted)]
 
 
-def _intervals(voted: Json, number: int) -> Table:
+def _intervals(voted: Json, number: int) -> FigureTable:
     rows = []
     for name, c in voted.items():
         for part in PARTS:

@@ -17,8 +17,8 @@ from evaluators.report.blocks import (
     Words,
 )
 from evaluators.report.charts import height_for, relative, shares, stacked
-from evaluators.report.figures import Table, figure, table
-from evaluators.report.inputs import Evaluation, Found, Json, told
+from evaluators.report.figures import FigureTable, figure, table
+from evaluators.report.inputs import Evaluation, Inputs, Json, told
 from evaluators.report.queries import drawn
 from evaluators.report.sections.judge_details import aside, name_of
 from evaluators.report.sections.reward import percent
@@ -26,7 +26,7 @@ from evaluators.report.sections.reward import percent
 FEW, SAMPLED, DRAWN = 30, 3, 16
 
 
-def section(found: Found) -> Section | str:
+def section(found: Inputs) -> Section | str:
     heads: list[Headline] = []
 
     def tell(evaluation: Evaluation, number: int) -> list[Block]:
@@ -158,7 +158,7 @@ def _wins(pairs: Sequence[Json], name: str) -> Any:
     return figure("Wins, ties, losses", caption, caption, table(name, columns, rows), stacked, height)
 
 
-def _table(pairs: Sequence[Json], name: str) -> Table:
+def _table(pairs: Sequence[Json], name: str) -> FigureTable:
     judges = {p.get("judge") for p in pairs}
     heads = [
         "pair",
@@ -178,7 +178,7 @@ def _table(pairs: Sequence[Json], name: str) -> Table:
     return table(name, heads, rows)
 
 
-def _sampled(found: Found) -> list[Block]:
+def _sampled(found: Inputs) -> list[Block]:
     """Judgements as they were said, with the question and both answers."""
     blocks: list[Block] = []
     for stage in found.of_task("judge", "compare"):

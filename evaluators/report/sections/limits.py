@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 from engine.terminal import percent
 from evaluators.report.blocks import Block, Drawing, Facts, Heading, Section, Words
-from evaluators.report.figures import Table, figure, table
-from evaluators.report.inputs import Found, Stage
+from evaluators.report.figures import FigureTable, figure, table
+from evaluators.report.inputs import Inputs, StageInput
 from evaluators.report.line_charts import over_time
 from evaluators.report.queries import CAME, REFUSED, SENT, SPANS
 
@@ -18,7 +18,7 @@ MOST_BINS = 150
 LEAST_SENT = 10  # requests, below which a teacher has no figure
 LEAST_SECONDS = 5.0  # of asking; a burst has no use of a limit over time
 SHOWN = 8  # teachers
-Runs = list[tuple[Stage, Any]]
+Runs = list[tuple[StageInput, Any]]
 Counts = dict[int, dict[int, float]]  # run -> step of time -> how much
 
 
@@ -30,7 +30,7 @@ class Binned(NamedTuple):
     refused: Counts
 
 
-def section(found: Found) -> Section | str:
+def section(found: Inputs) -> Section | str:
     spans = _spans(found)
     teachers = _teachers(found, spans)
     steps: dict[float, Binned] = {}
@@ -62,7 +62,7 @@ def _seconds(spans: list[tuple[float, float]]) -> float:
     return sum(end - begin for begin, end in _joined(spans))
 
 
-def _spans(found: Found) -> dict[int, tuple[float, float]]:
+def _spans(found: Inputs) -> dict[int, tuple[float, float]]:
     """Of each run: when it asked, from its first request to its end."""
     spans = {}
     for number, started, ended, first, last in found.reader.execute(SPANS):
@@ -74,7 +74,7 @@ def _spans(found: Found) -> dict[int, tuple[float, float]]:
     return spans
 
 
-def _teachers(found: Found, spans: dict[int, tuple[float, float]]) -> dict[tuple[str, str], Runs]:
+def _teachers(found: Inputs, spans: dict[int, tuple[float, float]]) -> dict[tuple[str, str], Runs]:
     """Runs that shared limits, by the teacher's name and model; batches have no limits a minute."""
     teachers: dict[tuple[str, str], Runs] = defaultdict(list)
     for stage in found.stages:
@@ -96,14 +96,14 @@ def _joined(spans: list[tuple[float, float]]) -> list[tuple[float, float]]:
     return joined
 
 
-def _binned(found: Found, sql: str, size: float) -> Counts:
+def _binned(found: Inputs, sql: str, size: float) -> Counts:
     bins: Counts = defaultdict(dict)
     for run, place, count in found.reader.execute(sql, {"bin": size}):
         bins[run][place] = count
     return bins
 
 
-def _teacher(key: tuple[str, str], runs: Runs, numbers: Table, size: float) -> list[Block]:
+def _teacher(key: tuple[str, str], runs: Runs, numbers: FigureTable, size: float) -> list[Block]:
     name, model = key
     sent = sum(v or 0 for v in numbers.numbers("requests a minute")) * size / 60
     refused = sum(numbers.numbers("429s"))
@@ -118,7 +118,7 @@ def _teacher(key: tuple[str, str], runs: Runs, numbers: Table, size: float) -> l
 
 def _over_time(
     name: str, runs: Runs, spans: dict[int, tuple[float, float]], size: float, binned: Binned
-) -> Table:
+) -> FigureTable:
     """A row for each step of time in which somebody might have asked."""
     mine = {run["id"]: _places(spans[run["id"]], binned, run["id"], size) for _, run in runs}
     rows, passed, factor = [], 0.0, 60 / size
@@ -156,7 +156,7 @@ def _limit(runs: list[Any], name: str) -> float | None:
     return max(sums, default=None)
 
 
-def _facts(runs: Runs, numbers: Table, refused: float) -> list[tuple[str, str]]:
+def _facts(runs: Runs, numbers: FigureTable, refused: float) -> list[tuple[str, str]]:
     used = [run["utilisation"] for _, run in runs if run["utilisation"]]
     facts = []
     for what in ("requests", "tokens"):
@@ -168,7 +168,7 @@ def _facts(runs: Runs, numbers: Table, refused: float) -> list[tuple[str, str]]:
     return [*facts, ("429s", f"{refused:,.0f}")]
 
 
-def _held(numbers: Table, size: float) -> list[Block]:
+def _held(numbers: FigureTable, size: float) -> list[Block]:
     """Steps in which nothing was sent: after a 429, or for another reason."""
     sent, refused = numbers.numbers("requests a minute"), numbers.numbers("429s")
     after = silent = 0

@@ -2,11 +2,11 @@
 
 from evaluators.report.blocks import Block, Drawing, Heading, Listing, Section, Words
 from evaluators.report.figures import table
-from evaluators.report.inputs import Evaluation, Found, told
+from evaluators.report.inputs import Evaluation, Inputs, told
 from evaluators.report.sections.judge import bars
 
 
-def section(found: Found) -> Section | str:
+def section(found: Inputs) -> Section | str:
     blocks = [block for _, some in told(found, ["ranking"], _told) for block in some]
     if not blocks:
         return "there is no `evaluate ranking --json`"

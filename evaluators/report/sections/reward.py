@@ -4,15 +4,15 @@ from typing import Any
 
 from evaluators.report.blocks import Block, Drawing, Heading, Headline, Listing, Section, Words
 from evaluators.report.charts import grouped, height_for, shares
-from evaluators.report.figures import Table, figure, table
-from evaluators.report.inputs import Found, Json
+from evaluators.report.figures import FigureTable, figure, table
+from evaluators.report.inputs import Inputs, Json
 from evaluators.report.line_charts import calibration
 from evaluators.report.sections.training import is_reward, told
 
 FEW = 100  # pairs, below which an accuracy has a wide interval
 
 
-def section(found: Found) -> Section | str:
+def section(found: Inputs) -> Section | str:
     trained = [t for t in found.trainings if is_reward(t)]
     measures = [(f"{t.name}, held out", t.quality) for t in trained if t.quality]
     measures += [(e.name, e.data) for e in found.evaluated("reward")]
@@ -74,7 +74,7 @@ def _measure(data: Json, number: int) -> list[Block]:
     return [*blocks, *_calibrated(data, number)]
 
 
-def _beside(data: Json, number: int) -> Table:
+def _beside(data: Json, number: int) -> FigureTable:
     span = f"{percent(data['low'])} to {percent(data['high'])}"
     rows = [
         (
@@ -114,7 +114,7 @@ def _buckets(data: Json, key: str, title: str, number: int) -> list[Block]:
     return blocks
 
 
-def _side_by_side(canvas: Any, numbers: Table, wide: bool) -> None:
+def _side_by_side(canvas: Any, numbers: FigureTable, wide: bool) -> None:
     import textwrap
 
     from evaluators.report.charts import percents

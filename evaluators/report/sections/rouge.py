@@ -4,14 +4,14 @@ from typing import Any
 
 from evaluators.report.blocks import Block, Drawing, Heading, Headline, Listing, Section, Words
 from evaluators.report.charts import WHISKER, grouped
-from evaluators.report.figures import QUIET, Table, figure, table
-from evaluators.report.inputs import Evaluation, Found, Json, told
+from evaluators.report.figures import QUIET, FigureTable, figure, table
+from evaluators.report.inputs import Evaluation, Inputs, Json, told
 
 GROUPS = ("all", "0-2", "3-5", "6-10", ">10")
 FEW = 30
 
 
-def section(found: Found) -> Section | str:
+def section(found: Inputs) -> Section | str:
     heard = told(found, ["rouge"], _told)
     blocks = [block for _, some in heard for block in some]
     if not blocks:
@@ -54,7 +54,7 @@ def _told(evaluation: Evaluation, number: int) -> list[Block]:
     return [*blocks, *_differences(data, groups, number)]
 
 
-def _levels(canvas: Any, numbers: Table, wide: bool) -> None:
+def _levels(canvas: Any, numbers: FigureTable, wide: bool) -> None:
     grouped(canvas, numbers, wide)
     (axes,) = canvas.axes
     labels = [name.replace(", ", "\n") for name in numbers.names(numbers.columns[0])]
@@ -63,7 +63,7 @@ def _levels(canvas: Any, numbers: Table, wide: bool) -> None:
     axes.set_xlabel("words of the reference")
 
 
-def _all(models: Json, number: int) -> Table:
+def _all(models: Json, number: int) -> FigureTable:
     rows = [
         (name, g, found["n"], found.get("rouge1"), found.get("rouge2"), found.get("rougeL"))
         for name, groups in models.items()
@@ -111,7 +111,7 @@ def _differences(data: Json, groups: list[str], number: int) -> list[Block]:
     return blocks
 
 
-def _beside(canvas: Any, numbers: Table, wide: bool) -> None:
+def _beside(canvas: Any, numbers: FigureTable, wide: bool) -> None:
     """Columns: group, model, difference, low, high, rows; drawn as groups of bars with whiskers."""
     groups = list(dict.fromkeys(numbers.names("words of the reference")))
     models = list(dict.fromkeys(numbers.names("model")))

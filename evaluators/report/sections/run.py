@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 from engine.collect.plan import role, settings_of_stage
 from evaluators.report.blocks import Block, Facts, Heading, Headline, Listing, Quote, Sample, Samples, Section
 from evaluators.report.figures import table
-from evaluators.report.inputs import Found, Stage
+from evaluators.report.inputs import Inputs, StageInput
 from evaluators.report.queries import drawn
 from store.errors import UsageError
 
@@ -20,7 +20,7 @@ VERBS = {
 }
 
 
-def section(found: Found) -> Section | str:
+def section(found: Inputs) -> Section | str:
     if not found.stages:
         return "the ledger has no stage yet"
     blocks: list[Block] = [Listing(_overview(found), "Rows are pool rows x samples.")]
@@ -35,7 +35,7 @@ def section(found: Found) -> Section | str:
     )
 
 
-def _headline(found: Found) -> Headline:
+def _headline(found: Inputs) -> Headline:
     done = sum(s.counts["done"] for s in found.stages)
     totals = [s.counts["total"] for s in found.stages]
     known = sum(totals) if all(t is not None for t in totals) else None
@@ -44,7 +44,7 @@ def _headline(found: Found) -> Headline:
     return Headline(f"{done:,}", "answers stored", note, weak if known is not None else "")
 
 
-def _overview(found: Found) -> Any:
+def _overview(found: Inputs) -> Any:
     rows = [
         (
             s.name, s.task, s.model, s.counts["total"], s.counts["done"],
@@ -56,7 +56,7 @@ def _overview(found: Found) -> Any:
     return table("stages", (*columns, "runs:count", "state"), rows)
 
 
-def _state(stage: Stage) -> str:
+def _state(stage: StageInput) -> str:
     if not stage.runs:
         return "not begun"
     last = stage.runs[-1]
@@ -67,7 +67,7 @@ def _state(stage: Stage) -> str:
     )
 
 
-def _facts(stage: Stage) -> Iterator[tuple[str, str]]:
+def _facts(stage: StageInput) -> Iterator[tuple[str, str]]:
     settings = stage.settings
     yield "task", f"{stage.task}: {VERBS.get(stage.task, '')}".rstrip(": ")
     yield "teacher", stage.model
@@ -98,7 +98,7 @@ def hosts(settings: dict[str, Any]) -> Iterator[str]:
             yield f"{parts.hostname}{f':{parts.port}' if parts.port else ''}{parts.path}"
 
 
-def _prompts(found: Found, stage: Stage) -> list[Block]:
+def _prompts(found: Inputs, stage: StageInput) -> list[Block]:
     """The first row's request as it was sent, made again from what the ledger knows."""
     first = drawn(found, stage, 1, "prompt")
     if not first:

@@ -7,8 +7,8 @@ from typing import Any
 from engine.tasks import parse_scores as reading
 from evaluators.report.blocks import Block, Drawing, Heading, Listing, Quote, Sample, Samples, Section, Words
 from evaluators.report.charts import grouped, percents
-from evaluators.report.figures import Table, figure, table
-from evaluators.report.inputs import Evaluation, Found, Stage, told
+from evaluators.report.figures import FigureTable, figure, table
+from evaluators.report.inputs import Evaluation, Inputs, StageInput, told
 from evaluators.report.queries import answered, drawn
 
 MOST_READ = 20_000  # replies; of more, so many are drawn
@@ -16,7 +16,7 @@ GRADES, SAMPLED = range(1, 11), 3
 Spread = Mapping[str, Counter[float]]  # model -> score -> answers
 
 
-def section(found: Found) -> Section | str:
+def section(found: Inputs) -> Section | str:
     blocks: list[Block] = []
     for number, stage in enumerate(found.of_task("score"), 1):
         blocks += [Heading(stage.name), *_stage(found, stage, number)]
@@ -26,7 +26,7 @@ def section(found: Found) -> Section | str:
     return Section("scores", "Scores", "What the teacher gave to each model's answers, 1 to 10.", blocks)
 
 
-def _stage(found: Found, stage: Stage, number: int) -> list[Block]:
+def _stage(found: Inputs, stage: StageInput, number: int) -> list[Block]:
     spread: dict[str, Counter[float]] = {}
     replies = 0
     for row in answered(found, stage, MOST_READ, "scores"):
@@ -73,14 +73,14 @@ def _shares(spread: Spread) -> Any:
         yield (str(grade), *counts)
 
 
-def _bars(canvas: Any, numbers: Table, wide: bool) -> None:
+def _bars(canvas: Any, numbers: FigureTable, wide: bool) -> None:
     grouped(canvas, numbers, wide)
     (axes,) = canvas.axes
     axes.set(xlabel="score", ylabel="share of answers")
     percents(axes, "y")
 
 
-def _means(spread: Spread, name: str) -> Table:
+def _means(spread: Spread, name: str) -> FigureTable:
     rows = []
     for model, counts in spread.items():
         n = counts.total()

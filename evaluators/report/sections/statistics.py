@@ -6,8 +6,8 @@ from typing import Any
 
 from evaluators.report.blocks import Block, Drawing, Heading, Listing, Section, Words
 from evaluators.report.charts import counted, height_for, sunburst
-from evaluators.report.figures import Table, figure, table
-from evaluators.report.inputs import Evaluation, Found, Json, Tell, told
+from evaluators.report.figures import FigureTable, figure, table
+from evaluators.report.inputs import Evaluation, Inputs, Json, Tell, told
 from evaluators.report.line_charts import distributions
 
 SHARES = ("truncated", "content_filter", "refusal", "refused_in_words", "untranslated", "empty")
@@ -15,7 +15,7 @@ LANGUAGES = 6
 FEWEST = 30  # texts with a verb and its noun, below which a chart shows chance
 
 
-def section(found: Found) -> Section | str:
+def section(found: Inputs) -> Section | str:
     kinds: dict[str, Tell] = {
         "lengths": _lengths, "verbs": _verbs, "shares": _shares,
         "duplicates": _duplicates, "overlap": _overlap,
@@ -49,7 +49,7 @@ def _lengths(evaluation: Evaluation, number: int) -> Iterator[Block]:
         yield Listing(_quantiles(f"words-{number}-thinking", thinking["data"]), words)
 
 
-def _quantiles(name: str, data: Json) -> Table:
+def _quantiles(name: str, data: Json) -> FigureTable:
     keys = ("5", "25", "50", "75", "95", "99")
     listed = [
         (one, d["rows"], d["words"]["mean"], *(d["words"]["quantiles"][k] for k in keys), d["words"]["max"])

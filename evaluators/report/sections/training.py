@@ -17,8 +17,8 @@ from evaluators.report.blocks import (
     Section,
     Words,
 )
-from evaluators.report.figures import Table, figure, table
-from evaluators.report.inputs import Found, Json, Training
+from evaluators.report.figures import FigureTable, figure, table
+from evaluators.report.inputs import Inputs, Json, TrainingInput
 from evaluators.report.line_charts import curves
 
 POINTS = 300  # steps in a curve, beyond which neighbours are drawn as their mean
@@ -39,17 +39,17 @@ SHOWN = (
 )
 
 
-def is_reward(training: Training) -> bool:
+def is_reward(training: TrainingInput) -> bool:
     held = any("held_out_accuracy" in record for record in training.metrics)
     return held or bool(training.quality) or "answers" in recipe_of(training)
 
 
-def recipe_of(training: Training) -> Json:
+def recipe_of(training: TrainingInput) -> Json:
     found = training.finished.get("Recipe") or training.setup.get("recipe") or training.setup
     return found if isinstance(found, dict) else {}
 
 
-def section(found: Found) -> Section | str:
+def section(found: Inputs) -> Section | str:
     mine = [t for t in found.trainings if not is_reward(t)]
     if not mine:
         return "no training of a student was found below the run folder; name one with --training"
@@ -63,7 +63,7 @@ def section(found: Found) -> Section | str:
     )
 
 
-def told(training: Training, name: str) -> list[Block]:
+def told(training: TrainingInput, name: str) -> list[Block]:
     """Facts, curves, and what a reader must know of them; for any kind of training."""
     steps = [r for r in training.metrics if r.get("kind") == "step" and number(r.get("loss"))]
     held = [r for r in training.metrics if r.get("kind") == "held_out" and number(r.get("held_out_loss"))]
@@ -101,7 +101,7 @@ def _caption(steps: Sequence[Json], held: Sequence[Json]) -> str:
     return caption
 
 
-def curve(name: str, steps: Sequence[Json], held: Sequence[Json]) -> Table:
+def curve(name: str, steps: Sequence[Json], held: Sequence[Json]) -> FigureTable:
     """A row for each point that is drawn: of the training loss, or of what was held out."""
     size = -(-len(steps) // POINTS)
     smooth = smoothed([r["loss"] for r in steps])
@@ -125,7 +125,7 @@ def smoothed(values: Sequence[float]) -> list[float]:
     return found
 
 
-def _facts(training: Training, steps: Sequence[Json]) -> list[tuple[str, str]]:
+def _facts(training: TrainingInput, steps: Sequence[Json]) -> list[tuple[str, str]]:
     recipe = {**training.setup, **recipe_of(training)}
     facts = [(n.replace("_", " "), _value(recipe[n])) for n in SHOWN if recipe.get(n) is not None]
     if training.title:
@@ -151,7 +151,7 @@ def _value(value: object) -> str:
     return text.rstrip("/").rsplit("/", 1)[-1] if text.startswith("/") else text
 
 
-def _answers(training: Training) -> list[Block]:
+def _answers(training: TrainingInput) -> list[Block]:
     """What the student said to held-out prompts, before and after."""
     held = [r for r in training.metrics if r.get("kind") == "held_out" and r.get("samples")]
     if not held:
@@ -168,7 +168,7 @@ def _answers(training: Training) -> list[Block]:
     return [Samples(f"{len(samples)} answers to held-out prompts, as the student learnt", samples)]
 
 
-def _headlines(training: Training) -> list[Headline]:
+def _headlines(training: TrainingInput) -> list[Headline]:
     held = [r for r in training.metrics if r.get("kind") == "held_out" and number(r.get("held_out_loss"))]
     if not held:
         return []
