@@ -45,7 +45,8 @@ Read = tuple[Stored, Any, Any]  # what is stored, the row, what its reply amount
 class Exported:
     """What became of a stage's rows: lines written, replies that could not be read, rows left out by
     outcome. others: rows with an answer under other settings than the last run's, which are left out or,
-    `mixed` in with so many of the last run's, part of the data set. damages: answers that are damaged."""
+    `mixed` in with so many of the last run's, part of the data set. kept: rows in it that `--reuse` has kept
+    from other settings. damages: answers that are damaged."""
 
     rows: int
     unread: int
@@ -53,6 +54,7 @@ class Exported:
     damages: Damages
     others: tuple[Other, ...] = ()
     mixed: int | None = None
+    kept: tuple[Other, ...] = ()
 
     @property
     def words(self) -> str:
@@ -62,6 +64,9 @@ class Exported:
             count = sum(self.left_out.values())
             kinds = ", ".join(f"{outcome} {n:,}" for outcome, n in sorted(self.left_out.items()))
             said += f"; {count:,} {'row' if count == 1 else 'rows'} left out: {kinds}"
+        if self.kept:
+            kept = ", ".join(f"{other.rows:,} ({other.why})" for other in self.kept)
+            said += f"; answers under other settings that --reuse has kept are among them: {kept}"
         if not self.others:
             return said
         whose = ", ".join(f"{other.rows:,} ({other.why})" for other in self.others)
@@ -127,7 +132,7 @@ def export_stage(
         found = _read(answered, role(settings), unread, format == "reviews", damages)
         count = _write(out, format, found, settings, min_margin, reasoning)
         mixed = counted.rows if all_settings else None
-        return Exported(count, len(unread), left_out, damages, counted.others, mixed)
+        return Exported(count, len(unread), left_out, damages, counted.others, mixed, counted.kept)
     finally:
         reader.close()
 

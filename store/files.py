@@ -23,6 +23,8 @@ from store.errors import StorageError, UsageError
 NO_PLACE = (IsADirectoryError, NotADirectoryError, FileExistsError, PermissionError)
 _NO_PLACE = (errno.EBADF, errno.ENXIO, errno.ENODEV, errno.EROFS, errno.ENAMETOOLONG)
 STDOUT = "-"
+SQLITE = b"SQLite format 3\0"
+RUN_FILES = ("ledger.db", "votes.db", "lock", "reserve")
 MOST_LINKS = 40
 LONGEST_NAME = 255
 
@@ -67,6 +69,7 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
     where the disk fails, and BrokenPipeError where the reader of a pipe has gone away."""
     try:
         if is_plain(path):
+            _refuse_ledgers(path)
             with whole(path) as file:
                 yield file
         else:
@@ -79,6 +82,22 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
         if isinstance(error, NO_PLACE) or error.errno in _NO_PLACE:
             raise UsageError(f"{words}; name another file") from error
         raise StorageError(words) from error
+
+
+def _refuse_ledgers(path: Path) -> None:
+    """An SQLite database, or a file that a run folder needs, is never an output. Raises UsageError."""
+    path = Path(os.path.realpath(path))
+    name = path.name.removesuffix("-wal").removesuffix("-shm").removesuffix("-journal")
+    beside = path.with_name(name)
+    with suppress(OSError):
+        if beside.is_file():
+            with beside.open("rb") as file:
+                if file.read(len(SQLITE)) == SQLITE:
+                    raise UsageError(
+                        f"cannot write {path}: {beside.name} is an SQLite database; name another file"
+                    )
+    if path.name in RUN_FILES and (path.parent / "ledger.db").exists():
+        raise UsageError(f"cannot write {path}: the run folder needs this file; name another one")
 
 
 def is_plain(path: Path) -> bool:

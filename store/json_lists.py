@@ -18,6 +18,7 @@ _TEXT = rb'"[^"\\]*(?:\\.[^"\\]*)*"'
 _BETWEEN = re.compile(rb'[^"\[\]{},]*(?:%s[^"\[\]{},]*)*' % _TEXT, re.DOTALL)  # up to a comma or a bracket
 _INSIDE = re.compile(rb'[^"\[\]{}]*(?:%s[^"\[\]{}]*)*' % _TEXT, re.DOTALL)  # up to a bracket
 _NEXT_ITEM = re.compile(rb'(?:[}\]"\w]\s*,|\})\s*(?=\{\s*")')  # where another item may begin
+_EMPTY = re.compile(rb"\s*\[\s*\]\s*")
 _SEVERAL = re.compile(rb"\}\s*,\s*\{")
 _LONGEST_LOOK = 1 << 20  # at an item that may follow a damaged one
 _MOST_DAMAGED = 1000  # items of one list; each may cost a search to the end of the file
@@ -31,6 +32,8 @@ def json_lists(stream: Stream) -> Iterator[Raw]:
             number = yield from _closed_early(stream, number)
             continue
         line = stream.readline(streams.MAX_ROW_BYTES + 1)
+        if _EMPTY.fullmatch(line):
+            continue
         is_part = len(line) > streams.MAX_ROW_BYTES and not line.endswith(b"\n")
         is_list = sign == b"[" or (sign == b"{" and _SEVERAL.search(line) is not None)
         rows: list[object] = [too_long()] if is_part and is_list else line_rows(stream, line, number + 1)[0]

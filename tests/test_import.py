@@ -182,7 +182,7 @@ async def test_rows_of_a_pool_that_was_asked_keep_their_places(tmp_path: Path) -
         file = write_pool(tmp_path / "paid.jsonl", paid)
         said = await taken_in(run, file, *bare(tmp_path))
         assert "7 answers taken in, 0 were there already" in said
-        assert "2 not taken in, since another answer is there" in said
+        assert "2 not taken in, because their requests have another reply already" in said
         assert [row["instruction"] for row in (await export(run))[:4]] == [
             row["instruction"] for row in asked[:4]
         ]
@@ -231,9 +231,9 @@ async def test_of_different_answers_to_equal_rows_the_first_counts_and_the_other
     three = [row | {"output": text} for text in ("One.", "Two.", "One.")]
     said = await taken_in(run, write_pool(tmp_path / "a.jsonl", three))
     assert "1 answers taken in, 1 were there already" in said
-    assert "1 not taken in, since another answer is there" in said
+    assert "1 not taken in, because their requests have another reply already" in said
     other = write_pool(tmp_path / "b.jsonl", [row | {"output": "Three."}])
-    assert "1 not taken in, since another answer is there" in await taken_in(run, other)
+    assert "1 not taken in, because their requests have another reply already" in await taken_in(run, other)
     assert [output for _, output in await texts(run)] == ["One."] * 3
 
 
@@ -248,7 +248,7 @@ async def test_equal_rows_are_the_samples_of_one_row_where_several_are_wanted(tm
     assert "0 answers taken in, 6 were there already" in again
     await taken_in(run, write_pool(tmp_path / "b.jsonl", answered(asked[:1], "Third")), *samples)
     late = await taken_in(run, write_pool(tmp_path / "c.jsonl", answered(asked[:1], "Fourth")), *samples)
-    assert "1 not taken in, since another answer is there" in late
+    assert "1 not taken in, because their requests have another reply already" in late
     async with Provider().running() as p:
         pool = write_pool(tmp_path / "pool.jsonl", asked)
         assert (await generate(run, pool, p.base_url, *samples)).code == 0
@@ -376,3 +376,20 @@ async def test_an_imported_answer_takes_the_place_of_one_that_is_none(tmp_path: 
         assert (await generate(run, pool, server.base_url, *flags)).code == 1
     await taken_in(run, write_pool(tmp_path / "paid.jsonl", answered(asked)), *bare(tmp_path))
     assert (await texts(run))[1] == pairs(answered(asked))[1]
+
+
+async def test_an_answer_that_is_no_text_is_a_bad_row(tmp_path: Path) -> None:
+    asked = [
+        {"instruction": "List three colours.", "output": ["red", "green"]},
+        {"instruction": "A", "output": {"a": 1}},
+        {"instruction": "B", "output": "b"},
+        {"instruction": "C"},
+        {"instruction": "D", "output": 0},
+    ]
+    file = write_pool(tmp_path / "a.jsonl", asked)
+    said = await taken_in(tmp_path / "run", file)
+    assert "2 answers taken in, 0 were there already, 1 rows had none; 2 bad rows left out" in said
+    assert "line 1: output is not text: ['red', 'green']" in said
+    ended = await take_in(tmp_path / "strict", file, "--strict")
+    assert ended.code == 2
+    assert "2 bad rows" in ended.err

@@ -148,7 +148,10 @@ async def test_reused_answers_belong_to_the_stage_wherever_their_rows_go(
         ]
         out = tmp_path / "out.jsonl"
         ended = await distill("export", run, "--format", "alpaca", "--out", out)
-        assert ended.err == f"10 rows written to {out}\n"
+        assert ended.err.startswith(
+            f"10 rows written to {out}; answers under other settings that --reuse has "
+        )
+        assert "kept are among them: 7 (prompt" in ended.err
         answers = [orjson.loads(line)["output"] for line in out.read_bytes().splitlines()]
         assert sum("In one word" in answer for answer in answers) == 3
         assert (await generate(run, pool, url, *flags, "--samples", 2)).code == 0

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+import sqlite3
 import stat
 import subprocess
 import sys
@@ -318,3 +319,22 @@ def test_a_ranking_into_a_pipe_keeps_nothing_beside_it(tmp_path: Path) -> None:
     candidates = write_pool(tmp_path / "c.jsonl", [{"id": 1, "prompt": "a", "candidates": ["b"]}])
     with pytest.raises(UsageError, match="--split reads the ranking again"):
         run_rank(tmp_path, candidates, Path("-"), quiet=True, groups=tmp_path / "groups")
+
+
+@pytest.mark.parametrize("name", ["ledger.db", "ledger.db-wal", "link", "lock", "reserve", "other.db"])
+def test_a_ledger_is_never_an_output(tmp_path: Path, name: str) -> None:
+    connection = sqlite3.connect(tmp_path / "ledger.db")
+    connection.execute("CREATE TABLE t (x)")
+    connection.close()
+    (tmp_path / "other.db").write_bytes((tmp_path / "ledger.db").read_bytes())
+    (tmp_path / "link").symlink_to(tmp_path / "ledger.db")
+    (tmp_path / "lock").touch()
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(UsageError, match="cannot write"):
+        write_lines(tmp_path / name, [b"x"])
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_file_called_lock_is_one_elsewhere(tmp_path: Path) -> None:
+    write_lines(tmp_path / "lock", [b"x"])
+    assert (tmp_path / "lock").read_bytes() == b"x\n"

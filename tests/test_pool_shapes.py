@@ -18,7 +18,8 @@ import pytest
 from test_pool import Reader, bad_lines, complaint, good, instructions, pool_of
 
 from store.errors import PoolError
-from store.records import Instruction
+from store.pool import Pool
+from store.records import BadRow, Instruction
 
 ROWS = [
     {"instruction": 'Say "a; b", please.', "input": "x\ty|z", "output": "one\ntwo"},
@@ -300,3 +301,10 @@ def test_a_pipe_that_hands_over_single_bytes_shows_its_shape() -> None:
             for place in range(len(data)):
                 reader.write(data[place : place + 1])
             assert reader.rest()[:2] == ["a", "end"]
+
+
+def test_an_empty_list_among_lists_is_no_row(tmp_path: Path) -> None:
+    path = tmp_path / "pool.json"
+    path.write_text('[{"instruction": "A"}]\n[]\n[{"instruction": "B"}]\n[]\n')
+    assert [row.instruction for row in Pool(path) if isinstance(row, Instruction)] == ["A", "B"]
+    assert not [row for row in Pool(path) if isinstance(row, BadRow)]

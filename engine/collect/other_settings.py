@@ -190,12 +190,13 @@ def _standing(reader: sqlite3.Connection, number: int, settings: Settings, plan:
 class Counting:
     """The settings that a stage's data set is made of: of the newest run that has rows there. `plans`:
     theirs, with those whose answers it keeps; `rows` have an answer under these, `others` under others
-    (counted where there are several)."""
+    (counted where there are several). `kept`: of `rows` those that are answered under other settings."""
 
     settings: Settings
     plans: tuple[int, ...]
     rows: int = 0
     others: tuple[Other, ...] = ()
+    kept: tuple[Other, ...] = ()
 
 
 def counting(reader: sqlite3.Connection, stage: int) -> Counting:
@@ -221,7 +222,11 @@ def counting(reader: sqlite3.Connection, stage: int) -> Counting:
     kept += [one for one in strange if plan and _asks_the_same(reader, stage, one, plan)]
     recorded = _by_plan(reader, stage)
     others = [_other(one, counts[one], recorded.get(one), ran) for one in strange if one not in kept]
-    return Counting(settings, tuple(kept), sum(counts[n] for n in counts if n in kept), tuple(others))
+    reused = [
+        _other(one, counts[one], recorded.get(one), ran) for one in ran.get("reused", ()) if counts.get(one)
+    ]
+    taken = sum(counts[n] for n in counts if n in kept)
+    return Counting(settings, tuple(kept), taken, tuple(others), tuple(reused))
 
 
 def _by_plan(reader: sqlite3.Connection, stage: int) -> dict[int, Recorded]:

@@ -127,9 +127,10 @@ class SampledPool:
 class Having:
     """The rows of a pool that have the field that a task is about; the others are bad rows."""
 
-    def __init__(self, rows: Pool | SampledPool, field: str, pool: Pool) -> None:
-        """`pool`: where the rows come from in the end."""
-        self._rows, self._field, self._pool = rows, field, pool
+    def __init__(self, rows: Pool | SampledPool, field: str, pool: Pool, may_lack: bool = False) -> None:
+        """`pool`: where the rows come from in the end. may_lack: rows without the field are fine, and only
+        those are bad in which it is not text."""
+        self._rows, self._field, self._pool, self._may_lack = rows, field, pool, may_lack
         self.source, self.is_stream = rows.source, rows.is_stream
 
     @property
@@ -139,12 +140,14 @@ class Having:
     def __iter__(self) -> Iterator[Instruction | BadRow]:
         for row in self._rows:
             if isinstance(row, Instruction) and not getattr(row, self._field).strip():
-                yield BadRow(self._pool.line, self._fault(self._pool.raw.get(self._field)))
-            else:
-                yield row
-
-    def _fault(self, value: object) -> str:
-        return missing(self._pool.raw, self._field) if as_text(value) == "" else no_text(self._field, value)
+                value = self._pool.raw.get(self._field)
+                if as_text(value) is None:
+                    yield BadRow(self._pool.line, no_text(self._field, value))
+                    continue
+                if not self._may_lack:
+                    yield BadRow(self._pool.line, missing(self._pool.raw, self._field))
+                    continue
+            yield row
 
 
 class Strict:
@@ -198,6 +201,14 @@ def pool_of(settings: Settings, source: str | Path) -> Surveyed:
     pool = SampledPool(whole, settings.sample, settings.seed) if settings.sample else whole
     rows: Surveyed = Having(pool, "output", whole) if settings.field == "output" else pool
     return checked(settings, rows)
+
+
+def answered_pool_of(settings: Settings, source: str | Path) -> Surveyed:
+    """The same, for a file of which most rows have an answer, and none may be something else than text."""
+    role(settings)
+    whole = Pool(source)
+    pool = SampledPool(whole, settings.sample, settings.seed) if settings.sample else whole
+    return checked(settings, Having(pool, "output", whole, may_lack=True))
 
 
 def checked(settings: Settings, rows: Surveyed) -> Surveyed:
