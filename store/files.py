@@ -18,13 +18,14 @@ from typing import IO, Any
 import orjson
 
 from store.errors import StorageError, UsageError
+from store.run_folder import LEDGER, LOCK, RESERVE
 
 # A place where no file can be, whatever the disk.
 NO_PLACE = (IsADirectoryError, NotADirectoryError, FileExistsError, PermissionError)
 _NO_PLACE = (errno.EBADF, errno.ENXIO, errno.ENODEV, errno.EROFS, errno.ENAMETOOLONG)
 STDOUT = "-"
 SQLITE = b"SQLite format 3\0"
-RUN_FILES = ("ledger.db", "votes.db", "lock", "reserve")
+RUN_FILES = (LEDGER, LOCK, RESERVE)
 MOST_LINKS = 40
 LONGEST_NAME = 255
 
@@ -96,7 +97,7 @@ def _refuse_ledgers(path: Path) -> None:
                     raise UsageError(
                         f"cannot write {path}: {beside.name} is an SQLite database; name another file"
                     )
-    if path.name in RUN_FILES and (path.parent / "ledger.db").exists():
+    if path.name in RUN_FILES and (path.parent / LEDGER).exists():
         raise UsageError(f"cannot write {path}: the run folder needs this file; name another one")
 
 

@@ -140,14 +140,15 @@ class Having:
     def __iter__(self) -> Iterator[Instruction | BadRow]:
         for row in self._rows:
             if isinstance(row, Instruction) and not getattr(row, self._field).strip():
-                value = self._pool.raw.get(self._field)
-                if as_text(value) is None:
-                    yield BadRow(self._pool.line, no_text(self._field, value))
-                    continue
-                if not self._may_lack:
-                    yield BadRow(self._pool.line, missing(self._pool.raw, self._field))
-                    continue
-            yield row
+                fault = self._fault(self._pool.raw.get(self._field))
+                yield BadRow(self._pool.line, fault) if fault else row
+            else:
+                yield row
+
+    def _fault(self, value: object) -> str:
+        if as_text(value) is None:
+            return no_text(self._field, value)
+        return "" if self._may_lack else missing(self._pool.raw, self._field)
 
 
 class Strict:
@@ -194,21 +195,17 @@ def _not_strict(source: str, count: int, named: Sequence[BadRow]) -> PoolError:
     return PoolError(f"{many} in {where}, and --strict allows none: {lines}{more}")
 
 
-def pool_of(settings: Settings, source: str | Path) -> Surveyed:
-    """The pool of a stage. Raises PoolError if it cannot be read, UsageError for bad settings."""
+def pool_of(settings: Settings, source: str | Path, answered: bool = False) -> Surveyed:
+    """The pool of a stage. answered: an output that is there must be text. Raises PoolError if it cannot be
+    read, UsageError for bad settings."""
     role(settings)
     whole = Pool(source)
-    pool = SampledPool(whole, settings.sample, settings.seed) if settings.sample else whole
-    rows: Surveyed = Having(pool, "output", whole) if settings.field == "output" else pool
+    rows: Pool | SampledPool = (
+        SampledPool(whole, settings.sample, settings.seed) if settings.sample else whole
+    )
+    if answered or settings.field == "output":
+        return checked(settings, Having(rows, "output", whole, may_lack=answered))
     return checked(settings, rows)
-
-
-def answered_pool_of(settings: Settings, source: str | Path) -> Surveyed:
-    """The same, for a file of which most rows have an answer, and none may be something else than text."""
-    role(settings)
-    whole = Pool(source)
-    pool = SampledPool(whole, settings.sample, settings.seed) if settings.sample else whole
-    return checked(settings, Having(pool, "output", whole, may_lack=True))
 
 
 def checked(settings: Settings, rows: Surveyed) -> Surveyed:

@@ -12,7 +12,14 @@ _PAGE = (b"<!doctype", b"<html", b"<head", b"<body", b"<?xml", b"<!--")
 
 def parse_body(raw: bytes) -> tuple[Any, bool]:
     """(value, plain): the JSON of a body, and whether it stands there plainly, so that others can read it
-    with a JSON path. Raises ValueError, RecursionError."""
+    with a JSON path. A list of one object is that object. Raises ValueError, RecursionError."""
+    value, plain = _parsed(raw)
+    if isinstance(value, list) and len(value) == 1 and isinstance(value[0], Mapping):
+        return value[0], False
+    return value, plain
+
+
+def _parsed(raw: bytes) -> tuple[Any, bool]:
     try:
         return loads(raw), True
     except ValueError:

@@ -93,8 +93,6 @@ def read_reply(raw: bytes) -> Reply:
     if error is not None:
         raise with_body(error, raw, read_claim(body.get("usage") if isinstance(body, Mapping) else None))
     try:
-        if isinstance(body, list) and len(body) == 1:
-            body, plain = body[0], False
         if _is_blocked(body):
             return replace(FILTERED_REPLY, claim=read_claim(body.get("usage") or body.get("usageMetadata")))
         choice = body["choices"][0]
@@ -246,8 +244,6 @@ def _why_unreadable(raw: bytes, why: str) -> str:
 def answer_of(raw: bytes) -> tuple[str, str]:
     """(text, thinking) in a stored body; a filtered request (a 400) has neither."""
     body, _ = parse_body(raw)
-    if isinstance(body, list) and len(body) == 1:
-        body = body[0]
     if not (isinstance(body, Mapping) and body.get("choices")):
         return "", ""
     reply = read_reply(raw)

@@ -14,7 +14,7 @@ from pathlib import Path
 from engine.collect.importer import IMPORTED, ImportCounts, Importer
 from engine.collect.other_settings import differences, kept_by
 from engine.collect.plan import Plan, plan_of
-from engine.collect.rows import Surveyed, answered_pool_of
+from engine.collect.rows import Surveyed, pool_of
 from engine.collect.settings import Settings
 from engine.provider.tokens import tokenizer_for
 from engine.terminal import plain
@@ -32,7 +32,7 @@ ROWS_A_TURN, TURNS_AHEAD = 500, 8  # rows between two looks at the writer; what 
 
 def run_import(settings: Settings, source: str, run: Path) -> int:
     """Says what became of the rows. Raises UsageError, PoolError, StorageError."""
-    rows = answered_pool_of(settings, source)
+    rows = pool_of(settings, source, answered=True)
     if (run / LEDGER).exists():
         with held(run):  # a folder that is in use is told first
             pass
