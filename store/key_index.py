@@ -130,8 +130,8 @@ class Known:
             self._forget_committed()
         return number
 
-    def asked(self, request: int) -> int:
-        """How often earlier runs have asked it in vain."""
+    def asked(self, request: int) -> tuple[int, bool]:
+        """How often earlier runs have asked it in vain, and whether the server refused it."""
         if not self._asked_noted:
             note_asked(self.reader)
             self._asked_noted = True

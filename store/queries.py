@@ -70,21 +70,25 @@ def ledger_name(reader: sqlite3.Connection) -> str:
 def note_asked(reader: sqlite3.Connection) -> None:
     """Puts down how often each request without an answer has been asked in vain, in a table on disk
     (nothing leads from a request to its attempts). What was in flight at a crash is not counted."""
-    reader.execute("CREATE TEMP TABLE asked_before (request INTEGER PRIMARY KEY, times INTEGER NOT NULL)")
     reader.execute(
-        "INSERT INTO temp.asked_before SELECT t.request, count(DISTINCT t.attempt) FROM ("
-        "SELECT request, attempt FROM errors UNION ALL "
-        "SELECT request, attempt FROM responses WHERE outcome IN "
+        "CREATE TEMP TABLE asked_before (request INTEGER PRIMARY KEY, times INTEGER NOT NULL, "
+        "refused INTEGER NOT NULL)"
+    )
+    reader.execute(
+        "INSERT INTO temp.asked_before SELECT t.request, count(DISTINCT t.attempt), max(t.refused) FROM ("
+        "SELECT request, attempt, cause IN ('bad_request', 'too_large', 'not_found', 'auth') AS refused "
+        "FROM errors UNION ALL SELECT request, attempt, 0 FROM responses WHERE outcome IN "
         "('malformed', 'unparsed', 'empty', 'other', 'tool_calls')"
         ") t JOIN requests r ON r.id = t.request WHERE r.answer IS NULL GROUP BY t.request"
     )
     reader.commit()
 
 
-def times_asked(reader: sqlite3.Connection, request: int) -> int:
-    """As `note_asked` has put it down."""
-    row = reader.execute("SELECT times FROM temp.asked_before WHERE request = ?", (request,)).fetchone()
-    return int(row[0]) if row else 0
+def times_asked(reader: sqlite3.Connection, request: int) -> tuple[int, bool]:
+    """How often, and whether it was refused, as `note_asked` has put it down."""
+    sql = "SELECT times, refused FROM temp.asked_before WHERE request = ?"
+    times, refused = reader.execute(sql, (request,)).fetchone() or (0, 0)
+    return int(times), bool(refused)
 
 
 def placed_page(

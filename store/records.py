@@ -78,7 +78,7 @@ class Request:
     body: the JSON sent, without the sample's index. prompt_tokens: as the API bills them.
     max_tokens: the most that the reply may cost, 0 where the request sets no bound.
     item: the row that it is made of, where its reply can only be read beside it.
-    asked: how often earlier runs have asked it in vain.
+    asked: how often earlier runs have asked it in vain; refused: whether the server would not take it then.
     """
 
     id: int
@@ -89,6 +89,7 @@ class Request:
     max_tokens: int
     item: Item | None = None
     asked: int = 0
+    refused: bool = False
 
 
 @dataclass(frozen=True, slots=True)

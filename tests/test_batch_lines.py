@@ -53,9 +53,7 @@ def test_a_line_with_a_reply_is_that_reply() -> None:
         (response(429, {"error": {"message": "Poor.", "code": "insufficient_quota"}}), QuotaExhausted),
         (response(500, {"error": {"message": "Oh."}}), ServerFault),
         (response(500, None), ServerFault),
-        (response(200, {"choices": []}), BadReply),
-        (response(200, None), BadReply),
-        (response(200, "<html>"), BadReply),
+        (response(200, {"choices": [], "usage": GOOD["usage"]}), BadReply),
         (response(400, {"error": {"message": "No.", "code": "content_filter"}}), Reply),
         (output(error={"code": "batch_expired", "message": "Too late."}), NotRun),
         (output(error={"code": "batch_cancelled", "message": "Gone."}), NotRun),
@@ -72,6 +70,13 @@ def test_a_line_means_what_an_online_reply_would(text: bytes, kind: type) -> Non
     assert isinstance(line, Line)
     assert line.key == KEY
     assert isinstance(line.meaning, kind), line.meaning
+
+
+@pytest.mark.parametrize("body", [None, {}, "", "<html>", {"choices": []}, [1]])
+def test_a_success_that_shows_neither_an_answer_nor_usage_is_damaged(body: object) -> None:
+    line = read_line(response(200, body))
+    assert isinstance(line, Damaged)
+    assert line.key == KEY
 
 
 @pytest.mark.parametrize(

@@ -234,7 +234,10 @@ def google(period: str, delay: str = "38s") -> bytes:
     return orjson.dumps([{"error": error}])
 
 
-def test_a_quota_for_a_minute_is_waited_for_and_one_for_a_day_ends_the_run() -> None:
+def test_a_quota_for_a_minute_is_waited_for_and_one_for_a_day_ends_the_run(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("engine.provider.refusals.midnight_pacific", lambda: 7 * 3600.0)
     minute = read_error(429, {}, google("Minute", "4s"))
     assert isinstance(minute, RateLimited)
     assert minute.wait == 4

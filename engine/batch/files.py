@@ -121,7 +121,7 @@ def is_success(status: int) -> bool:
     return 200 <= status < 300
 
 
-def _read(key: bytes, response: object, error: object) -> Line:
+def _read(key: bytes, response: object, error: object) -> Line | Damaged:
     told = response if isinstance(response, dict) and response else None
     status = _number(told.get("status_code")) if told else None
     raw = _as_bytes(told.get("body")) if told else b""
@@ -138,13 +138,16 @@ def _read(key: bytes, response: object, error: object) -> Line:
     return _answered(key, status, raw)
 
 
-def _answered(key: bytes, status: int, raw: bytes) -> Line:
+def _answered(key: bytes, status: int, raw: bytes) -> Line | Damaged:
+    """A success that shows neither an answer nor usage does not show what was paid for."""
     if is_filtered(status, raw):
         return Line(key, status, raw, FILTERED_REPLY)
     if not is_success(status):
         return Line(key, status, raw, read_error(status, {}, raw))
     try:
         return Line(key, status, raw, read_reply(raw))
+    except BadReply as error:
+        return Damaged(key, raw) if claim_in(raw).is_empty else Line(key, status, raw, error)
     except RowRefused as error:  # an error inside a reply of 200
         return Line(key, status, raw, FILTERED_REPLY if error.about == "filter" else error)
     except (AskError, RunStopped) as error:

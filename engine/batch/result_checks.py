@@ -100,7 +100,7 @@ class Results:
 
     def doubt(self, glance: Glance) -> str | None:
         """Why the files cannot be believed to show all results; None where they can."""
-        if not self.missing:
+        if not (self.missing or any(isinstance(line.meaning, Unclear) for line in self.held.values())):
             return None
         return "; ".join(glance.troubles[:2]) or self._damage(glance) or self._doubtful_count()
 
@@ -124,7 +124,8 @@ class Results:
         remote = self.remote
         stored = self.requests - len(self.waiting)
         paid = stored + damaged + sum(line.is_paid for line in self.held.values())
-        executed = stored + damaged + sum(not isinstance(h.meaning, NotRun) for h in self.held.values())
+        told = [line for line in self.held.values() if not isinstance(line.meaning, NotRun | Unclear)]
+        executed = stored + damaged + len(told)
         if remote.completed is None:
             cut_short = remote.status in CUT_SHORT  # then it is no wonder that some have no line
             return None if cut_short else "the provider does not say how many of its requests are completed"

@@ -199,9 +199,10 @@ class Asker:
     def _refusal(self, error: AskError | RunStopped, status: int) -> AskError | RunStopped:
         """A server that has answered nothing yet and forbids all is refusing the run, not the row; one that
         has answered, and sends a single request elsewhere, is refusing that."""
-        if self.endpoint.proven and isinstance(error, AddressWrong):
+        has_answered = self.endpoint.proven or self.endpoint.answered_before
+        if has_answered and isinstance(error, AddressWrong):
             return RowRefused(str(error), status, "bad_request")
-        if self.endpoint.proven or not isinstance(error, RowRefused):
+        if has_answered or not isinstance(error, RowRefused):
             return error
         if error.status == 403:
             return AuthRefused(str(error))
@@ -293,7 +294,9 @@ class Asker:
         )  # fmt: skip
         self.state.retry_causes[error.cause] += 1
         down = error.is_outage
-        at_once = down and not self.endpoint.proven
+        # A server that has answered nothing may fail for everybody, unless earlier runs know the row for it.
+        last = effort.spent >= self.terms.attempts and not (effort.suspect and error.cause != "timeout")
+        at_once = (down or last) and not self.endpoint.proven
         self.breaker.failed(effort, probe, str(error), down, at_once)
         if effort.spent >= self.terms.attempts:
             await self.ledger.committed()

@@ -32,7 +32,7 @@ def against_the_run(failures: Collection[Failed | Unusable], first: bool = True)
     unread = [one for one in failed if one.cause == "unparsed"]
     if len(unread) >= CANARIES:
         return AllUnread(_words(len(unread), "answered in vain", unread[-1].words, first))
-    own = [one for one in failed if one.about == "run" or one.status == 404]
+    own = [one for one in failed if first and (one.about == "run" or one.status == 404)]
     if own or (not unread and len(failed) >= CANARIES and _are_alike(failed)):
         return AllRefused(_words(len(failed), "refused", (own or failed)[-1].words, first))
     return None
@@ -71,5 +71,5 @@ def _are_alike(failures: Collection[Failed]) -> bool:
 def _words(count: int, what: str, words: str, first: bool) -> str:
     rows = "the first row was" if count == 1 else f"the first {count:,} rows were all"
     if not first:
-        rows = f"{count:,} more rows, from other places, were"
+        rows = f"{count:,} more rows, from other places, were all"
     return f"{rows} {what}, so nothing more is asked: {words}"

@@ -13,7 +13,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from queue import SimpleQueue
 
@@ -251,8 +251,9 @@ class Feed:
                 chunk.due.append(request)
             elif self.index.state(number) == DUE:  # known from an earlier run, not answered yet
                 self.index.mark(number, TAKEN)
-                asked = self._known.asked(number)
-                chunk.due.append(self._request(number, key, sample, body, messages, item, asked))
+                asked, refused = self._known.asked(number)
+                request = self._request(number, key, sample, body, messages, item)
+                chunk.due.append(replace(request, asked=asked, refused=refused))
             else:
                 self._count_known(number, chunk)
             placement.requests.append((sample, number))
@@ -280,11 +281,10 @@ class Feed:
         body: bytes,
         messages: Sequence[Message],
         item: Item,
-        asked: int = 0,
     ) -> Request:
         tokens = self._plan.tokenizer.count_messages(messages)
         kept = item if self._plan.task.check else None
-        return Request(number, key, sample, body, tokens, self._plan.max_tokens, kept, asked)
+        return Request(number, key, sample, body, tokens, self._plan.max_tokens, kept)
 
     def _turn_page(self, position: int) -> None:
         start, plan = position - position % PAGE, self._plan

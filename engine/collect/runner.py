@@ -39,6 +39,7 @@ from store.records import Request
 
 OUTSTANDING = 4  # times the concurrency
 CANARIES_A_SECOND = 4
+FAR = 4  # canaries that are left out where the rows at hand have failed: they are near
 ELSEWHERE = ("too_large", "not_found", "auth")  # others may have larger limits, the model, our access
 
 
@@ -58,8 +59,10 @@ class Runner:
         most: int,
         give_up_share: float = 1.0,
         proven: bool = False,
+        attempts: int = 1,
     ) -> None:
-        """`proven`: the stage has answers under these settings, so that it needs no canary."""
+        """`proven`: the stage has answers under these settings, so that it needs no canary; `attempts`: after
+        so many, in earlier runs, a row is known to be hard."""
         self.intake, self.ledger, self.state = intake, intake.ledger, intake.state
         self.teacher, self.most, self.give_up_share = teacher, most, give_up_share
         self.askers: dict[Endpoint, Asker] = {}  # set before run(): they ask us whether we have stopped
@@ -75,7 +78,9 @@ class Runner:
         self._doubts: list[tuple[Request, Failed | Unusable]] = []
         self._refused: list[tuple[Request, Failed]] = []
         self._past_canaries = False
-        self._canaries = 0
+        self._canaries = 0  # drawn since the last answer
+        self._drawn: set[int] = set()  # their requests
+        self._attempts = attempts
         self._producer: asyncio.Task[None] | None = None
         intake.asks, intake.stopped = self._asks, lambda: self.is_stopped
 
@@ -91,8 +96,7 @@ class Runner:
                 self._producer.cancel()
             await asyncio.wait([self._producer])
             await landed(self._tasks, self._changed, lambda: self._drain)
-            if are_in_a_row(last := [failed for _, failed in self._refused]):
-                self.stop(AllRefused(f"the last {len(last)} rows were all refused: {last[-1].words}"))
+            self._judge_last()
             self._settle_doubts()
 
     @property
@@ -141,7 +145,8 @@ class Runner:
             if self._doubts and not self._proven:
                 self._judge_doubts()
         self._past_canaries = True  # no row is left, or one was answered
-        self._settle_doubts()
+        if self._proven or not self._refused:
+            self._settle_doubts()
 
     async def _next_canary(self) -> Request | None:
         """The first pending row, then rows further and further away: a bad stretch of the pool must not
@@ -158,12 +163,21 @@ class Runner:
         place = min(place, len(self._due) - 1)
         request = self._due[place]
         del self._due[place]
+        self._drawn.add(request.id)
         return request
 
     def _judge_doubts(self) -> None:
-        doubts = [failed for _, failed in self._doubts]
+        """After others were answered, rows that were refused in earlier runs too do not speak."""
+        doubts = [failed for request, failed in self._doubts if not (self._refused and request.refused)]
         if reason := against_the_run(doubts, first=not self._refused):
             self.stop(reason)
+
+    def _judge_last(self) -> None:
+        """Refusals with which a run ends may be meant for everybody, unless an earlier run has seen these
+        rows refused already and others answered."""
+        last = [failed for _, failed in self._refused]
+        if are_in_a_row(last) and not all(request.refused for request, _ in self._refused):
+            self.stop(AllRefused(f"the last {len(last)} rows were all refused: {last[-1].words}"))
 
     def _settle_doubts(self) -> None:
         """The teacher works: what was doubtful has failed. Once the run has been stopped for it, it stays
@@ -171,6 +185,8 @@ class Runner:
         doubts = [*self._refused, *self._doubts]
         self._refused.clear()
         self._doubts.clear()
+        self._drawn.clear()
+        self._canaries = 0
         if not self._stopped:
             for request, failed in doubts:
                 self._fail(request, failed)
@@ -182,9 +198,14 @@ class Runner:
             if (request := await self._next_due()) is None:
                 break
             while not (self._stopped or self._has_room()):
+                if self.teacher.wants_another:
+                    self._due.appendleft(request)
+                    self._canaries = max(self._canaries, FAR)
+                    request = await self._next_canary()
+                    break
                 self._changed.clear()
                 await self._changed.wait()
-            if not self._stopped:
+            if request and not self._stopped:
                 self._spawn(request)
 
     def _has_room(self) -> bool:
@@ -211,7 +232,7 @@ class Runner:
 
     async def _ask(self, request: Request) -> None:
         """One request until it is answered or has failed."""
-        effort = Effort()
+        effort = Effort(suspect=request.asked >= self._attempts)
         try:
             while isinstance(verdict := await self._attempt(request, effort), Again):
                 if self._stopped:
@@ -277,8 +298,8 @@ class Runner:
             self._sleeping -= 1
 
     def _answered(self, request: Request) -> None:
-        self._proven = True
-        if self._past_canaries:
+        self._proven = self._past_canaries = True
+        if self._drawn or self._refused:
             self._settle_doubts()
         self.intake.answered(request.id)
 
@@ -287,7 +308,7 @@ class Runner:
         such a row waits for the verdict."""
         if isinstance(failed, Failed) and failed.cause == "unparsed" and self.state.was_read:
             self._proven = True
-        if not (self._proven or self._past_canaries):
+        if request.id in self._drawn and not (self._proven or self._past_canaries):
             if is_doubtful(failed) and not (isinstance(failed, Unusable) and self._never_gives_up):
                 self._doubts.append((request, failed))
                 return

@@ -6,10 +6,14 @@ failed while others succeeded are suspects: what they do later says nothing of t
 When failures that are nobody's fault, or those of different rows that are no suspects, follow
 one another with no success between, the server is down: the attempts they spent are given
 back, nobody is sent but a probe at growing intervals, and the first success closes the breaker.
+Probes are rows that have not been tried yet, as long as there are any: where the failures may be
+the rows' own, another row shows whether the server works.
 """
 
 import asyncio
 import math
+import random
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -28,7 +32,7 @@ class Effort:
     attempts: int = 0
     asks: int = 0
     unconfirmed: int = 0  # of the attempts: nothing has succeeded since, so it may be an outage
-    suspect: bool = False
+    suspect: bool = False  # it failed while others succeeded, in this run or an earlier one
     unparsed: int = 0  # replies that the task could not read
     unusable: int = 0  # replies that hold no answer
     refused_by: tuple[int, ...] = ()  # endpoints that would not take it, while others may
@@ -57,9 +61,11 @@ class Breaker:
         self._threshold = min(THRESHOLD, outstanding)
         self._streak: list[tuple[Effort, bool, float]] = []  # failures since the last success, with time
         self._doubtful: list[tuple[Effort, float]] = []  # succeeded since has only what was sent before
-        self._closed = asyncio.Event()
-        self._closed.set()
+        self._waiters: deque[tuple[Effort, asyncio.Future[bool]]] = deque()
+        self._timer: asyncio.TimerHandle | None = None
         self._probing = False
+        self._is_outage = False  # what the last failure was
+        self._accused: list[Effort] = []  # failures of theirs opened it, or kept it open
         self._interval = FIRST_PROBE
         self._next_probe = 0.0
         self._limited_since: float | None = None  # the first 429 since the last success
@@ -94,23 +100,45 @@ class Breaker:
         self.probes += 1
         return True
 
-    async def admit(self) -> bool:
-        """Waits until the request may go; true if it goes as a probe. Raises ProviderDown."""
+    @property
+    def wants_another(self) -> bool:
+        """Whether the rows that wait may be the fault of what failed: then a row that has not been tried
+        yet should be sent as the next probe."""
+        return self.is_open and not self._is_outage and all(effort.asks for effort, _ in self._waiters)
+
+    async def admit(self, effort: Effort) -> bool:
+        """Waits until the request may go; true if it goes as a probe."""
         while self.is_open:
-            if self._probing:
-                await self._closed.wait()
-                continue
-            self._probing = True
+            waiter: asyncio.Future[bool] = self._loop.create_future()
+            self._waiters.append((effort, waiter))
+            self._schedule_probe()
             try:
-                await asyncio.sleep(max(0.0, self._next_probe - self._clock()))
+                if await waiter:
+                    return True
             except asyncio.CancelledError:
-                self._probe_ended()
+                if waiter.done() and not waiter.cancelled() and waiter.result():
+                    self._probe_ended()
                 raise
-            if self.is_open:
-                self.probes += 1
-                return True
-            self._probing = False
         return False
+
+    def _schedule_probe(self) -> None:
+        if self.is_open and not self._probing and self._timer is None and self._waiters:
+            seconds = max(0.0, self._next_probe - self._clock())
+            self._timer = self._loop.call_later(seconds, self._send_probe)
+
+    def _send_probe(self) -> None:
+        """One of those that have not been tried yet goes, from anywhere in the pool, else the one that has
+        waited longest."""
+        self._timer = None
+        self._waiters = deque(each for each in self._waiters if not each[1].done())
+        if not self._waiters:
+            return
+        fresh = [each for each in self._waiters if not each[0].asks]
+        chosen = random.choice(fresh) if fresh else self._waiters[0]
+        self._waiters.remove(chosen)
+        self._probing = True
+        self.probes += 1
+        chosen[1].set_result(True)
 
     def succeeded(self, sent_at: float = math.inf) -> None:
         """Any reply of the server that shows that it works, or worked at `sent_at` (on our clock): what
@@ -136,11 +164,14 @@ class Breaker:
         """An attempt (counted already) has failed. `is_outage`: it cannot be the row's fault;
         `at_once`: opens without waiting for more. Raises ProviderDown when it is time to give up."""
         self.last_words = words
+        self._is_outage = is_outage
         if self.is_open:
             effort.attempts -= 1
+            if not is_outage:
+                self._accused.append(effort)
             if probe:
                 self._put_off()
-        elif is_outage or not effort.suspect:
+        elif is_outage or at_once or not effort.suspect:
             effort.unconfirmed += is_outage
             self._streak.append((effort, is_outage, self._clock()))
             if at_once or self._looks_down():
@@ -154,7 +185,7 @@ class Breaker:
     def limited(self, incidents: int, wait: float | None, words: str, probe: bool) -> None:
         """A 429: sustained ones are an outage too. Raises ProviderDown when the server wants a
         longer wait than anybody would sit through (a daily limit)."""
-        self.last_words = words
+        self.last_words, self._is_outage = words, True
         now = self._clock()
         self._limited_since = now if self._limited_since is None else self._limited_since
         if wait is not None and wait > self._give_up:
@@ -182,17 +213,26 @@ class Breaker:
         for effort, is_outage in [*entries, *((effort, True) for effort, _ in self._doubtful)]:
             effort.attempts -= 1
             effort.unconfirmed -= is_outage
+        self._accused = [effort for effort, is_outage, _ in self._streak if not is_outage]
         self._streak.clear()
         self._doubtful.clear()
         self.opened_at = self._clock()
-        self._closed.clear()
         self._interval = FIRST_PROBE
         self._next_probe = self.opened_at + self._interval
 
     def _close(self) -> None:
         self.opened_at = None
         self._probing = False
-        self._closed.set()
+        for effort in self._accused:
+            effort.suspect = True
+        self._accused.clear()
+        if self._timer:
+            self._timer.cancel()
+            self._timer = None
+        for _, waiter in self._waiters:
+            if not waiter.done():
+                waiter.set_result(False)
+        self._waiters.clear()
 
     def _put_off(self) -> None:
         assert self.opened_at is not None
@@ -210,6 +250,4 @@ class Breaker:
     def _probe_ended(self) -> None:
         """Lets another waiter become the prober."""
         self._probing = False
-        if self.is_open:
-            self._closed.set()
-            self._closed.clear()
+        self._schedule_probe()

@@ -41,6 +41,7 @@ class Endpoint:
     most: int
     adaptive: Adaptive | None = None
     proven: bool = False  # it has answered in this run
+    answered_before: bool = False  # it has answered in an earlier run, under the settings of a stage of this
     refusals: int = 0  # of rows, since it has answered
     rest: float = 0.0  # seconds of the last rest
     rested_until: float = 0.0
@@ -100,6 +101,13 @@ class Teacher:
         """Requests that may be in flight together at the moment."""
         return sum(e.gate.limit for e in self.endpoints)
 
+    @property
+    def wants_another(self) -> bool:
+        """Whether every server seems down for reasons that may be the rows' own, and only rows wait that
+        have failed."""
+        rows = [waiter.effort for waiter in self._waiters]
+        return all(e.breaker.wants_another for e in self.endpoints) and all(effort.asks for effort in rows)
+
     def utilisation(self) -> dict[str, Any]:
         """Share of each limit that was used, 0-1; None: no limit. Of several servers: their limits
         taken together, and each under `endpoints`."""
@@ -119,7 +127,7 @@ class Teacher:
         if not self.is_one:
             return await self._wait(_Admission(size, effort, self._loop.create_future()))
         (endpoint,) = self.endpoints
-        probe = await endpoint.breaker.admit()
+        probe = await endpoint.breaker.admit(effort)
         try:
             await endpoint.gate.enter(first=effort.asks > 0)
         except BaseException:
@@ -169,12 +177,17 @@ class Teacher:
                     waiter.future.set_result(admitted)
                 else:
                     soonest = min(soonest, opens)
-                    if not waiter.effort.refused_by:
+                    if not (waiter.effort.refused_by or self._is_passed(waiter)):
                         break
                     passed.append(waiter)
             self._waiters.popleft()
         self._waiters.extendleft(reversed(passed))
         self._set_timer(soonest)
+
+    def _is_passed(self, waiter: _Admission) -> bool:
+        """Whether a row that has not been tried yet may go before one that has: as the probe of a server
+        whose failures may be the rows' own."""
+        return bool(waiter.effort.asks) and all(e.breaker.wants_another for e in self.endpoints)
 
     async def _wait(self, waiter: _Admission) -> Admitted:
         if self._over:
@@ -198,7 +211,10 @@ class Teacher:
         far as that is known. One that has failed since its last success is for when the others are full.
         """
         now, ready, soonest = self._loop.time(), [], inf
+        fresh = any(not w.effort.asks and not w.future.done() for w in self._waiters)
         for endpoint in self._candidates(waiter.effort):
+            if fresh and self._is_passed(waiter):
+                break
             if endpoint.gate.in_flight < endpoint.slots and endpoint.breaker.may_pass:
                 opens = _opens_at(endpoint, waiter.size, now)
                 soonest = min(soonest, opens)

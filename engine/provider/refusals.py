@@ -189,6 +189,8 @@ def _error(
 ) -> AskError | RunStopped:
     said = f"{where or f'HTTP {status}'}: {refusal.message or 'no message'}"
     wait = wait_for(headers, refusal.body, refusal.message)
+    if status == 429 and any("perday" in code for code in refusal.codes):
+        wait = Wait(midnight_pacific())  # when Google's days end, whatever wait it tells
     if error := _of_account(status, refusal, said, wait):
         return error
     if status == 401 or (status in (400, 403, 422) and refusal.has(words.KEY_CODE, words.KEY_WORDS)):
@@ -215,8 +217,6 @@ def _of_account(status: int, refusal: Refusal, said: str, wait: Wait) -> RunStop
     )
     if daily:
         at = wait.seconds
-        if any("perday" in code for code in refusal.codes):  # Google's days end at midnight, Pacific time
-            at = midnight_pacific()
         if at is None or at > LONG_WAIT:
             back = f"; it comes back at {back_at(at)}" if at is not None else ""
             return QuotaExhausted(f"the quota for a day is used up{back}: {said}")
