@@ -82,6 +82,16 @@ def test_nobody_knows_the_price_of_an_unheard_of_model() -> None:
         ("mistral/mistral-large-latest", "mistral-large", "https://api.mistral.ai/v1"),
         ("mistral/mistral-medium-2508", "mistral-medium-2508", "https://api.mistral.ai/v1"),
         ("deepseek/deepseek-chat", "deepseek-chat", "https://api.deepseek.com/v1"),
+        ("openai:gpt-4o", "gpt-4o", OPENAI),
+        ("anthropic:claude-sonnet-4-5", "claude-sonnet-4-5", "https://api.anthropic.com/v1"),
+        ("google-gla:gemini-2.5-pro", "gemini-2.5-pro", "https://generativelanguage.googleapis.com/v1beta"),
+        ("groq:llama-3.3-70b-versatile", "llama-3.3-70b-versatile", "https://api.groq.com/openai/v1"),
+        ("openrouter:openai/gpt-4o", "openai/gpt-4o", "https://openrouter.ai/api/v1"),
+        ("kimi-k2-turbo-preview", "kimi-k2-turbo-preview", "https://api.moonshot.ai/v1"),
+        ("moonshotai:kimi-k2-thinking-turbo", "kimi-k2-thinking-turbo", "https://api.moonshot.ai/v1"),
+        ("kimi-k2.7-code-highspeed", "kimi-k2.7-code-highspeed", "https://api.moonshot.ai/v1"),
+        ("qwen-max", "qwen-max", "https://openrouter.ai/api/v1"),
+        ("qwen/qwen-turbo", "qwen-turbo", "https://openrouter.ai/api/v1"),
         ("groq/llama-3.3-70b-versatile", "llama-3.3-70b-versatile", "https://api.groq.com/openai/v1"),
         (
             "bedrock/us.anthropic.claude-sonnet-4-5-20250929-v1:0",
@@ -114,6 +124,8 @@ def test_a_vendor_s_model_has_the_vendor_s_price_behind_any_gateway(
         "mistral", "mistralai/Mistral-7B-Instruct-v0.3", "mixtral-8x7b", "mistral-small:24b", "command-r:35b",
         "CohereLabs/c4ai-command-r-08-2024", "xai-org/grok-2", "grok-1", "kimi-k2", "glm-4.5-air", "phi-4",
         "reedmayhew/claude-3.7-sonnet-reasoning-gemma3-12B", "Qwen3-4B-Gemini-2.5-Flash-Distill",
+        "Qwen/Qwen2.5-Max-Tuned-7B", "qwen:7b", "mistral:latest", "mistral:7b-instruct", "Qwen3-30B-A3B",
+        "moonshotai/Kimi-K2-Instruct-0905", "zai-org/GLM-4.6", "openai:my-model", "openai:gpt-oss-20b",
         "gpt4all-13b", "o1-mini-distill-7b", "facebook/opt-1.3b", "claudette", "olmo-2",
     ],
 )  # fmt: skip
@@ -126,7 +138,22 @@ def test_open_weights_and_names_of_one_s_own_are_free_on_this_machine_and_only_t
 
 
 @pytest.mark.parametrize(
-    "name", ["gpt-9", "gpt-5-ultra", "gpt4o-prod", "claude-epic-9", "gemini-9-pro", "openrouter/auto"]
+    "name",
+    [
+        "gpt-9",
+        "gpt-5-ultra",
+        "gpt4o-prod",
+        "claude-epic-9",
+        "gemini-9-pro",
+        "openrouter/auto",
+        "openai:gpt-9",
+        "qwen9-max",
+        "kimi-k9-turbo",
+        "glm-4-plus",
+        "doubao-pro-32k",
+        "ernie-x1-turbo",
+        "hunyuan-turbos-latest",
+    ],
 )
 def test_a_vendor_s_model_that_the_list_does_not_know_is_not_free_but_unknown(name: str) -> None:
     """Nor has it the price of one whose name is the beginning of its own."""

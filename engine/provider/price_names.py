@@ -19,8 +19,10 @@ from store.errors import UsageError
 if TYPE_CHECKING:
     from genai_prices.types import ModelInfo
 
-# Names that only their vendor serves, by the list's id for it. Of vendors that publish weights too
-# (Cohere, DeepSeek, Mistral, Moonshot, Qwen) only what they keep or names of their API alone.
+UNLISTED = "unlisted"  # a vendor whom the list does not know: its price has to be given
+
+# Names that only their vendor serves, by the list's id for it or for who sells it. Of vendors that publish
+# weights too (Cohere, DeepSeek, Mistral, Moonshot, Qwen) only what they keep or names of their API alone.
 VENDORS: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
     (vendor, re.compile(pattern))
     for vendor, pattern in (
@@ -37,7 +39,11 @@ VENDORS: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
         ("mistral", r"(mistral|magistral|devstral)-(medium|saba)|codestral-2[5-9]"),
         ("mistral", r"(open-)?[a-z]*(stral|mixtral)[a-z0-9-]*-latest$"),
         ("deepseek", r"deepseek-(chat|reasoner)$"),
-        ("moonshotai", r"moonshot-v1"),
+        ("moonshotai", r"moonshot-v1|kimi-(latest|[a-z0-9.-]*(preview|turbo|highspeed))"),
+        ("openrouter", r"(qwen[0-9.]*|qwq|qvq)-([a-z]+-)?(max|plus|turbo|flash|long)(?![a-z])"),  # Alibaba's
+        ("zhipuai", r"glm-(4|4v|z1)-(plus|airx?|flashx?|long)(?![a-z])|glm-zero"),
+        (UNLISTED, r"abab[0-9]|doubao-|hunyuan-(turbos?|lite|standard|pro|large)|ernie-(bot|speed|lite|x1)"),
+        (UNLISTED, r"yi-(large|lightning|medium|spark)|step-[12]-|spark-|sensechat|reka-(core|flash|edge)"),
         ("perplexity", r"sonar(-|$)"),
         ("meta", r"muse-"),
     )
@@ -54,10 +60,18 @@ SELLERS = {
     "novita": "novita", "github_copilot": "github-copilot", "anthropic": "anthropic",
 }  # fmt: skip
 
+# The same before a colon (`openai:gpt-4o`, as Pydantic AI and others write it); None: the name decides. Not
+# `mistral`, which Ollama writes before the tag of its own model.
+COLONS = {
+    "openai": None, "openai-chat": None, "openai-responses": None, "google": None, "google-gla": None,
+    "google-vertex": None, "alibaba": None, "moonshotai": None, "zhipuai": None, "grok": "x-ai",
+    **{name: seller for name, seller in SELLERS.items() if seller != "mistral"},
+}  # fmt: skip
+
 _WEIGHTS = re.compile(
     r"(^|[-_.:/])(\d+x)?\d+(\.\d+)?[bm]($|[-_.:/])"  # a number of parameters: 8b, 0.5b, 8x7b, 360m
     r"|gguf|safetensors|ggml|awq|gptq|exl2|mlx|lora|distill|quantized|int[48]|fp8|nvfp4|q\d_[k\d]"
-    r"|gpt-?oss|gpt-?4all|llama|qwen|gemma|xai-org/"
+    r"|gpt-?oss|gpt-?4all|llama|gemma|xai-org/"
 )
 _CLOUD = re.compile(
     r"^((us|us-gov|eu|uk|apac|au|jp|ca|in|sa|me|af|global|regional)\.)?"
@@ -111,7 +125,7 @@ def is_sold(model: str) -> bool:
 
 def find(model: str, base_url: str | None) -> Entry | None:
     """What the list knows of a name at an address; None for the address of no known seller."""
-    name = model.strip().lower()
+    name = _slashed(model)
     if base_url is not None and (entry := _first(_spellings(name), provider_api_url=base_url)):
         return _in_region(entry, base_url)
     seller, vendor = _seller(name), _vendor(name)
@@ -127,7 +141,7 @@ def find(model: str, base_url: str | None) -> Entry | None:
 def find_named(model: str, base_url: str | None) -> Entry:
     """The entry that the user names with --price-as, also of a seller's own id (`groq/llama-...`).
     Raises UsageError with names that are near it."""
-    owner, _, rest = model.strip().lower().partition("/")
+    owner, _, rest = _slashed(model).partition("/")
     if entry := find(model, base_url) or (_first(_spellings(rest), provider_id=owner) if rest else None):
         return entry
     near = _near(model.strip().lower())
@@ -135,17 +149,24 @@ def find_named(model: str, base_url: str | None) -> Entry:
     raise UsageError(f"--price-as {model}: the price list does not know this model; {hint}")
 
 
+def _slashed(model: str) -> str:
+    """In lower case, and with the route before a slash where it stood before a colon."""
+    name = model.strip().lower()
+    first, colon, rest = name.partition(":")
+    return f"{first}/{rest}" if colon and rest and first in COLONS else name
+
+
 def _seller(name: str) -> str | None:
-    name = name.strip().lower()
+    name = _slashed(name)
     first, slash, _ = name.partition("/")
     if slash:
-        return SELLERS.get(first)
+        return SELLERS.get(first) or COLONS.get(first)
     return "aws" if _CLOUD.match(name) else None  # Bedrock's names need no route before them
 
 
 def _vendor(name: str) -> str | None:
     """Whose own name it is. One that tells of weights (a size, a format) is of a file on some disk."""
-    name = name.strip().lower()
+    name = _slashed(name)
     if _is_path(name) or _WEIGHTS.search(name):
         return None
     bare = _bare(name)
