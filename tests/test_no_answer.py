@@ -91,6 +91,23 @@ async def test_how_often_it_is_bought_can_be_said_and_retry_asks_again(tmp_path:
     assert ledger(run, "SELECT count(*) FROM responses") == [(3,)]  # the empty reply is kept
 
 
+async def test_filtered_and_cut_answers_are_asked_again_only_when_they_are_named(tmp_path: Path) -> None:
+    replies = {"bad": said("", "content_filter"), "long": said("It goes on", "length")}
+    teacher = Teacher(lambda row: replies.get(row, said("Fine.")))
+    pool, run = pool_of(tmp_path, "easy", "bad", "long"), tmp_path / "run"
+    async with scripted(teacher.answer) as url:
+        await generate(run, pool, url, *bare(tmp_path), *PRICE)
+        assert "0 failed requests" in (await distill("retry", run)).err
+        assert "1 failed requests" in (await distill("retry", run, "--cause", "content_filter")).err
+        assert "1 failed requests" in (await distill("retry", run, "--cause", "length")).err
+        replies.clear()
+        ended = await generate(run, pool, url, *bare(tmp_path), *PRICE)
+        assert ended.code == 0, ended.err
+    assert teacher.asked == {"easy": 1, "bad": 2, "long": 2}
+    assert (await stage(run))["outcomes"] == {"stop": 3}
+    assert "there are" in (await distill("retry", run, "--cause", "stop")).err
+
+
 async def test_a_call_of_a_tool_is_asked_for_once(tmp_path: Path) -> None:
     call = {"tool_calls": [{"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}]}
     teacher = Teacher(lambda row: said(None, "tool_calls", **call) if row == "tool" else said("Fine."))

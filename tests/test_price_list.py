@@ -91,7 +91,8 @@ def test_nobody_knows_the_price_of_an_unheard_of_model() -> None:
         ("moonshotai:kimi-k2-thinking-turbo", "kimi-k2-thinking-turbo", "https://api.moonshot.ai/v1"),
         ("kimi-k2.7-code-highspeed", "kimi-k2.7-code-highspeed", "https://api.moonshot.ai/v1"),
         ("qwen-max", "qwen-max", "https://openrouter.ai/api/v1"),
-        ("qwen/qwen-turbo", "qwen-turbo", "https://openrouter.ai/api/v1"),
+        ("qwen-vl-max", "qwen-vl-max", "https://openrouter.ai/api/v1"),
+        ("glm-4-plus", "glm-4-plus", "https://open.bigmodel.cn/api/paas/v4"),
         ("groq/llama-3.3-70b-versatile", "llama-3.3-70b-versatile", "https://api.groq.com/openai/v1"),
         (
             "bedrock/us.anthropic.claude-sonnet-4-5-20250929-v1:0",
@@ -149,7 +150,6 @@ def test_open_weights_and_names_of_one_s_own_are_free_on_this_machine_and_only_t
         "openai:gpt-9",
         "qwen9-max",
         "kimi-k9-turbo",
-        "glm-4-plus",
         "doubao-pro-32k",
         "ernie-x1-turbo",
         "hunyuan-turbos-latest",

@@ -122,5 +122,18 @@ def test_a_claim_is_believed_where_it_can_be(claim: Claim, usage: Usage, estimat
     assert believed(claim, PROMPT, SIZE, BOUND, lambda: WRITTEN) == (usage, estimated)
 
 
+@pytest.mark.parametrize(("told", "booked"), [(1, WRITTEN), (29, WRITTEN), (30, 30), (90, 90)])
+def test_far_fewer_tokens_than_the_text_has_are_not_believed(told: int, booked: int) -> None:
+    usage, estimated = believed(Claim(60, told), PROMPT, SIZE, BOUND, lambda: WRITTEN, characters=2000)
+    assert (usage, estimated) == (Usage(60, booked), told != booked)
+
+
+def test_a_short_text_of_few_tokens_is_believed_without_counting() -> None:
+    def count() -> int:
+        raise AssertionError
+
+    assert believed(Claim(60, 1), PROMPT, SIZE, BOUND, count, characters=32) == (Usage(60, 1), False)
+
+
 def test_a_reply_without_a_text_may_have_cost_nothing() -> None:
     assert believed(Claim(60, 0), PROMPT, SIZE, BOUND, lambda: 0) == (Usage(60, 0), False)

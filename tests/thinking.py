@@ -74,7 +74,7 @@ def reply(thinker: Thinker, server: Server, body: dict[str, Any]) -> dict[str, A
     if thinker.tells:
         usage["completion_tokens_details"] = {"reasoning_tokens": thought}
     message = {"role": "assistant", "content": "" if is_empty else f"An answer to: {row}"}
-    message["reasoning_content"] = f"Thinking of: {row}"
+    message["reasoning_content"] = f"Thinking of: {row[-40:]}"
     choice = {"index": 0, "message": message, "finish_reason": "length" if is_empty else "stop"}
     made = {"object": "chat.completion", "model": body["model"], "choices": [choice]}
     return made if thinker.silent in row else {**made, "usage": usage}

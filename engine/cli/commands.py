@@ -18,6 +18,9 @@ from store.records import CAUSES, UNUSABLE
 from store.run_folder import held, ledger_path
 
 
+IF_NAMED = ("content_filter", "refusal", "length")  # outcomes that are asked again only by name
+
+
 def run_estimate(
     settings: Settings,
     pool: "Surveyed",
@@ -65,11 +68,12 @@ def run_retry(run: Path, cause: str | None, stage: str | None) -> None:
     """Makes failed requests due again; stored replies that can be read by now are answers, unasked."""
     from store.ledger import connect_writer
 
-    if cause is not None and cause not in (*CAUSES, *UNUSABLE):
-        raise UsageError(f"--cause {cause}: unknown; there are {', '.join((*CAUSES, *UNUSABLE))}")
+    outcomes = UNUSABLE if cause is None else tuple(o for o in (*UNUSABLE, *IF_NAMED) if o == cause)
+    if cause is not None and not outcomes and cause not in CAUSES:
+        known = ", ".join((*CAUSES, *UNUSABLE, *IF_NAMED))
+        raise UsageError(f"--cause {cause}: unknown; there are {known}")
     ledger_path(run)
     where, values = "answer IS NULL AND failure IS NOT NULL", []
-    unusable = UNUSABLE if cause is None else tuple(name for name in UNUSABLE if name == cause)
     if cause is not None:
         where += " AND failure IN (SELECT id FROM errors WHERE cause = ?)"
         values.append(cast(object, cause))
@@ -78,8 +82,8 @@ def run_retry(run: Path, cause: str | None, stage: str | None) -> None:
         of_stage = " AND id IN (SELECT request FROM samples WHERE stage = ?)"
         stage_values.append(stage_of(run, stage)[0])
     where, values = where + of_stage, [*values, *stage_values]
-    # replies that hold no answer stay in the ledger; their requests have none again
-    marks = ", ".join("?" * len(unusable))
+    # these replies stay in the ledger; their requests have no answer again
+    marks = ", ".join("?" * len(outcomes))
     in_vain = f"answer IN (SELECT id FROM responses WHERE outcome IN ({marks})){of_stage}"
     with held(run):
         connection = connect_writer(run)
@@ -87,7 +91,7 @@ def run_retry(run: Path, cause: str | None, stage: str | None) -> None:
             read = read_again(connection, where, values) if cause in (None, "unparsed") else 0
             count = connection.execute(f"UPDATE requests SET failure = NULL WHERE {where}", values).rowcount
             sql = f"UPDATE requests SET answer = NULL WHERE {in_vain}"
-            count += connection.execute(sql, [*unusable, *stage_values]).rowcount
+            count += connection.execute(sql, [*outcomes, *stage_values]).rowcount
         finally:
             connection.close()
     if read:

@@ -87,6 +87,7 @@ class Booking:
         return believed(
             reply.claim, asked.prompt_tokens, asked.size, asked.max_tokens,
             lambda: self._tokenizer.count(reply.text) + self._tokenizer.count(reply.reasoning),
+            len(reply.text) + len(reply.reasoning),
         )  # fmt: skip
 
     def _cost(

@@ -224,7 +224,7 @@ def _near(name: str) -> list[str]:
     """Up to three names on the list that look like it: of vendors first, else with their seller."""
     from genai_prices.data import providers
 
-    vendors = {vendor for vendor, _ in VENDORS}
+    vendors = {vendor for vendor, _ in VENDORS} - {"openrouter"}
     models = [(p.id, m.id) for p in providers for m in p.models if m.is_match(m.id)]
     plain = [model for seller, model in models if seller in vendors]
     routed = [f"{seller}/{model}" for seller, model in models]

@@ -15,6 +15,8 @@ from store.records import Usage
 
 MOST_TOKENS = 10**9  # a count beyond this is not a count
 MOST_THINKING = 200_000  # tokens beyond the bound on a reply that a server may still claim
+LONGEST_TOKEN = 32  # characters of text for each token that is told: beyond it, we count for ourselves
+FEWEST_TOKENS = 0.25  # of our own count is what a server may tell
 SPARE_PROMPT = 20_000  # tokens that a provider may add to a prompt of its own (templates, system prompts)
 _PROMPT = ("prompt_tokens", "input_tokens", "promptTokenCount", "prompt_eval_count")
 _COMPLETION = ("completion_tokens", "output_tokens", "candidatesTokenCount", "eval_count")
@@ -97,17 +99,25 @@ def _count(value: object) -> int | None:
 
 
 def believed(
-    claim: Claim, prompt_tokens: int, body_bytes: int, max_tokens: int, count: Callable[[], int]
+    claim: Claim,
+    prompt_tokens: int,
+    body_bytes: int,
+    max_tokens: int,
+    count: Callable[[], int],
+    characters: int = 0,
 ) -> tuple[Usage, bool]:
     """(usage, estimated): what a reply is booked with, and whether a part of it is our own count.
 
     prompt_tokens: our count of the request; body_bytes: its size, which no tokenizer exceeds in tokens;
-    max_tokens: the bound on the reply, 0 for none; count: our count of what the reply holds.
+    max_tokens: the bound on the reply, 0 for none; count: our count of what the reply holds; characters:
+    its length.
     """
     prompt, completion = claim.prompt, claim.completion
     if not prompt or prompt > body_bytes + SPARE_PROMPT:
         prompt = None
     if completion is not None and completion > (max_tokens or MOST_THINKING) + MOST_THINKING:
+        completion = None
+    if completion and characters > LONGEST_TOKEN * completion and completion < FEWEST_TOKENS * count():
         completion = None
     if not completion:  # zero is not believed where there is text
         written = count()
