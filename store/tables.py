@@ -223,7 +223,11 @@ def parquet_rows(stream: Stream, file: IO[bytes] | None) -> Iterator[Raw]:
             shutil.copyfileobj(stream, spooled)
         number = 0
         try:
-            for batch in pq.ParquetFile(source).iter_batches(batch_size=4096):
+            table = pq.ParquetFile(source)
+            names = table.schema_arrow.names
+            if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
+                raise PoolError(f"pool {stream.source} has column {twice[0]!r} twice: rename one of the two")
+            for batch in table.iter_batches(batch_size=4096):
                 rows: list[dict[str, Any]] = batch.to_pylist()
                 for row in rows:
                     number += 1

@@ -17,7 +17,6 @@ from store.queries import stage_of
 from store.records import CAUSES, UNUSABLE
 from store.run_folder import held, ledger_path
 
-
 IF_NAMED = ("content_filter", "refusal", "length")  # outcomes that are asked again only by name
 
 
