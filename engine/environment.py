@@ -69,11 +69,11 @@ def default_url() -> str:
     return os.environ.get("OPENAI_BASE_URL") or OPENAI_URL
 
 
-def text_of_file(path: Path | None) -> str | None:
+def text_of_file(path: str | Path | None) -> str | None:
     """A prompt's text. Raises UsageError."""
     if path is None:
         return None
     try:
-        return path.read_text(encoding="utf-8")
+        return Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"cannot read --prompt {path}: {error}") from error

@@ -51,3 +51,11 @@ class DiskFull(StorageError):
 def first_line(error: Exception) -> str:
     """What a library's error says, as a sentence of ours can quote it."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def requirement(message: str) -> str:
+    """What pydantic says about a wrong value, as it stands behind the value's name: "must be greater than 0"."""
+    text = message.removeprefix("Value error, ").split(", unable to parse")[0]
+    text = text.replace("Input should", "must").replace("String should", "must")
+    text = text.replace("a valid integer", "a whole number")
+    return text.replace("a valid number", "a number").replace("a valid string", "a text")

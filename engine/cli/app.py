@@ -1,4 +1,4 @@
-"""`distill`: the command line. Thin: reads flags, calls one function, turns errors into words.
+"""`distill`: the command line. Thin: reads flags, calls one function, turns errors into sentences.
 
 The commands that take the engine's flags are in ask.py, the others here. Imports only what
 `--help` needs; each command imports its own work.
@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-import typer.core
 
 from engine import __version__
 from engine.cli.ask import ASKING
 from engine.cli.crash_report import Unexpected
+from engine.cli.help import Command, Group
 from engine.cli.options import JsonOption
 from engine.terminal import outlive_the_terminal, plain, stop_on_signals, tell
 from evaluators.cli import annotate, report
@@ -24,19 +24,24 @@ from store.errors import DistillError, UsageError
 from trainers.cli import app as train_app
 from trainers.cli import rank
 
-# In the order of the work: before asking, asking, after it, training, evaluation.
-COMMANDS = (
-    "estimate", "generate", "translate", "score", "compare", "judge", "run", "import",
-    "status", "browse", "retry", "settle", "check", "export",
-    "train", "rank", "serve", "evaluate", "annotate", "report", "demo",
-)  # fmt: skip
+PANELS = {  # in the order of the work
+    "Ask a teacher": ("estimate", "generate", "translate", "score", "compare", "judge", "run", "import"),
+    "Look after a run": ("status", "browse", "retry", "settle", "check", "export"),
+    "Train and serve": ("train", "rank", "serve"),
+    "Evaluate": ("evaluate", "annotate", "report"),
+    "Try it": ("demo",),
+}
+COMMANDS = tuple(name for names in PANELS.values() for name in names)
 
 
-class InOrder(typer.core.TyperGroup):
+class InOrder(Group):
     """The commands as `--help` lists them."""
 
     def list_commands(self, ctx: Any) -> list[str]:
-        return sorted(self.commands, key=COMMANDS.index)
+        for panel, names in PANELS.items():
+            for name in names:
+                self.commands[name].rich_help_panel = panel  # type: ignore[attr-defined]
+        return list(COMMANDS)
 
 
 def _print_version(wanted: bool) -> None:
@@ -48,9 +53,8 @@ def _print_version(wanted: bool) -> None:
 app = typer.Typer(
     name="distill",
     cls=InOrder,
-    help="Distil a strong language model into data and smaller models.",
+    help="Distill a strong language model into data and smaller models.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -64,19 +68,20 @@ def distill(
         typer.Option("--version", callback=_print_version, is_eager=True, help="print the version and exit"),
     ] = False,
 ) -> None:
-    """Distil a strong language model into data and smaller models."""
+    """Distill a strong language model into data and smaller models."""
 
 
-app.add_typer(train_app)
+app.add_typer(train_app, cls=Group)
 app.command()(rank)
-app.add_typer(evaluate_app)
+app.add_typer(evaluate_app, cls=Group)
 app.command()(report)
 app.command()(annotate)
 
 for name, command in ASKING.items():
     app.command(name)(command)
 
-RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="a run folder")]
+RunOption = Annotated[Path, typer.Option("--run", metavar="DIR", help="the run folder")]
+StageOption = Annotated[str | None, typer.Option("--stage", metavar="S", help="only this stage")]
 
 
 def _print_json(value: Any) -> None:
@@ -86,7 +91,7 @@ def _print_json(value: Any) -> None:
 
 
 @app.command()
-def status(run: RunArgument, json: JsonOption = False) -> None:
+def status(run: RunOption, json: JsonOption = False) -> None:
     """Tell what a run has done, what failed and why, and what it cost."""
     from engine.run.status import status_of
 
@@ -101,14 +106,14 @@ def status(run: RunArgument, json: JsonOption = False) -> None:
 
 @app.command()
 def retry(
-    run: RunArgument,
+    run: RunOption,
     cause: Annotated[
         str | None,
         typer.Option("--cause", metavar="C", help="only rows that failed for this cause"),
     ] = None,
-    stage: Annotated[str | None, typer.Option("--stage", metavar="S", help="only this stage")] = None,
+    stage: StageOption = None,
 ) -> None:
-    """Make failed rows due again; the next `generate` asks them."""
+    """Let the next run of the same command ask failed rows again."""
     from engine.cli.commands import run_retry
 
     run_retry(run, cause, stage)
@@ -116,7 +121,7 @@ def retry(
 
 @app.command()
 def check(
-    run: RunArgument,
+    run: RunOption,
     repair: Annotated[
         bool, typer.Option("--repair", help="make damaged answers pending again; nothing is thrown away")
     ] = False,
@@ -130,7 +135,7 @@ def check(
 
 @app.command()
 def settle(
-    run: RunArgument,
+    run: RunOption,
     lost: Annotated[bool, typer.Option("--lost", help="they were not billed: nothing is at risk")] = False,
     billed: Annotated[
         bool, typer.Option("--billed", help="they were billed: book the most that they can cost")
@@ -138,7 +143,7 @@ def settle(
     usd: Annotated[
         float | None, typer.Option("--usd", metavar="X", help="they were billed, X dollars together")
     ] = None,
-    stage: Annotated[str | None, typer.Option("--stage", metavar="S", help="only this stage")] = None,
+    stage: StageOption = None,
     id: Annotated[
         list[str] | None, typer.Option("--id", metavar="ID", help="only this row; repeat it for more")
     ] = None,
@@ -155,7 +160,7 @@ def settle(
 
 @app.command()
 def export(
-    run: RunArgument,
+    run: RunOption,
     format: Annotated[
         str,
         typer.Option(
@@ -202,7 +207,7 @@ def export(
 
 @app.command()
 def browse(
-    run: RunArgument,
+    run: RunOption,
     port: Annotated[
         int, typer.Option("--port", metavar="P", help="[8001]; 0 for any", show_default=False)
     ] = 8001,
@@ -272,6 +277,11 @@ def demo(
     from engine.cli.demo import run_demo
 
     raise typer.Exit(run_demo(out))
+
+
+for group in (app, train_app, evaluate_app):
+    for info in group.registered_commands:
+        info.cls = Command
 
 
 def _run_app() -> None:

@@ -28,16 +28,15 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from engine.collect.setting_fields import POOLED, TASKS, StageSettings, declared
 from engine.recipe.schema import OfStage, OfStep, Path_, Recipe, StageTable, StepTable, line_numbers, wrong
 from store.errors import UsageError
 
-POOLED = ("generate", "translate")  # tasks that read a pool, or one stage
-JOINED = ("score", "judge", "compare")  # tasks that read several models' answers
 ONLY_FOR = {  # keys that other tasks would not heed
-    "both_orders": ("judge",), "names": JOINED, "structured": (*JOINED, "translate"), "language": JOINED,
-    "to": ("translate",),
-    "field": ("translate",), "prompt": ("generate", "translate", "judge"),
-}  # fmt: skip
+    name: tasks
+    for name, field in StageSettings.model_fields.items()
+    if len(tasks := [task for task in declared(field)["commands"] if task in TASKS]) < len(TASKS)
+}
 RANKED = re.compile(r"rank([1-9][0-9]*)\.jsonl")
 
 
@@ -103,7 +102,8 @@ def _check_stage(recipe: Recipe, name: str, stage: StageTable) -> None:
         _check_joined(recipe, at, stage)
     for key, tasks in ONLY_FOR.items():
         if key in stage.model_fields_set and stage.task not in tasks:
-            raise recipe.wrong((*at, key), f"{stage.task} has no use for it; it is for {', '.join(tasks)}")
+            words = f"it does not apply to {stage.task} (only to {', '.join(tasks)})"
+            raise recipe.wrong((*at, key), words)
     for above in recipe.upstream(name):
         if recipe.stage[above].task not in POOLED:
             key = "from" if stage.source is not None else "answers"

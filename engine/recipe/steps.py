@@ -18,7 +18,7 @@ RUN/evaluations/NAME.json, where `report` looks for it.
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args, get_origin
 
 from engine.export import SHAPES, check_outcomes, check_reasoning
 from engine.recipe.schema import Member, OfStage, OfStep, Path_, Recipe, StageTable, Value
@@ -72,7 +72,7 @@ def _flag(param: Any) -> Flag:
     """A key is the flag's name with underscores, as elsewhere in recipes."""
     is_option = param.param_type_name == "option"
     kind = param.type_descriptor.annotation
-    inner = next(iter(get_args(kind)), kind)
+    inner = str if get_origin(kind) is Literal else next(iter(get_args(kind)), kind)
     name = max(param.opts, key=len).lstrip("-").replace("-", "_")
     off = param.secondary_opts[0] if is_option and param.secondary_opts else None
     several = bool(getattr(param, "multiple", False)) or param.nargs == -1
