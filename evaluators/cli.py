@@ -19,21 +19,25 @@ ReviewsOption = Annotated[
 ]
 MoreArgument = Annotated[list[Path] | None, typer.Argument(metavar="FILE", hidden=True)]
 JudgedRunOption = Annotated[
-    list[Path] | None, typer.Option("--run", metavar="RUN", help="what the judges of a run said")
+    list[Path] | None,
+    typer.Option("--run", metavar="RUN", help="run folder with stages that judge; repeat it"),
 ]
 JudgedStageOption = Annotated[
-    list[str] | None, typer.Option("--stage", metavar="S", help="of the run [all that judge]")
+    list[str] | None,
+    typer.Option("--stage", metavar="S", help="stage of the run; repeat it [all that judge]"),
 ]
 ModelAOption = Annotated[
     str | None,
-    typer.Option("--a", metavar="NAME", help="first model, where reviews do not say [X of X_vs_Y]"),
+    typer.Option("--a", metavar="NAME", help="first model, if reviews do not name it [X of X_vs_Y]"),
 ]
 ModelBOption = Annotated[
-    str | None, typer.Option("--b", metavar="NAME", help="its opponent, where reviews do not say [Y]")
+    str | None, typer.Option("--b", metavar="NAME", help="its opponent, if reviews do not name it [Y]")
 ]
 JudgeOption = Annotated[
     list[str] | None,
-    typer.Option("--judge", metavar="NAME", help="a judge's name, one for each file and run [theirs]"),
+    typer.Option(
+        "--judge", metavar="NAME", help="a judge's name, one for each file and run; repeat it [their own]"
+    ),
 ]
 JudgedQuestionsOption = Annotated[
     Path | None, typer.Option("--questions", metavar="Q", help="the questions, for their categories")
@@ -43,12 +47,12 @@ WordOption = Annotated[
     typer.Option(
         "--scores",
         metavar="W",
-        help="where a review's score is not its text's: file or text [file]",
+        help="which score to trust if a review's `score` and its text differ: file or text [file]",
         show_default=False,
     ),
 ]
 RowsOption = Annotated[
-    Path | None, typer.Option("--rows", metavar="FILE", help="each reply behind the figures, as JSONL")
+    Path | None, typer.Option("--rows", metavar="FILE", help="write every reply behind the figures as JSONL")
 ]
 
 app = typer.Typer(name="evaluate", help="Measure models, answers and judges.", no_args_is_help=True)
@@ -71,7 +75,7 @@ def reward(
     json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Measure a reward model: how often it prefers the better answer, beside the longer one's."""
+    """Measure how often a reward model prefers the better answer."""
     quieten()
     from trainers.scoring import run_evaluation
 
@@ -84,7 +88,7 @@ def judge(
     reviews: ReviewsOption = None,
     preferences: Annotated[
         list[Path] | None,
-        typer.Option("--preferences", metavar="FILE", help="which output is better, as AlpacaEval has it"),
+        typer.Option("--preferences", metavar="FILE", help="AlpacaEval's preferences; repeat it"),
     ] = None,
     run: JudgedRunOption = None,
     stage: JudgedStageOption = None,
@@ -97,7 +101,7 @@ def judge(
     rows: RowsOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Sum up judges: scores against an opponent, wins, intervals, position bias, agreement."""
+    """Summarize judges: scores, wins, intervals, position bias, agreement."""
     from evaluators.judge.command import JudgeOptions, run_judge, with_more
     from evaluators.tables import outputs
 
@@ -115,7 +119,9 @@ def ranking(
     stage: JudgedStageOption = None,
     baseline: Annotated[
         list[Path] | None,
-        typer.Option("--baseline", metavar="FILE", help="reviews of other answers, to compare with"),
+        typer.Option(
+            "--baseline", metavar="FILE", help="reviews of other answers to compare with; repeat it"
+        ),
     ] = None,
     b: ModelBOption = None,
     scores: WordOption = "file",
@@ -123,7 +129,7 @@ def ranking(
     rows: RowsOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Tell whether answers get worse from rank to rank; the best first, or named rank1, rank2, ..."""
+    """Show whether answers get worse from rank to rank."""
     from evaluators.judge.command import JudgeOptions, run_ranking, with_more
     from evaluators.tables import outputs
 
@@ -139,10 +145,10 @@ def human(
     json: JsonOption = False,
     csv: CsvOption = None,
     votes: Annotated[
-        Path | None, typer.Option("--votes", metavar="FILE", help="every vote that counts, in CSV")
+        Path | None, typer.Option("--votes", metavar="FILE", help="write every vote that counts as CSV")
     ] = None,
 ) -> None:
-    """Count people's votes: win, tie, loss for each criterion, and how far annotators agree."""
+    """Count people's votes by criterion, and how far annotators agree."""
     from evaluators.human import run_human
     from evaluators.tables import outputs
 
@@ -154,29 +160,33 @@ def annotate(
     run: Annotated[Path, typer.Option("--run", metavar="DIR", help="where the votes are kept")],
     questions: Annotated[
         str | None,
-        typer.Option("--questions", metavar="Q", help="the prompts, where answers name them by id only"),
+        typer.Option("--questions", metavar="Q", help="the prompts, if the answers name them by id only"),
     ] = None,
     answers: Annotated[
         str | None,
-        typer.Option("--answers", metavar="A", help="a model's answers (not needed to go on with a run)"),
+        typer.Option("--answers", metavar="A", help="a model's answers (not needed to continue a run)"),
     ] = None,
     against: Annotated[
         str | None, typer.Option("--against", metavar="B", help="the opponent's answers")
     ] = None,
     name: Annotated[
         list[str] | None,
-        typer.Option("--name", metavar="N", help="a model's name, in the order of the files [the file's]"),
+        typer.Option(
+            "--name", metavar="N", help="a model's name, in the order of the files; repeat it [the file's]"
+        ),
     ] = None,
     votes: Annotated[
         int | None,
-        typer.Option("--votes", metavar="N", help="people who see each pair [3]", show_default=False),
+        typer.Option("--votes", metavar="N", help="votes for each pair [3]", show_default=False),
     ] = None,
     seed: Annotated[
         int | None,
-        typer.Option("--seed", metavar="N", help="by which sides are drawn [0]", show_default=False),
+        typer.Option(
+            "--seed", metavar="N", help="seed for assigning answers to left and right [0]", show_default=False
+        ),
     ] = None,
     port: Annotated[
-        int, typer.Option("--port", metavar="P", help="[8002]; 0 for any", show_default=False)
+        int, typer.Option("--port", metavar="P", help="port; 0 picks a free one [8002]", show_default=False)
     ] = 8002,
     host: Annotated[
         str,
@@ -184,7 +194,11 @@ def annotate(
     ] = "127.0.0.1",
     allow_host: Annotated[
         list[str] | None,
-        typer.Option("--allow-host", metavar="NAME[:PORT]", help="a proxy's name, by which people come"),
+        typer.Option(
+            "--allow-host",
+            metavar="NAME[:PORT]",
+            help="name of a proxy that forwards to this page; repeat it",
+        ),
     ] = None,
     mturk: Annotated[
         Path | None,
@@ -192,10 +206,10 @@ def annotate(
     ] = None,
     import_: Annotated[
         Path | None,
-        typer.Option("--import", metavar="RESULTS.csv", help="take in Mechanical Turk's results instead"),
+        typer.Option("--import", metavar="RESULTS.csv", help="import Mechanical Turk's results instead"),
     ] = None,
 ) -> None:
-    """Have people vote on two models' answers: helpful, honest, harmless, on a web page."""
+    """Let people vote on two models' answers on a web page."""
     from evaluators.annotate.command import run_import, run_mturk, run_page
     from evaluators.annotate.server import ListenAddress
     from evaluators.annotate.study import Files
@@ -210,29 +224,30 @@ def annotate(
 
 
 def report(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="a run folder")],
-    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="the page, self-contained")],
+    run: Annotated[Path, typer.Option("--run", metavar="DIR", help="the run folder")],
+    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="the HTML page")],
     training: Annotated[
         list[Path] | None,
-        typer.Option("--training", metavar="DIR", help="a training that lies elsewhere (several times)"),
+        typer.Option("--training", metavar="DIR", help="folder of a training run elsewhere; repeat it"),
     ] = None,
     evaluation: Annotated[
         list[Path] | None,
         typer.Option(
             "--evaluation",
             metavar="FILE",
-            help="what `evaluate … --json` wrote, beside RUN/evaluations/*.json (several times)",
+            help="output of `evaluate … --json`, besides RUN/evaluations/*.json; repeat it",
         ),
     ] = None,
     csv: Annotated[
         Path | None,
-        typer.Option("--csv", metavar="DIR", help="every table also as a CSV file in this folder"),
+        typer.Option("--csv", metavar="DIR", help="also write every table as CSV in this folder"),
     ] = None,
     seed: Annotated[
-        int, typer.Option("--seed", metavar="N", help="of the rows that are shown [0]", show_default=False)
+        int,
+        typer.Option("--seed", metavar="N", help="seed for the rows that are shown [0]", show_default=False),
     ] = 0,
 ) -> None:
-    """Tell all of a run on one page: cost, limits, failures, data, training, judges, votes."""
+    """Write a report about a run as one HTML page."""
     from evaluators.report.build import run_report
 
     raise typer.Exit(run_report(run, out, csv, training or [], evaluation or [], seed))

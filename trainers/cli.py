@@ -20,7 +20,9 @@ RecipeOption = Annotated[
 ]
 ResumeOption = Annotated[bool, typer.Option("--resume", help="continue from the last complete checkpoint")]
 QuietOption = Annotated[bool, typer.Option("--quiet", help="print only errors")]
-RewardOption = Annotated[Path, typer.Option("--reward", metavar="DIR", help="a folder of `train reward`")]
+RewardOption = Annotated[
+    Path, typer.Option("--reward", metavar="DIR", help="a folder that `train reward` wrote")
+]
 
 
 @app.callback()
@@ -65,16 +67,18 @@ def reward(
 def rank(
     reward: RewardOption,
     candidates: Annotated[
-        Path, typer.Option("--candidates", metavar="FILE", help="rows of id, prompt and candidates")
+        Path, typer.Option("--candidates", metavar="FILE", help="rows with id, prompt and candidates")
     ],
-    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="the same with scores and order")],
+    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="the same rows with scores and order")],
     split: Annotated[
         Path | None,
-        typer.Option("--split", metavar="DIR", help="also rank1.jsonl, rank2.jsonl, ...: answers for judge"),
+        typer.Option(
+            "--split", metavar="DIR", help="also write rank1.jsonl, rank2.jsonl, … here: answers for judge"
+        ),
     ] = None,
     quiet: QuietOption = False,
 ) -> None:
-    """Score candidates with a reward model and put them in order, the best first."""
+    """Rank candidates with a reward model, the best first."""
     quieten()
     from trainers.rank import run_rank
 

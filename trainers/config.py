@@ -21,7 +21,7 @@ from pydantic import (
     model_validator,
 )
 
-from store.errors import UsageError, requirement
+from store.errors import UsageError, wrong_value
 
 MOST_ROWS_AT_ONCE = 4  # in a micro batch, unless said: more is no faster on CPU, and costs memory
 MOST_EPOCHS = 10_000
@@ -269,7 +269,7 @@ def _first_problem(error: ValidationError, said: Mapping[str, Any], file: Path |
         return f"{flag} is missing: give it as a flag" + (f" or in {file}" if file else "")
     if problem["type"] == "extra_forbidden":
         return f"{where}: there is no setting of this name"
-    return f"{where} {problem['input']}: {requirement(problem['msg'])}"
+    return wrong_value(where, dict(problem))
 
 
 def _hint(recipe: Training) -> str:

@@ -15,7 +15,7 @@ import typer
 from engine import __version__
 from engine.cli.ask import ASKING
 from engine.cli.crash_report import Unexpected
-from engine.cli.help import Command, Group
+from engine.cli.help import PanelCommand, PanelGroup
 from engine.cli.options import JsonOption
 from engine.terminal import outlive_the_terminal, plain, stop_on_signals, tell
 from evaluators.cli import annotate, report
@@ -34,7 +34,7 @@ PANELS = {  # in the order of the work
 COMMANDS = tuple(name for names in PANELS.values() for name in names)
 
 
-class InOrder(Group):
+class InOrder(PanelGroup):
     """The commands as `--help` lists them."""
 
     def list_commands(self, ctx: Any) -> list[str]:
@@ -71,9 +71,9 @@ def distill(
     """Distill a strong language model into data and smaller models."""
 
 
-app.add_typer(train_app, cls=Group)
+app.add_typer(train_app, cls=PanelGroup)
 app.command()(rank)
-app.add_typer(evaluate_app, cls=Group)
+app.add_typer(evaluate_app, cls=PanelGroup)
 app.command()(report)
 app.command()(annotate)
 
@@ -92,7 +92,7 @@ def _print_json(value: Any) -> None:
 
 @app.command()
 def status(run: RunOption, json: JsonOption = False) -> None:
-    """Tell what a run has done, what failed and why, and what it cost."""
+    """Show what a run has done, what failed and why, and what it cost."""
     from engine.run.status import status_of
 
     found = status_of(run)
@@ -109,7 +109,7 @@ def retry(
     run: RunOption,
     cause: Annotated[
         str | None,
-        typer.Option("--cause", metavar="C", help="only rows that failed for this cause"),
+        typer.Option("--cause", metavar="C", help="only rows that failed with this cause"),
     ] = None,
     stage: StageOption = None,
 ) -> None:
@@ -123,11 +123,11 @@ def retry(
 def check(
     run: RunOption,
     repair: Annotated[
-        bool, typer.Option("--repair", help="make damaged answers pending again; nothing is thrown away")
+        bool, typer.Option("--repair", help="make damaged answers pending again; nothing is deleted")
     ] = False,
     json: JsonOption = False,
 ) -> None:
-    """Check that the ledger is intact, and say what is damaged and what that costs."""
+    """Check whether the ledger is intact, and show what is damaged."""
     from engine.check.command import run_check
 
     raise typer.Exit(run_check(run, repair, json))
@@ -136,23 +136,23 @@ def check(
 @app.command()
 def settle(
     run: RunOption,
-    lost: Annotated[bool, typer.Option("--lost", help="they were not billed: nothing is at risk")] = False,
+    lost: Annotated[bool, typer.Option("--lost", help="they were not billed")] = False,
     billed: Annotated[
-        bool, typer.Option("--billed", help="they were billed: book the most that they can cost")
+        bool, typer.Option("--billed", help="they were billed: book the most that they can have cost")
     ] = False,
     usd: Annotated[
-        float | None, typer.Option("--usd", metavar="X", help="they were billed, X dollars together")
+        float | None, typer.Option("--usd", metavar="X", help="they were billed: X dollars in total")
     ] = None,
     stage: StageOption = None,
     id: Annotated[
-        list[str] | None, typer.Option("--id", metavar="ID", help="only this row; repeat it for more")
+        list[str] | None, typer.Option("--id", metavar="ID", help="only this row; repeat it")
     ] = None,
     attempt: Annotated[
-        list[int] | None, typer.Option("--attempt", metavar="N", help="only this attempt; repeat it for more")
+        list[int] | None, typer.Option("--attempt", metavar="N", help="only this attempt; repeat it")
     ] = None,
     json: JsonOption = False,
 ) -> None:
-    """List requests that may have been billed without an answer, or say what became of them."""
+    """List requests that may have been billed without an answer, or settle them."""
     from engine.run.settle import run_settle
 
     run_settle(run, lost, billed, usd, stage, id or (), attempt or (), json)
@@ -166,30 +166,33 @@ def export(
         typer.Option(
             "--format",
             metavar="F",
-            help="alpaca, chat, parquet or candidates (for rank); of scores: comparisons or scores; "
-            "of a judge: reviews",
+            help="alpaca, chat, parquet or candidates (for rank); for score and compare: comparisons, "
+            "for score also scores; for judge: reviews",
         ),
     ],
     out: Annotated[
         Path,
-        typer.Option("--out", metavar="FILE", help="a name in .json is a JSON list, else JSONL"),
+        typer.Option("--out", metavar="FILE", help="a JSON list if the name ends in .json, else JSONL"),
     ],
     stage: Annotated[
-        str | None, typer.Option("--stage", metavar="S", help="[the only one]", show_default=False)
+        str | None,
+        typer.Option("--stage", metavar="S", help="name of the stage [the only one]", show_default=False),
     ] = None,
     outcome: Annotated[
-        str, typer.Option("--outcome", metavar="O,O", help="[stop,length]", show_default=False)
+        str,
+        typer.Option("--outcome", metavar="O,O", help="outcomes to export [stop,length]", show_default=False),
     ] = "stop,length",
     min_margin: Annotated[
-        float, typer.Option("--min-margin", metavar="M", help="of comparisons: least difference of scores")
+        float,
+        typer.Option("--min-margin", metavar="M", help="comparisons: least difference between the scores"),
     ] = 0.0,
     reasoning: Annotated[
         str,
         typer.Option(
             "--reasoning",
             metavar="R",
-            help="thinking before answers: drop, keep (a field of its own) or inline (before the answer, in "
-            "<think> marks) [drop]",
+            help="thinking before answers: drop, keep (in a field of its own) or inline (in <think> "
+            "marks before the answer) [drop]",
             show_default=False,
         ),
     ] = "drop",
@@ -198,7 +201,7 @@ def export(
         typer.Option("--all-settings", help="answers under all settings, not only those of the last run"),
     ] = False,
 ) -> None:
-    """Write the answers as a data set: a line for each row with an answer, in pool order."""
+    """Write the answers as a data set, in the order of the pool."""
     from engine.export import run_export
 
     code = run_export(run, format, out, stage, outcome, min_margin, reasoning, all_settings)
@@ -209,10 +212,10 @@ def export(
 def browse(
     run: RunOption,
     port: Annotated[
-        int, typer.Option("--port", metavar="P", help="[8001]; 0 for any", show_default=False)
+        int, typer.Option("--port", metavar="P", help="port; 0 picks a free one [8001]", show_default=False)
     ] = 8001,
 ) -> None:
-    """Look at the ledger in a browser: Datasette, on loopback, read-only."""
+    """Look at a run in the browser: answers, failures, costs."""
     from engine.browse.app import run_browse
 
     run_browse(run, port)
@@ -227,25 +230,27 @@ def serve(
         ),
     ] = "smollm2",
     port: Annotated[
-        int, typer.Option("--port", metavar="P", help="[8080]; 0 for any", show_default=False)
+        int, typer.Option("--port", metavar="P", help="port; 0 picks a free one [8080]", show_default=False)
     ] = 8080,
     parallel: Annotated[
         int,
-        typer.Option("--parallel", metavar="N", help="answers at once [16]", show_default=False),
+        typer.Option(
+            "--parallel", metavar="N", help="answers generated at the same time [16]", show_default=False
+        ),
     ] = 16,
     precision: Annotated[
         str | None,
         typer.Option(
             "--precision",
             metavar="P",
-            help="of a folder: bf16 or fp32 [bf16 where the processor has it]; only in fp32 on a CPU does a "
-            "seed give the same answer whatever else is asked at the same time",
+            help="transformers folder: bf16 or fp32; with fp32 on a CPU a seed always gives the same answer "
+            "[bf16 if the processor has it]",
             show_default=False,
         ),
     ] = None,
     scripted: Annotated[
         bool,
-        typer.Option("--scripted", help="no model: replies by simple rules, for trying roles out"),
+        typer.Option("--scripted", help="reply by simple rules, without a model, to try things out"),
     ] = False,
     latency: Annotated[
         float,
@@ -254,7 +259,7 @@ def serve(
         ),
     ] = 0.0,
 ) -> None:
-    """Serve a small model behind the OpenAI chat API, on loopback."""
+    """Serve a small model with the OpenAI chat API, on loopback."""
     if scripted and precision:
         raise UsageError("--precision is for a transformers folder; a scripted teacher has none")
     if scripted:
@@ -269,11 +274,14 @@ def serve(
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="[runs/demo]", show_default=False)] = Path(
-        "runs/demo"
-    ),
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--out", metavar="DIR", help="folder for everything it makes [runs/demo]", show_default=False
+        ),
+    ] = Path("runs/demo"),
 ) -> None:
-    """Run every command once, small and offline, on the embedded teacher: a few minutes."""
+    """Run every command once, small and offline, in a few minutes."""
     from engine.cli.demo import run_demo
 
     raise typer.Exit(run_demo(out))
@@ -281,7 +289,7 @@ def demo(
 
 for group in (app, train_app, evaluate_app):
     for info in group.registered_commands:
-        info.cls = Command
+        info.cls = PanelCommand
 
 
 def _run_app() -> None:

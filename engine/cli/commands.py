@@ -70,7 +70,7 @@ def run_estimate(settings: Settings, pool: "Surveyed", run: Path | None, sent: i
 
 
 def run_retry(run: Path, cause: str | None, stage: str | None) -> None:
-    """Makes failed requests pending again; stored replies that can be parsed by now become answers at once."""
+    """Makes failed requests pending again; stored replies that can be parsed by now become answers."""
     from store.ledger import connect_writer
 
     if cause is not None and cause not in (*CAUSES, *UNUSABLE):

@@ -53,11 +53,11 @@ class Panels:
         _write_sections(self, ctx, formatter)
 
 
-class Group(Panels, typer.core.TyperGroup):
+class PanelGroup(Panels, typer.core.TyperGroup):
     pass
 
 
-class Command(Panels, typer.core.TyperCommand):
+class PanelCommand(Panels, typer.core.TyperCommand):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         self._refuse(args)
         names = {param.name for param in self.params if param.param_type_name == "option"}

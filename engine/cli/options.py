@@ -14,7 +14,7 @@ import typer
 
 from engine.collect.setting_fields import DEFAULTS, FLAGGED, PANELS, POOLED, TASKS, Quota, declared
 from engine.environment import checked_url, default_url, server_values, text_of_file
-from store.errors import UsageError, requirement
+from store.errors import UsageError, wrong_value
 
 if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
@@ -142,8 +142,8 @@ def settings_from(options: Mapping[str, Any], task: str, **own: Any) -> "Setting
     except ValidationError as error:
         problem = error.errors(include_url=False)[0]
         name = str(problem["loc"][-1 if problem["loc"][0] == "others" else 0])
-        flag = flag_of(name, {**engine_fields(task), **Settings.model_fields}[name])
-        raise UsageError(f"{flag} {problem['input']}: {requirement(problem['msg'])}") from None
+        flag = flag_of(name, engine_fields(task)[name])
+        raise UsageError(wrong_value(flag, problem)) from None
     check_effort(settings.model, settings.traits, settings.reasoning_effort)
     return settings
 

@@ -26,8 +26,10 @@ PANELS = (TEACHER, ASKED, ROWS, STAGE, LIMITS, FAILURES, MONEY, BATCH, WATCHING)
 
 MOST_REQUESTS = 50_000  # in a batch, as OpenAI takes it
 MOST = 10**12  # of what is counted: anything above is a slip of the keyboard
+MOST_TOKENS = 10_000_000  # of a reply; room for it is reserved on the disk
 Count = Annotated[int, Field(gt=0, le=MOST)]
 CountOrNone = Annotated[int, Field(ge=0, le=MOST)]
+Tokens = Annotated[int, Field(gt=0, le=MOST_TOKENS)]
 Rate = Annotated[float, Field(gt=0, le=MOST)]
 Seconds = Annotated[float, Field(ge=0, le=10**9)]
 Dollars = Annotated[float, Field(ge=0, le=10**9)]
@@ -89,7 +91,7 @@ class ModelTraits(Declared):
         None, "how hard the model thinks: none, minimal, low, medium, high, …", TEACHER, ALL,
         "the model's default", metavar="EFFORT",
     )  # fmt: skip
-    thinking_tokens: CountOrNone | None = setting(
+    thinking_tokens: Annotated[int, Field(ge=0, le=MOST_TOKENS)] | None = setting(
         None, "room for thinking, added to --max-tokens", TEACHER, ALL, "by effort; estimate shows it"
     )
     service_tier: Literal["flex", "priority"] | None = setting(
@@ -107,8 +109,8 @@ class Quota(Declared):
     concurrency: Annotated[int, Field(gt=0, le=100_000)] | None = setting(
         None, "requests in flight", LIMITS, usual="found from latency; up to 1024 with limits"
     )
-    price_in: Dollars | None = setting(None, "price of a million prompt tokens", MONEY, metavar="USD")
-    price_out: Dollars | None = setting(None, "price of a million completion tokens", MONEY, metavar="USD")
+    price_in: Dollars | None = setting(None, "USD for a million prompt tokens", MONEY, metavar="USD")
+    price_out: Dollars | None = setting(None, "USD for a million completion tokens", MONEY, metavar="USD")
     price_as: Text | None = setting(
         None,
         "take the list price of this model, for a deployment with a name of your own",
@@ -117,7 +119,7 @@ class Quota(Declared):
     )
 
 
-class Patience(Declared):
+class Timeouts(Declared):
     """How long a teacher is waited for."""
 
     timeout: Annotated[float, Field(gt=0, le=10**9)] | None = setting(
@@ -161,7 +163,7 @@ class StageSettings(Declared):
     top_p: Annotated[float, Field(gt=0, le=1)] = setting(
         1.0, "share of the probability that is sampled from", ASKED, ALL
     )
-    max_tokens: Count | None = setting(
+    max_tokens: Tokens | None = setting(
         None, "most tokens of an answer; room for thinking is added if the model thinks within it", ASKED, ALL
     )
     structured: bool = setting(False, "ask for JSON with a schema", ASKED, ("translate", *JOINED, "estimate"))
@@ -197,7 +199,7 @@ class StageSettings(Declared):
     attempts_parse: CountOrNone = setting(2, "further samples if a reply cannot be parsed", FAILURES)
     attempts_empty: Count = setting(2, "paid requests for a row whose replies have no answer", FAILURES)
 
-    budget: Dollars | None = setting(None, "spend at most this in this run folder", MONEY, metavar="USD")
+    budget: Dollars | None = setting(None, "most USD to spend in this run folder", MONEY, metavar="USD")
 
     batch: bool = setting(False, "use the Batch API: half the price, answers within a day", BATCH)
     batch_requests: Annotated[int, Field(gt=0, le=MOST_REQUESTS)] = setting(
@@ -236,7 +238,7 @@ class RunSettings(Declared):
     )
 
 
-FLAGGED = (RunSettings, Address, ModelTraits, StageSettings, Quota, Patience)  # their order within a panel
+FLAGGED = (RunSettings, Address, ModelTraits, StageSettings, Quota, Timeouts)  # their order within a panel
 
 
 def declared(field: FieldInfo) -> Mapping[str, Any]:

@@ -9,13 +9,13 @@ from pydantic import SecretStr
 
 from engine.collect.setting_fields import (
     DEFAULTS,
-    Count,
     ModelTraits,
-    Patience,
     Quota,
     RunSettings,
     StageSettings,
     Temperature,
+    Timeouts,
+    Tokens,
 )
 from engine.environment import OPENAI_URL
 from engine.provider.models import (
@@ -45,7 +45,7 @@ class Server(Quota):
     proxy: str | None = None
 
 
-class Settings(RunSettings, ModelTraits, StageSettings, Patience, Server):
+class Settings(RunSettings, ModelTraits, StageSettings, Timeouts, Server):
     """What a stage asks, whom, how fast and for how much. The server of its own fields is the
     first; `others` answer for the same model beside it."""
 
@@ -54,7 +54,7 @@ class Settings(RunSettings, ModelTraits, StageSettings, Patience, Server):
     others: tuple[Server, ...] = ()
     strict: bool = False  # whether a bad row ends the run
     temperature: Temperature = DEFAULTS["generate"]["temperature"]
-    max_tokens: Count = DEFAULTS["generate"]["max_tokens"]
+    max_tokens: Tokens = DEFAULTS["generate"]["max_tokens"]
 
     @property
     def traits(self) -> Model:

@@ -30,7 +30,7 @@ from pydantic import ValidationError
 
 from engine.collect.setting_fields import POOLED, TASKS, StageSettings, declared
 from engine.recipe.schema import OfStage, OfStep, Path_, Recipe, StageTable, StepTable, line_numbers, wrong
-from store.errors import UsageError
+from store.errors import UsageError, wrong_value
 
 ONLY_FOR = {  # keys that other tasks would not heed
     name: tasks
@@ -209,7 +209,7 @@ def load(file: Path) -> Recipe:
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"cannot read recipe {file}: {error}") from error
     except tomllib.TOMLDecodeError as error:
-        raise UsageError(f"{file} is no TOML: {error}") from error
+        raise UsageError(f"{file} is not valid TOML: {error}") from error
     lines = line_numbers(text)
     if unknown := {"file", "lines"} & tables.keys():
         raise wrong(file, lines, (unknown.pop(),), "unknown name")
@@ -224,11 +224,11 @@ def load(file: Path) -> Recipe:
 def _invalid(file: Path, lines: Mapping[Path_, int], error: ValidationError) -> UsageError:
     problem = error.errors(include_url=False)[0]
     where = tuple(problem["loc"])
-    words = {"extra_forbidden": "unknown name", "missing": "it is missing"}.get(problem["type"])
+    words = {"extra_forbidden": "unknown name", "missing": "it is required"}.get(problem["type"])
     if where[-1] == "[key]":
         words = "a name may hold letters, digits, '.', '_' and '-' only"
     elif where[0] == "step" and len(where) > 2 and where[2] not in ("run", "after"):
         where, words = where[:3], EXPECTED["step"]
     elif len(where) > 3 and (key := str(where[2])) in EXPECTED:  # may be of several types
         where, words = where[:3], EXPECTED[key]
-    return wrong(file, lines, where, words or problem["msg"])
+    return wrong(file, lines, where, words or wrong_value("found", problem))

@@ -17,10 +17,10 @@ from engine.collect.setting_fields import (
     Address,
     Dollars,
     ModelTraits,
-    Patience,
     Quota,
     StageSettings,
     Task,
+    Timeouts,
 )
 from store.errors import UsageError
 
@@ -137,7 +137,7 @@ class EndpointTable(Table, Quota, Address):
     """A server: its address, the variable that holds its key, its limits and price."""
 
 
-class TeacherTable(EndpointTable, ModelTraits, Patience):
+class TeacherTable(EndpointTable, ModelTraits, Timeouts):
     """A model and who serves it. `serve`: what `distill serve` is to serve while the recipe runs;
     `after`: steps that must be done before it can be asked."""
 

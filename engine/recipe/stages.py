@@ -16,9 +16,9 @@ from engine.collect.setting_fields import (
     DEFAULTS,
     POOLED,
     ModelTraits,
-    Patience,
     Quota,
     StageSettings,
+    Timeouts,
 )
 from engine.collect.settings import Server, Settings
 from engine.collect.upstream import USABLE, StageRows, Upstream
@@ -185,7 +185,7 @@ def _settings(recipe: Recipe, name: str, served: Served) -> Settings:
         "budget": recipe.budget,
         "others": tuple(Server(**other) for other in others),
     }
-    waiting = {key: getattr(teacher, key) for key in Patience.model_fields}
+    waiting = {key: getattr(teacher, key) for key in Timeouts.model_fields}
     return Settings(**{**given, **first, **waiting, **own})
 
 

@@ -141,7 +141,7 @@ def _own_words(step: Step, run: Path, quiet: bool) -> list[str]:
     if kind == "evaluate":
         return ["--json", *quietly]
     words = ["--out", str(folder / MADE[kind]), *quietly]
-    return [*words, "--split", str(folder)] if kind == "rank" else [str(run), *words]
+    return [*words, "--split", str(folder)] if kind == "rank" else ["--run", str(run), *words]
 
 
 def _run(step: Step, run: Path, words: list[str]) -> int:

@@ -29,7 +29,11 @@ FIRST_WORDS = ("train", "rank", "evaluate", "report")
 # What is the recipe's to say: where results go, what is resumed, in which form it is told.
 OURS = ("resume", "quiet", "json", "run")
 WRITTEN = ("out", "csv", "rows", "split")  # flags that name what is written
-NEEDED = {"train sft": ("data", "model"), "train reward": ("data", "model")}  # or a recipe of their own
+NEEDED = {  # where typer cannot tell: the first two may have a recipe of their own
+    "train sft": ("data", "model"),
+    "train reward": ("data", "model"),
+    "evaluate shares": ("source",),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +60,7 @@ def commands_of(root: Any) -> Commands:
 
 def _can_run(words: str, flags: Flags) -> bool:
     """Not what needs people's votes, which lie in a folder of their own."""
-    of_folder = "run" in flags and flags["run"].words and flags["run"].required
+    of_folder = "run" in flags and flags["run"].required and words != "report"
     return words.split()[0] in FIRST_WORDS and not of_folder
 
 
