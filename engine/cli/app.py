@@ -13,10 +13,11 @@ from typing import Annotated, Any
 import typer
 
 from engine import __version__
-from engine.cli.ask import ASKING
+from engine.cli.ask import ASKING, OPTIONS
 from engine.cli.crash_report import Unexpected
 from engine.cli.help import PanelCommand, PanelGroup
-from engine.cli.options import JsonOption
+from engine.cli.options import JsonOption, takes
+from engine.collect.setting_fields import Declared, setting
 from engine.terminal import outlive_the_terminal, plain, stop_on_signals, tell
 from evaluators.cli import annotate, report
 from evaluators.cli import app as evaluate_app
@@ -133,32 +134,43 @@ def check(
     raise typer.Exit(run_check(run, repair, json))
 
 
+class SettleFlags(Declared):
+    """What became of requests, and of which."""
+
+    lost: bool = setting(False, "they were not billed", OPTIONS)
+    billed: bool = setting(False, "they were billed: book the most that they can have cost", OPTIONS)
+    usd: float | None = setting(None, "they were billed: X dollars in total", OPTIONS)
+    stage: str | None = setting(None, "only this stage", OPTIONS, metavar="S")
+    id: tuple[str, ...] = setting((), "only this row; repeat it", OPTIONS, metavar="ID", repeat=True)
+    attempt: tuple[int, ...] = setting((), "only this attempt; repeat it", OPTIONS, metavar="N", repeat=True)
+
+
 @app.command()
-def settle(
-    run: RunOption,
-    lost: Annotated[bool, typer.Option("--lost", help="they were not billed")] = False,
-    billed: Annotated[
-        bool, typer.Option("--billed", help="they were billed: book the most that they can have cost")
-    ] = False,
-    usd: Annotated[
-        float | None, typer.Option("--usd", metavar="X", help="they were billed: X dollars in total")
-    ] = None,
-    stage: StageOption = None,
-    id: Annotated[
-        list[str] | None, typer.Option("--id", metavar="ID", help="only this row; repeat it")
-    ] = None,
-    attempt: Annotated[
-        list[int] | None, typer.Option("--attempt", metavar="N", help="only this attempt; repeat it")
-    ] = None,
-    json: JsonOption = False,
-) -> None:
+@takes(SettleFlags.model_fields, "asked", build=SettleFlags)
+def settle(run: RunOption, json: JsonOption = False, *, asked: SettleFlags) -> None:
     """List requests that may have been billed without an answer, or settle them."""
     from engine.run.settle import run_settle
 
-    run_settle(run, lost, billed, usd, stage, id or (), attempt or (), json)
+    run_settle(run, asked.lost, asked.billed, asked.usd, asked.stage, asked.id, asked.attempt, json)
+
+
+class ExportFlags(Declared):
+    """What of the answers becomes a data set, and how."""
+
+    stage: str | None = setting(None, "name of the stage", OPTIONS, usual="the only one", metavar="S")
+    outcome: str = setting("stop,length", "outcomes to export", OPTIONS, metavar="O,O")
+    min_margin: float = setting(0.0, "comparisons: least difference between the scores", OPTIONS, metavar="M")
+    reasoning: str = setting(
+        "drop",
+        "thinking before answers: drop, keep (in a field of its own) or inline (before them in <think>)",
+        OPTIONS,
+        metavar="R",
+    )
+    all_settings: bool = setting(False, "answers under all settings, not only those of the last run", OPTIONS)
 
 
 @app.command()
+@takes(ExportFlags.model_fields, "asked", build=ExportFlags)
 def export(
     run: RunOption,
     format: Annotated[
@@ -171,41 +183,15 @@ def export(
         ),
     ],
     out: Annotated[
-        Path,
-        typer.Option("--out", metavar="FILE", help="a JSON list if the name ends in .json, else JSONL"),
+        Path, typer.Option("--out", metavar="FILE", help="a JSON list if the name ends in .json, else JSONL")
     ],
-    stage: Annotated[
-        str | None,
-        typer.Option("--stage", metavar="S", help="name of the stage [the only one]", show_default=False),
-    ] = None,
-    outcome: Annotated[
-        str,
-        typer.Option("--outcome", metavar="O,O", help="outcomes to export [stop,length]", show_default=False),
-    ] = "stop,length",
-    min_margin: Annotated[
-        float,
-        typer.Option("--min-margin", metavar="M", help="comparisons: least difference between the scores"),
-    ] = 0.0,
-    reasoning: Annotated[
-        str,
-        typer.Option(
-            "--reasoning",
-            metavar="R",
-            help="thinking before answers: drop, keep (in a field of its own) or inline (in <think> "
-            "marks before the answer) [drop]",
-            show_default=False,
-        ),
-    ] = "drop",
-    all_settings: Annotated[
-        bool,
-        typer.Option("--all-settings", help="answers under all settings, not only those of the last run"),
-    ] = False,
+    *,
+    asked: ExportFlags,
 ) -> None:
     """Write the answers as a data set, in the order of the pool."""
     from engine.export import run_export
 
-    code = run_export(run, format, out, stage, outcome, min_margin, reasoning, all_settings)
-    raise typer.Exit(code)
+    raise typer.Exit(run_export(run, format, out, **asked.model_dump()))
 
 
 @app.command()

@@ -1,28 +1,26 @@
 """Flags of the command line, made from the fields of settings: one declaration for flag, default and check.
 
-A flag hands on what was typed, and the model of the settings checks it. Here too: the engine's flags as a
-checked value. What each setting means is said in engine/collect/setting_fields.py and trainers/config.py.
+A flag hands on what was typed, and the model of the settings checks it. What each setting means is said in
+engine/collect/setting_fields.py and trainers/config.py.
 """
 
 import functools
 import inspect
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 import typer
 
-from engine.collect.setting_fields import DEFAULTS, FLAGGED, PANELS, POOLED, TASKS, Quota, declared
-from engine.environment import checked_url, default_url, server_values, text_of_file
+from engine.collect.setting_fields import DEFAULTS, FLAGGED, PANELS, POOLED, TASKS, declared
 from store.errors import UsageError, wrong_value
 
 if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
 
-    from engine.collect.settings import Settings
-
 Fields = Mapping[str, "FieldInfo"]
 Command = Callable[..., None]
+Built = TypeVar("Built")
 
 JsonOption = Annotated[bool, typer.Option("--json", help="print one JSON object on standard output")]
 METAVARS = {bool: None, int: "N", float: "X", str: "TEXT", Path: "PATH"}  # of one value, by its type
@@ -98,7 +96,7 @@ def takes(
         def wrapper(**values: Any) -> None:
             typed = {name: values.pop(name) for name in fields}
             given = {name: value for name, value in typed.items() if value is not None}
-            function(**values, **{argument: build(**given)})
+            function(**values, **{argument: checked(build, fields, given)})
 
         both = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in (*own, *lent)]
         shown: Any = wrapper
@@ -110,62 +108,19 @@ def takes(
     return with_flags
 
 
+def checked(build: Callable[..., Built], fields: Fields, values: Mapping[str, Any]) -> Built:
+    """A model of settings. Raises UsageError with the flag of a wrong value."""
+    from pydantic import ValidationError
+
+    try:
+        return build(**values)
+    except ValidationError as error:
+        problem = error.errors(include_url=False)[0]
+        name = next(str(part) for part in reversed(problem["loc"]) if part in fields)
+        raise UsageError(wrong_value(flag_of(name, fields[name]), problem)) from None
+
+
 def takes_settings(command: str, *names: str) -> Callable[[Command], Command]:
     """The engine's flags that a command heeds, or some of them, as its argument `options`."""
     fields = engine_fields(command)
     return takes({name: fields[name] for name in names or fields}, "options", command)
-
-
-def settings_from(options: Mapping[str, Any], task: str, **own: Any) -> "Settings":
-    """A checked value from flags and environment. Raises UsageError with the flag's name."""
-    from pydantic import ValidationError
-
-    from engine.collect.settings import Settings
-    from engine.provider.models import check_effort
-
-    _check_text(options)
-    urls = [checked_url(url) for url in options.get("base_url") or [default_url()]]
-    if len({url.lower() for url in urls}) < len(urls):
-        raise UsageError("--base-url was given twice with the same address")
-    key = options.get("api_key_env", "OPENAI_API_KEY")
-    quota = {name: options[name] for name in Quota.model_fields if name in options}
-    others: Any = [{**quota, **server_values(url, key)} for url in urls[1:]]
-    kept = {name: value for name, value in options.items() if name in Settings.model_fields}
-    kept |= {"stage": options.get("stage") or task, "prompt": text_of_file(options.get("prompt"))}
-    kept |= {"param": _params(options.get("param", []))}
-    try:
-        settings = Settings(
-            **{**DEFAULTS[task], **kept, **own, **server_values(urls[0], key)},
-            task=task,
-            others=others,
-        )
-    except ValidationError as error:
-        problem = error.errors(include_url=False)[0]
-        name = str(problem["loc"][-1 if problem["loc"][0] == "others" else 0])
-        flag = flag_of(name, engine_fields(task)[name])
-        raise UsageError(wrong_value(flag, problem)) from None
-    check_effort(settings.model, settings.traits, settings.reasoning_effort)
-    return settings
-
-
-def _check_text(options: Mapping[str, Any]) -> None:
-    """Bytes of the command line that are not UTF-8 cannot be sent."""
-    for name, value in options.items():
-        for text in value if isinstance(value, list) else [value]:
-            if isinstance(text, str) and text != text.encode(errors="replace").decode():
-                raise UsageError(f"--{name.replace('_', '-')} is not UTF-8")
-
-
-def _params(pairs: list[str]) -> dict[str, Any]:
-    import orjson
-
-    params: dict[str, Any] = {}
-    for pair in pairs:
-        name, equals, value = pair.partition("=")
-        if not (name and equals):
-            raise UsageError(f"--param {pair!r}: expected NAME=VALUE, for example --param seed=7")
-        try:
-            params[name] = orjson.loads(value)
-        except orjson.JSONDecodeError:
-            params[name] = value
-    return params
