@@ -1,21 +1,14 @@
-"""What becomes of the engine's flags (options.py): a checked value of settings.
-
-Here the environment is read (the API key, OPENAI_BASE_URL, proxies); nothing below does.
-"""
+"""What the environment says about servers: the API key, OPENAI_BASE_URL, proxies. Nothing below reads it."""
 
 import os
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import parse_qsl, urlsplit, urlunsplit
 
 from store.errors import UsageError
 
 OPENAI_URL = "https://api.openai.com/v1"
-
-if TYPE_CHECKING:
-    pass
-
 
 SECRET_NAME = re.compile(r"^(?:.*[-_])?(?:key|apikey|token|secret|sig|signature|password|code)$")
 

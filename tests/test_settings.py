@@ -197,6 +197,8 @@ async def test_help_on_a_terminal_has_frames_and_brackets_stay(monkeypatch: pyte
         for panel in PANELS
         if panel in {declared(f)["panel"] for f in engine_fields("estimate").values()}
     ]
+    assert "<bool>" not in shown
+    assert "<str>" not in shown
     for text in ("[512; 1024 for translate]", "[the model's default]", "[300; 900 for flex]"):
         assert text in re.sub(r"[\s│]+", " ", shown)
 

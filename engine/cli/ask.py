@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from engine.cli.options import JsonOption, checked, engine_fields, takes, takes_settings
+from engine.cli.options import Fields, JsonOption, checked, engine_fields, flag_of, takes, takes_settings
 from engine.collect.setting_fields import DEFAULTS, Declared, Quota, setting
 from engine.environment import checked_url, default_url, server_values, text_of_file
 from store.errors import UsageError
@@ -143,11 +143,12 @@ def run_(
     options: dict[str, Any],
 ) -> None:
     """Run a recipe: its stages side by side, and steps such as training."""
+    from engine.collect.settings import Settings
     from engine.recipe.phases import How
     from engine.recipe.run import run_recipe
     from engine.recipe.steps import commands_of
 
-    told = settings_from({"model": "of the recipe", **options}, "generate")
+    told = checked(Settings, engine_fields("generate"), {"model": "the recipe's", **options})
     how = How(asked.yes, asked.quiet, told.metrics_port, typer.confirm, told.reuse, told.replace)
     commands = commands_of(context.find_root().command)
     raise typer.Exit(run_recipe(recipe, asked.run, commands, only or [], dry_run, json, how))
@@ -203,7 +204,8 @@ def settings_from(options: Mapping[str, Any], task: str, **own: Any) -> "Setting
     from engine.collect.settings import Settings
     from engine.provider.models import check_effort
 
-    _check_text(options)
+    fields = engine_fields(task)
+    _check_text(fields, options)
     urls = [checked_url(url) for url in options.get("base_url") or [default_url()]]
     if len({url.lower() for url in urls}) < len(urls):
         raise UsageError("--base-url was given twice with the same address")
@@ -214,17 +216,17 @@ def settings_from(options: Mapping[str, Any], task: str, **own: Any) -> "Setting
     kept |= {"stage": options.get("stage") or task, "prompt": text_of_file(options.get("prompt"))}
     kept |= {"param": _params(options.get("param", []))}
     values = {**DEFAULTS[task], **kept, **own, **server_values(urls[0], key), "task": task, "others": others}
-    settings = checked(Settings, engine_fields(task), values)
+    settings = checked(Settings, fields, values)
     check_effort(settings.model, settings.traits, settings.reasoning_effort)
     return settings
 
 
-def _check_text(options: Mapping[str, Any]) -> None:
+def _check_text(fields: Fields, options: Mapping[str, Any]) -> None:
     """Bytes of the command line that are not UTF-8 cannot be sent."""
     for name, value in options.items():
         for text in value if isinstance(value, list) else [value]:
             if isinstance(text, str) and text != text.encode(errors="replace").decode():
-                raise UsageError(f"--{name.replace('_', '-')} is not UTF-8")
+                raise UsageError(f"{flag_of(name, fields[name])} is not UTF-8")
 
 
 def _params(pairs: list[str]) -> dict[str, Any]:

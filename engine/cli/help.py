@@ -14,11 +14,20 @@ from engine.collect.setting_fields import ALL, FLAGGED, declared
 from store.errors import UsageError
 
 
+def _untyped(params: list[Any]) -> None:
+    """Types of arguments and of flags without a value tell nobody anything."""
+    for param in params:
+        if param.param_type_name == "argument" or param.is_flag:
+            param.display_type_rich = lambda ctx: None
+
+
 def _print_panels(command: Any, context: Any) -> None:
     from rich.markup import escape
     from typer.rich_utils import rich_format_help
 
-    for one in (command, *command.get_params(context), *getattr(command, "commands", {}).values()):
+    params = command.get_params(context)
+    _untyped(params)
+    for one in (command, *params, *getattr(command, "commands", {}).values()):
         one.help = escape(one.help) if one.help else one.help
     rich_format_help(obj=command, ctx=context, markup_mode="rich")
 
@@ -26,7 +35,9 @@ def _print_panels(command: Any, context: Any) -> None:
 def _write_sections(command: Any, context: Any, formatter: Any) -> None:
     """Arguments, then options by panel, then commands by panel, none of them cut."""
     sections: dict[str, list[tuple[str, str]]] = {}
-    for param in command.get_params(context):
+    params = command.get_params(context)
+    _untyped(params)
+    for param in params:
         usual = "Arguments" if param.param_type_name == "argument" else "Options"
         if record := param.get_help_record(context):
             sections.setdefault(getattr(param, "rich_help_panel", None) or usual, []).append(record)

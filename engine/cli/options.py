@@ -99,6 +99,7 @@ def takes(
             function(**values, **{argument: checked(build, fields, given)})
 
         both = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in (*own, *lent)]
+        both.sort(key=lambda p: p.default is not p.empty)  # what is required is shown first
         shown: Any = wrapper
         shown.__signature__ = inspect.Signature(both)
         wrapper.__annotations__ = {p.name: p.annotation for p in both}
