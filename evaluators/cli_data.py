@@ -8,14 +8,15 @@ from typing import Annotated, Any
 
 import typer
 
-from engine.cli.options import JsonOption
+from engine.cli.options import JsonOption, takes
+from engine.collect.setting_fields import Declared, setting
 from store.errors import UsageError
 
 FilesArgument = Annotated[
     list[Path],
     typer.Argument(metavar="FILE...", help="data sets: JSONL, JSON list, CSV or Parquet, gzipped or not"),
 ]
-MoreArgument = Annotated[list[Path] | None, typer.Argument(metavar="[FILE]...", help="more of the same")]
+MoreArgument = Annotated[list[Path] | None, typer.Argument(metavar="FILE", help="more of the same")]
 CsvOption = Annotated[Path | None, typer.Option("--csv", metavar="FILE", help="also write the table as CSV")]
 OutOption = Annotated[
     Path | None, typer.Option("--out", metavar="FILE", help="also write the rows behind the numbers as JSONL")
@@ -26,53 +27,48 @@ NameOption = Annotated[
         "--name", metavar="N", help="a file's name, in the order of the files; repeat it [the file's]"
     ),
 ]
-ProcessesOption = Annotated[
-    int | None, typer.Option("--processes", metavar="N", help="processes [one per core]")
-]
+FIELD = "field: instruction, input, output, prompt (the first two) or all"
+OPTIONS = "Options"
 
 
+class RougeFlags(Declared):
+    predictions: tuple[Path, ...] = setting(
+        ..., "rows with `prediction` or `output`; repeat it", OPTIONS, metavar="FILE...", repeat=True
+    )
+    references: Path = setting(..., "rows with `target`, `output` or `references`", OPTIONS, metavar="FILE")
+    names: tuple[str, ...] | None = setting(
+        None, "a file's name, in the order of the files; repeat it", OPTIONS, usual="the file's", flag="name",
+        metavar="N", repeat=True,
+    )  # fmt: skip
+    against: str | None = setting(None, "also show differences to this model", OPTIONS, metavar="NAME")
+    tokenizer: str = setting("auto", "default, unicode or auto (by script)", OPTIONS, metavar="T")
+    processes: int | None = setting(None, "processes", OPTIONS, usual="one per core")
+    csv: Path | None = setting(None, "also write the table as CSV", OPTIONS, metavar="FILE")
+    out: Path | None = setting(
+        None, "also write the rows behind the numbers as JSONL", OPTIONS, metavar="FILE"
+    )
+
+
+@takes(RougeFlags.model_fields, "asked", build=RougeFlags)
 def rouge(
-    predictions: Annotated[
-        list[Path],
-        typer.Option(
-            "--predictions", metavar="FILE...", help="rows with `prediction` or `output`; repeat it"
-        ),
-    ],
-    references: Annotated[
-        Path,
-        typer.Option("--references", metavar="FILE", help="rows with `target`, `output` or `references`"),
-    ],
     more: MoreArgument = None,
-    name: NameOption = None,
-    against: Annotated[
-        str | None, typer.Option("--against", metavar="NAME", help="also show differences to this model")
-    ] = None,
-    tokenizer: Annotated[
-        str,
-        typer.Option(
-            "--tokenizer", metavar="T", help="default, unicode or auto (by script) [auto]", show_default=False
-        ),
-    ] = "auto",
-    stemmer: Annotated[
-        bool, typer.Option("--stemmer/--no-stemmer", help="use Porter's stemmer, for English")
-    ] = True,
-    processes: ProcessesOption = None,
-    csv: CsvOption = None,
-    out: OutOption = None,
+    stemmer: Annotated[bool, typer.Option("--stemmer/--no-stemmer", help="use Porter's, for English")] = True,
     json: JsonOption = False,
+    *,
+    asked: RougeFlags,
 ) -> None:
     """Measure ROUGE-1, 2 and L by length of the reference."""
     from evaluators.rouge.report import RougeOptions, run_rouge
     from evaluators.tables import outputs
 
-    told = RougeOptions(name, against, tokenizer, stemmer, processes)
-    with outputs(json, csv=csv, out=out):
-        raise typer.Exit(run_rouge([*predictions, *(more or [])], references, told, json, csv, out))
+    told = RougeOptions(asked.names, asked.against, asked.tokenizer, stemmer, asked.processes)
+    files = [*asked.predictions, *(more or [])]
+    with outputs(json, csv=asked.csv, out=asked.out):
+        raise typer.Exit(run_rouge(files, asked.references, told, json, asked.csv, asked.out))
 
 
 def field_option(default: str) -> Any:
-    told = f"field: instruction, input, output, prompt (the first two) or all [{default}]"
-    return typer.Option("--field", metavar="F", help=told, show_default=False)
+    return typer.Option("--field", metavar="F", help=f"{FIELD} [{default}]", show_default=False)
 
 
 def lengths(
@@ -145,34 +141,29 @@ def duplicates(
         raise typer.Exit(run_duplicates(files, name, field, threshold, json, csv, out))
 
 
-def overlap(
-    train: Annotated[Path, typer.Option("--train", metavar="FILE", help="the training set")],
-    test: Annotated[list[Path], typer.Option("--test", metavar="FILE...", help="evaluation sets")],
-    more: MoreArgument = None,
-    n: Annotated[
-        int,
-        typer.Option(
-            "--n", metavar="N", help="length of a common run of words that counts [13]", show_default=False
-        ),
-    ] = 13,
-    field: Annotated[str, field_option("prompt")] = "prompt",
-    train_field: Annotated[
-        str,
-        typer.Option(
-            "--train-field", metavar="F", help="the same for the training set [all]", show_default=False
-        ),
-    ] = "all",
-    csv: CsvOption = None,
-    out: OutOption = None,
-    json: JsonOption = False,
-) -> None:
+class OverlapFlags(Declared):
+    train: Path = setting(..., "the training set", OPTIONS, metavar="FILE")
+    test: tuple[Path, ...] = setting(
+        ..., "evaluation sets; repeat it", OPTIONS, metavar="FILE...", repeat=True
+    )
+    n: int = setting(13, "length of a common run of words that counts", OPTIONS)
+    field: str = setting("prompt", FIELD, OPTIONS, metavar="F")
+    train_field: str = setting("all", "the same for the training set", OPTIONS, metavar="F")
+    csv: Path | None = setting(None, "also write the table as CSV", OPTIONS, metavar="FILE")
+    out: Path | None = setting(
+        None, "also write the rows behind the numbers as JSONL", OPTIONS, metavar="FILE"
+    )
+
+
+@takes(OverlapFlags.model_fields, "asked", build=OverlapFlags)
+def overlap(more: MoreArgument = None, json: JsonOption = False, *, asked: OverlapFlags) -> None:
     """Find rows of evaluation sets in a training set."""
     from evaluators.data.contamination import run_overlap
     from evaluators.tables import outputs
 
-    tests = [*test, *(more or [])]
-    with outputs(json, csv=csv, out=out):
-        raise typer.Exit(run_overlap(train, tests, n, (field, train_field), json, csv, out))
+    tests, fields = [*asked.test, *(more or [])], (asked.field, asked.train_field)
+    with outputs(json, csv=asked.csv, out=asked.out):
+        raise typer.Exit(run_overlap(asked.train, tests, asked.n, fields, json, asked.csv, asked.out))
 
 
 def shares(

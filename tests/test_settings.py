@@ -161,6 +161,12 @@ def test_what_is_not_said_is_the_tasks_default(task: str) -> None:
     assert usual("max_tokens", field, "estimate") == "512; 1024 for translate"
 
 
+def test_a_command_that_asks_no_teacher_shows_its_own_defaults() -> None:
+    overlap = ROOT.commands["evaluate"].commands["overlap"]
+    (field,) = [param for param in overlap.params if param.name == "field"]
+    assert field.help.endswith("[prompt]")
+
+
 def headings(text: str) -> list[str]:
     return re.findall(r"(?m)^([A-Z][A-Za-z ]+):$", text)
 

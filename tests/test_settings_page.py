@@ -95,7 +95,7 @@ def page() -> str:
                 str(field.description),
                 places(name, field),
                 allowed(model, name),
-                usual(name, field),
+                usual(name, field, "all"),
                 heeded(declared(field)["commands"]),
             )
             for model in FLAGGED

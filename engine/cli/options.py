@@ -24,7 +24,7 @@ Built = TypeVar("Built")
 
 JsonOption = Annotated[bool, typer.Option("--json", help="print one JSON object on standard output")]
 METAVARS = {bool: None, int: "N", float: "X", str: "TEXT", Path: "PATH"}  # of one value, by its type
-MEANT = {"estimate": POOLED, "import": POOLED[:1], "": TASKS}  # the tasks that a command may be about
+MEANT = {"estimate": POOLED, "import": POOLED[:1], "all": TASKS}  # the tasks that a command may be about
 
 
 def engine_fields(command: str) -> Fields:
