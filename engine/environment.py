@@ -1,21 +1,14 @@
-"""What becomes of the engine's flags (options.py): a checked value of settings.
-
-Here the environment is read (the API key, OPENAI_BASE_URL, proxies); nothing below does.
-"""
+"""What the environment says about servers: the API key, OPENAI_BASE_URL, proxies. Nothing below reads it."""
 
 import os
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import parse_qsl, urlsplit, urlunsplit
 
 from store.errors import UsageError
 
 OPENAI_URL = "https://api.openai.com/v1"
-
-if TYPE_CHECKING:
-    pass
-
 
 SECRET_NAME = re.compile(r"^(?:.*[-_])?(?:key|apikey|token|secret|sig|signature|password|code)$")
 
@@ -69,11 +62,11 @@ def default_url() -> str:
     return os.environ.get("OPENAI_BASE_URL") or OPENAI_URL
 
 
-def text_of_file(path: Path | None) -> str | None:
+def text_of_file(path: str | Path | None) -> str | None:
     """A prompt's text. Raises UsageError."""
     if path is None:
         return None
     try:
-        return path.read_text(encoding="utf-8")
+        return Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"cannot read --prompt {path}: {error}") from error

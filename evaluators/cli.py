@@ -4,52 +4,104 @@ Part of the command line, so it may use every package. Imports only what help ne
 """
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from engine.cli.options import JsonOption
+from engine.cli.options import JsonOption, takes
+from engine.collect.setting_fields import Declared, setting
 from evaluators import cli_data as data_cli
 from evaluators.cli_data import CsvOption
 from trainers.cli import QuietOption, RewardOption, quieten
 
-ReviewsOption = Annotated[
-    list[Path] | None,
-    typer.Option("--reviews", metavar="FILE...", help="a judge's reviews: FastChat's, or those of `export`"),
-]
+if TYPE_CHECKING:
+    from evaluators.judge.command import JudgeOptions
+
+OPTIONS = "Options"
 MoreArgument = Annotated[list[Path] | None, typer.Argument(metavar="FILE", hidden=True)]
-JudgedRunOption = Annotated[
-    list[Path] | None, typer.Option("--run", metavar="RUN", help="what the judges of a run said")
-]
-JudgedStageOption = Annotated[
-    list[str] | None, typer.Option("--stage", metavar="S", help="of the run [all that judge]")
-]
-ModelAOption = Annotated[
-    str | None,
-    typer.Option("--a", metavar="NAME", help="first model, where reviews do not say [X of X_vs_Y]"),
-]
-ModelBOption = Annotated[
-    str | None, typer.Option("--b", metavar="NAME", help="its opponent, where reviews do not say [Y]")
-]
-JudgeOption = Annotated[
-    list[str] | None,
-    typer.Option("--judge", metavar="NAME", help="a judge's name, one for each file and run [theirs]"),
-]
-JudgedQuestionsOption = Annotated[
-    Path | None, typer.Option("--questions", metavar="Q", help="the questions, for their categories")
-]
-WordOption = Annotated[
-    str,
-    typer.Option(
-        "--scores",
+
+
+class JudgeFlags(Declared):
+    """Whose judgements are read, and where the figures go."""
+
+    reviews: tuple[Path, ...] = setting(
+        (), "a judge's reviews: FastChat's, or those of `export`", OPTIONS, metavar="FILE...", repeat=True
+    )
+    preferences: tuple[Path, ...] = setting(
+        (), "AlpacaEval's preferences; repeat it", OPTIONS, metavar="FILE", repeat=True
+    )
+    run: tuple[Path, ...] = setting(
+        (), "run folder with stages that judge; repeat it", OPTIONS, metavar="DIR", repeat=True
+    )
+    stage: tuple[str, ...] = setting(
+        (), "stage of the run; repeat it", OPTIONS, usual="all that judge", metavar="S", repeat=True
+    )
+    baseline: tuple[Path, ...] = setting(
+        (), "reviews of other answers to compare with; repeat it", OPTIONS, metavar="FILE", repeat=True
+    )
+    questions: Path | None = setting(None, "the questions, for their categories", OPTIONS, metavar="Q")
+    a: str | None = setting(
+        None, "first model, if reviews do not name it", OPTIONS, usual="X of X_vs_Y", metavar="NAME"
+    )
+    b: str | None = setting(
+        None, "its opponent, if reviews do not name it", OPTIONS, usual="Y", metavar="NAME"
+    )
+    judge: tuple[str, ...] = setting(
+        (), "a judge's name, one for each file and run; repeat it", OPTIONS, usual="their own",
+        metavar="NAME", repeat=True,
+    )  # fmt: skip
+    scores: str = setting(
+        "file",
+        "which score to trust if a review's `score` and its text differ: file or text",
+        OPTIONS,
         metavar="W",
-        help="where a review's score is not its text's: file or text [file]",
-        show_default=False,
-    ),
-]
-RowsOption = Annotated[
-    Path | None, typer.Option("--rows", metavar="FILE", help="each reply behind the figures, as JSONL")
-]
+    )
+    csv: Path | None = setting(None, "also write the table as CSV", OPTIONS, metavar="FILE")
+    rows: Path | None = setting(
+        None, "write every reply behind the figures as JSONL", OPTIONS, metavar="FILE"
+    )
+
+
+JUDGED = {name: field for name, field in JudgeFlags.model_fields.items() if name != "baseline"}
+RANKED = {
+    name: field
+    for name, field in JudgeFlags.model_fields.items()
+    if name not in ("preferences", "questions", "a", "judge")
+}
+
+
+class VoteFlags(Declared):
+    """What people vote on, and where."""
+
+    questions: str | None = setting(
+        None, "the prompts, if the answers name them by id only", OPTIONS, metavar="Q"
+    )
+    answers: str | None = setting(
+        None, "a model's answers (not needed to continue a run)", OPTIONS, metavar="A"
+    )
+    against: str | None = setting(None, "the opponent's answers", OPTIONS, metavar="B")
+    names: tuple[str, ...] = setting(
+        (), "a model's name, in the order of the files; repeat it", OPTIONS, usual="the file's", flag="name",
+        metavar="N", repeat=True,
+    )  # fmt: skip
+    votes: int | None = setting(None, "votes for each pair", OPTIONS, usual="3")
+    seed: int | None = setting(None, "seed for assigning answers to left and right", OPTIONS, usual="0")
+    port: int = setting(8002, "port; 0 picks a free one", OPTIONS, metavar="P")
+    host: str = setting("127.0.0.1", "address to listen on", OPTIONS, metavar="H")
+    allow_host: tuple[str, ...] = setting(
+        (),
+        "name of a proxy that forwards to this page; repeat it",
+        OPTIONS,
+        metavar="NAME[:PORT]",
+        repeat=True,
+    )
+    mturk: Path | None = setting(
+        None, "write a page and a table for Mechanical Turk instead", OPTIONS, metavar="DIR"
+    )
+    import_: Path | None = setting(
+        None, "import Mechanical Turk's results instead", OPTIONS, flag="import", metavar="RESULTS.csv"
+    )
+
 
 app = typer.Typer(name="evaluate", help="Measure models, answers and judges.", no_args_is_help=True)
 for command in data_cli.COMMANDS:
@@ -71,7 +123,7 @@ def reward(
     json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Measure a reward model: how often it prefers the better answer, beside the longer one's."""
+    """Measure how often a reward model prefers the better answer."""
     quieten()
     from trainers.scoring import run_evaluation
 
@@ -79,58 +131,35 @@ def reward(
 
 
 @app.command()
-def judge(
-    more: MoreArgument = None,
-    reviews: ReviewsOption = None,
-    preferences: Annotated[
-        list[Path] | None,
-        typer.Option("--preferences", metavar="FILE", help="which output is better, as AlpacaEval has it"),
-    ] = None,
-    run: JudgedRunOption = None,
-    stage: JudgedStageOption = None,
-    questions: JudgedQuestionsOption = None,
-    a: ModelAOption = None,
-    b: ModelBOption = None,
-    judge: JudgeOption = None,
-    scores: WordOption = "file",
-    csv: CsvOption = None,
-    rows: RowsOption = None,
-    json: JsonOption = False,
-) -> None:
-    """Sum up judges: scores against an opponent, wins, intervals, position bias, agreement."""
-    from evaluators.judge.command import JudgeOptions, run_judge, with_more
+@takes(JUDGED, "asked", build=JudgeFlags)
+def judge(more: MoreArgument = None, json: JsonOption = False, *, asked: JudgeFlags) -> None:
+    """Summarize judges: scores, wins, intervals, position bias, agreement."""
+    from evaluators.judge.command import run_judge
     from evaluators.tables import outputs
 
-    files = with_more(reviews or [], preferences or [], more or [])
-    asked = JudgeOptions(*files, run or (), stage or (), (), questions, a, b, judge or (), scores)
-    with outputs(json, csv=csv, rows=rows):
-        raise typer.Exit(run_judge(asked, json, csv, rows))
+    with outputs(json, csv=asked.csv, rows=asked.rows):
+        raise typer.Exit(run_judge(_judged(asked, more), json, asked.csv, asked.rows))
 
 
 @app.command()
-def ranking(
-    more: MoreArgument = None,
-    reviews: ReviewsOption = None,
-    run: JudgedRunOption = None,
-    stage: JudgedStageOption = None,
-    baseline: Annotated[
-        list[Path] | None,
-        typer.Option("--baseline", metavar="FILE", help="reviews of other answers, to compare with"),
-    ] = None,
-    b: ModelBOption = None,
-    scores: WordOption = "file",
-    csv: CsvOption = None,
-    rows: RowsOption = None,
-    json: JsonOption = False,
-) -> None:
-    """Tell whether answers get worse from rank to rank; the best first, or named rank1, rank2, ..."""
-    from evaluators.judge.command import JudgeOptions, run_ranking, with_more
+@takes(RANKED, "asked", build=JudgeFlags)
+def ranking(more: MoreArgument = None, json: JsonOption = False, *, asked: JudgeFlags) -> None:
+    """Show whether answers get worse from rank to rank."""
+    from evaluators.judge.command import run_ranking
     from evaluators.tables import outputs
 
-    files, _ = with_more(reviews or [], [], more or [])
-    asked = JudgeOptions(files, (), run or (), stage or (), baseline or (), b=b, scores=scores)
-    with outputs(json, csv=csv, rows=rows):
-        raise typer.Exit(run_ranking(asked, json, csv, rows))
+    with outputs(json, csv=asked.csv, rows=asked.rows):
+        raise typer.Exit(run_ranking(_judged(asked, more), json, asked.csv, asked.rows))
+
+
+def _judged(asked: JudgeFlags, more: list[Path] | None) -> "JudgeOptions":
+    from evaluators.judge.command import JudgeOptions, with_more
+
+    reviews, preferences = with_more(asked.reviews, asked.preferences, more or [])
+    return JudgeOptions(
+        reviews, preferences, asked.run, asked.stage, asked.baseline, asked.questions, asked.a, asked.b,
+        asked.judge, asked.scores,
+    )  # fmt: skip
 
 
 @app.command()
@@ -139,10 +168,10 @@ def human(
     json: JsonOption = False,
     csv: CsvOption = None,
     votes: Annotated[
-        Path | None, typer.Option("--votes", metavar="FILE", help="every vote that counts, in CSV")
+        Path | None, typer.Option("--votes", metavar="FILE", help="write every vote that counts as CSV")
     ] = None,
 ) -> None:
-    """Count people's votes: win, tie, loss for each criterion, and how far annotators agree."""
+    """Count people's votes by criterion, and how far annotators agree."""
     from evaluators.human import run_human
     from evaluators.tables import outputs
 
@@ -150,89 +179,51 @@ def human(
         run_human(run, json, csv, votes)
 
 
+@takes(VoteFlags.model_fields, "asked", build=VoteFlags)
 def annotate(
     run: Annotated[Path, typer.Option("--run", metavar="DIR", help="where the votes are kept")],
-    questions: Annotated[
-        str | None,
-        typer.Option("--questions", metavar="Q", help="the prompts, where answers name them by id only"),
-    ] = None,
-    answers: Annotated[
-        str | None,
-        typer.Option("--answers", metavar="A", help="a model's answers (not needed to go on with a run)"),
-    ] = None,
-    against: Annotated[
-        str | None, typer.Option("--against", metavar="B", help="the opponent's answers")
-    ] = None,
-    name: Annotated[
-        list[str] | None,
-        typer.Option("--name", metavar="N", help="a model's name, in the order of the files [the file's]"),
-    ] = None,
-    votes: Annotated[
-        int | None,
-        typer.Option("--votes", metavar="N", help="people who see each pair [3]", show_default=False),
-    ] = None,
-    seed: Annotated[
-        int | None,
-        typer.Option("--seed", metavar="N", help="by which sides are drawn [0]", show_default=False),
-    ] = None,
-    port: Annotated[
-        int, typer.Option("--port", metavar="P", help="[8002]; 0 for any", show_default=False)
-    ] = 8002,
-    host: Annotated[
-        str,
-        typer.Option("--host", metavar="H", help="address to listen on [127.0.0.1]", show_default=False),
-    ] = "127.0.0.1",
-    allow_host: Annotated[
-        list[str] | None,
-        typer.Option("--allow-host", metavar="NAME[:PORT]", help="a proxy's name, by which people come"),
-    ] = None,
-    mturk: Annotated[
-        Path | None,
-        typer.Option("--mturk", metavar="DIR", help="write a page and a table for Mechanical Turk instead"),
-    ] = None,
-    import_: Annotated[
-        Path | None,
-        typer.Option("--import", metavar="RESULTS.csv", help="take in Mechanical Turk's results instead"),
-    ] = None,
+    *,
+    asked: VoteFlags,
 ) -> None:
-    """Have people vote on two models' answers: helpful, honest, harmless, on a web page."""
+    """Let people vote on two models' answers on a web page."""
     from evaluators.annotate.command import run_import, run_mturk, run_page
     from evaluators.annotate.server import ListenAddress
     from evaluators.annotate.study import Files
 
-    files = Files(questions, answers, against, tuple(name or ()), votes, seed)
-    if import_ is not None:
-        run_import(run, import_)
-    elif mturk is not None:
-        run_mturk(files, run, mturk)
+    files = Files(asked.questions, asked.answers, asked.against, asked.names, asked.votes, asked.seed)
+    if asked.import_ is not None:
+        run_import(run, asked.import_)
+    elif asked.mturk is not None:
+        run_mturk(files, run, asked.mturk)
     else:
-        run_page(files, run, ListenAddress(host, port, tuple(allow_host or ())))
+        run_page(files, run, ListenAddress(asked.host, asked.port, asked.allow_host))
 
 
 def report(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="a run folder")],
-    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="the page, self-contained")],
+    run: Annotated[Path, typer.Option("--run", metavar="DIR", help="the run folder")],
+    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="the HTML page")],
     training: Annotated[
         list[Path] | None,
-        typer.Option("--training", metavar="DIR", help="a training that lies elsewhere (several times)"),
+        typer.Option("--training", metavar="DIR", help="folder of a training run elsewhere; repeat it"),
     ] = None,
     evaluation: Annotated[
         list[Path] | None,
         typer.Option(
             "--evaluation",
             metavar="FILE",
-            help="what `evaluate … --json` wrote, beside RUN/evaluations/*.json (several times)",
+            help="output of `evaluate … --json`, besides RUN/evaluations/*.json; repeat it",
         ),
     ] = None,
     csv: Annotated[
         Path | None,
-        typer.Option("--csv", metavar="DIR", help="every table also as a CSV file in this folder"),
+        typer.Option("--csv", metavar="DIR", help="also write every table as CSV in this folder"),
     ] = None,
     seed: Annotated[
-        int, typer.Option("--seed", metavar="N", help="of the rows that are shown [0]", show_default=False)
+        int,
+        typer.Option("--seed", metavar="N", help="seed for the rows that are shown [0]", show_default=False),
     ] = 0,
 ) -> None:
-    """Tell all of a run on one page: cost, limits, failures, data, training, judges, votes."""
+    """Write a report about a run as one HTML page."""
     from evaluators.report.build import run_report
 
     raise typer.Exit(run_report(run, out, csv, training or [], evaluation or [], seed))

@@ -34,7 +34,7 @@ def words_of(damages: Sequence[Damages], run: object) -> str:
             told.append(f"stage '{one.stage}': {answers} damaged and left out ({named}{more})")
     if not told:
         return ""
-    return f"{'; '.join(told)}. `distill check {run} --repair` makes them pending again"
+    return f"{'; '.join(told)}. `distill check --run {run} --repair` makes them pending again"
 
 
 def is_intact(raw: bytes, checksum: int | None) -> bool:

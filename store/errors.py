@@ -9,6 +9,9 @@ DistillError                 everything this program raises on purpose
     └── DiskFull             no space left; the reserve file has been given up
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 
 class DistillError(Exception):
     """Root of all errors of this program; its text is written for the person who runs it."""
@@ -51,3 +54,24 @@ class DiskFull(StorageError):
 def first_line(error: Exception) -> str:
     """What a library's error says, as a sentence of ours can quote it."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+SHOWN = 60  # characters of a wrong value
+
+
+def wrong_value(name: str, problem: Mapping[str, Any]) -> str:
+    """What pydantic says about a value, in our words: "--rpm 0: must be greater than 0". problem: one of a
+    ValidationError's `errors()`."""
+    value = str(problem["input"])
+    text = str(problem["msg"]).removeprefix("Value error, ").split(", unable to parse")[0]
+    for theirs, ours in (
+        ("Input should", "must"),
+        ("String should", "must"),
+        ("Unable to parse input string as an integer, exceeded maximum size", "must be a smaller number"),
+        ("a valid integer", "a whole number"),
+        ("a valid number", "a number"),
+        ("a valid string", "a text"),
+        ("a valid boolean", "true or false"),
+    ):
+        text = text.replace(theirs, ours)
+    return f"{name} {value if len(value) <= SHOWN else value[: SHOWN - 1] + '…'}: {text}"

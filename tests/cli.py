@@ -149,6 +149,8 @@ def asking(pool: object, run: Path, url: str, *flags: object, command: str = "ge
     """The words of a command that asks the provider at `url`, free of charge unless said."""
     money = () if "--price-in" in flags or "--model" in flags else FREE
     model = () if "--model" in flags else ("--model", MODEL)
+    if command == "import":  # it sends nothing
+        return [command, pool, "--run", run, *model, *flags]
     return [command, pool, "--run", run, "--base-url", url, *model, *money, *flags]
 
 

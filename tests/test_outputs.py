@@ -152,7 +152,7 @@ def test_a_reader_that_goes_away_is_no_error() -> None:
     """`| head -1` of more than a pipe holds."""
     program = (
         "from pathlib import Path\nimport engine.export, engine.cli.app, store.datasets, sys\n"
-        "def run(*_): store.datasets.write_lines(Path('-'), (b'x' * 100 for _ in range(10**5)))\n"
+        "def run(*_, **__): store.datasets.write_lines(Path('-'), (b'x' * 100 for _ in range(10**5)))\n"
         "engine.export.run_export = run\n"
         "sys.argv = ['distill', 'export', 'RUN', '--format', 'alpaca', '--out', '-']\nengine.cli.app.main()\n"
     )

@@ -86,7 +86,7 @@ CHANGES = {
     "standard input": ('"pool.jsonl"', '"-"', 10, "standard input"),
     "neither pool nor stage": ('from = "a"\n', "", 12, "generate needs pool"),
     "both a pool and a stage": ('from = "a"', 'from = "a"\npool = "pool.jsonl"', 12, "one of them"),
-    "no task": ('task = "score"  # line 18\n', "", 17, "it is missing"),
+    "no task": ('task = "score"  # line 18\n', "", 17, "it is required"),
     "a circle": ('pool = "pool.jsonl"', 'from = "b"', 7, "circle"),
     "a stage that follows itself": ('from = "a"', 'from = "b"', 12, "circle: b -> b"),
     "answers of a model that is not there": ('"b",  # line 22', '"c",', 20, "no stage has this name"),
@@ -99,13 +99,13 @@ CHANGES = {
     "questions for stages": ('against = "b"', 'against = "b"\nquestions = "pool.jsonl"', 30, "their own"),
     "answers from verdicts": ('from = "a"', 'from = "s"', 15, "gives verdicts, not answers"),
     "verdicts on verdicts": ('against = "b"', 'against = "s"', 29, "gives verdicts, not answers"),
-    "both orders of scores": ('task = "score"', 'both_orders = true\ntask = "score"', 18, "no use for it"),
-    "a prompt that nobody heeds": ('task = "score"', 'prompt = "pool.jsonl"\ntask = "score"', 18, "no use"),
+    "both orders of scores": ('task = "score"', 'both_orders = true\ntask = "score"', 18, "(only to judge)"),
+    "a prompt that nobody heeds": ('task = "score"', 'prompt = "pool.jsonl"\ntask = "score"', 18, "apply"),
     "a sample of a stage": ('from = "a"', 'from = "a"\nsample = 3', 16, "only a pool can be sampled"),
     "two pools": ('from = "a"', 'pool = "other.jsonl"', 20, "do not stand on the same rows"),
     "a name with a space": ("[stage.j]", '[stage."j j"]', 25, "letters, digits"),
     "a budget below zero": ("budget = 5.0", "budget = -5.0", 1, "budget"),
-    "no TOML": ("[stage.j]", "[stage.j", 25, "no TOML"),
+    "no TOML": ("[stage.j]", "[stage.j", 25, "not valid TOML"),
 }  # fmt: skip
 
 

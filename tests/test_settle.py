@@ -193,7 +193,7 @@ async def test_what_contradicts_itself_or_is_not_there_is_told(run: Path, pool: 
         (("--lost", "--billed"), "--lost means"),
         (("--lost", "--usd", 1), "--lost means"),
         (("--usd", -1), "0 or more"),
-        (("--usd", "nan"), "0 or more"),
+        (("--usd", "nan"), "--usd nan: must be a finite number"),
         (("--lost", "--stage", "other"), "no stage 'other'"),
         (("--lost", "--id", "nobody"), "row nobody"),
         (("--billed", "--attempt", 999), "attempt 999"),

@@ -69,9 +69,9 @@ def test_micro_batch_and_accumulation_follow_from_batch_and_processes() -> None:
     [
         ({"nproc": 3}, "batch 128 cannot be shared by 3 processes: 129 could"),
         ({"micro_batch": 3}, "micro_batch 3 does not divide the 128 rows"),
-        ({"epochs": 0}, "--epochs 0: input should be greater than 0"),
-        ({"epochs": 1e300}, "--epochs 1e+300: input should be less than or equal to 10000"),
-        ({"lr": math.inf}, "--lr inf: input should be a finite number"),
+        ({"epochs": 0}, "--epochs 0: must be greater than 0"),
+        ({"epochs": 1e300}, "--epochs 1e+300: must be less than or equal to 10000"),
+        ({"lr": math.inf}, "--lr inf: must be a finite number"),
         ({"zero": 4}, "--zero 4: "),
         ({"offload": True}, "offload needs zero 2 or 3"),
         ({"deepspeed": "f", "zero": 2}, "a DeepSpeed file itself says what zero and offload would"),
@@ -97,7 +97,7 @@ def test_a_file_has_the_flags_names_and_flags_win(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"sft\.toml: leanring_rate: there is no setting of this name"):
         recipe_from(SftRecipe, GIVEN, file)
     file.write_text("x = = 1")
-    with pytest.raises(UsageError, match="not TOML"):
+    with pytest.raises(UsageError, match="not valid TOML"):
         recipe_from(SftRecipe, GIVEN, file)
 
 

@@ -122,7 +122,7 @@ CHANGES = {
     "several for one": ("zero = 3", "zero = [2, 3]", 21, "it takes one value"),
     "a date": ("zero = 3", "zero = 2023-04-06", 21, "expected a value"),
     "no data": ('data = { stage = "a", format = "chat" }\n', "", 17, "train sft needs data"),
-    "no command": ('run = "rank"\n', "", 31, "it is missing"),
+    "no command": ('run = "rank"\n', "", 31, "it is required"),
     "a stage that is not there": ('data = { stage = "a"', 'data = { stage = "b"', 19, "no stage 'b'"),
     "a step that is not there": ('{ step = "student" }', '{ step = "pupil" }', 5, "no step 'pupil'"),
     "a step that a teacher waits for": ('after = "student"', 'after = "pupil"', 10, "no step 'pupil'"),

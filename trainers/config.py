@@ -1,71 +1,113 @@
-"""What a training is told: a checked value from flags or a TOML file with the same names.
+"""The settings of a training run, declared once: default, bounds, text and panel of `--help`.
+
+The flags of `train` are made from these classes, a TOML file has the same names, and so has docs/settings.md.
 
 Defaults are those of the paper (arXiv 2304.03277, section 4.1, which takes Alpaca's): 3 epochs, global
 batch 128, 2e-5, cosine, warm-up 0.03, length 512, bf16 (where the machine has it). Knows nothing of torch.
 """
 
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
-    NonNegativeFloat,
-    NonNegativeInt,
-    PositiveFloat,
-    PositiveInt,
     ValidationError,
     model_validator,
 )
 
-from store.errors import UsageError
+from store.errors import UsageError, wrong_value
 
 MOST_ROWS_AT_ONCE = 4  # in a micro batch, unless said: more is no faster on CPU, and costs memory
 MOST_EPOCHS = 10_000
 FILES = ("data", "out", "deepspeed")
 
 
-class Training(BaseModel):
-    """What all trainings have in common. Fields that change nothing of what is learnt: see FREE."""
+WHAT, HOW, WHERE, SEEN = "What", "How it learns", "Where it runs", "On the way"
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+Count = Annotated[int, Field(gt=0, le=10**9)]
+Positive = Annotated[float, Field(gt=0, le=10**9)]
+Share = Annotated[float, Field(ge=0, lt=1)]
+Epochs = Annotated[float, Field(gt=0, le=MOST_EPOCHS)]
+Template = Literal["alpaca", "chat"]
+
+
+def setting(default: Any, text: str, panel: str, usual: str = "", **how: Any) -> Any:
+    """A field with its flag. `usual`: what happens where nothing is said, if the default does not tell;
+    `how`: the flag's `metavar`, and whether it is `needed` on the command line."""
+    return Field(default, description=text, json_schema_extra={"panel": panel, "usual": usual, **how})
+
+
+def _host_and_port(text: str) -> str:
+    if not re.fullmatch(r"[^:\s]+:\d+", text):
+        raise ValueError("must be HOST:PORT, for example host0:29500")
+    return text
+
+
+class Training(BaseModel):
+    """What all training runs have in common. Fields that change nothing of what is learnt: see FREE."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, defer_build=True)
     loss_name: ClassVar[str] = "loss a learnt token (nats)"
 
-    data: Path
-    model: Annotated[str, Field(min_length=1)]
-    out: Path
-    limit: PositiveInt | None = None
-    held_out: Annotated[float, Field(ge=0, lt=1)] = 0.02
-    seed: NonNegativeInt = 42
+    data: Path = setting(..., "rows to learn from", WHAT, metavar="FILE", needed=False)
+    model: Annotated[str, Field(min_length=1)] = setting(
+        ..., "a model folder, a name on the Hugging Face hub, or smollm2", WHAT, metavar="M", needed=False
+    )
+    out: Path = setting(..., "new folder for the trained model", WHAT, metavar="DIR", needed=False)
+    limit: Count | None = setting(None, "only the first N rows", WHAT)
+    held_out: Share = setting(
+        0.02, "share of the rows that is held out to measure the loss", WHAT, metavar="SHARE"
+    )
 
-    epochs: Annotated[float, Field(gt=0, le=MOST_EPOCHS)] = 3.0
-    batch: PositiveInt = 128
-    micro_batch: PositiveInt | None = None
-    lr: PositiveFloat = 2e-5
-    schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.03
-    weight_decay: NonNegativeFloat = 0.0
-    clip: PositiveFloat = 1.0
-    max_length: Annotated[int, Field(ge=8)] = 512
-    precision: Literal["bf16", "fp32"] | None = None  # bf16, where the machine has it: preflight.py
-    lora: PositiveInt | None = None
-    recompute: bool = False
+    epochs: Epochs = setting(3.0, "passes over the data", HOW)
+    batch: Count = setting(128, "rows per optimizer step, over all processes", HOW)
+    micro_batch: Count | None = setting(
+        None, "rows per forward pass in each process", HOW, usual=f"up to {MOST_ROWS_AT_ONCE}"
+    )
+    lr: Positive = setting(2e-5, "learning rate", HOW)
+    schedule: Literal["cosine", "linear", "constant"] = setting("cosine", "learning rate schedule", HOW)
+    warmup: Share = setting(0.03, "share of the steps in which the rate rises", HOW, metavar="SHARE")
+    weight_decay: Annotated[float, Field(ge=0, le=10**9)] = setting(0.0, "weight decay", HOW)
+    clip: Positive = setting(1.0, "largest norm of the gradient", HOW)
+    max_length: Annotated[int, Field(ge=8, le=10**9)] = setting(
+        512, "most tokens of a row, prompt and response", HOW
+    )
+    precision: Literal["bf16", "fp32"] | None = setting(
+        None, "number format of the weights", HOW, usual="bf16; fp32 on a CPU without it"
+    )
+    lora: Count | None = setting(
+        None,
+        "train low-rank adapters of this rank only (LoRA); they are merged at the end",
+        HOW,
+        metavar="RANK",
+    )
+    recompute: bool = setting(False, "recompute activations instead of keeping them in memory", HOW)
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = setting(42, "seed of all random draws", HOW)
 
-    zero: Literal[0, 1, 2, 3] | None = None
-    offload: bool = False
-    deepspeed: Path | None = None
-    nproc: PositiveInt = 1
-    nnodes: PositiveInt = 1
-    node_rank: NonNegativeInt = 0
-    master: Annotated[str, Field(pattern=r"^[^:\s]+:\d+$")] | None = None
+    zero: Annotated[int, Field(ge=0, le=3)] | None = setting(
+        None, "ZeRO stage of DeepSpeed, 0 to 3", WHERE, usual="2 for several processes"
+    )
+    offload: bool = setting(False, "keep the optimizer in RAM (with ZeRO-3 the weights, too)", WHERE)
+    deepspeed: Path | None = setting(None, "DeepSpeed configuration of your own", WHERE, metavar="FILE")
+    nproc: Annotated[int, Field(gt=0, le=1024)] = setting(1, "processes on this machine", WHERE)
+    nnodes: Annotated[int, Field(gt=0, le=10**6)] = setting(1, "machines", WHERE)
+    node_rank: Annotated[int, Field(ge=0, le=10**6)] = setting(0, "number of this machine, from 0", WHERE)
+    master: Annotated[str, AfterValidator(_host_and_port)] | None = setting(
+        None, "where machine 0 listens", WHERE, metavar="HOST:PORT"
+    )
 
-    save_every: PositiveInt | None = None
-    eval_every: PositiveInt | None = None
-    keep: Annotated[int, Field(ge=2)] = 2
-    tensorboard: bool = False
+    save_every: Count | None = setting(None, "steps between two checkpoints", SEEN, usual="a tenth of all")
+    eval_every: Count | None = setting(
+        None, "steps between two measurements of the held-out loss", SEEN, usual="a tenth of all"
+    )
+    keep: Annotated[int, Field(ge=2, le=10**9)] = setting(2, "checkpoints that are kept", SEEN)
+    tensorboard: bool = setting(False, "also write DIR/training/tensorboard", SEEN)
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
@@ -138,14 +180,15 @@ FREE = {
 
 
 class SftRecipe(Training):
-    """Supervised fine-tuning. template: by the data's shape, unless said. reasoning: what becomes of thinking
-    in the rows."""
+    """Supervised fine-tuning."""
 
-    template: Literal["alpaca", "chat"] | None = None
-    reasoning: Literal["learn", "drop"] = "learn"
-    too_long: Literal["drop", "cut"] = "drop"
-    packing: Literal["auto", "on", "off"] = "auto"
-    samples: NonNegativeInt = 3
+    template: Template | None = setting(None, "chat template", WHAT, usual="by the rows")
+    reasoning: Literal["learn", "drop"] = setting("learn", "what to do with the thinking in rows", HOW)
+    too_long: Literal["drop", "cut"] = setting("drop", "what to do with rows over the length", HOW)
+    packing: Literal["auto", "on", "off"] = setting("auto", "put several rows into one sequence", HOW)
+    samples: Annotated[int, Field(ge=0, le=10**6)] = setting(
+        3, "held-out prompts to answer for the model card", SEEN
+    )
 
 
 class RewardRecipe(Training):
@@ -163,14 +206,27 @@ class RewardRecipe(Training):
 
     loss_name: ClassVar[str] = "loss a prompt (nats)"
 
-    held_out: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    epochs: Annotated[float, Field(gt=0, le=MOST_EPOCHS)] = 2.0
-    batch: PositiveInt = 16
-    lr: PositiveFloat = 5e-5
-    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    template: Literal["alpaca", "chat"] | None = None
-    too_long: Literal["drop", "cut"] = "cut"
-    answers: Annotated[int, Field(ge=2)] = 9
+    data: Path = setting(
+        ..., "comparisons: pairs, or answers with scores", WHAT, metavar="FILE", needed=False
+    )
+    held_out: Share = setting(
+        0.1, "share of the prompts that is held out to measure the loss", WHAT, metavar="SHARE"
+    )
+    epochs: Epochs = setting(2.0, "passes over the data", HOW)
+    batch: Count = setting(16, "prompts per optimizer step, over all processes", HOW)
+    micro_batch: Count | None = setting(
+        None, "prompts per forward pass in each process", HOW, usual="as many as have 8 answers"
+    )
+    lr: Positive = setting(5e-5, "learning rate", HOW)
+    warmup: Share = setting(0.1, "share of the steps in which the rate rises", HOW, metavar="SHARE")
+    max_length: Annotated[int, Field(ge=8, le=10**9)] = setting(
+        512, "most tokens of a prompt with one answer", HOW
+    )
+    template: Template | None = setting(None, "chat template", WHAT, usual="by the model")
+    too_long: Literal["drop", "cut"] = setting("cut", "what to do with answers over the length", HOW)
+    answers: Annotated[int, Field(ge=2, le=10**6)] = setting(
+        9, "most answers of a prompt at once", HOW, metavar="K"
+    )
 
     @property
     def tokens_at_once(self) -> int:
@@ -196,7 +252,7 @@ def _table(file: Path) -> dict[str, Any]:
     except OSError as error:
         raise UsageError(f"cannot read recipe {file}: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"{file}: not TOML: {error}") from error
+        raise UsageError(f"{file}: not valid TOML: {error}") from error
     values = {name.replace("-", "_"): value for name, value in found.items()}
     beside = {name: file.parent / values[name] for name in FILES if isinstance(values.get(name), str)}
     return values | beside
@@ -204,9 +260,8 @@ def _table(file: Path) -> dict[str, Any]:
 
 def _first_problem(error: ValidationError, said: Mapping[str, Any], file: Path | None) -> str:
     problem = error.errors()[0]
-    words = problem["msg"].removeprefix("Value error, ")
     if not problem["loc"]:
-        return words
+        return problem["msg"].removeprefix("Value error, ")
     name = str(problem["loc"][0])
     flag = "--" + name.replace("_", "-")
     where = flag if name in said or file is None else f"{file}: {name}"
@@ -214,7 +269,7 @@ def _first_problem(error: ValidationError, said: Mapping[str, Any], file: Path |
         return f"{flag} is missing: give it as a flag" + (f" or in {file}" if file else "")
     if problem["type"] == "extra_forbidden":
         return f"{where}: there is no setting of this name"
-    return f"{where} {problem['input']}: {words[0].lower()}{words[1:]}"
+    return wrong_value(where, dict(problem))
 
 
 def _hint(recipe: Training) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import inf
 
-from engine.collect.settings import MOST_REQUESTS
+from engine.collect.setting_fields import MOST_REQUESTS
 
 MOST_BYTES = 200 * 10**6
 MOST_ALIVE = 16  # batches under way; each keeps its file on our disk

@@ -1,4 +1,4 @@
-"""`distill browse RUN`: Datasette on the ledger, read-only, on loopback.
+"""`distill browse --run RUN`: Datasette on the ledger, read-only, on loopback.
 
 The database is opened by our own read-only connection, and long counts are cut short. It is always
 `mutable` for Datasette, because a run may be writing: an immutable database would be hashed and counted at

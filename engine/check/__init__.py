@@ -1,4 +1,4 @@
-"""`distill check RUN`: whether a ledger is intact, what is damaged, and how it is repaired.
+"""`distill check --run RUN`: whether a ledger is intact, what is damaged, and how it is repaired.
 
 command     the command: what it says, and in which order a repair is made
 sound       whether SQLite can read the file, and every table holds what its columns say

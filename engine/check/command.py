@@ -84,7 +84,7 @@ def _check(run: Path, as_json: bool) -> int:
     else:
         print(*lines(result, str(run)), sep="\n")
         if not result.is_intact:
-            print(f"repair it with: distill check {run} --repair")
+            print(f"repair it with: distill check --run {run} --repair")
     return 0 if result.is_intact else DAMAGED
 
 

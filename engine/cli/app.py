@@ -1,4 +1,4 @@
-"""`distill`: the command line. Thin: reads flags, calls one function, turns errors into words.
+"""`distill`: the command line. Thin: reads flags, calls one function, turns errors into sentences.
 
 The commands that take the engine's flags are in ask.py, the others here. Imports only what
 `--help` needs; each command imports its own work.
@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-import typer.core
 
 from engine import __version__
-from engine.cli.ask import ASKING
+from engine.cli.ask import ASKING, OPTIONS
 from engine.cli.crash_report import Unexpected
-from engine.cli.options import JsonOption
+from engine.cli.help import PanelCommand, PanelGroup
+from engine.cli.options import JsonOption, takes
+from engine.collect.setting_fields import Declared, setting
 from engine.terminal import outlive_the_terminal, plain, stop_on_signals, tell
 from evaluators.cli import annotate, report
 from evaluators.cli import app as evaluate_app
@@ -24,19 +25,24 @@ from store.errors import DistillError, UsageError
 from trainers.cli import app as train_app
 from trainers.cli import rank
 
-# In the order of the work: before asking, asking, after it, training, evaluation.
-COMMANDS = (
-    "estimate", "generate", "translate", "score", "compare", "judge", "run", "import",
-    "status", "browse", "retry", "settle", "check", "export",
-    "train", "rank", "serve", "evaluate", "annotate", "report", "demo",
-)  # fmt: skip
+PANELS = {  # in the order of the work
+    "Ask a teacher": ("estimate", "generate", "translate", "score", "compare", "judge", "run", "import"),
+    "Look after a run": ("status", "browse", "retry", "settle", "check", "export"),
+    "Train and serve": ("train", "rank", "serve"),
+    "Evaluate": ("evaluate", "annotate", "report"),
+    "Try it": ("demo",),
+}
+COMMANDS = tuple(name for names in PANELS.values() for name in names)
 
 
-class InOrder(typer.core.TyperGroup):
+class InOrder(PanelGroup):
     """The commands as `--help` lists them."""
 
     def list_commands(self, ctx: Any) -> list[str]:
-        return sorted(self.commands, key=COMMANDS.index)
+        for panel, names in PANELS.items():
+            for name in names:
+                self.commands[name].rich_help_panel = panel  # type: ignore[attr-defined]
+        return list(COMMANDS)
 
 
 def _print_version(wanted: bool) -> None:
@@ -48,9 +54,8 @@ def _print_version(wanted: bool) -> None:
 app = typer.Typer(
     name="distill",
     cls=InOrder,
-    help="Distil a strong language model into data and smaller models.",
+    help="Distill a strong language model into data and smaller models.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -64,19 +69,20 @@ def distill(
         typer.Option("--version", callback=_print_version, is_eager=True, help="print the version and exit"),
     ] = False,
 ) -> None:
-    """Distil a strong language model into data and smaller models."""
+    """Distill a strong language model into data and smaller models."""
 
 
-app.add_typer(train_app)
+app.add_typer(train_app, cls=PanelGroup)
 app.command()(rank)
-app.add_typer(evaluate_app)
+app.add_typer(evaluate_app, cls=PanelGroup)
 app.command()(report)
 app.command()(annotate)
 
 for name, command in ASKING.items():
     app.command(name)(command)
 
-RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="a run folder")]
+RunOption = Annotated[Path, typer.Option("--run", metavar="DIR", help="the run folder")]
+StageOption = Annotated[str | None, typer.Option("--stage", metavar="S", help="only this stage")]
 
 
 def _print_json(value: Any) -> None:
@@ -86,8 +92,8 @@ def _print_json(value: Any) -> None:
 
 
 @app.command()
-def status(run: RunArgument, json: JsonOption = False) -> None:
-    """Tell what a run has done, what failed and why, and what it cost."""
+def status(run: RunOption, json: JsonOption = False) -> None:
+    """Show what a run has done, what failed and why, and what it cost."""
     from engine.run.status import status_of
 
     found = status_of(run)
@@ -101,14 +107,14 @@ def status(run: RunArgument, json: JsonOption = False) -> None:
 
 @app.command()
 def retry(
-    run: RunArgument,
+    run: RunOption,
     cause: Annotated[
         str | None,
-        typer.Option("--cause", metavar="C", help="only rows that failed for this cause"),
+        typer.Option("--cause", metavar="C", help="only rows that failed with this cause"),
     ] = None,
-    stage: Annotated[str | None, typer.Option("--stage", metavar="S", help="only this stage")] = None,
+    stage: StageOption = None,
 ) -> None:
-    """Make failed rows due again; the next `generate` asks them."""
+    """Let the next run of the same command ask failed rows again."""
     from engine.cli.commands import run_retry
 
     run_retry(run, cause, stage)
@@ -116,98 +122,86 @@ def retry(
 
 @app.command()
 def check(
-    run: RunArgument,
+    run: RunOption,
     repair: Annotated[
-        bool, typer.Option("--repair", help="make damaged answers pending again; nothing is thrown away")
+        bool, typer.Option("--repair", help="make damaged answers pending again; nothing is deleted")
     ] = False,
     json: JsonOption = False,
 ) -> None:
-    """Check that the ledger is intact, and say what is damaged and what that costs."""
+    """Check whether the ledger is intact, and show what is damaged."""
     from engine.check.command import run_check
 
     raise typer.Exit(run_check(run, repair, json))
 
 
+class SettleFlags(Declared):
+    """What became of requests, and of which."""
+
+    lost: bool = setting(False, "they were not billed", OPTIONS)
+    billed: bool = setting(False, "they were billed: book the most that they can have cost", OPTIONS)
+    usd: float | None = setting(None, "they were billed: X dollars in total", OPTIONS)
+    stage: str | None = setting(None, "only this stage", OPTIONS, metavar="S")
+    id: tuple[str, ...] = setting((), "only this row; repeat it", OPTIONS, metavar="ID", repeat=True)
+    attempt: tuple[int, ...] = setting((), "only this attempt; repeat it", OPTIONS, metavar="N", repeat=True)
+
+
 @app.command()
-def settle(
-    run: RunArgument,
-    lost: Annotated[bool, typer.Option("--lost", help="they were not billed: nothing is at risk")] = False,
-    billed: Annotated[
-        bool, typer.Option("--billed", help="they were billed: book the most that they can cost")
-    ] = False,
-    usd: Annotated[
-        float | None, typer.Option("--usd", metavar="X", help="they were billed, X dollars together")
-    ] = None,
-    stage: Annotated[str | None, typer.Option("--stage", metavar="S", help="only this stage")] = None,
-    id: Annotated[
-        list[str] | None, typer.Option("--id", metavar="ID", help="only this row; repeat it for more")
-    ] = None,
-    attempt: Annotated[
-        list[int] | None, typer.Option("--attempt", metavar="N", help="only this attempt; repeat it for more")
-    ] = None,
-    json: JsonOption = False,
-) -> None:
-    """List requests that may have been billed without an answer, or say what became of them."""
+@takes(SettleFlags.model_fields, "asked", build=SettleFlags)
+def settle(run: RunOption, json: JsonOption = False, *, asked: SettleFlags) -> None:
+    """List requests that may have been billed without an answer, or settle them."""
     from engine.run.settle import run_settle
 
-    run_settle(run, lost, billed, usd, stage, id or (), attempt or (), json)
+    run_settle(run, asked.lost, asked.billed, asked.usd, asked.stage, asked.id, asked.attempt, json)
+
+
+class ExportFlags(Declared):
+    """What of the answers becomes a data set, and how."""
+
+    stage: str | None = setting(None, "name of the stage", OPTIONS, usual="the only one", metavar="S")
+    outcome: str = setting("stop,length", "outcomes to export", OPTIONS, metavar="O,O")
+    min_margin: float = setting(0.0, "comparisons: least difference between the scores", OPTIONS, metavar="M")
+    reasoning: str = setting(
+        "drop",
+        "thinking before answers: drop, keep (in a field of its own) or inline (before them in <think>)",
+        OPTIONS,
+        metavar="R",
+    )
+    all_settings: bool = setting(False, "answers under all settings, not only those of the last run", OPTIONS)
 
 
 @app.command()
+@takes(ExportFlags.model_fields, "asked", build=ExportFlags)
 def export(
-    run: RunArgument,
+    run: RunOption,
     format: Annotated[
         str,
         typer.Option(
             "--format",
             metavar="F",
-            help="alpaca, chat, parquet or candidates (for rank); of scores: comparisons or scores; "
-            "of a judge: reviews",
+            help="alpaca, chat, parquet or candidates (for rank); for score and compare: comparisons, "
+            "for score also scores; for judge: reviews",
         ),
     ],
     out: Annotated[
-        Path,
-        typer.Option("--out", metavar="FILE", help="a name in .json is a JSON list, else JSONL"),
+        Path, typer.Option("--out", metavar="FILE", help="a JSON list if the name ends in .json, else JSONL")
     ],
-    stage: Annotated[
-        str | None, typer.Option("--stage", metavar="S", help="[the only one]", show_default=False)
-    ] = None,
-    outcome: Annotated[
-        str, typer.Option("--outcome", metavar="O,O", help="[stop,length]", show_default=False)
-    ] = "stop,length",
-    min_margin: Annotated[
-        float, typer.Option("--min-margin", metavar="M", help="of comparisons: least difference of scores")
-    ] = 0.0,
-    reasoning: Annotated[
-        str,
-        typer.Option(
-            "--reasoning",
-            metavar="R",
-            help="thinking before answers: drop, keep (a field of its own) or inline (before the answer, in "
-            "<think> marks) [drop]",
-            show_default=False,
-        ),
-    ] = "drop",
-    all_settings: Annotated[
-        bool,
-        typer.Option("--all-settings", help="answers under all settings, not only those of the last run"),
-    ] = False,
+    *,
+    asked: ExportFlags,
 ) -> None:
-    """Write the answers as a data set: a line for each row with an answer, in pool order."""
+    """Write the answers as a data set, in the order of the pool."""
     from engine.export import run_export
 
-    code = run_export(run, format, out, stage, outcome, min_margin, reasoning, all_settings)
-    raise typer.Exit(code)
+    raise typer.Exit(run_export(run, format, out, **asked.model_dump()))
 
 
 @app.command()
 def browse(
-    run: RunArgument,
+    run: RunOption,
     port: Annotated[
-        int, typer.Option("--port", metavar="P", help="[8001]; 0 for any", show_default=False)
+        int, typer.Option("--port", metavar="P", help="port; 0 picks a free one [8001]", show_default=False)
     ] = 8001,
 ) -> None:
-    """Look at the ledger in a browser: Datasette, on loopback, read-only."""
+    """Look at a run in the browser: answers, failures, costs."""
     from engine.browse.app import run_browse
 
     run_browse(run, port)
@@ -222,25 +216,27 @@ def serve(
         ),
     ] = "smollm2",
     port: Annotated[
-        int, typer.Option("--port", metavar="P", help="[8080]; 0 for any", show_default=False)
+        int, typer.Option("--port", metavar="P", help="port; 0 picks a free one [8080]", show_default=False)
     ] = 8080,
     parallel: Annotated[
         int,
-        typer.Option("--parallel", metavar="N", help="answers at once [16]", show_default=False),
+        typer.Option(
+            "--parallel", metavar="N", help="answers generated at the same time [16]", show_default=False
+        ),
     ] = 16,
     precision: Annotated[
         str | None,
         typer.Option(
             "--precision",
             metavar="P",
-            help="of a folder: bf16 or fp32 [bf16 where the processor has it]; only in fp32 on a CPU does a "
-            "seed give the same answer whatever else is asked at the same time",
+            help="transformers folder: bf16 or fp32; with fp32 on a CPU a seed always gives the same answer "
+            "[bf16 if the processor has it]",
             show_default=False,
         ),
     ] = None,
     scripted: Annotated[
         bool,
-        typer.Option("--scripted", help="no model: replies by simple rules, for trying roles out"),
+        typer.Option("--scripted", help="reply by simple rules, without a model, to try things out"),
     ] = False,
     latency: Annotated[
         float,
@@ -249,7 +245,7 @@ def serve(
         ),
     ] = 0.0,
 ) -> None:
-    """Serve a small model behind the OpenAI chat API, on loopback."""
+    """Serve a small model with the OpenAI chat API, on loopback."""
     if scripted and precision:
         raise UsageError("--precision is for a transformers folder; a scripted teacher has none")
     if scripted:
@@ -264,14 +260,22 @@ def serve(
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="[runs/demo]", show_default=False)] = Path(
-        "runs/demo"
-    ),
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--out", metavar="DIR", help="folder for everything it makes [runs/demo]", show_default=False
+        ),
+    ] = Path("runs/demo"),
 ) -> None:
-    """Run every command once, small and offline, on the embedded teacher: a few minutes."""
+    """Run every command once, small and offline, in a few minutes."""
     from engine.cli.demo import run_demo
 
     raise typer.Exit(run_demo(out))
+
+
+for group in (app, train_app, evaluate_app):
+    for info in group.registered_commands:
+        info.cls = PanelCommand
 
 
 def _run_app() -> None:

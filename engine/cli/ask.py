@@ -1,225 +1,247 @@
-"""The commands that take the engine's flags: they ask a teacher, or tell what asking would cost.
+"""The commands that take the engine's settings: they ask a teacher, or tell what asking would cost.
 
 Thin: each reads flags and calls one function. `engine/cli/app.py` makes commands of them. Imports only
 what `--help` needs; each command imports its own work.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from engine.cli.options import JsonOption, lend, settings_from, with_engine_options
+from engine.cli.options import Fields, JsonOption, checked, engine_fields, flag_of, takes, takes_settings
+from engine.collect.setting_fields import DEFAULTS, Declared, Quota, setting
+from engine.environment import checked_url, default_url, server_values, text_of_file
+from store.errors import UsageError
+
+if TYPE_CHECKING:
+    from engine.collect.settings import Settings
+
+OPTIONS = "Options"
+
+
+class Asking(Declared):
+    """What every command has that asks a teacher."""
+
+    run: Path = setting(..., "run folder; it is created if it does not exist", OPTIONS, metavar="DIR")
+    yes: bool = setting(False, "do not ask whether the cost is acceptable", OPTIONS)
+    quiet: bool = setting(False, "show no progress, and no summary if all rows succeed", OPTIONS)
+
+
+class Estimating(Asking):
+    run: Path | None = setting(None, "count only what remains of this run", OPTIONS, metavar="DIR")  # type: ignore[assignment]
+
+
+asks = takes(Asking.model_fields, "asked", build=Asking)
 
 PoolArgument = Annotated[
     str,
     typer.Argument(
-        metavar="POOL", help="JSONL, JSON list, CSV or Parquet, also gzipped; - for standard input"
-    ),
-]
-RunOption = Annotated[Path, typer.Option("--run", metavar="DIR", help="the run folder (made if need be)")]
-ToOption = Annotated[
-    str,
-    typer.Option(
-        "--to", metavar="LANGUAGE", help="the language to translate into [Chinese]", show_default=False
+        metavar="POOL", help="JSONL, JSON list, CSV or Parquet, gzipped or not; - for standard input"
     ),
 ]
 AnswersOption = Annotated[str, typer.Option("--answers", metavar="A", help="a model's answers")]
 AgainstOption = Annotated[str, typer.Option("--against", metavar="B", help="the opponent's answers")]
-YesOption = Annotated[bool, typer.Option("--yes", help="do not ask whether the cost is fine")]
-QuietOption = Annotated[bool, typer.Option("--quiet", help="no progress, no summary when all is done")]
+QuestionsOption = Annotated[
+    str | None,
+    typer.Option("--questions", metavar="Q", help="the prompts, if the answers name them by id only"),
+]
 
 
-@with_engine_options
-def generate(
-    pool: PoolArgument,
-    run: RunOption,
-    yes: YesOption = False,
-    quiet: QuietOption = False,
-    *,
-    options: dict[str, Any],
-) -> None:
+@takes_settings("generate")
+@asks
+def generate(pool: PoolArgument, *, asked: Asking, options: dict[str, Any]) -> None:
     """Ask the teacher for an answer to each row of a pool."""
+    _collect_pool("generate", pool, asked, options)
+
+
+@takes_settings("translate")
+@asks
+def translate(pool: PoolArgument, *, asked: Asking, options: dict[str, Any]) -> None:
+    """Translate a pool into another language; the export is a pool again."""
+    _collect_pool("translate", pool, asked, options)
+
+
+def _collect_pool(task: str, pool: str, asked: Asking, options: dict[str, Any]) -> None:
     from engine.collect.rows import pool_of
     from engine.run.collect import collect
 
-    settings = settings_from(options, "generate")
-    raise typer.Exit(collect(settings, pool_of(settings, pool), run, yes, quiet, typer.confirm))
-
-
-@with_engine_options
-def translate(
-    pool: PoolArgument,
-    run: RunOption,
-    to: ToOption = "Chinese",
-    field: Annotated[
-        str,
-        typer.Option("--field", metavar="F", help="instruction (with input) or output [instruction]"),
-    ] = "instruction",
-    yes: YesOption = False,
-    quiet: QuietOption = False,
-    *,
-    options: dict[str, Any],
-) -> None:
-    """Put a pool into another language; the export is a pool again."""
-    from engine.collect.rows import pool_of
-    from engine.run.collect import collect
-
-    settings = settings_from(options, "translate", to=to, field=field)
-    raise typer.Exit(collect(settings, pool_of(settings, pool), run, yes, quiet, typer.confirm))
-
-
-def contest_options(
-    run: RunOption,
-    questions: Annotated[
-        str | None,
-        typer.Option("--questions", metavar="Q", help="the prompts, where answers name them by id only"),
-    ] = None,
-    name: Annotated[
-        list[str] | None,
-        typer.Option("--name", metavar="N", help="a model's name, in the order of the files [the file's]"),
-    ] = None,
-    yes: YesOption = False,
-    quiet: QuietOption = False,
-) -> None:
-    """Of commands that read models' answers; only its signature is used."""
-
-
-with_contest_options = lend(contest_options, "asked")
+    settings = settings_from(options, task)
+    rows = pool_of(settings, pool)
+    raise typer.Exit(collect(settings, rows, asked.run, asked.yes, asked.quiet, typer.confirm))
 
 
 def _collect_contests(
-    task: str, answers: list[str], asked: dict[str, Any], options: dict[str, Any], **own: Any
+    task: str, answers: list[str], questions: str | None, asked: Asking, options: dict[str, Any], **own: Any
 ) -> None:
     from engine.collect.rows import contests_of
     from engine.run.collect import collect
 
-    settings = settings_from(options, task, names=tuple(asked["name"] or ()), **own)
-    rows = contests_of(settings, answers, asked["questions"])
-    raise typer.Exit(collect(settings, rows, asked["run"], asked["yes"], asked["quiet"], typer.confirm))
+    settings = settings_from(options, task, **own)
+    rows = contests_of(settings, answers, questions)
+    raise typer.Exit(collect(settings, rows, asked.run, asked.yes, asked.quiet, typer.confirm))
 
 
-@with_engine_options
-@with_contest_options
+@takes_settings("score")
+@asks
 def score(
     answers: Annotated[
-        list[str], typer.Argument(metavar="ANSWERS...", help="each model's answers, one file")
+        list[str], typer.Argument(metavar="ANSWERS...", help="each model's answers, one file each")
     ],
+    questions: QuestionsOption = None,
     *,
-    asked: dict[str, Any],
+    asked: Asking,
     options: dict[str, Any],
 ) -> None:
-    """Have the teacher score the answers of several models to each prompt, 1-10."""
-    _collect_contests("score", answers, asked, options)
+    """Score the answers of several models to each prompt, 1-10."""
+    _collect_contests("score", answers, questions, asked, options)
 
 
-@with_engine_options
-@with_contest_options
+@takes_settings("judge")
+@asks
 def judge(
     answers: AnswersOption,
     against: AgainstOption,
-    both_orders: Annotated[
-        bool, typer.Option("--both-orders", help="ask each question twice, either answer first")
-    ] = False,
-    language: Annotated[
-        str | None,
-        typer.Option("--language", metavar="L", help="of the reviewer's prompts: English or Chinese"),
-    ] = None,
+    questions: QuestionsOption = None,
     *,
-    asked: dict[str, Any],
+    asked: Asking,
     options: dict[str, Any],
 ) -> None:
-    """Have the teacher rate two models' answers to each question, 1-10 each."""
-    own = {"both_orders": both_orders, "language": language}
-    _collect_contests("judge", [answers, against], asked, options, **own)
+    """Rate two models' answers to each question, 1-10 each."""
+    _collect_contests("judge", [answers, against], questions, asked, options)
 
 
-@with_engine_options
-@with_contest_options
+@takes_settings("compare")
+@asks
 def compare(
     answers: AnswersOption,
     against: AgainstOption,
+    questions: QuestionsOption = None,
     *,
-    asked: dict[str, Any],
+    asked: Asking,
     options: dict[str, Any],
 ) -> None:
-    """Have the teacher say which of two models' answers is better, in both orders."""
-    _collect_contests("compare", [answers, against], asked, options, both_orders=True)
+    """Say which of two models' answers is better, in both orders."""
+    _collect_contests("compare", [answers, against], questions, asked, options, both_orders=True)
 
 
+@takes_settings("generate", "reuse", "replace", "metrics_port")
+@asks
 def run_(
     context: typer.Context,
     recipe: Annotated[Path, typer.Argument(metavar="RECIPE.toml", help="stages and steps as a graph")],
-    run: RunOption,
     only: Annotated[
-        list[str] | None,
-        typer.Option("--only", metavar="NAME", help="only this stage or step (may be given several times)"),
+        list[str] | None, typer.Option("--only", metavar="NAME", help="only this stage or step; repeat it")
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="the plan and its price; asks nothing")] = False,
-    json: JsonOption = False,
-    yes: YesOption = False,
-    reuse: Annotated[
-        bool,
-        typer.Option("--reuse", help="keep the answers that stages have under other settings"),
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="show the plan and its price; send nothing")
     ] = False,
-    replace: Annotated[bool, typer.Option("--replace", help="ask rows with such an answer again")] = False,
-    quiet: QuietOption = False,
-    metrics_port: Annotated[
-        int | None,
-        typer.Option("--metrics-port", metavar="P", help="Prometheus metrics on loopback; 0 for any"),
-    ] = None,
+    json: JsonOption = False,
+    *,
+    asked: Asking,
+    options: dict[str, Any],
 ) -> None:
-    """Run a recipe: stages together, each on rows as soon as they are there, and steps on whole files."""
+    """Run a recipe: its stages side by side, and steps such as training."""
+    from engine.collect.settings import Settings
     from engine.recipe.phases import How
     from engine.recipe.run import run_recipe
     from engine.recipe.steps import commands_of
 
-    how = How(yes, quiet, metrics_port, typer.confirm, reuse, replace)
+    told = checked(Settings, engine_fields("generate"), {"model": "the recipe's", **options})
+    how = How(asked.yes, asked.quiet, told.metrics_port, typer.confirm, told.reuse, told.replace)
     commands = commands_of(context.find_root().command)
-    raise typer.Exit(run_recipe(recipe, run, commands, only or [], dry_run, json, how))
+    raise typer.Exit(run_recipe(recipe, asked.run, commands, only or [], dry_run, json, how))
 
 
-@with_engine_options
+@takes_settings("estimate")
+@takes(Estimating.model_fields, "asked", build=Estimating)
 def estimate(
-    pool: PoolArgument,
-    run: Annotated[
-        Path | None,
-        typer.Option("--run", metavar="DIR", help="count only what remains of this run"),
-    ] = None,
+    pool: Annotated[
+        str, typer.Argument(metavar="POOL", help="JSONL, JSON list, CSV or Parquet file, gzipped or not")
+    ],
     task: Annotated[
-        str, typer.Option("--task", metavar="T", help="generate or translate [generate]", show_default=False)
+        Literal["generate", "translate"],
+        typer.Option("--task", help="what is asked [generate]", show_default=False),
     ] = "generate",
-    to: ToOption = "Chinese",
     pilot: Annotated[
         int | None,
-        typer.Option("--pilot", metavar="N", help="ask N rows drawn at random first (needs --run)"),
+        typer.Option("--pilot", metavar="N", help="send N rows drawn at random first (needs --run)"),
     ] = None,
     json: JsonOption = False,
-    yes: YesOption = False,
-    quiet: QuietOption = False,
     *,
+    asked: Estimating,
     options: dict[str, Any],
 ) -> None:
-    """Tell what a pool will cost and how long it will take; asks nothing (but a pilot)."""
-    from engine.cli.commands import run_estimate
+    """Tell what a pool will cost and how long it will take."""
+    from engine.cli.commands import run_estimate, send_pilot
     from engine.collect.rows import pool_of
 
-    settings = settings_from(options, task, to=to)
-    found = pool_of(settings, pool)
-    raise typer.Exit(run_estimate(settings, found, run, pilot, json, yes, quiet, typer.confirm))
+    settings, sent = settings_from(options, task), 0
+    rows = pool_of(settings, pool)
+    if pilot is not None:
+        sent = send_pilot(settings, rows, asked.run, pilot, asked.yes, asked.quiet, typer.confirm)
+    raise typer.Exit(run_estimate(settings, rows, asked.run, sent, json))
 
 
-@with_engine_options
+@takes_settings("import")
 def import_(
     file: Annotated[str, typer.Argument(metavar="FILE", help="rows in Alpaca's shape, with `output`")],
-    run: RunOption,
+    run: Annotated[
+        Path, typer.Option("--run", metavar="DIR", help="run folder; it is created if it does not exist")
+    ],
     *,
     options: dict[str, Any],
 ) -> None:
-    """Take in answers that were paid for elsewhere, so that they are not bought again."""
+    """Take in answers that were paid for elsewhere."""
     from engine.run.import_answers import run_import
 
     raise typer.Exit(run_import(settings_from(options, "generate"), file, run))
+
+
+def settings_from(options: Mapping[str, Any], task: str, **own: Any) -> "Settings":
+    """A checked value from flags and environment. Raises UsageError with the flag's name."""
+    from engine.collect.settings import Settings
+    from engine.provider.models import check_effort
+
+    fields = engine_fields(task)
+    _check_text(fields, options)
+    urls = [checked_url(url) for url in options.get("base_url") or [default_url()]]
+    if len({url.lower() for url in urls}) < len(urls):
+        raise UsageError("--base-url was given twice with the same address")
+    key = options.get("api_key_env", "OPENAI_API_KEY")
+    quota = {name: options[name] for name in Quota.model_fields if name in options}
+    others = [{**quota, **server_values(url, key)} for url in urls[1:]]
+    kept = {name: value for name, value in options.items() if name in Settings.model_fields}
+    kept |= {"stage": options.get("stage") or task, "prompt": text_of_file(options.get("prompt"))}
+    kept |= {"param": _params(options.get("param", []))}
+    values = {**DEFAULTS[task], **kept, **own, **server_values(urls[0], key), "task": task, "others": others}
+    settings = checked(Settings, fields, values)
+    check_effort(settings.model, settings.traits, settings.reasoning_effort)
+    return settings
+
+
+def _check_text(fields: Fields, options: Mapping[str, Any]) -> None:
+    """Bytes of the command line that are not UTF-8 cannot be sent."""
+    for name, value in options.items():
+        for text in value if isinstance(value, list) else [value]:
+            if isinstance(text, str) and text != text.encode(errors="replace").decode():
+                raise UsageError(f"{flag_of(name, fields[name])} is not UTF-8")
+
+
+def _params(pairs: list[str]) -> dict[str, Any]:
+    import orjson
+
+    params: dict[str, Any] = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not (name and equals):
+            raise UsageError(f"--param {pair!r}: expected NAME=VALUE, for example --param seed=7")
+        try:
+            params[name] = orjson.loads(value)
+        except orjson.JSONDecodeError:
+            params[name] = value
+    return params
 
 
 ASKING = {

@@ -20,39 +20,47 @@ from store.run_folder import held, ledger_path
 IF_NAMED = ("content_filter", "refusal", "length")  # outcomes that are asked again only by name
 
 
-def run_estimate(
+def send_pilot(
     settings: Settings,
     pool: "Surveyed",
     run: Path | None,
-    pilot: int | None,
-    as_json: bool,
+    rows: int,
     yes: bool,
     quiet: bool,
     confirm: Callable[[str], bool],
 ) -> int:
-    """`estimate`: on stdout a table or one JSON object."""
+    """`estimate --pilot`: sends rows drawn at random, and returns how many have ended. Raises UsageError."""
+    from engine.run.collect import run_pilot
+
+    _check_file(pool)
+    if run is None:
+        raise UsageError("--pilot needs --run DIR: the answers that it buys are kept there")
+    if rows < 1:
+        raise UsageError(f"--pilot {rows}: must be at least 1 row")
+    online = settings.model_copy(update={"batch": False})  # a pilot is for now, not for tomorrow
+    result = run_pilot(online, pool, run, rows, yes, quiet, confirm)
+    if result.stopped:
+        raise result.stopped
+    return result.state.ended
+
+
+def _check_file(pool: "Surveyed") -> None:
+    if pool.is_stream:
+        raise UsageError("estimate reads its pool more than once: give a file, not a pipe")
+
+
+def run_estimate(settings: Settings, pool: "Surveyed", run: Path | None, sent: int, as_json: bool) -> int:
+    """`estimate`: on stdout a table or one JSON object. sent: rows of the pilot."""
     from engine.collect.other_settings import standing
     from engine.collect.plan import plan_of
     from engine.provider.tokens import tokenizer_for
-    from engine.run.collect import estimate_pool, run_pilot
+    from engine.run.collect import estimate_pool
     from engine.run.tables import print_estimate
 
-    if pool.is_stream:
-        raise UsageError("estimate reads its pool more than once: give a file, not a pipe")
-    asked = 0
-    if pilot is not None:
-        if run is None:
-            raise UsageError("--pilot needs --run DIR: the answers that it buys are kept there")
-        if pilot < 1:
-            raise UsageError("--pilot wants a number of rows of at least 1")
-        online = settings.model_copy(update={"batch": False})  # a pilot is for now, not for tomorrow
-        result = run_pilot(online, pool, run, pilot, yes, quiet, confirm)
-        if result.stopped:
-            raise result.stopped
-        asked = result.state.ended
+    _check_file(pool)
     settings.price()  # raises UsageError before the pool is counted
     found = standing(run, settings, plan_of(settings, tokenizer_for(settings.model)))
-    told = estimate_pool(settings, pool, run, plan=found.plan, pilot=asked)
+    told = estimate_pool(settings, pool, run, plan=found.plan, pilot=sent)
     if as_json:
         shown = {**told.as_json(), "other_settings": found.as_json()}
         sys.stdout.write(orjson.dumps(shown).decode() + "\n")
@@ -64,7 +72,7 @@ def run_estimate(
 
 
 def run_retry(run: Path, cause: str | None, stage: str | None) -> None:
-    """Makes failed requests due again; stored replies that can be read by now are answers, unasked."""
+    """Makes failed requests pending again; stored replies that can be parsed by now become answers."""
     from store.ledger import connect_writer
 
     outcomes = UNUSABLE if cause is None else tuple(o for o in (*UNUSABLE, *IF_NAMED) if o == cause)
@@ -96,6 +104,6 @@ def run_retry(run: Path, cause: str | None, stage: str | None) -> None:
     if read:
         print(f"{read:,} stored replies can be read now and need not be asked again", file=sys.stderr)
     print(
-        f"{count:,} failed requests are due again; run the same command to ask them",
+        f"{count:,} failed requests will be retried the next time you run the command",
         file=sys.stderr,
     )

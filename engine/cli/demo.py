@@ -131,7 +131,7 @@ def run_demo(out: Path) -> int:
         )
         say(console, "4. The same command again", "asks only what has no answer yet")
         distill("generate", *asking, "--run", str(run))
-    say(console, "5. The data set", f"bin/distill export {run} --format alpaca --out …")
+    say(console, "5. The data set", f"bin/distill export --run {run} --format alpaca --out …")
     data = out / "answers.jsonl"
     distill("export", str(run), "--format", "alpaca", "--out", str(data))
     _show_rows(console, data)
@@ -142,9 +142,9 @@ def run_demo(out: Path) -> int:
     distill("run", str(RECIPE), "--run", str(run), "--quiet")
     _show_roles(console, out, run)
     train_and_rank(console, pool, data, run)
-    say(console, "10. What the ledger says", f"bin/distill status {run}")
+    say(console, "10. What the ledger says", f"bin/distill status --run {run}")
     distill("status", str(run))
-    say(console, "11. The report", f"bin/distill report {run} --out …")
+    say(console, "11. The report", f"bin/distill report --run {run} --out …")
     distill("report", str(run), "--out", str(out / "report.html"))
     _say_next(console, out)
     return 0
@@ -210,5 +210,5 @@ A model this small shows the way, not the quality. With a real key:
    export OPENAI_API_KEY=…
    bin/distill estimate POOL.jsonl --model gpt-5.1 --rpm 10000 --tpm 1000000
    bin/distill generate POOL.jsonl --model gpt-5.1 --rpm 10000 --tpm 1000000 --run runs/mine --budget 50
-   bin/distill export runs/mine --format alpaca --out sft.jsonl"""
+   bin/distill export --run runs/mine --format alpaca --out sft.jsonl"""
     )

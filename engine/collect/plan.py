@@ -14,6 +14,7 @@ import orjson
 from pydantic import ValidationError
 
 from engine.collect.request_key import KEY_VERSION, Sealer, canonical
+from engine.collect.setting_fields import TASKS
 from engine.collect.settings import Settings
 from engine.provider.tokens import Tokenizer
 from engine.tasks import compare, generate, judge, score, translate
@@ -82,16 +83,6 @@ class Earlier:
     plan: Plan | None
 
 
-# What is sent unless the user says otherwise: the paper's for answers and judgements.
-DEFAULTS: dict[str, dict[str, Any]] = {
-    "generate": {"temperature": 1.0, "max_tokens": 512},
-    "translate": {"temperature": 0.2, "max_tokens": 1024},
-    "score": {"temperature": 0.2, "max_tokens": 512},
-    "compare": {"temperature": 0.2, "max_tokens": 512},
-    "judge": {"temperature": 0.2, "max_tokens": 1024},
-}
-
-
 def role(settings: Settings) -> Task:
     """The task that a stage's settings describe. Raises UsageError."""
     s = settings
@@ -106,7 +97,7 @@ def role(settings: Settings) -> Task:
             return compare.task(s.system, s.language, s.structured)
         case judge.NAME:
             return judge.task(s.prompt, s.system, s.language, s.structured)
-    raise UsageError(f"task '{s.task}' is unknown; there are {', '.join(DEFAULTS)}")
+    raise UsageError(f"task '{s.task}' is unknown; there are {', '.join(TASKS)}")
 
 
 def translation_of(settings: Settings) -> tuple[Language, translate.Field]:

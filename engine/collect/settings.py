@@ -3,15 +3,23 @@
 `params` are exactly what is sent beside model and messages, so they decide the request's key.
 """
 
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, SecretStr
+from pydantic import SecretStr
 
+from engine.collect.setting_fields import (
+    DEFAULTS,
+    ModelTraits,
+    Quota,
+    RunSettings,
+    StageSettings,
+    Temperature,
+    Timeouts,
+    Tokens,
+)
 from engine.environment import OPENAI_URL
 from engine.provider.models import (
     SAMPLING,
-    Kind,
     Model,
     Thinking,
     Wish,
@@ -25,88 +33,28 @@ from engine.provider.price_list import known_prices
 from engine.provider.pricing import LOCAL, UNKNOWN, Price, Prices, given_price, is_loopback
 from store.errors import UsageError
 
-MOST_REQUESTS = 50_000
-
 TIMEOUT, FLEX_TIMEOUT = 300.0, 900.0  # seconds for one reply; flex processing may take its time
 MOST_CONCURRENT = 1024
-Dollars = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
-class Address(BaseModel):
-    """Where a server is, and how it is reached."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class Server(Quota):
+    """One endpoint: its address, key, limits and price."""
 
     base_url: str = OPENAI_URL
     api_key: SecretStr | None = None
     proxy: str | None = None
 
 
-class Quota(BaseModel):
-    """What a server allows, a minute and a day, and charges, in USD a million tokens."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    rpm: PositiveFloat | None = None
-    tpm: PositiveFloat | None = None
-    rpd: PositiveFloat | None = None
-    tpd: PositiveFloat | None = None
-    concurrency: PositiveInt | None = None
-    price_in: Dollars | None = None
-    price_out: Dollars | None = None
-    price_as: Annotated[str, Field(min_length=1)] | None = None
-
-
-class Server(Quota, Address):
-    """One endpoint: its address, key, limits and price."""
-
-
-class Settings(Server):
+class Settings(RunSettings, ModelTraits, StageSettings, Timeouts, Server):
     """What a stage asks, whom, how fast and for how much. The server of its own fields is the
     first; `others` answer for the same model beside it."""
 
     task: str = "generate"
-    stage: str = "generate"
     teacher: str = ""  # stages with the same name here share its servers and their limits
     others: tuple[Server, ...] = ()
-    model: Annotated[str, Field(min_length=1)]
-    samples: PositiveInt = 1
-    temperature: Annotated[float, Field(ge=0, le=2)] = 1.0
-    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
-    max_tokens: PositiveInt = 512
-    model_kind: Kind | None = None
-    reasoning_effort: Annotated[str, Field(min_length=1)] | None = None
-    thinking_tokens: Annotated[int, Field(ge=0)] | None = None
-    service_tier: Literal["flex", "priority"] | None = None
-    param: Mapping[str, Any] = {}
-    omit: tuple[str, ...] = ()
-    system: str | None = None
-    prompt: str | None = None
-    to: str | None = None
-    field: str | None = None
-    language: str | None = None
-    structured: bool = False
-    sample: PositiveInt | None = None
-    seed: int = 0
     strict: bool = False  # whether a bad row ends the run
-    both_orders: bool = False
-    names: tuple[str, ...] = ()
-    reuse: bool = False  # answers under other settings count
-    replace: bool = False  # rows with an answer under other settings are asked again
-    attempts: PositiveInt = 8
-    attempts_parse: Annotated[int, Field(ge=0)] = 2
-    attempts_empty: PositiveInt = 2
-    timeout: PositiveFloat | None = None
-    give_up: Annotated[float, Field(ge=0)] = 1800.0
-    give_up_share: Annotated[float, Field(gt=0, le=1)] = 0.5
-    budget: Dollars | None = None
-    limit: PositiveInt | None = None
-    batch: bool = False
-    batch_requests: Annotated[int, Field(gt=0, le=MOST_REQUESTS)] = MOST_REQUESTS
-    batch_tokens: PositiveInt | None = None
-    batch_grace: Annotated[float, Field(ge=0)] = 60.0
-    batch_abandon: str | None = None
-    metrics_port: Annotated[int, Field(ge=0, le=65535)] | None = None
+    temperature: Temperature = DEFAULTS["generate"]["temperature"]
+    max_tokens: Tokens = DEFAULTS["generate"]["max_tokens"]
 
     @property
     def traits(self) -> Model:

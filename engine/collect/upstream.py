@@ -126,7 +126,7 @@ def _damaged(one: _Above) -> str:
     answers = "1 answer is" if count == 1 else f"{count:,} answers are"
     return (
         f"stage '{one.upstream.stage}': {answers} damaged (row {first}{', …' if count > 5 else ''}); rows "
-        "made of damaged answers wait until `distill check RUN --repair` makes these pending again"
+        "made of damaged answers wait until `distill check --run RUN --repair` makes these pending again"
     )
 
 

@@ -28,16 +28,15 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from engine.collect.setting_fields import POOLED, TASKS, StageSettings, declared
 from engine.recipe.schema import OfStage, OfStep, Path_, Recipe, StageTable, StepTable, line_numbers, wrong
-from store.errors import UsageError
+from store.errors import UsageError, wrong_value
 
-POOLED = ("generate", "translate")  # tasks that read a pool, or one stage
-JOINED = ("score", "judge", "compare")  # tasks that read several models' answers
 ONLY_FOR = {  # keys that other tasks would not heed
-    "both_orders": ("judge",), "names": JOINED, "structured": (*JOINED, "translate"), "language": JOINED,
-    "to": ("translate",),
-    "field": ("translate",), "prompt": ("generate", "translate", "judge"),
-}  # fmt: skip
+    name: tasks
+    for name, field in StageSettings.model_fields.items()
+    if len(tasks := [task for task in declared(field)["commands"] if task in TASKS]) < len(TASKS)
+}
 RANKED = re.compile(r"rank([1-9][0-9]*)\.jsonl")
 
 
@@ -103,7 +102,8 @@ def _check_stage(recipe: Recipe, name: str, stage: StageTable) -> None:
         _check_joined(recipe, at, stage)
     for key, tasks in ONLY_FOR.items():
         if key in stage.model_fields_set and stage.task not in tasks:
-            raise recipe.wrong((*at, key), f"{stage.task} has no use for it; it is for {', '.join(tasks)}")
+            words = f"it does not apply to {stage.task} (only to {', '.join(tasks)})"
+            raise recipe.wrong((*at, key), words)
     for above in recipe.upstream(name):
         if recipe.stage[above].task not in POOLED:
             key = "from" if stage.source is not None else "answers"
@@ -209,7 +209,7 @@ def load(file: Path) -> Recipe:
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"cannot read recipe {file}: {error}") from error
     except tomllib.TOMLDecodeError as error:
-        raise UsageError(f"{file} is no TOML: {error}") from error
+        raise UsageError(f"{file} is not valid TOML: {error}") from error
     lines = line_numbers(text)
     if unknown := {"file", "lines"} & tables.keys():
         raise wrong(file, lines, (unknown.pop(),), "unknown name")
@@ -224,11 +224,11 @@ def load(file: Path) -> Recipe:
 def _invalid(file: Path, lines: Mapping[Path_, int], error: ValidationError) -> UsageError:
     problem = error.errors(include_url=False)[0]
     where = tuple(problem["loc"])
-    words = {"extra_forbidden": "unknown name", "missing": "it is missing"}.get(problem["type"])
+    words = {"extra_forbidden": "unknown name", "missing": "it is required"}.get(problem["type"])
     if where[-1] == "[key]":
         words = "a name may hold letters, digits, '.', '_' and '-' only"
     elif where[0] == "step" and len(where) > 2 and where[2] not in ("run", "after"):
         where, words = where[:3], EXPECTED["step"]
     elif len(where) > 3 and (key := str(where[2])) in EXPECTED:  # may be of several types
         where, words = where[:3], EXPECTED[key]
-    return wrong(file, lines, where, words or problem["msg"])
+    return wrong(file, lines, where, words or wrong_value("found", problem))

@@ -9,12 +9,19 @@ import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveFloat, PositiveInt
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from engine.collect.settings import Quota
-from engine.provider.models import Kind
+from engine.collect.setting_fields import (
+    Address,
+    Dollars,
+    ModelTraits,
+    Quota,
+    StageSettings,
+    Task,
+    Timeouts,
+)
 from store.errors import UsageError
 
 Path_ = tuple[str | int, ...]
@@ -126,23 +133,11 @@ Value = OfStage | OfStep | bool | int | float | str
 Names = Annotated[tuple[str, ...], BeforeValidator(lambda v: (v,) if isinstance(v, str) else v)]
 
 
-class EndpointTable(Table, Quota):
+class EndpointTable(Table, Quota, Address):
     """A server: its address, the variable that holds its key, its limits and price."""
 
-    base_url: str | None = None
-    api_key_env: str = "OPENAI_API_KEY"
 
-
-class Thought(Table):
-    """How a model thinks, and which tier serves it; what a stage says goes before what its teacher says."""
-
-    model_kind: Kind | None = None
-    reasoning_effort: Annotated[str, Field(min_length=1)] | None = None
-    thinking_tokens: Annotated[int, Field(ge=0)] | None = None
-    service_tier: Literal["flex", "priority"] | None = None
-
-
-class TeacherTable(Thought, EndpointTable):
+class TeacherTable(EndpointTable, ModelTraits, Timeouts):
     """A model and who serves it. `serve`: what `distill serve` is to serve while the recipe runs;
     `after`: steps that must be done before it can be asked."""
 
@@ -150,9 +145,6 @@ class TeacherTable(Thought, EndpointTable):
     serve: str | OfStep | None = None
     after: Names = ()
     endpoint: tuple[EndpointTable, ...] = ()
-    timeout: PositiveFloat | None = None
-    give_up: Annotated[float, Field(ge=0)] = 1800.0
-    give_up_share: Annotated[float, Field(gt=0, le=1)] = 0.5
 
     @property
     def steps(self) -> tuple[str, ...]:
@@ -160,42 +152,17 @@ class TeacherTable(Thought, EndpointTable):
         return (*self.after, self.serve.step) if isinstance(self.serve, OfStep) else self.after
 
 
-class StageTable(Thought):
-    """One stage; flags of the same names say what each means."""
+class StageTable(Table, StageSettings, ModelTraits):
+    """One stage; flags of the same names say what each key means. How the model thinks goes before what its
+    teacher says."""
 
-    task: Literal["generate", "translate", "score", "judge", "compare"]
+    task: Task
     teacher: str
     pool: str | None = None
     source: Annotated[str | None, Field(alias="from")] = None
     questions: str | None = None
     answers: Member | tuple[Member, ...] = ()
     against: Member | None = None
-    names: tuple[str, ...] = ()
-    both_orders: bool = False
-    to: str | None = None
-    field: str | None = None
-    language: str | None = None
-    structured: bool = False
-    sample: PositiveInt | None = None
-    seed: int = 0
-    strict: bool | None = None
-    limit: PositiveInt | None = None
-    samples: PositiveInt = 1
-    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
-    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
-    max_tokens: PositiveInt | None = None
-    param: Mapping[str, Any] = {}
-    omit: tuple[str, ...] = ()
-    system: str | None = None
-    prompt: str | None = None
-    attempts: PositiveInt = 8
-    attempts_parse: Annotated[int, Field(ge=0)] = 2
-    attempts_empty: PositiveInt = 2
-    batch: bool = False
-    reuse: bool = False
-    replace: bool = False
-    batch_abandon: str | None = None
-    budget: Annotated[float, Field(ge=0)] | None = None
 
     @property
     def members(self) -> tuple[Member, ...]:
@@ -240,7 +207,7 @@ class StepTable(Table):
 class Recipe(Table):
     """Teachers, stages and steps by name; stages and steps are its nodes."""
 
-    budget: Annotated[float, Field(ge=0)] | None = None
+    budget: Dollars | None = None
     strict: bool = False
     teacher: dict[Name, TeacherTable]
     stage: dict[Name, StageTable]

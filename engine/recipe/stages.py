@@ -10,26 +10,29 @@ from pathlib import Path
 from typing import Any
 
 from engine.collect.other_settings import Standing, standing
-from engine.collect.plan import DEFAULTS, plan_of, role
+from engine.collect.plan import plan_of, role
 from engine.collect.rows import Members, Numbered, Rows, Surveyed, contests_of, pool_of
-from engine.collect.settings import Quota, Server, Settings
+from engine.collect.setting_fields import (
+    DEFAULTS,
+    POOLED,
+    ModelTraits,
+    Quota,
+    StageSettings,
+    Timeouts,
+)
+from engine.collect.settings import Server, Settings
 from engine.collect.upstream import USABLE, StageRows, Upstream
 from engine.environment import default_url, server_values, text_of_file
 from engine.provider.pricing import is_loopback
 from engine.provider.tokens import tokenizer_for
-from engine.recipe.load import POOLED, RANKED
+from engine.recipe.load import RANKED
 from engine.recipe.placeholders import Expected, Foreseen
-from engine.recipe.schema import EndpointTable, Member, OfStep, Path_, Recipe, TeacherTable, Thought
+from engine.recipe.schema import EndpointTable, Member, OfStep, Path_, Recipe, TeacherTable
 from engine.recipe.steps import placed
 from engine.run.build import StageJob
 from store.errors import UsageError
 from store.records import Item, Outcome
 
-SHARED = (
-    "to", "field", "language", "structured", "seed", "sample", "limit", "samples", "top_p", "param",
-    "omit", "system", "batch", "batch_abandon", "attempts", "attempts_parse", "attempts_empty", "both_orders",
-    "names", "reuse", "replace",
-)  # fmt: skip
 Served = Mapping[str, tuple[str, str]]  # teacher -> (address, model) of what the recipe serves itself
 
 
@@ -161,33 +164,29 @@ def _settings(recipe: Recipe, name: str, served: Served) -> Settings:
     stage = recipe.stage[name]
     teacher = recipe.teacher[stage.teacher]
     url, model = served.get(stage.teacher, (teacher.base_url, teacher.model))
-    given = {key: getattr(stage, key) for key in SHARED}
-    for key in Thought.model_fields:
+    given = {key: getattr(stage, key) for key in StageSettings.model_fields}
+    for key in ModelTraits.model_fields:
         given[key] = getattr(teacher, key) if getattr(stage, key) is None else getattr(stage, key)
     for key, usual in DEFAULTS[stage.task].items():
         given[key] = usual if getattr(stage, key) is None else getattr(stage, key)
-    given["strict"] = recipe.strict if stage.strict is None else stage.strict
-    if stage.task == "compare":
-        given["both_orders"] = True
     try:
         first, *others = _servers(teacher, url)
         prompt = text_of_file(recipe.path(stage.prompt)) if stage.prompt else None
     except UsageError as error:
         raise recipe.wrong(("teacher", stage.teacher), str(error)) from None
-    return Settings(
-        **given,
-        **first,
-        others=tuple(Server(**other) for other in others),
-        task=stage.task,
-        stage=name,
-        teacher=stage.teacher,
-        model=model or "",
-        prompt=prompt,
-        timeout=teacher.timeout,
-        give_up=teacher.give_up,
-        give_up_share=teacher.give_up_share,
-        budget=recipe.budget,
-    )
+    own = {
+        "task": stage.task,
+        "stage": name,
+        "teacher": stage.teacher,
+        "model": model or "",
+        "prompt": prompt,
+        "strict": recipe.strict if stage.strict is None else stage.strict,
+        "both_orders": stage.both_orders or stage.task == "compare",
+        "budget": recipe.budget,
+        "others": tuple(Server(**other) for other in others),
+    }
+    waiting = {key: getattr(teacher, key) for key in Timeouts.model_fields}
+    return Settings(**{**given, **first, **waiting, **own})
 
 
 def _servers(teacher: TeacherTable, url: str | None) -> list[dict[str, Any]]:

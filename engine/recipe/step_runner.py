@@ -128,7 +128,7 @@ def _exported(recipe: Recipe, folder: Path, run: Path, given: OfStage) -> Path:
         tell(f"distill: {plain(words, 1000)}\n")
     if not found.rows:
         words = f"stage '{given.stage}' has no row for it (outcomes {given.outcome})"
-        raise EmptyStage(f"{words}: see `distill status {run}` for what became of its rows")
+        raise EmptyStage(f"{words}: see `distill status --run {run}` for what became of its rows")
     return out
 
 
@@ -141,7 +141,7 @@ def _own_words(step: Step, run: Path, quiet: bool) -> list[str]:
     if kind == "evaluate":
         return ["--json", *quietly]
     words = ["--out", str(folder / MADE[kind]), *quietly]
-    return [*words, "--split", str(folder)] if kind == "rank" else [str(run), *words]
+    return [*words, "--split", str(folder)] if kind == "rank" else ["--run", str(run), *words]
 
 
 def _run(step: Step, run: Path, words: list[str]) -> int:

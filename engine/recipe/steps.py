@@ -18,7 +18,7 @@ RUN/evaluations/NAME.json, where `report` looks for it.
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args, get_origin
 
 from engine.export import SHAPES, check_outcomes, check_reasoning
 from engine.recipe.schema import Member, OfStage, OfStep, Path_, Recipe, StageTable, Value
@@ -29,7 +29,11 @@ FIRST_WORDS = ("train", "rank", "evaluate", "report")
 # What is the recipe's to say: where results go, what is resumed, in which form it is told.
 OURS = ("resume", "quiet", "json", "run")
 WRITTEN = ("out", "csv", "rows", "split")  # flags that name what is written
-NEEDED = {"train sft": ("data", "model"), "train reward": ("data", "model")}  # or a recipe of their own
+NEEDED = {  # where typer cannot tell: the first two may have a recipe of their own
+    "train sft": ("data", "model"),
+    "train reward": ("data", "model"),
+    "evaluate shares": ("source",),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +60,7 @@ def commands_of(root: Any) -> Commands:
 
 def _can_run(words: str, flags: Flags) -> bool:
     """Not what needs people's votes, which lie in a folder of their own."""
-    of_folder = "run" in flags and flags["run"].words and flags["run"].required
+    of_folder = "run" in flags and flags["run"].required and words != "report"
     return words.split()[0] in FIRST_WORDS and not of_folder
 
 
@@ -72,7 +76,7 @@ def _flag(param: Any) -> Flag:
     """A key is the flag's name with underscores, as elsewhere in recipes."""
     is_option = param.param_type_name == "option"
     kind = param.type_descriptor.annotation
-    inner = next(iter(get_args(kind)), kind)
+    inner = str if get_origin(kind) is Literal else next(iter(get_args(kind)), kind)
     name = max(param.opts, key=len).lstrip("-").replace("-", "_")
     off = param.secondary_opts[0] if is_option and param.secondary_opts else None
     several = bool(getattr(param, "multiple", False)) or param.nargs == -1

@@ -47,7 +47,9 @@ def print_result(result: StageResult, run: Path) -> None:
     if result.stopped:
         tell_shown(Text(f"distill: {plain(str(result.stopped), 600)}", style="bold"))
     elif state.failed.total():
-        tell_shown(Text(f"see them: bin/distill status {run}; ask again: bin/distill retry {run}"))
+        tell_shown(
+            Text(f"see them: bin/distill status --run {run}; ask again: bin/distill retry --run {run}")
+        )
 
 
 def print_results(results: Mapping[str, StageResult], run: Path) -> None:
@@ -80,7 +82,9 @@ def print_results(results: Mapping[str, StageResult], run: Path) -> None:
         if result.stopped:
             tell_shown(Text(f"distill: {plain(name, 40)}: {plain(str(result.stopped), 600)}", style="bold"))
     if any(result.state.failed.total() for result in results.values()):
-        tell_shown(Text(f"see them: bin/distill status {run}; ask again: bin/distill retry {run}"))
+        tell_shown(
+            Text(f"see them: bin/distill status --run {run}; ask again: bin/distill retry --run {run}")
+        )
 
 
 def print_bad_rows(results: Mapping[str, StageResult]) -> None:

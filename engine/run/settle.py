@@ -69,7 +69,7 @@ def _choose(
     sums = {} if ids or attempts else doubt.rest(connection, stage)
     if missing := doubt.choose(connection, stage, ids, attempts):
         names = ", ".join(sorted(missing)[:10])
-        raise UsageError(f"nothing is in doubt for {names}; `distill settle {run}` lists what is")
+        raise UsageError(f"nothing is in doubt for {names}; `distill settle --run {run}` lists what is")
     return sums
 
 
@@ -134,7 +134,8 @@ def _print(run: Path, found: Iterator[Doubt], sums: dict[str, int], total: int) 
         console.print("a run is under way: requests that are in flight at this moment are listed too")
     console.print(
         f"at most {exact_dollars(total)} in all. When you know from the provider's bill what became of them: "
-        f"distill settle {run} --lost (not billed), --billed (at the most), or --usd X (X dollars together); "
+        f"distill settle --run {run} --lost (not billed), --billed (at the most), or --usd X (X dollars in "
+        "total); "
         "--stage, --id and --attempt choose some",
         markup=False,
     )
