@@ -11,6 +11,7 @@ import typer
 from engine.cli.options import JsonOption
 from evaluators import cli_data as data_cli
 from evaluators.cli_data import CsvOption
+from store.extras import needs
 from trainers.cli import QuietOption, RewardOption, quieten
 
 ReviewsOption = Annotated[
@@ -62,6 +63,7 @@ def evaluate() -> None:
 
 
 @app.command()
+@needs("train", purpose="measuring a reward model")
 def reward(
     reward: RewardOption,
     data: Annotated[
@@ -79,6 +81,7 @@ def reward(
 
 
 @app.command()
+@needs("evaluate", purpose="summing up judges")
 def judge(
     more: MoreArgument = None,
     reviews: ReviewsOption = None,
@@ -108,6 +111,7 @@ def judge(
 
 
 @app.command()
+@needs("evaluate", purpose="comparing ranks")
 def ranking(
     more: MoreArgument = None,
     reviews: ReviewsOption = None,
@@ -134,6 +138,7 @@ def ranking(
 
 
 @app.command()
+@needs("evaluate", purpose="counting votes")
 def human(
     run: Annotated[Path, typer.Option("--run", metavar="DIR", help="the folder that `annotate` made")],
     json: JsonOption = False,
@@ -150,6 +155,7 @@ def human(
         run_human(run, json, csv, votes)
 
 
+@needs("evaluate", purpose="the page for annotators")
 def annotate(
     run: Annotated[Path, typer.Option("--run", metavar="DIR", help="where the votes are kept")],
     questions: Annotated[
@@ -209,6 +215,7 @@ def annotate(
         run_page(files, run, ListenAddress(host, port, tuple(allow_host or ())))
 
 
+@needs("evaluate", purpose="a report")
 def report(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="a run folder")],
     out: Annotated[Path, typer.Option("--out", metavar="FILE", help="the page, self-contained")],

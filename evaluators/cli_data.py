@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from engine.cli.options import JsonOption
+from store.extras import needs
 
 FilesArgument = Annotated[
     list[Path],
@@ -28,6 +29,7 @@ ProcessesOption = Annotated[
 ]
 
 
+@needs("evaluate", purpose="an evaluation")
 def rouge(
     predictions: Annotated[
         list[Path],
@@ -68,6 +70,7 @@ def field_option(default: str) -> Any:
     return typer.Option("--field", metavar="F", help=told, show_default=False)
 
 
+@needs("evaluate", purpose="an evaluation")
 def lengths(
     files: FilesArgument,
     name: NameOption = None,
@@ -87,6 +90,7 @@ def lengths(
         raise typer.Exit(run_lengths(files, name, field, tokens, json, csv))
 
 
+@needs("evaluate", "words", purpose="finding verbs")
 def verbs(
     files: FilesArgument,
     name: NameOption = None,
@@ -104,6 +108,7 @@ def verbs(
         raise typer.Exit(run_verbs(files, name, field, processes, json, csv, out))
 
 
+@needs("evaluate", purpose="an evaluation")
 def scores(files: FilesArgument, csv: CsvOption = None, json: JsonOption = False) -> None:
     """How scores are spread, by model; files of `export --format scores`, or of `model` and `scores`."""
     from evaluators.data.scores import run_scores
@@ -113,6 +118,7 @@ def scores(files: FilesArgument, csv: CsvOption = None, json: JsonOption = False
         raise typer.Exit(run_scores(files, json, csv))
 
 
+@needs("evaluate", purpose="an evaluation")
 def duplicates(
     files: FilesArgument,
     name: NameOption = None,
@@ -135,6 +141,7 @@ def duplicates(
         raise typer.Exit(run_duplicates(files, name, field, threshold, json, csv, out))
 
 
+@needs("evaluate", purpose="an evaluation")
 def overlap(
     train: Annotated[Path, typer.Option("--train", metavar="FILE", help="the training set")],
     test: Annotated[list[Path], typer.Option("--test", metavar="FILE...", help="evaluation sets")],
@@ -159,6 +166,7 @@ def overlap(
         raise typer.Exit(run_overlap(train, tests, n, (field, train_field), json, csv, out))
 
 
+@needs("evaluate", purpose="an evaluation")
 def shares(
     source: Annotated[Path, typer.Argument(metavar="RUN|FILE", help="a run folder or a data set")],
     stage: Annotated[

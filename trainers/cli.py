@@ -13,6 +13,9 @@ from typing import Annotated, Any, get_args
 
 import typer
 
+from store.extras import needs, require
+
+SMOLLM2 = "smollm2"  # the embedded model, and the extra that brings it
 WHAT, HOW, WHERE, SEEN = "What", "How it learns", "Where it runs", "As it goes"
 
 
@@ -170,6 +173,7 @@ def train() -> None:
 
 
 @app.command()
+@needs("train")
 @with_training_options
 def sft(
     recipe: RecipeOption = None,
@@ -207,13 +211,14 @@ def sft(
 
     own = {"template": template, "reasoning": reasoning, "too_long": too_long, "packing": packing}
     told = recipe_from(SftRecipe, options | own | {"samples": samples}, recipe)
-    quieten()
+    _require_training(told.model)
     from trainers.sft import run_sft
 
     raise typer.Exit(run_sft(told, resume, quiet, os.environ))
 
 
 @app.command()
+@needs("train")
 @telling(REWARD_HELP)
 def reward(
     recipe: RecipeOption = None,
@@ -243,12 +248,13 @@ def reward(
 
     own = {"template": template, "too_long": too_long, "answers": answers}
     told = recipe_from(RewardRecipe, options | own, recipe)
-    quieten()
+    _require_training(told.model)
     from trainers.reward import run_reward
 
     raise typer.Exit(run_reward(told, resume, quiet, os.environ))
 
 
+@needs("train", purpose="ranking answers")
 def rank(
     reward: RewardOption,
     candidates: Annotated[
@@ -266,6 +272,12 @@ def rank(
     from trainers.rank import run_rank
 
     raise typer.Exit(run_rank(reward, candidates, out, quiet, split))
+
+
+def _require_training(model: str) -> None:
+    """After the flags are known to be right, for what is missing may be gigabytes."""
+    quieten()
+    require("train", *([SMOLLM2] if model == SMOLLM2 else []), purpose="training a model")
 
 
 def quieten() -> None:

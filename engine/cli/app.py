@@ -20,7 +20,8 @@ from engine.cli.options import JsonOption
 from engine.terminal import outlive_the_terminal, plain, stop_on_signals, tell
 from evaluators.cli import annotate, report
 from evaluators.cli import app as evaluate_app
-from store.errors import DistillError, UsageError
+from store.errors import DistillError, MissingExtra, UsageError
+from store.extras import require
 from trainers.cli import app as train_app
 from trainers.cli import rank
 
@@ -208,6 +209,10 @@ def browse(
     ] = 8001,
 ) -> None:
     """Look at the ledger in a browser: Datasette, on loopback, read-only."""
+    from store.queries import connect_reader
+
+    connect_reader(run).close()
+    require("browse", purpose="browse")
     from engine.browse.app import run_browse
 
     run_browse(run, port)
@@ -292,6 +297,10 @@ def main() -> None:
     try:
         _run_app()
     except DistillError as error:
+        if isinstance(error, MissingExtra):
+            from engine.environment import start_again
+
+            start_again(error)
         tell(f"distill: {plain(str(error), 1000)}\n")
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
