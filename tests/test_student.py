@@ -150,7 +150,8 @@ def test_bf16_is_taken_where_the_processor_has_it(tmp_path: Path) -> None:
     told = tmp_path / "cpuinfo"
     for flags, dtype in (("fpu avx512_bf16", torch.bfloat16), ("fpu avx2", torch.float32)):
         told.write_text(f"processor : 0\nflags\t\t: {flags}\n")
-        assert fastest(torch.device("cpu"), told) is dtype
+        assert fastest(torch.device("cpu"), torch.bfloat16, told) is dtype
+        assert fastest(torch.device("cpu"), torch.float32, told) is torch.float32  # as `train` chose it
 
 
 # Folders

@@ -58,7 +58,12 @@ def training_options(
     ] = None,
     precision: Annotated[
         str | None,
-        _option("--precision", text="bf16 or fp32 [bf16; fp32 on a CPU without it]", panel=HOW, metavar="P"),
+        _option(
+            "--precision",
+            text="bf16 or fp32 [bf16; on a CPU the faster one]",
+            panel=HOW,
+            metavar="P",
+        ),
     ] = None,
     lora: Annotated[
         int | None,
@@ -285,3 +290,8 @@ def quieten() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    import logging
+
+    # DeepSpeed writes to standard output, as soon as transformers finds it, that there is no GPU. It sets the
+    # logger's level itself.
+    logging.getLogger("DeepSpeed").addFilter(lambda record: record.levelno >= logging.ERROR)

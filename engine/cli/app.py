@@ -238,7 +238,8 @@ def serve(
         typer.Option(
             "--precision",
             metavar="P",
-            help="of a folder: bf16 or fp32 [bf16 where the processor has it]; only in fp32 on a CPU does a "
+            help="of a folder: bf16 or fp32 [bf16; fp32 on a CPU without it, or if the model is in fp32]; "
+            "only in fp32 on a CPU does a "
             "seed give the same answer whatever else is asked at the same time",
             show_default=False,
         ),
