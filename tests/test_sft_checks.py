@@ -7,6 +7,7 @@ import json
 import math
 import re
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -370,3 +371,13 @@ def test_a_damaged_last_checkpoint_is_passed_over_for_the_one_before(
 def test_no_checkpoint_is_no_fault(tmp_path: Path) -> None:
     assert checkpoints.last_whole(tmp_path / "none", pytest.fail) is None
     json.loads((made(tmp_path, 1) / "complete.json").read_text())
+
+
+def test_deepspeed_is_not_heard_where_there_is_no_gpu() -> None:
+    """It is imported in the command's own process where the embedded model is unpacked."""
+    program = "from trainers.cli import quieten; quieten(); import deepspeed; deepspeed.get_accelerator()"
+    quiet = {**tiny.env(), "CUDA_VISIBLE_DEVICES": ""}
+    ended = subprocess.run(
+        [sys.executable, "-c", program], env=quiet, capture_output=True, text=True, check=True
+    )
+    assert (ended.stdout, ended.stderr) == ("", "")
