@@ -256,8 +256,10 @@ def progress(began: int, before: int) -> str:
     if names:
         total = names.partition(b"\n")[0].count(b",") + 1
         return f"{min(total, max(0, installed_packages() - before))} of {total} packages installed"
+    if not (found := said.count(b"Collecting ")):
+        return "starting"
     megabytes = sum(size_of(file) for file in DOWNLOADS.rglob("*")) / 1e6
-    return f"{said.count(b'Collecting ')} packages found, {megabytes:.0f} MB downloaded"
+    return f"{found} packages found, {megabytes:.0f} MB downloaded"
 
 
 def size_of(file: Path) -> int:
