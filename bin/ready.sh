@@ -1,5 +1,5 @@
-# Sourced by the scripts beside it, with $root set. `ready LAYER...` returns when .venv holds those layers
-# of requirements/ (a layer's stamp, .venv/pins/LAYER.txt, is a copy of its pin file), and exits otherwise.
+# Sourced by the scripts beside it, with $root set. `ready EXTRA...` returns when .venv holds what the files
+# requirements/EXTRA.txt and EXTRA-nodeps.txt list (a copy of each in .venv/pins says so), and exits otherwise.
 
 ready() {
     up_to_date "$@" && return
@@ -17,8 +17,10 @@ ready() {
 
 up_to_date() {
     [ -x "$root/.venv/bin/python" ] || return
-    for layer in "$@"; do
-        cmp -s "$root/requirements/$layer.txt" "$root/.venv/pins/$layer.txt" || return
+    for extra in "$@"; do
+        for pins in "$root/requirements/$extra.txt" "$root/requirements/$extra-nodeps.txt"; do
+            [ ! -e "$pins" ] || cmp -s "$pins" "$root/.venv/pins/${pins##*/}" || return
+        done
     done
 }
 

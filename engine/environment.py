@@ -1,12 +1,14 @@
-"""What the environment says about servers: the API key, OPENAI_BASE_URL, proxies. Nothing below reads it."""
+"""What the environment says: the API key, OPENAI_BASE_URL, proxies, who started us. Nothing below reads it."""
 
 import os
 import re
+import signal
+import sys
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit, urlunsplit
 
-from store.errors import UsageError
+from store.errors import MissingExtra, UsageError
 
 OPENAI_URL = "https://api.openai.com/v1"
 
@@ -58,7 +60,6 @@ def _proxy_for(url: str) -> str | None:
 
 
 def default_url() -> str:
-
     return os.environ.get("OPENAI_BASE_URL") or OPENAI_URL
 
 
@@ -70,3 +71,15 @@ def text_of_file(path: str | Path | None) -> str | None:
         return Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"cannot read --prompt {path}: {error}") from error
+
+
+def start_again(missing: MissingExtra) -> None:
+    """By bin/distill, in this process: it takes our place with the same arguments and open files. Returns
+    where it did not start us, and where it has installed them already."""
+    launcher, tried = os.environ.get("DISTILL_LAUNCHER"), os.environ.get("DISTILL_EXTRAS", "").split()
+    if launcher is None or set(missing.extras) <= set(tried):
+        return
+    os.environ["DISTILL_EXTRAS"] = " ".join([*tried, *missing.extras])
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # Python ignores it, and what it starts would inherit that
+    sys.stdout.flush()
+    os.execv("/bin/sh", ["sh", launcher, *sys.argv[1:]])

@@ -12,6 +12,7 @@ from engine.cli.options import JsonOption, takes
 from engine.collect.setting_fields import Declared, setting
 from evaluators import cli_data as data_cli
 from evaluators.cli_data import CsvOption
+from store.extras import needs
 from trainers.cli import QuietOption, RewardOption, quieten
 
 if TYPE_CHECKING:
@@ -114,6 +115,7 @@ def evaluate() -> None:
 
 
 @app.command()
+@needs("train", purpose="measuring a reward model")
 def reward(
     reward: RewardOption,
     data: Annotated[
@@ -132,6 +134,7 @@ def reward(
 
 @app.command()
 @takes(JUDGED, "asked", build=JudgeFlags)
+@needs("evaluate", purpose="summing up judges")
 def judge(more: MoreArgument = None, json: JsonOption = False, *, asked: JudgeFlags) -> None:
     """Summarize judges: scores, wins, intervals, position bias, agreement."""
     from evaluators.judge.command import run_judge
@@ -143,6 +146,7 @@ def judge(more: MoreArgument = None, json: JsonOption = False, *, asked: JudgeFl
 
 @app.command()
 @takes(RANKED, "asked", build=JudgeFlags)
+@needs("evaluate", purpose="comparing ranks")
 def ranking(more: MoreArgument = None, json: JsonOption = False, *, asked: JudgeFlags) -> None:
     """Show whether answers get worse from rank to rank."""
     from evaluators.judge.command import run_ranking
@@ -163,6 +167,7 @@ def _judged(asked: JudgeFlags, more: list[Path] | None) -> "JudgeOptions":
 
 
 @app.command()
+@needs("evaluate", purpose="counting votes")
 def human(
     run: Annotated[Path, typer.Option("--run", metavar="DIR", help="the folder that `annotate` made")],
     json: JsonOption = False,
@@ -180,6 +185,7 @@ def human(
 
 
 @takes(VoteFlags.model_fields, "asked", build=VoteFlags)
+@needs("evaluate", purpose="the page for annotators")
 def annotate(
     run: Annotated[Path, typer.Option("--run", metavar="DIR", help="where the votes are kept")],
     *,
@@ -199,6 +205,7 @@ def annotate(
         run_page(files, run, ListenAddress(asked.host, asked.port, asked.allow_host))
 
 
+@needs("evaluate", purpose="a report")
 def report(
     run: Annotated[Path, typer.Option("--run", metavar="DIR", help="the run folder")],
     out: Annotated[Path, typer.Option("--out", metavar="FILE", help="the HTML page")],

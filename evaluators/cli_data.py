@@ -11,6 +11,7 @@ import typer
 from engine.cli.options import JsonOption, takes
 from engine.collect.setting_fields import Declared, setting
 from store.errors import UsageError
+from store.extras import needs
 
 FilesArgument = Annotated[
     list[Path],
@@ -50,6 +51,7 @@ class RougeFlags(Declared):
 
 
 @takes(RougeFlags.model_fields, "asked", build=RougeFlags)
+@needs("evaluate", purpose="an evaluation")
 def rouge(
     more: MoreArgument = None,
     stemmer: Annotated[bool, typer.Option("--stemmer/--no-stemmer", help="use Porter's, for English")] = True,
@@ -71,6 +73,7 @@ def field_option(default: str) -> Any:
     return typer.Option("--field", metavar="F", help=f"{FIELD} [{default}]", show_default=False)
 
 
+@needs("evaluate", purpose="an evaluation")
 def lengths(
     files: FilesArgument,
     name: NameOption = None,
@@ -90,6 +93,7 @@ def lengths(
         raise typer.Exit(run_lengths(files, name, field, tokens, json, csv))
 
 
+@needs("evaluate", "words", purpose="finding verbs")
 def verbs(
     files: FilesArgument,
     name: NameOption = None,
@@ -107,6 +111,7 @@ def verbs(
         raise typer.Exit(run_verbs(files, name, field, processes, json, csv, out))
 
 
+@needs("evaluate", purpose="an evaluation")
 def scores(files: FilesArgument, csv: CsvOption = None, json: JsonOption = False) -> None:
     """Show how scores are spread, by model.
 
@@ -119,6 +124,7 @@ def scores(files: FilesArgument, csv: CsvOption = None, json: JsonOption = False
         raise typer.Exit(run_scores(files, json, csv))
 
 
+@needs("evaluate", purpose="an evaluation")
 def duplicates(
     files: FilesArgument,
     name: NameOption = None,
@@ -156,6 +162,7 @@ class OverlapFlags(Declared):
 
 
 @takes(OverlapFlags.model_fields, "asked", build=OverlapFlags)
+@needs("evaluate", purpose="an evaluation")
 def overlap(more: MoreArgument = None, json: JsonOption = False, *, asked: OverlapFlags) -> None:
     """Find rows of evaluation sets in a training set."""
     from evaluators.data.contamination import run_overlap
@@ -166,6 +173,7 @@ def overlap(more: MoreArgument = None, json: JsonOption = False, *, asked: Overl
         raise typer.Exit(run_overlap(asked.train, tests, asked.n, fields, json, asked.csv, asked.out))
 
 
+@needs("evaluate", purpose="an evaluation")
 def shares(
     source: Annotated[
         Path | None, typer.Argument(metavar="[FILE]", help="a data set; or give a run folder with --run")

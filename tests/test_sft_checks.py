@@ -7,7 +7,9 @@ import json
 import math
 import re
 import shutil
+import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,7 +18,7 @@ import pytest
 import tiny
 
 from store.errors import UsageError
-from trainers import checkpoints
+from trainers import checkpoints, preflight
 from trainers.config import SftRecipe, recipe_from
 from trainers.deepspeed_config import as_configured, deepspeed_config, stage_of
 from trainers.display import Display
@@ -37,26 +39,80 @@ def recipe(**more: Any) -> SftRecipe:
 # Recipes.
 
 
-def test_the_defaults_are_the_papers() -> None:
-    told = with_precision(recipe(precision=None), Machine(ram=GIB, gpus=(GIB,)), Display(quiet=True))
+def test_the_defaults_are_the_papers(tmp_path: Path) -> None:
+    on_gpu = Machine(ram=GIB, gpus=(GIB,))
+    told = with_precision(recipe(precision=None), Folder(tmp_path), False, on_gpu, Display(quiet=True))
     assert (told.epochs, told.batch, told.lr, told.schedule) == (3, 128, 2e-5, "cosine")
     assert (told.warmup, told.max_length, told.precision) == (0.03, 512, "bf16")
     assert (told.rows_at_once, told.accumulation, told.with_deepspeed) == (4, 32, False)
 
 
+@pytest.fixture
+def chosen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str | None]:
+    """The precision on a CPU with these flags that multiplies so fast in each."""
+
+    def choose(
+        flags: str, bf16: float = 1, fp32: float = 1, resume: bool = False, **given: Any
+    ) -> str | None:
+        cpuinfo = tmp_path / "cpuinfo"
+        cpuinfo.write_text(f"processor\t: 0\n{flags}\n")
+        monkeypatch.setattr(preflight, "cpu_flops", lambda is_bf16: bf16 if is_bf16 else fp32)
+        told = recipe(**({"precision": None} | given))
+        cpu, display = Machine(ram=GIB), Display(quiet=False)
+        return with_precision(told, Folder(tmp_path), resume, cpu, display, cpuinfo).precision
+
+    return choose
+
+
+HAS_BF16 = "flags\t\t: fpu amx_bf16"
+
+
 def test_a_cpu_that_would_only_imitate_bf16_trains_in_fp32_and_says_so(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    chosen: Callable[..., str | None], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    cpu, cpuinfo = Machine(ram=GIB), tmp_path / "cpuinfo"
-    cpuinfo.write_text("processor\t: 0\nflags\t\t: fpu avx2 avx512f\n")
-    unsaid = recipe(precision=None)
-    assert with_precision(unsaid, cpu, Display(quiet=False), cpuinfo).precision == "fp32"
+    assert chosen("flags\t\t: fpu avx2 avx512f") == "fp32"
     assert "in fp32: this CPU has no bf16" in capsys.readouterr().err
-    assert with_precision(recipe(), cpu, Display(quiet=False), cpuinfo).precision == "bf16"
-    for flags in ("flags\t\t: fpu amx_bf16\n", "Features\t: fp asimd bf16\n"):
-        cpuinfo.write_text(flags)
-        assert with_precision(unsaid, cpu, Display(quiet=False), cpuinfo).precision == "bf16"
+    for flags in (HAS_BF16, "Features\t: fp asimd bf16"):
+        assert chosen(flags) == "bf16"
     assert not capsys.readouterr().err
+
+
+def test_a_cpu_that_is_slower_in_bf16_trains_in_fp32_and_says_so_in_a_line(
+    chosen: Callable[..., str | None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert chosen(HAS_BF16, bf16=1, fp32=5) == "fp32"
+    assert capsys.readouterr().err.splitlines() == [
+        "in fp32: this CPU multiplies fp32 5.0 times faster than bf16 (--precision bf16 insists)"
+    ]
+    assert chosen(HAS_BF16, bf16=4, fp32=1) == "bf16"
+    assert not capsys.readouterr().err
+
+
+def test_a_given_precision_is_obeyed(
+    chosen: Callable[..., str | None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert chosen(HAS_BF16, bf16=1, fp32=5, precision="bf16") == "bf16"
+    assert "in bf16, as asked: this CPU multiplies fp32 5.0 times faster" in capsys.readouterr().err
+    assert chosen(HAS_BF16, bf16=5, fp32=1, precision="fp32") == "fp32"
+    assert not capsys.readouterr().err
+
+
+def test_machines_that_train_together_choose_by_what_they_are(chosen: Callable[..., str | None]) -> None:
+    assert chosen(HAS_BF16, bf16=1, fp32=5, nnodes=2, master="a:1") == "bf16"
+    assert chosen("flags\t\t: fpu avx2", nnodes=2, master="a:1") == "fp32"
+
+
+def test_a_resumed_training_continues_in_its_precision(
+    chosen: Callable[..., str | None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for begun in ("bf16", "fp32"):
+        Folder(tmp_path).begin({"precision": begun})
+        assert chosen(HAS_BF16, bf16=1, fp32=5, resume=True) == begun
+        assert chosen(HAS_BF16, bf16=5, fp32=1, resume=True) == begun
+        assert chosen("flags\t\t: fpu", resume=True) == begun
+    assert not capsys.readouterr().err
+    (tmp_path / "training" / "run.json").write_text("{}")
+    assert chosen(HAS_BF16, bf16=1, fp32=5, resume=True) == "fp32"
 
 
 def test_micro_batch_and_accumulation_follow_from_batch_and_processes() -> None:
@@ -315,3 +371,13 @@ def test_a_damaged_last_checkpoint_is_passed_over_for_the_one_before(
 def test_no_checkpoint_is_no_fault(tmp_path: Path) -> None:
     assert checkpoints.last_whole(tmp_path / "none", pytest.fail) is None
     json.loads((made(tmp_path, 1) / "complete.json").read_text())
+
+
+def test_deepspeed_is_not_heard_where_there_is_no_gpu() -> None:
+    """It is imported in the command's own process where the embedded model is unpacked."""
+    program = "from trainers.cli import quieten; quieten(); import deepspeed; deepspeed.get_accelerator()"
+    quiet = {**tiny.env(), "CUDA_VISIBLE_DEVICES": ""}
+    ended = subprocess.run(
+        [sys.executable, "-c", program], env=quiet, capture_output=True, text=True, check=True
+    )
+    assert (ended.stdout, ended.stderr) == ("", "")

@@ -123,7 +123,7 @@ async def test_the_small_recipe_s_stages_run_as_written(tmp_path: Path) -> None:
     recipe = tomllib.loads(SMALL.read_text())
     (tmp_path / "recipes").mkdir()
     (tmp_path / "engine").mkdir()
-    write_pool(tmp_path / "engine" / "demo_pool.jsonl", ROWS)
+    write_pool(tmp_path / "recipes" / "demo_pool.jsonl", ROWS)
     text = SMALL.read_text()
     assert text.count('serve = "smollm2"') == 1
     path, run = tmp_path / "recipes" / SMALL.name, tmp_path / "run"

@@ -150,7 +150,8 @@ def test_bf16_is_taken_where_the_processor_has_it(tmp_path: Path) -> None:
     told = tmp_path / "cpuinfo"
     for flags, dtype in (("fpu avx512_bf16", torch.bfloat16), ("fpu avx2", torch.float32)):
         told.write_text(f"processor : 0\nflags\t\t: {flags}\n")
-        assert fastest(torch.device("cpu"), told) is dtype
+        assert fastest(torch.device("cpu"), torch.bfloat16, told) is dtype
+        assert fastest(torch.device("cpu"), torch.float32, told) is torch.float32  # as `train` chose it
 
 
 # Folders
@@ -255,35 +256,3 @@ def test_opt_writes_the_same_padded_and_alone(tmp_path: Path) -> None:
             batch.step()
         alone.extend(one.writing.text for one in rows)
     assert alone[:3] == alone[3:]
-
-
-# The launcher
-
-LAYERS = {
-    "serve": "base teacher teacher-nodeps",
-    "serve smollm2": "base teacher teacher-nodeps",
-    "serve pupil": "base train train-nodeps teacher-nodeps",
-    "serve --port 0 pupil": "base train train-nodeps teacher-nodeps",
-    "serve --precision fp32 pupil": "base train train-nodeps teacher-nodeps",
-    "serve --scripted": "base",
-    "run folder.toml --run pupil": "base train train-nodeps teacher-nodeps teacher teacher-nodeps",
-    "run small.toml --run pupil": "base teacher teacher-nodeps",
-    "run scripted.toml --run pupil": "base",
-    "run steps.toml --run pupil": "base train train-nodeps teacher-nodeps evaluate",
-    "run steps.toml --run pupil --dry-run": "base",
-}
-
-
-def test_the_launcher_readies_the_layers_of_what_is_served(tmp_path: Path) -> None:
-    (tmp_path / "bin").mkdir()
-    shutil.copy(ROOT / "bin" / "distill", tmp_path / "bin" / "distill")
-    (tmp_path / "bin" / "ready.sh").write_text('ready() { echo "$@"; exit; }\n')
-    for name in ("pupil", "smollm2"):
-        (tmp_path / name).mkdir()
-    for name, served in (("folder", "pupil"), ("small", "smollm2"), ("scripted", "scripted")):
-        (tmp_path / f"{name}.toml").write_text(f'[teacher.x]\nserve = "{served}"  # here\n')
-    (tmp_path / "steps.toml").write_text('[step.x]\nrun = "rank"\n[step.y]\nrun = "evaluate rouge"\n')
-    for words, layers in LAYERS.items():
-        command = ["sh", "bin/distill", *words.split()]
-        ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
-        assert ended.stdout.strip() == layers, words

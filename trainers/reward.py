@@ -44,7 +44,7 @@ def run_reward(recipe: RewardRecipe, resume: bool, quiet: bool, env: Mapping[str
         return 0
     model = resolve(recipe.model, folder.work)
     config, machine = config_of(model), this_machine()
-    recipe = with_precision(recipe, machine, display)
+    recipe = with_precision(recipe, folder, resume, machine, display)
     check_family(config)
     check_length(recipe, config)
     shapes = skeleton(config)

@@ -24,6 +24,7 @@ WORK = "training"
 RUN = "run.json"
 FINISHED = "finished.json"
 METRICS = "metrics.jsonl"
+PRECISIONS = ("bf16", "fp32")
 SHOWN = 40  # characters of a value that differs
 Identity = Mapping[str, Any]
 
@@ -71,6 +72,15 @@ class Folder:
 
     def begin(self, identity: Identity) -> None:
         write(self.work / RUN, identity)
+
+    @property
+    def begun_in(self) -> str | None:
+        """The precision of the training that is here; None where it is not known."""
+        try:
+            found = json.loads((self.work / RUN).read_bytes())["precision"]
+        except (OSError, ValueError, TypeError, KeyError):
+            return None
+        return found if found in PRECISIONS else None
 
     def same(self, identity: Identity) -> None:
         """Raises NotTheSame naming each value that differs from the run's; UsageError where that is not

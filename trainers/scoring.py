@@ -1,7 +1,6 @@
 """Rewards of answers from a `train reward` folder, in batches sorted by length; and `evaluate reward`.
 
-The order of batches depends on the answers alone, so a continued run scores the same batches. bf16 is used
-on GPUs, and on CPUs that have it; elsewhere it is slower than fp32.
+The order of batches depends on the answers alone, so a continued run scores the same batches.
 """
 
 import math
@@ -43,10 +42,10 @@ class Readable:
 class Scorer:
     """A reward model that is ready to score."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, precision: Precision | None = None) -> None:
         self.about: About = read_about(folder)
         self.folder = folder
-        self.precision = precision_here()
+        self.precision = precision or precision_for(config_of(str(folder)))
         self._tokenizer = tokenizer_of(str(folder))
         self.texts = TextTokens(self._tokenizer)
         self.marked = 0  # answers with control tokens in their text or prompt, which are read as text
@@ -91,9 +90,12 @@ class Scorer:
         return [round(value, DIGITS) for value in logits.squeeze(-1).tolist()]
 
 
-def precision_here(cpuinfo: Path = CPUINFO) -> Precision:
-    """The faster one."""
-    return "bf16" if torch.cuda.is_available() or cpu_has_bf16(cpuinfo) else "fp32"
+def precision_for(config: Any, cpuinfo: Path = CPUINFO) -> Precision:
+    """bf16 on GPUs and on CPUs that have it. On a CPU a model that was saved in fp32 stays so: `train` does
+    that where fp32 was measured to be faster, and a measurement here could say something else each time."""
+    if torch.cuda.is_available():
+        return "bf16"
+    return "bf16" if cpu_has_bf16(cpuinfo) and config.dtype != torch.float32 else "fp32"
 
 
 def planned(answers: Sequence[Readable]) -> list[list[int]]:

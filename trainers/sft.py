@@ -39,7 +39,7 @@ def run_sft(recipe: SftRecipe, resume: bool, quiet: bool, env: Mapping[str, str]
         return 0
     model = resolve(recipe.model, folder.work)
     config, machine = config_of(model), this_machine()
-    recipe = with_precision(recipe, machine, display)
+    recipe = with_precision(recipe, folder, resume, machine, display)
     check_length(recipe, config)
     packs, shapes = packed(recipe, config), skeleton(config)
     check_whole(model, shapes)

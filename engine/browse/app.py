@@ -6,7 +6,6 @@ the start. Readers hold no transaction between two queries, so the writer can al
 """
 
 import errno
-import importlib.util
 import socket
 import sqlite3
 import sys
@@ -107,10 +106,6 @@ TABLES: dict[str, dict[str, Any]] = {
 def run_browse(run: Path, port: int) -> None:
     """Raises RunFolderError without a ledger, UsageError for a port that cannot be had."""
     connect_reader(run).close()
-    if importlib.util.find_spec("datasette") is None:
-        raise UsageError(
-            "browse needs Datasette: bin/distill browse installs it (elsewhere: the extra `browse`)"
-        )
     if not 0 <= port <= 65535:
         raise UsageError(f"--port {port}: wants 0 (any that is free) to 65535")
     bound = bind(port)

