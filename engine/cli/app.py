@@ -27,7 +27,7 @@ from trainers.cli import rank
 # In the order of the work: before asking, asking, after it, training, evaluation.
 COMMANDS = (
     "estimate", "generate", "translate", "score", "compare", "judge", "run", "import",
-    "status", "browse", "retry", "settle", "check", "export",
+    "status", "failures", "browse", "retry", "settle", "check", "export",
     "train", "rank", "serve", "evaluate", "annotate", "report", "demo",
 )  # fmt: skip
 
@@ -88,7 +88,7 @@ def _print_json(value: Any) -> None:
 @app.command()
 def status(run: RunArgument, json: JsonOption = False) -> None:
     """Tell what a run has done, what failed and why, and what it cost."""
-    from engine.run.status import status_of
+    from engine.run.status import failed_alike, status_of
 
     found = status_of(run)
     if json:
@@ -96,7 +96,22 @@ def status(run: RunArgument, json: JsonOption = False) -> None:
         return
     from engine.run.tables import print_status
 
-    print_status(found)
+    print_status(found, run, failed_alike(run, found))
+
+
+@app.command()
+def failures(
+    run: RunArgument,
+    stage: Annotated[str | None, typer.Option("--stage", metavar="S", help="only this stage")] = None,
+    cause: Annotated[
+        str | None, typer.Option("--cause", metavar="C", help="only rows that failed for this cause")
+    ] = None,
+    json: JsonOption = False,
+) -> None:
+    """List the rows that failed, each with the server's message."""
+    from engine.run.status import list_failures
+
+    list_failures(run, stage, cause, json)
 
 
 @app.command()

@@ -52,7 +52,9 @@ def run_recipe(
         _print_results(course)
     elif not how.quiet or course.exit_code:
         print_results(course.results, run)
-        print_steps(course.steps, course.waiting, course.incomplete)
+        stopped = {name for name, result in course.results.items() if result.stopped}  # said already
+        others = {name: why for name, why in course.incomplete.items() if name not in stopped}
+        print_steps(course.steps, course.waiting, others)
     print_bad_rows(course.results)
     return course.exit_code
 

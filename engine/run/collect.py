@@ -149,7 +149,7 @@ def collect(settings: Settings, pool: Surveyed, run: Path, yes: bool, quiet: boo
         job = StageJob(settings, plan, Numbered(pool), expected)
         (result,) = run_job(Job([job], run, index, settings.budget, quiet, settings.metrics_port))
     if not quiet or result.exit_code:
-        print_result(result, run)
+        print_result(settings.stage, result, run)
     print_bad_rows({settings.stage: result})
     return result.exit_code
 
