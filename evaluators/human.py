@@ -237,8 +237,8 @@ def _votes(poll: Poll) -> tuple[Sequence[str], Iterable[Sequence[object]]]:
 def _words(found: Figures) -> list[str]:
     a, b = plain(found["a"], 40), plain(found["b"], 40)
     lines = [
-        f"{a} against {b}: {found['votes']:,} votes on {found['voted']:,} of {found['items']:,} pairs "
-        f"({found['complete']:,} with all {found['votes_wanted']}), {len(found['annotators'])} annotators; "
+        f"{a} against {b}: {_votes_told(found['votes'])} on {found['voted']:,} of {found['items']:,} pairs "
+        f"({found['complete']:,} with all {found['votes_wanted']}), {_people(found['annotators'])}; "
         f"{found['changed']:,} changed, {found['skipped']:,} skipped",
         "",
         f"{'':10}{'win':>23}{'tie':>23}{'loss':>23}   agreement",
@@ -250,9 +250,17 @@ def _words(found: Figures) -> list[str]:
     if left["share"] is not None:
         lines.append(f"the left side was chosen in {_shown(left)} of the votes that are no tie")
     lines += [
-        f"{plain(row['name'], 40)}: {row['votes']:,} votes" + _habits(row) for row in found["annotators"]
+        f"{plain(row['name'], 40)}: {_votes_told(row['votes'])}" + _habits(row) for row in found["annotators"]
     ]
     return lines
+
+
+def _votes_told(count: int) -> str:
+    return "1 vote" if count == 1 else f"{count:,} votes"
+
+
+def _people(annotators: Sequence[Figures]) -> str:
+    return "1 annotator" if len(annotators) == 1 else f"{len(annotators):,} annotators"
 
 
 def _line(name: str, row: Figures) -> str:

@@ -6,7 +6,9 @@ at the end. Deliberately knows nothing about models, prompts or the ledger.
 """
 
 import io
+import shutil
 import stat
+import tempfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -160,3 +162,23 @@ def as_instruction(row: dict[str, Any], position: int) -> Instruction | str:
 def _first_instance(instances: object) -> dict[str, Any]:
     first = instances[0] if isinstance(instances, list) and instances else None
     return first if isinstance(first, dict) else {}
+
+
+@contextmanager
+def rereadable(source: str) -> Iterator[str]:
+    """A file with what standard input or a pipe holds, for as long as it is wanted; a file is itself. Raises
+    PoolError where there is no room for it."""
+    if source != "-" and not Path(source).is_fifo():
+        yield source
+        return
+    with tempfile.TemporaryDirectory(prefix="distill-") as folder:
+        copy = Path(folder) / "standard-input"
+        try:
+            with stdin() if source == "-" else open(source, "rb") as pipe, copy.open("wb") as file:
+                shutil.copyfileobj(pipe, file)
+        except OSError as error:
+            raise PoolError(f"cannot keep a copy of {source} to read it twice: {error.strerror}") from error
+        try:
+            yield str(copy)
+        except PoolError as error:
+            raise PoolError(str(error).replace(str(copy), source)) from None

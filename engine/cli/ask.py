@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from engine.cli.options import JsonOption, lend, settings_from, with_engine_options
+from engine.environment import check_key
 
 PoolArgument = Annotated[
     str,
@@ -43,6 +44,7 @@ def generate(
     from engine.collect.rows import pool_of
     from engine.run.collect import collect
 
+    check_key(options["api_key_env"])
     settings = settings_from(options, "generate")
     raise typer.Exit(collect(settings, pool_of(settings, pool), run, yes, quiet, typer.confirm))
 
@@ -65,6 +67,7 @@ def translate(
     from engine.collect.rows import pool_of
     from engine.run.collect import collect
 
+    check_key(options["api_key_env"])
     settings = settings_from(options, "translate", to=to, field=field)
     raise typer.Exit(collect(settings, pool_of(settings, pool), run, yes, quiet, typer.confirm))
 
@@ -94,6 +97,7 @@ def _collect_contests(
     from engine.collect.rows import contests_of
     from engine.run.collect import collect
 
+    check_key(options["api_key_env"])
     settings = settings_from(options, task, names=tuple(asked["name"] or ()), **own)
     rows = contests_of(settings, answers, asked["questions"])
     raise typer.Exit(collect(settings, rows, asked["run"], asked["yes"], asked["quiet"], typer.confirm))
@@ -203,10 +207,12 @@ def estimate(
     """Tell what a pool will cost and how long it will take; asks nothing (but a pilot)."""
     from engine.cli.commands import run_estimate
     from engine.collect.rows import pool_of
+    from store.pool import rereadable
 
     settings = settings_from(options, task, to=to)
-    found = pool_of(settings, pool)
-    raise typer.Exit(run_estimate(settings, found, run, pilot, json, yes, quiet, typer.confirm))
+    with rereadable(pool) as file:
+        found = pool_of(settings, file)
+        raise typer.Exit(run_estimate(settings, found, run, pilot, json, yes, quiet, typer.confirm))
 
 
 @with_engine_options

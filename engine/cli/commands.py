@@ -32,11 +32,9 @@ def run_estimate(
     from engine.collect.other_settings import standing
     from engine.collect.plan import plan_of
     from engine.provider.tokens import tokenizer_for
-    from engine.run.collect import estimate_pool, run_pilot
+    from engine.run.collect import budget_warning, estimate_pool, run_pilot
     from engine.run.tables import print_estimate
 
-    if pool.is_stream:
-        raise UsageError("estimate reads its pool more than once: give a file, not a pipe")
     asked = 0
     if pilot is not None:
         if run is None:
@@ -56,6 +54,8 @@ def run_estimate(
         sys.stdout.write(orjson.dumps(shown).decode() + "\n")
         return 0
     print_estimate(told, settings, to_stdout=True, batch=settings.batch)
+    if warning := budget_warning(run, settings.budget, told.cost_as_asked(settings.batch)):
+        print(warning)
     if found.others:
         print(f"{found.words}: generate will want --reuse, --replace or another --stage")
     return 0

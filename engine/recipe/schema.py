@@ -9,7 +9,7 @@ import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveFloat, PositiveInt
 
@@ -64,8 +64,7 @@ def _note(found: dict[Path_, int], path: Path_, line: int) -> None:
 
 def _parts(key: str) -> list[str]:
     """The names of a dotted key, as tomllib reads their quotes and escapes."""
-    parts = []
-    inner: object = tomllib.loads(f"{key} = 0")
+    parts, inner = [], cast(object, tomllib.loads(f"{key} = 0"))
     while isinstance(inner, dict):
         ((name, inner),) = inner.items()
         parts.append(name)
@@ -121,6 +120,8 @@ class OfStage(Table):
     reasoning: str = "drop"
 
 
+# Commands that read stages (`stage = …`) in this run's ledger; by which flag they take its folder
+READ_THE_RUN = {"evaluate judge": ("--run",), "evaluate ranking": ("--run",), "evaluate shares": ()}
 Member = str | OfStep  # a stage or a file; or a file that a step makes
 Value = OfStage | OfStep | bool | int | float | str
 Names = Annotated[tuple[str, ...], BeforeValidator(lambda v: (v,) if isinstance(v, str) else v)]
@@ -225,8 +226,10 @@ class StepTable(Table):
 
     @property
     def flags(self) -> dict[str, tuple[Value, ...]]:
-        given = self.__pydantic_extra__
-        return {key: value if isinstance(value, tuple) else (value,) for key, value in given.items()}
+        found = {k: v if isinstance(v, tuple) else (v,) for k, v in self.__pydantic_extra__.items()}
+        if self.run in READ_THE_RUN and "stage" in found:  # needed, as those are that are exported
+            found["stage"] = tuple(OfStage(stage=s) if isinstance(s, str) else s for s in found["stage"])
+        return found
 
     @property
     def needs(self) -> tuple[str, ...]:

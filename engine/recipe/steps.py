@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from engine.export import SHAPES, check_outcomes, check_reasoning
-from engine.recipe.schema import Member, OfStage, OfStep, Path_, Recipe, StageTable, Value
+from engine.recipe.schema import READ_THE_RUN, Member, OfStage, OfStep, Path_, Recipe, StageTable, Value
 from store.errors import UsageError
 from store.step_records import STEPS
 
@@ -30,6 +30,7 @@ FIRST_WORDS = ("train", "rank", "evaluate", "report")
 OURS = ("resume", "quiet", "json", "run")
 WRITTEN = ("out", "csv", "rows", "split")  # flags that name what is written
 NEEDED = {"train sft": ("data", "model"), "train reward": ("data", "model")}  # or a recipe of their own
+ONE_OF = {"evaluate judge": ("reviews", "preferences", "stage"), "evaluate ranking": ("reviews", "stage")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,11 +175,15 @@ def _step(recipe: Recipe, name: str, commands: Commands) -> Step:
 def _check_needed(recipe: Recipe, name: str, run: str, flags: Mapping[str, Flag]) -> None:
     table = recipe.step[name]
     needed = [f.name for f in flags.values() if f.required and f.name not in (*OURS, "out")]
+    if run in READ_THE_RUN and "stage" in table.flags:
+        needed = [name for name in needed if flags[name].words]  # its argument is this run's folder
     if "recipe" not in table.flags:
         needed += NEEDED.get(run, ())
     for key in needed:
         if key not in table.flags:
             raise recipe.wrong(("step", name), f"{run} needs {key} = …")
+    if run in ONE_OF and not table.flags.keys() & {*ONE_OF[run]}:
+        raise recipe.wrong(("step", name), f"{run} needs {' or '.join(f'{key} = …' for key in ONE_OF[run])}")
 
 
 def _check_values(recipe: Recipe, where: Path_, flag: Flag, values: tuple[Value, ...]) -> None:
@@ -206,6 +211,10 @@ def _check_input(recipe: Recipe, where: Path_, flag: Flag, value: OfStage | OfSt
         return
     stage = recipe.stage[value.stage]
     task = stage.task
+    if flag.name == "stage":
+        if recipe.step[str(where[1])].run != "evaluate shares" and task not in ("judge", "compare"):
+            raise recipe.wrong(where, f"stage '{value.stage}' ({task}) has no judge; name one that has")
+        return
     if value.format is not None and value.format not in SHAPES[task]:
         words = f"stage '{value.stage}' ({task}) is exported as {' or '.join(SHAPES[task])}"
         raise recipe.wrong(where, words)
