@@ -77,6 +77,10 @@ for name, command in ASKING.items():
     app.command(name)(command)
 
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="a run folder")]
+OnlyStage = Annotated[str | None, typer.Option("--stage", metavar="S", help="only this stage")]
+OnlyCause = Annotated[
+    str | None, typer.Option("--cause", metavar="C", help="only rows that failed for this cause")
+]
 
 
 def _print_json(value: Any) -> None:
@@ -102,10 +106,8 @@ def status(run: RunArgument, json: JsonOption = False) -> None:
 @app.command()
 def failures(
     run: RunArgument,
-    stage: Annotated[str | None, typer.Option("--stage", metavar="S", help="only this stage")] = None,
-    cause: Annotated[
-        str | None, typer.Option("--cause", metavar="C", help="only rows that failed for this cause")
-    ] = None,
+    stage: OnlyStage = None,
+    cause: OnlyCause = None,
     json: JsonOption = False,
 ) -> None:
     """List the rows that failed, each with the server's message."""
@@ -117,13 +119,10 @@ def failures(
 @app.command()
 def retry(
     run: RunArgument,
-    cause: Annotated[
-        str | None,
-        typer.Option("--cause", metavar="C", help="only rows that failed for this cause"),
-    ] = None,
-    stage: Annotated[str | None, typer.Option("--stage", metavar="S", help="only this stage")] = None,
+    cause: OnlyCause = None,
+    stage: OnlyStage = None,
 ) -> None:
-    """Make failed rows due again; the next `generate` asks them."""
+    """Make failed rows pending again; the next `generate` sends them."""
     from engine.cli.commands import run_retry
 
     run_retry(run, cause, stage)
@@ -153,7 +152,7 @@ def settle(
     usd: Annotated[
         float | None, typer.Option("--usd", metavar="X", help="they were billed, X dollars together")
     ] = None,
-    stage: Annotated[str | None, typer.Option("--stage", metavar="S", help="only this stage")] = None,
+    stage: OnlyStage = None,
     id: Annotated[
         list[str] | None, typer.Option("--id", metavar="ID", help="only this row; repeat it for more")
     ] = None,
@@ -171,19 +170,19 @@ def settle(
 @app.command()
 def export(
     run: RunArgument,
+    out: Annotated[
+        Path, typer.Option("--out", metavar="FILE", help=".jsonl, .json, .csv or .parquet, also .gz; or -")
+    ],
     format: Annotated[
-        str,
+        str | None,
         typer.Option(
             "--format",
             metavar="F",
             help="alpaca, chat, parquet or candidates (for rank); of scores: comparisons or scores; "
-            "of a judge: reviews",
+            "of a judge: reviews [by the name of the file, and by the task]",
+            show_default=False,
         ),
-    ],
-    out: Annotated[
-        Path,
-        typer.Option("--out", metavar="FILE", help="a name in .json is a JSON list, else JSONL"),
-    ],
+    ] = None,
     stage: Annotated[
         str | None, typer.Option("--stage", metavar="S", help="[the only one]", show_default=False)
     ] = None,

@@ -22,6 +22,7 @@ from typing import Any, get_args
 
 from engine.export import SHAPES, check_outcomes, check_reasoning
 from engine.recipe.schema import READ_THE_RUN, Member, OfStage, OfStep, Path_, Recipe, StageTable, Value
+from store.answers import stem
 from store.errors import UsageError
 from store.step_records import STEPS
 
@@ -131,7 +132,7 @@ def _placed(recipe: Recipe, stage: StageTable, run: Path) -> StageTable:
     if all(isinstance(member, str) for member in stage.members):
         return stage
     found = tuple(_place_of(recipe, member, run) for member in stage.members)
-    names = stage.names or tuple(_name(member) for member in stage.members)
+    names = stage.names or tuple(_name(recipe, member) for member in stage.members)
     if stage.against is None:
         return stage.model_copy(update={"answers": found, "names": names})
     return stage.model_copy(update={"answers": found[0], "against": found[1], "names": names})
@@ -146,8 +147,11 @@ def _place_of(recipe: Recipe, member: Member, run: Path) -> str:
     return str(path.resolve()) if path.is_file() else candidates.stage
 
 
-def _name(member: Member) -> str:
-    return member if isinstance(member, str) else Path(member.file or "").stem
+def _name(recipe: Recipe, member: Member) -> str:
+    """A stage's own name; a file's, whoever made it, without its endings."""
+    if isinstance(member, str) and member in recipe.stage:
+        return member
+    return stem(Path(member if isinstance(member, str) else member.file or "").name)
 
 
 def _step(recipe: Recipe, name: str, commands: Commands) -> Step:
