@@ -129,14 +129,15 @@ def _first_line(stream: Stream) -> bytes:
 
 
 def as_instruction(row: dict[str, Any], position: int) -> Instruction | str:
-    """Alpaca's shape; Self-Instruct's `instances` and FastChat's `question_id`/`text` as well.
+    """Alpaca's shape; Self-Instruct's `instances` and FastChat's `question_id` with `text` or one of
+    `turns` as well.
 
     Returns what is wrong with the row where it cannot be used. An `output` that is no text is left to
     whoever needs one.
     """
     found, source = row.get("instruction"), row
     if found is None and "question_id" in row:
-        found = row.get("text")
+        found = row.get("text", _only_turn(row))
     if found is None or (isinstance(found, str) and not found.strip()):
         return missing(row, "instruction")
     if not isinstance(found, str):
@@ -157,6 +158,12 @@ def as_instruction(row: dict[str, Any], position: int) -> Instruction | str:
         as_text(source.get("output")) or "",
         category if isinstance(category, str) else "",
     )
+
+
+def _only_turn(row: dict[str, Any]) -> object:
+    """FastChat's newer questions have a list of turns; with one it is the question."""
+    turns = row.get("turns")
+    return turns[0] if isinstance(turns, list) and len(turns) == 1 else None
 
 
 def _first_instance(instances: object) -> dict[str, Any]:

@@ -265,3 +265,57 @@ def test_one_annotator_and_one_vote_are_not_plural(
     assert "1 annotator;" in out
     assert "1 vote on 1 of 3 pairs" in out
     assert "Ann: 1 vote," in out
+
+
+# The paper's recipe in a fresh clone
+
+
+async def test_the_paper_s_plan_names_the_files_that_are_missing_and_prices_the_rest(tmp_path: Path) -> None:
+    paper = ROOT / "recipes" / "gpt4-llm.toml"
+    (tmp_path / "recipes").mkdir()
+    recipe = tmp_path / "recipes" / paper.name
+    recipe.write_bytes(paper.read_bytes())
+    words = ["run", recipe, "--run", tmp_path / "run", "--dry-run"]
+    ended = await distill(*words)
+    assert ended.code == 0, ended.err
+    for name in (
+        "alpaca_data.json",
+        "unnatural_core.jsonl",
+        "vicuna-questions.jsonl",
+        "opt-iml-answers.jsonl",
+    ):
+        assert f"data/{name}\n    " in ended.out
+    assert ended.out.count("https://") >= 4
+    assert "without them no stage can be priced" in ended.out
+
+    (tmp_path / "data").mkdir()
+    turn = {"question_id": 1, "category": "generic", "turns": ["How can I sleep better?"]}
+    write_pool(tmp_path / "data" / "vicuna-questions.jsonl", [turn])
+    told = orjson.loads((await distill(*words, "--json")).out)
+    assert {"vicuna-gpt4", "vicuna-zh", "judged-zh-zh"} <= told["stages"].keys()
+    assert not {"english", "comparison", "unnatural-9k"} & told["stages"].keys()
+    assert told["total"]["cost_usd"]["expected"] > 0
+    assert "../data/vicuna-questions.jsonl" not in told["missing"]
+    alpaca = told["missing"]["../data/alpaca_data.json"]
+    assert "raw.githubusercontent.com/tatsu-lab" in alpaca["where"]
+    assert {"english", "chinese", "comparison"} <= set(alpaca["needed_by"])
+    ended = await distill(*words)
+    assert "stages without a price: " in ended.out
+    assert "the rest is priced above" in ended.out
+    assert not (tmp_path / "run").exists()
+
+
+async def test_a_run_without_a_file_says_where_to_get_it(tmp_path: Path) -> None:
+    tables = {
+        "teacher.t": teacher("http://127.0.0.1:9/v1"),
+        "stage.a": stage_of_pool("none.jsonl"),
+        "files": {"x": "nowhere"},
+    }
+    recipe = write_recipe(tmp_path, tables)
+    recipe.write_text(recipe.read_text().replace('x = "nowhere"', '"none.jsonl" = "https://pool.example"'))
+    ended = await run_recipe(recipe, tmp_path / "run")
+    assert ended.code == 2
+    assert f"there is no file {tmp_path / 'none.jsonl'}; get it from https://pool.example" in ended.err
+    ended = await distill("run", recipe, "--run", tmp_path / "run", "--dry-run", "--only", "a")
+    assert ended.code == 0
+    assert "none.jsonl\n    https://pool.example" in ended.out

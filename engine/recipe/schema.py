@@ -241,8 +241,11 @@ class StepTable(Table):
 
 
 class Recipe(Table):
-    """Teachers, stages and steps by name; stages and steps are its nodes."""
+    """Teachers, stages and steps by name; stages and steps are its nodes. files: where to get each file that
+    it names. lacking: files that are not there, where that is no error; None where it is one."""
 
+    files: dict[str, str] = {}
+    lacking: list[str] | None = None
     budget: Annotated[float, Field(ge=0)] | None = None
     strict: bool = False
     teacher: dict[Name, TeacherTable]
@@ -271,6 +274,13 @@ class Recipe(Table):
         """The steps that make rows of a stage."""
         return tuple(member.step for member in self.stage[name].inputs if isinstance(member, OfStep))
 
+    def lacks(self, text: str, where: Path_, before: str = "") -> None:
+        """A file that it names is not there. Raises UsageError where that is an error."""
+        if self.lacking is None:
+            origin = f"; get it from {self.files[text]}" if text in self.files else ""
+            raise self.wrong(where, f"{before}there is no file {self.path(text)}{origin}")
+        self.lacking.append(text)
+
     def path(self, text: str) -> Path:
         """A file that the recipe names, which is meant relative to it."""
         return self.file.parent / Path(text).expanduser()
@@ -296,19 +306,6 @@ class Recipe(Table):
             above = [found[one] + (later and one in self.step) for one in self.needs(name)]
             found[name] = max(above, default=0)
         return found
-
-
-def with_choice(recipe: Recipe, reuse: bool, replace: bool) -> Recipe:
-    """The recipe where every stage that says nothing itself keeps its answers under other settings, or
-    asks them again. Raises UsageError."""
-    if reuse and replace:
-        raise UsageError("--reuse keeps answers, --replace asks them again: give one of them")
-    update = {"reuse": reuse, "replace": replace}
-    stages = {
-        name: stage if stage.reuse or stage.replace else stage.model_copy(update=update)
-        for name, stage in recipe.stage.items()
-    }
-    return recipe.model_copy(update={"stage": stages})
 
 
 def wrong(file: Path, lines: Mapping[Path_, int], where: Path_, words: str) -> UsageError:

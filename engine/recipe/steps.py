@@ -202,7 +202,7 @@ def _check_values(recipe: Recipe, where: Path_, flag: Flag, values: tuple[Value,
             if Path(str(value)).name != value:
                 raise recipe.wrong(where, "it lies in the step's own folder: give a name alone")
         elif is_file(flag) and not recipe.path(str(value)).exists():
-            raise recipe.wrong(where, f"there is no file {recipe.path(str(value))}")
+            recipe.lacks(str(value), where)
     exported = [value.stage for value in values if isinstance(value, OfStage)]
     if len(set(exported)) < len(exported):
         raise recipe.wrong(where, "the same stage twice")

@@ -160,7 +160,7 @@ def print_planned_steps(steps: Mapping[str, Mapping[str, Any]]) -> None:
     if not steps:
         return
     rows = [
-        [plain(name, 40), step["run"], plain(", ".join(step["needs"]) or "all", 80), "done" * step["done"]]
+        [plain(name, 40), step["run"], plain(", ".join(step["needs"]) or "all"), "done" * step["done"]]
         for name, step in steps.items()
     ]
     show(Text())
