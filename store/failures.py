@@ -88,8 +88,13 @@ def note_stop(stage: int, run: int, reason: str) -> tuple[str, str, str]:
 def stop_reason(reader: sqlite3.Connection, stage: int, run: int) -> str | None:
     """Why this run of the stage was stopped, if it was and is the newest that was."""
     row = reader.execute("SELECT value FROM facts WHERE name = ?", (f"{STOPPED}{stage}",)).fetchone()
+    return stop_reason_in(row[0] if row else None, run)
+
+
+def stop_reason_in(fact: str | None, run: int) -> str | None:
+    """The same of the fact's value."""
     try:
-        told = json.loads(row[0]) if row else {}
+        told = json.loads(fact or "{}")
         return str(told["reason"]) if told.get("run") == run else None
     except (ValueError, LookupError, AttributeError):  # of a damaged ledger
         return None
