@@ -11,9 +11,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from time import time
+from typing import Any
 
 from store.errors import DiskFull, RunFolderError, StorageError, UsageError
 from store.votes_schema import (
+    CRITERIA,
     TABLES,
     VERSION,
     VOTES,
@@ -23,6 +25,7 @@ from store.votes_schema import (
     Side,
     Study,
     VotePair,
+    VoterTally,
     VotingProgress,
     drawn,
     drawn_left,
@@ -67,6 +70,18 @@ FROM showings s WHERE s.annotator = :me"""
 _CAST = """
 INSERT INTO votes (annotator, pair, helpful, honest, harmless, note, left, seconds, active_seconds,
   cast_at, assignment) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"""
+
+_PAIRS_DONE = "SELECT count(*), ifnull(sum(votes >= (SELECT wanted FROM study)), 0) FROM pairs"
+_PEOPLE = """
+SELECT n.name, count(s.vote), ifnull(sum(s.vote IS NULL AND s.skipped), 0), max(v.cast_at),
+  (SELECT avg(seconds) FROM (
+    SELECT seconds, row_number() OVER (ORDER BY seconds) AS place, count(*) OVER () AS places
+    FROM counted WHERE annotator = n.name) WHERE place IN ((places + 1) / 2, (places + 2) / 2))
+FROM annotators n LEFT JOIN showings s ON s.annotator = n.id LEFT JOIN votes v ON v.id = s.vote
+GROUP BY n.id ORDER BY 2 DESC, n.name"""
+_EQUAL = """
+SELECT count(*), sum(x.helpful = y.helpful), sum(x.honest = y.honest), sum(x.harmless = y.harmless)
+FROM counted x JOIN counted y ON y.pair = x.pair AND y.annotator > x.annotator"""
 
 
 def votes_path(run: Path) -> Path:
@@ -259,6 +274,18 @@ class Votes:
         values = {"me": annotator, "wanted": study.wanted if study else 0}
         done, skipped, still = self._db.execute(_PROGRESS, values).fetchone()
         return VotingProgress(done, still, skipped)
+
+    def overview(self) -> dict[str, Any]:
+        """How far all are: {study, pairs, complete, votes, people, agreement}. agreement: of two votes on one
+        pair, by criterion, how many are equal and how many there are. Which model is ahead is not said."""
+        study, (pairs, complete) = self.study, self._db.execute(_PAIRS_DONE).fetchone()
+        people = [VoterTally(*row) for row in self._db.execute(_PEOPLE)]
+        equal = self._db.execute(_EQUAL).fetchone()
+        agreement = {name: (equal[n + 1] or 0, equal[0]) for n, name in enumerate(CRITERIA)}
+        return {
+            "study": study, "pairs": pairs, "complete": complete, "votes": self.count, "people": people,
+            "agreement": agreement,
+        }  # fmt: skip
 
     @contextmanager
     def _commit(self) -> Iterator[sqlite3.Connection]:

@@ -127,6 +127,17 @@ class VotingProgress:
     skipped: int
 
 
+@dataclass(frozen=True, slots=True)
+class VoterTally:
+    """How far a person is. last_at: of their latest vote; seconds: median for a pair."""
+
+    name: str
+    votes: int
+    skipped: int
+    last_at: float | None
+    seconds: float | None
+
+
 Pairs = Sequence[VotePair]
 
 

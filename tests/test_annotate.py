@@ -17,8 +17,8 @@ import pytest
 pytest.importorskip("nh3", reason="the extra `evaluate` is not installed")
 pytest.importorskip("markdown_it", reason="the extra `evaluate` is not installed")
 
-from annotating import NAMES, TOKEN, Clock, opened, page, person, served, votes_in, write_study
-from cli import distill
+from annotating import LEAD_TOKEN, NAMES, TOKEN, Clock, opened, page, person, served, votes_in, write_study
+from cli import distill, until
 
 from evaluators.annotate.command import run_page
 from evaluators.annotate.markdown import LONGEST, render
@@ -383,3 +383,51 @@ def test_a_prediction_is_the_answer_and_what_stands_beside_it_is_not(tmp_path: P
     (contest,) = judge_contests(None, tmp_path / "one.jsonl", tmp_path / "two.jsonl")
     assert isinstance(contest, Contest)
     assert contest.answers == ("by one", "by two")
+
+
+async def test_what_was_skipped_stays_in_the_count(tmp_path: Path) -> None:
+    async with page(tmp_path / "run", count=5) as site, person(site, "Ann") as ann:
+        skipped = await ann.following()
+        assert skipped
+        await ann.post(f"/item/{skipped}/skip", {})
+        item = await ann.following()
+        text = (await ann.get(f"/item/{item}"))[1]
+        assert re.search(r"0 done, 1 skipped<span[^>]*>, 4 to go", text)
+        assert '<progress max="5" value="0"' in text
+
+
+async def test_the_lead_sees_who_has_come_how_far_and_how_far_they_agree(tmp_path: Path) -> None:
+    async with page(tmp_path / "run", count=2) as site:
+        async with person(site, "Ann") as ann, person(site, "<b>Bob") as bob:
+            first = await ann.following()
+            assert first
+            await ann.vote(first, *ALL)
+            assert (await ann.get("/lead"))[0] == 403  # with the key of those who vote
+            assert (await ann.get(f"/lead?token={TOKEN}"))[0] == 403
+            status, text, path = await bob.get(f"/lead?token={LEAD_TOKEN}")
+            assert (status, path) == (200, "/lead")
+            assert "2 annotators" in text
+            assert "No pair has two votes yet." in text
+            while (item := await bob.following()) is not None:
+                await bob.vote(item, *ALL)
+            text = (await bob.get("/lead"))[1]
+        assert "&lt;b&gt;Bob" in text
+        assert re.search(r">Ann</th><td>1</td><td>0</td>", text)
+        assert re.search(r"<strong>1</strong> of 2 pairs have all their 2 votes; 3 votes in all", text)
+        assert re.search(r'scope="row">Honest</th><td>1</td><td>1</td><td>100 %', text)  # both said tie
+        assert not [name for name in NAMES if name in text]
+        async with person(site) as stranger:
+            assert (await stranger.get("/lead?token=wrong"))[0] == 403
+            await stranger.get(f"/lead?token={LEAD_TOKEN}")
+            assert (await stranger.get("/next"))[0] == 403  # the lead's key is not a voter's
+
+
+async def test_the_address_for_the_lead_is_told_and_kept(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    addresses = []
+    for _ in range(2):
+        async with served(run, *write_study(tmp_path / "files")) as (command, _):
+            await until(lambda out=command.out: b"/lead?token=" in out)
+            addresses.append(re.search(rb"/lead\?token=(\S+)", bytes(command.out))[1])  # type: ignore[index]
+    assert addresses[0] == addresses[1]
+    assert (run / "annotate.lead-token").stat().st_mode & 0o077 == 0

@@ -6,6 +6,7 @@ here only as `left`, and goes into no page, address or header.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from store.votes import Votes
 from store.votes_schema import LONGEST_NAME, Showing, tidy
 
 HERE = Path(__file__).resolve().parent
+LEAD_PAGE = "/lead"
 Page = Mapping[str, Any]
 
 
@@ -51,13 +53,15 @@ def templates() -> Any:
     """jinja2 with everything escaped."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    return Environment(
+    found = Environment(
         loader=FileSystemLoader(HERE / "templates"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    found.filters["moment"] = lambda seconds: datetime.fromtimestamp(seconds).strftime("%Y-%m-%d %H:%M")
+    return found
 
 
 def add_routes(app: web.Application, site: Site) -> None:
@@ -100,6 +104,10 @@ def add_routes(app: web.Application, site: Site) -> None:
         site.votes.unskip(number)
         raise web.HTTPSeeOther("/next")
 
+    async def lead(request: web.Request) -> web.Response:
+        return site.page("lead.html", **site.votes.overview())
+
+    app.router.add_get(LEAD_PAGE, lead)
     app.router.add_get("/", start)
     app.router.add_get("/name", ask_name)
     app.router.add_post("/name", join)
