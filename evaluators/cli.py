@@ -175,6 +175,10 @@ def annotate(
         int | None,
         typer.Option("--seed", metavar="N", help="by which sides are drawn [0]", show_default=False),
     ] = None,
+    words: Annotated[
+        Path | None,
+        typer.Option("--words", metavar="FILE", help="own criteria and language of the page (TOML)"),
+    ] = None,
     port: Annotated[
         int, typer.Option("--port", metavar="P", help="[8002]; 0 for any", show_default=False)
     ] = 8002,
@@ -200,7 +204,7 @@ def annotate(
     from evaluators.annotate.server import ListenAddress
     from evaluators.annotate.study import Files
 
-    files = Files(questions, answers, against, tuple(name or ()), votes, seed)
+    files = Files(questions, answers, against, tuple(name or ()), votes, seed, words)
     if import_ is not None:
         run_import(run, import_)
     elif mturk is not None:

@@ -5,6 +5,7 @@ decision: two people cannot be given the last place of a pair. Every call that c
 committed it (`synchronous=FULL`) when it returns. Knows nothing of pages or of Mechanical Turk.
 """
 
+import json
 import secrets
 import sqlite3
 from collections.abc import Callable, Iterator
@@ -15,22 +16,23 @@ from typing import Any
 
 from store.errors import DiskFull, RunFolderError, StorageError, UsageError
 from store.votes_schema import (
-    CRITERIA,
     TABLES,
     VERSION,
     VOTES,
+    WORDS_TABLE,
     Ballot,
     Pairs,
     Showing,
     Side,
     Study,
     VotePair,
-    VoterTally,
     VotingProgress,
+    criteria_in,
     drawn,
     drawn_left,
     name_key,
     tidy,
+    words_in,
 )
 
 KEPT_SECONDS = 1800.0  # how long a pair waits for the person that was given it
@@ -71,18 +73,6 @@ _CAST = """
 INSERT INTO votes (annotator, pair, helpful, honest, harmless, note, left, seconds, active_seconds,
   cast_at, assignment) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"""
 
-_PAIRS_DONE = "SELECT count(*), ifnull(sum(votes >= (SELECT wanted FROM study)), 0) FROM pairs"
-_PEOPLE = """
-SELECT n.name, count(s.vote), ifnull(sum(s.vote IS NULL AND s.skipped), 0), max(v.cast_at),
-  (SELECT avg(seconds) FROM (
-    SELECT seconds, row_number() OVER (ORDER BY seconds) AS place, count(*) OVER () AS places
-    FROM counted WHERE annotator = n.name) WHERE place IN ((places + 1) / 2, (places + 2) / 2))
-FROM annotators n LEFT JOIN showings s ON s.annotator = n.id LEFT JOIN votes v ON v.id = s.vote
-GROUP BY n.id ORDER BY 2 DESC, n.name"""
-_EQUAL = """
-SELECT count(*), sum(x.helpful = y.helpful), sum(x.honest = y.honest), sum(x.harmless = y.harmless)
-FROM counted x JOIN counted y ON y.pair = x.pair AND y.annotator > x.annotator"""
-
 
 def votes_path(run: Path) -> Path:
     """RUN/votes.db, which must exist. Raises RunFolderError with what to do."""
@@ -96,7 +86,7 @@ class Votes:
     """The votes of a run folder that is held (`held(run, LOCK)`)."""
 
     def __init__(self, run: Path, clock: Callable[[], float] = time) -> None:
-        self._path, self._clock = run / VOTES, clock
+        self.run, self._path, self._clock = run, run / VOTES, clock
         try:
             self._db = sqlite3.connect(self._path, isolation_level=None, timeout=WAIT_SECONDS)
             self._db.execute("PRAGMA journal_mode = WAL")
@@ -147,6 +137,21 @@ class Votes:
         """Changes how many people see each pair."""
         with self._commit() as db:
             db.execute("UPDATE study SET wanted = ?", (wanted,))
+
+    @property
+    def page_words(self) -> dict[str, Any] | None:
+        """What the study's pages say, if it has words of its own."""
+        return words_in(self._db)
+
+    def keep_page_words(self, words: dict[str, Any]) -> None:
+        """Raises UsageError for other criteria than there are votes on."""
+        names = [one["name"] for one in words["criteria"]]
+        if self.count and names != criteria_in(self._db):
+            there, wanted = ", ".join(criteria_in(self._db)), ", ".join(names)
+            raise UsageError(f"{self._path} has votes on {there}; for {wanted} name another folder (--run)")
+        with self._commit() as db:
+            db.execute(WORDS_TABLE)
+            db.execute("INSERT OR REPLACE INTO page_words VALUES (1, ?)", (json.dumps(words),))
 
     def pairs(self) -> list[VotePair]:
         columns = "id, question, category, instruction, input, answer_a, answer_b"
@@ -274,18 +279,6 @@ class Votes:
         values = {"me": annotator, "wanted": study.wanted if study else 0}
         done, skipped, still = self._db.execute(_PROGRESS, values).fetchone()
         return VotingProgress(done, still, skipped)
-
-    def overview(self) -> dict[str, Any]:
-        """How far all are: {study, pairs, complete, votes, people, agreement}. agreement: of two votes on one
-        pair, by criterion, how many are equal and how many there are. Which model is ahead is not said."""
-        study, (pairs, complete) = self.study, self._db.execute(_PAIRS_DONE).fetchone()
-        people = [VoterTally(*row) for row in self._db.execute(_PEOPLE)]
-        equal = self._db.execute(_EQUAL).fetchone()
-        agreement = {name: (equal[n + 1] or 0, equal[0]) for n, name in enumerate(CRITERIA)}
-        return {
-            "study": study, "pairs": pairs, "complete": complete, "votes": self.count, "people": people,
-            "agreement": agreement,
-        }  # fmt: skip
 
     @contextmanager
     def _commit(self) -> Iterator[sqlite3.Connection]:

@@ -18,6 +18,7 @@ from aiohttp import web
 from engine.subprocesses import stop_signals
 from engine.terminal import plain, tell
 from evaluators.annotate.auth import Door, guard
+from evaluators.annotate.ballot import words_of
 from evaluators.annotate.pages import LEAD_PAGE, Site, add_routes, templates
 from store.errors import RunFolderError, UsageError
 from store.votes import Votes
@@ -114,7 +115,7 @@ def application(
     votes: Votes, token: str, hosts: frozenset[str], port: int, lead_token: str
 ) -> web.Application:
     """The site. Cookies are named after the port, for on one machine all ports share theirs."""
-    site = Site(votes, templates(), f"annotator_{port}")
+    site = Site(votes, templates(), f"annotator_{port}", words_of(votes.page_words))
     door = Door(token, hosts, f"token_{port}", site.message)
     lead = Door(lead_token, hosts, f"lead_{port}", site.message, LEAD_PAGE)
     app = web.Application(middlewares=[guard(door, lead)], client_max_size=LARGEST_FORM)
