@@ -195,7 +195,7 @@ async def test_failures_are_told_with_the_servers_message_counts_and_ids(tmp_pat
     assert [(one.cause, one.rows) for one in groups] == [("too_large", 7), ("timeout", 1), ("empty", 1)]
     assert groups[0].ids == ["row 2", "row 3", "row 4", "row 5", "row 6"]
     shown = (await distill("status", tmp_path)).out
-    assert "too_large 7: HTTP 400: 4002 tokens are too many.  (row row 2, row 3" in shown
+    assert "too_large 7: HTTP 400: 4002 tokens are too many.  (rows row 2, row 3" in shown
     assert "and 2 more)" in shown
     assert f"distill failures {tmp_path}" in shown
 
