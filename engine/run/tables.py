@@ -293,7 +293,8 @@ def failed_words(who: str, groups: Sequence[Alike]) -> Iterator[str]:
     """What was said of rows that failed, the most frequent first."""
     for group in groups[:MESSAGES_SHOWN]:
         ids = ", ".join(plain(one, 24) for one in group.ids)
+        ids = f"{'row' if group.rows == 1 else 'rows'} {ids}"
         more = f" and {group.rows - len(group.ids):,} more" if group.rows > len(group.ids) else ""
-        yield f"{who}: {group.cause} {group.rows:,}: {plain(group.message, 200)}  ({'row' if group.rows == 1 else 'rows'} {ids}{more})"
+        yield f"{who}: {group.cause} {group.rows:,}: {plain(group.message, 200)}  ({ids}{more})"
     if rest := groups[MESSAGES_SHOWN:]:
         yield f"{who}: {len(rest):,} more kinds of failures, {sum(one.rows for one in rest):,} rows"
