@@ -157,8 +157,7 @@ def annotate(
         typer.Option("--questions", metavar="Q", help="the prompts, where answers name them by id only"),
     ] = None,
     answers: Annotated[
-        str | None,
-        typer.Option("--answers", metavar="A", help="a model's answers (not needed to go on with a run)"),
+        str | None, typer.Option("--answers", metavar="A", help="a model's answers; the folder keeps them")
     ] = None,
     against: Annotated[
         str | None, typer.Option("--against", metavar="B", help="the opponent's answers")

@@ -122,9 +122,7 @@ def add_routes(app: web.Application, site: Site) -> None:
         raise web.HTTPSeeOther("/next")
 
     async def lead(request: web.Request) -> web.Response:
-        told = overview(site.votes.run)
-        shares = zip(site.words.criteria, told.pop("agreement"), strict=False)
-        return site.page("lead.html", agreement=list(shares), **told)
+        return _lead(site)
 
     app.router.add_get(LEAD_PAGE, lead)
     app.router.add_get("/", start)
@@ -136,6 +134,13 @@ def add_routes(app: web.Application, site: Site) -> None:
     app.router.add_post(r"/item/{item:\d{1,9}}/skip", skip)
     app.router.add_post("/skipped", unskip)
     app.router.add_static("/static/", HERE / "static")
+
+
+def _lead(site: Site) -> web.Response:
+    """Who has come how far, for the person who runs the study."""
+    told = overview(site.votes.run)
+    shares = zip(site.words.criteria, told.pop("agreement"), strict=False)
+    return site.page("lead.html", agreement=list(shares), **told)
 
 
 def _number(request: web.Request) -> int:
