@@ -407,6 +407,9 @@ async def test_a_csv_holds_every_row_of_a_view_and_not_the_first_2000(tmp_path: 
             text = await page(site, path)
             assert len(text.splitlines()) == 2102, path
         assert len((await page(site, "/ledger/latest.csv")).splitlines()) > 100  # a query is as it was
+        text = await page(site, "/ledger?sql=select+id+from+responses")
+        assert "The first 2,000 rows, here and as CSV." in text
+        assert "The first" not in await page(site, "/ledger?sql=select+id+from+responses+limit+9")
     finally:
         site.databases["ledger"].close()
         site.executor.shutdown()
