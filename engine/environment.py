@@ -1,4 +1,4 @@
-"""What the environment says: the API key, OPENAI_BASE_URL, proxies, who started us. Nothing below reads it."""
+"""What the environment says: API key, OPENAI_BASE_URL, proxies, who started us. Nothing below reads it."""
 
 import os
 import re
@@ -11,6 +11,7 @@ from urllib.parse import parse_qsl, urlsplit, urlunsplit
 from store.errors import MissingExtra, UsageError
 
 OPENAI_URL = "https://api.openai.com/v1"
+OPENAI_KEY = "OPENAI_API_KEY"  # the variable that holds a key unless another is named
 
 SECRET_NAME = re.compile(r"^(?:.*[-_])?(?:key|apikey|token|secret|sig|signature|password|code)$")
 
@@ -25,6 +26,13 @@ def _key(variable: str) -> str | None:
     if key is not None and not (key.isascii() and key.isprintable()):
         raise UsageError(f"the API key in {variable} holds characters that no header can carry")
     return key or None
+
+
+def check_key(variable: str) -> None:
+    """Of a variable that somebody has named. Raises UsageError where it is not set, for any server: without
+    it the first request would be refused."""
+    if variable != OPENAI_KEY and not _key(variable):
+        raise UsageError(f"--api-key-env {variable}: this variable is not set; set it, or leave the flag out")
 
 
 def checked_url(url: str) -> str:

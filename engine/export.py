@@ -1,14 +1,13 @@
-"""`distill export`: the answers of a stage as a data set.
+"""`distill export`: the answers of a stage as a data set, in the form that the file's name asks for.
 
 The task of the stage decides which formats there are. Texts are read from the raw replies at export time,
-so a better parser costs no second request. Replies that no parser could read when they came are read again.
+so a better parser costs no second request.
 """
 
-import sqlite3
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -16,17 +15,17 @@ from typing import Any
 import orjson
 
 from engine.collect.other_settings import Other, counting
-from engine.collect.plan import role, settings_of_stage
+from engine.collect.plan import role
 from engine.collect.settings import Settings
 from engine.provider.responses import stored_answer
 from engine.tasks.datasets import agreed, comparison_line, comparisons, ranking_line, review_line, verdict
 from engine.tasks.task import Task
 from engine.terminal import plain, tell
-from store.damage import Damages, is_intact, words_of
-from store.datasets import ExportRow, Stored, question, stored, write, write_lines
-from store.errors import DistillError, UsageError
-from store.files import is_stdout
-from store.queries import connect_reader, stage_of
+from store.damage import Damages, words_of
+from store.datasets import ExportRow, Stored, check_name, question, stored, write, write_lines
+from store.errors import UsageError
+from store.files import is_stdout, shape_of
+from store.queries import connect_reader, stage_of, stage_status
 from store.records import OUTCOMES, Instruction
 
 POOLED = ("alpaca", "chat", "parquet")
@@ -46,7 +45,8 @@ class Exported:
     """What became of a stage's rows: lines written, replies that could not be read, rows left out by
     outcome. others: rows with an answer under other settings than the last run's, which are left out or,
     `mixed` in with so many of the last run's, part of the data set. kept: rows in it that `--reuse` has kept
-    from other settings. damages: answers that are damaged."""
+    from other settings. damages: answers that are damaged. unpaired: pairs of answers of which neither is
+    better. unanswered: rows without an answer, pending or by the cause for which they failed."""
 
     rows: int
     unread: int
@@ -55,6 +55,8 @@ class Exported:
     others: tuple[Other, ...] = ()
     mixed: int | None = None
     kept: tuple[Other, ...] = ()
+    unpaired: int = 0
+    unanswered: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def words(self) -> str:
@@ -64,6 +66,13 @@ class Exported:
             count = sum(self.left_out.values())
             kinds = ", ".join(f"{outcome} {n:,}" for outcome, n in sorted(self.left_out.items()))
             said += f"; {count:,} {'row' if count == 1 else 'rows'} left out: {kinds}"
+        if self.unpaired:
+            pairs = f"{self.unpaired:,} pair{'s' * (self.unpaired != 1)}"
+            said += f"; {pairs} of answers left out, neither of which is (so much) better"
+        if self.unanswered:
+            count = sum(self.unanswered.values())
+            kinds = ", ".join(f"{why} {n:,}" for why, n in sorted(self.unanswered.items()))
+            said += f"; {count:,} {'row has' if count == 1 else 'rows have'} no answer: {kinds}"
         if self.kept:
             kept = ", ".join(f"{other.rows:,} ({other.why})" for other in self.kept)
             said += f"; answers under other settings that --reuse has kept are among them: {kept}"
@@ -77,7 +86,7 @@ class Exported:
 
 def run_export(
     run: Path,
-    format: str,
+    format: str | None,
     out: Path,
     stage: str | None,
     outcome: str,
@@ -97,7 +106,7 @@ def run_export(
 
 def export_stage(
     run: Path,
-    format: str,
+    format: str | None,
     out: Path,
     stage: str | None,
     outcome: str,
@@ -105,15 +114,19 @@ def export_stage(
     reasoning: str = "drop",
     all_settings: bool = False,
 ) -> Exported:
-    """Writes the data set: of one setting, that of the newest run, or of all. `reasoning`: what becomes of
-    the thinking before answers, one of REASONING. Raises UsageError."""
+    """Writes the data set: of one setting, that of the newest run, or of all. `format`: None for what the
+    name says, else what the stage's task makes. `reasoning`: what becomes of the thinking before answers,
+    one of REASONING. Raises UsageError."""
     outcomes = check_outcomes(outcome)
-    check_format(format)
+    if format is not None:
+        check_format(format)
     number, name = stage_of(run, stage)
     reader, damages = connect_reader(run), Damages(name)
     try:
         counted = counting(reader, number)
         settings = counted.settings
+        format = format or _usual_format(settings.task, out)
+        check_name(out, format)
         _check(format, settings.task, name)
         check_reasoning(reasoning, format, settings.task, settings.field)
         left_out: Counter[str] = Counter()
@@ -130,11 +143,38 @@ def export_stage(
         unread: list[int] = []
         answered = _answered(rows, outcomes, left_out)
         found = _read(answered, role(settings), unread, format == "reviews", damages)
-        count = _write(out, format, found, settings, min_margin, reasoning)
+        pairs: Counter[str] = Counter()
+        count = _write(
+            out, format, _counting_pairs(found, settings.task, pairs), settings, min_margin, reasoning
+        )
         mixed = counted.rows if all_settings else None
-        return Exported(count, len(unread), left_out, damages, counted.others, mixed, counted.kept)
+        unpaired = pairs.total() - count if format == "comparisons" else 0
+        told = stage_status(reader, number)
+        unanswered = {"pending": told["pending"] or 0, **told["failed"]}
+        if format == "reviews":
+            unanswered.pop("unparsed", None)  # they are among the rows
+        return Exported(
+            count, len(unread), left_out, damages, counted.others, mixed, counted.kept, unpaired,
+            {why: rows for why, rows in unanswered.items() if rows},
+        )  # fmt: skip
     finally:
         reader.close()
+
+
+def _usual_format(task: str, out: Path) -> str:
+    shapes = SHAPES[task]
+    return "parquet" if shape_of(out).kind == "parquet" and "parquet" in shapes else shapes[0]
+
+
+def _counting_pairs(found: Iterator[Read], task: str, pairs: Counter[str]) -> Iterator[Read]:
+    """Counts how many pairs of answers were judged: of K scores each with each, and two that were compared
+    (in both orders) once."""
+    for row, item, record in found:
+        if task == "score":
+            pairs[task] += len(record) * (len(record) - 1) // 2
+        elif task == "compare" and row.sample == 0 and item.order[0] < item.order[1]:
+            pairs[task] += 1
+        yield row, item, record
 
 
 def check_format(format: str) -> None:
@@ -267,51 +307,3 @@ _LINES: Mapping[str, Callable[[Iterator[Read], Settings, float], Iterator[dict[s
     "candidates": _candidate_lines,
     "reviews": _review_lines,
 }
-
-
-_FAILED = """
-SELECT a.request, a.stage, CAST(w.item AS BLOB) FROM samples a JOIN requests r ON r.id = a.request
-JOIN rows w ON w.id = (a.stage << 40) + a.position JOIN errors e ON e.id = r.failure
-WHERE e.cause = 'unparsed' AND r.id IN (SELECT id FROM requests WHERE {where})
-"""
-_REPLIES = """
-SELECT p.id, p.request, CAST(b.raw AS BLOB), b.checksum FROM responses p JOIN bodies b ON b.response = p.id
-WHERE p.outcome = 'unparsed' ORDER BY p.id
-"""
-
-
-def read_again(connection: sqlite3.Connection, where: str, values: Sequence[object]) -> int:
-    """Of the failed requests that `where` selects: those with a reply that can be read by now get it
-    as their answer. Returns how many."""
-    tasks: dict[int, Task] = {}
-    rows: dict[int, tuple[Task, bytes]] = {}
-    for request, stage, item in connection.execute(_FAILED.format(where=where), values).fetchall():
-        if stage not in tasks:
-            tasks[stage] = role(settings_of_stage(connection, stage))
-        rows[request] = (tasks[stage], item)
-    found: dict[int, tuple[int, str]] = {}
-    for response, request, raw, checksum in connection.execute(_REPLIES):
-        if request in rows and request not in found and is_intact(raw, checksum):
-            outcome = _outcome(*rows[request], raw)
-            if outcome != "unparsed":
-                found[request] = (response, outcome)
-    with connection:
-        connection.execute("BEGIN IMMEDIATE")
-        for request, (response, outcome) in found.items():
-            connection.execute("UPDATE responses SET outcome = ? WHERE id = ?", (outcome, response))
-            connection.execute(
-                "UPDATE requests SET answer = ?, failure = NULL WHERE id = ?", (response, request)
-            )
-    return len(found)
-
-
-def _outcome(task: Task, item: bytes, raw: bytes) -> str:
-    """What is damaged cannot be read now either."""
-    found = stored_answer(raw)
-    if found is None:
-        return "unparsed"
-    try:
-        row = task.decode(orjson.loads(item))
-    except (ValueError, LookupError, TypeError, AttributeError, DistillError):
-        return "unparsed"
-    return task.check(row, found[0]) if task.check else "stop"

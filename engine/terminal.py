@@ -1,4 +1,4 @@
-"""Text from elsewhere, made safe for a terminal; money, counts and times as people read them.
+"""Text from elsewhere, made safe for a terminal; money, counts, times and tables as people read them.
 
 Also what is to be done when the terminal is lost: what asks us to stop, and where words go then.
 """
@@ -9,11 +9,19 @@ import os
 import re
 import signal
 import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from decimal import Decimal
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from engine.subprocesses import stop_signals
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+PIPE_WIDTH = 100_000  # of lines that no terminal shows: nothing is wrapped or cut
 
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
@@ -109,3 +117,101 @@ def duration(seconds: float) -> str:
 
 def percent(share: float | None) -> str:
     return "-" if share is None else f"{share:.0%}"
+
+
+def full(count: float) -> str:
+    """Every digit: `2,769,123`."""
+    return f"{count:,.0f}"
+
+
+def compact(count: float) -> str:
+    """Three digits of a large number: `9,999`, `20k`, `2.76M`. Rounded down: what is not complete never
+    looks complete."""
+    if count < 10_000:
+        return full(count)
+    for unit, size in (("T", 10**12), ("B", 10**9), ("M", 10**6), ("k", 10**3)):
+        if count >= size:
+            digits = 2 if count < 10 * size else 1 if count < 100 * size else 0
+            text = f"{int(count * 10**digits) // size / 10**digits:.{digits}f}"
+            return (text.rstrip("0").rstrip(".") if digits else text) + unit
+    return full(count)
+
+
+def console_of(stderr: bool = False) -> "Console":
+    """As wide as the terminal. Elsewhere lines are as long as they need to be."""
+    from rich.console import Console
+
+    is_terminal = (sys.stderr if stderr else sys.stdout).isatty()
+    return Console(stderr=stderr, highlight=False, width=None if is_terminal else PIPE_WIDTH)
+
+
+def show(shown: Any, stderr: bool = False) -> None:
+    """Prints a table or a text; on stderr to whoever is still there. No line ends in spaces."""
+    to = console_of(stderr)
+    with to.capture() as captured:
+        to.print(shown)
+    text = captured.get()
+    if not to.is_terminal:
+        text = "".join(f"{line.rstrip()}\n" for line in text.splitlines())
+    if stderr:
+        tell(text)
+    else:
+        sys.stdout.write(text)
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """head: over it. is_text: words, which stand left; they may go over several lines if `wraps`. Numbers
+    never do. is_spare: left out where a terminal is too narrow for all."""
+
+    head: str
+    is_text: bool = False
+    wraps: bool = False
+    is_spare: bool = False
+
+
+Cell: TypeAlias = "str | float | Callable[[Callable[[float], str]], str]"  # (a text with counts in it)
+
+
+def print_columns(columns: Sequence[Column], rows: Sequence[Sequence[Cell]], stderr: bool = False) -> None:
+    """A table that is never cut. Where it is wider than the terminal, counts are shortened, then spare
+    columns are left out."""
+    width = console_of(stderr).width
+    forms = [(full, 2, True), (full, 1, True), (compact, 2, True), (compact, 1, True), (compact, 1, False)]
+    for count, gap, has_spare in forms:
+        table, least = _table(columns, rows, count, gap, has_spare)
+        if least <= width:
+            break
+    show(table, stderr)
+
+
+def _table(
+    columns: Sequence[Column],
+    rows: Sequence[Sequence[Cell]],
+    count: Callable[[float], str],
+    gap: int,
+    has_spare: bool,
+) -> "tuple[Table, int]":
+    """With the least width that it takes without being cut."""
+    from rich.cells import cell_len
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, padding=(0, gap, 0, 0), header_style="dim")
+    places = [n for n, column in enumerate(columns) if has_spare or not column.is_spare]
+    texts = [[_cell(row[place], count) for place in places] for row in rows]
+    least = gap * (len(places) - 1)
+    for n, column in enumerate(columns[place] for place in places):
+        head = column.head if count is full else column.head.replace(" ", "\n")
+        longest = max(cell_len(text) for text in (*head.split("\n"), *(row[n] for row in texts)))
+        least += min(longest, 16) if column.wraps else longest
+        table.add_column(
+            head, justify="left" if column.is_text else "right", no_wrap=not column.wraps, overflow="fold"
+        )
+    for row in texts:
+        table.add_row(*map(Text, row))
+    return table, least
+
+
+def _cell(cell: Cell, count: Callable[[float], str]) -> str:
+    return cell if isinstance(cell, str) else cell(count) if callable(cell) else count(cell)

@@ -86,6 +86,9 @@ class VoteFlags(Declared):
         metavar="N", repeat=True,
     )  # fmt: skip
     votes: int | None = setting(None, "votes for each pair", OPTIONS, usual="3")
+    words: Path | None = setting(
+        None, "own criteria and language of the page (TOML)", OPTIONS, metavar="FILE"
+    )
     seed: int | None = setting(None, "seed for assigning answers to left and right", OPTIONS, usual="0")
     port: int = setting(8002, "port; 0 picks a free one", OPTIONS, metavar="P")
     host: str = setting("127.0.0.1", "address to listen on", OPTIONS, metavar="H")
@@ -196,7 +199,9 @@ def annotate(
     from evaluators.annotate.server import ListenAddress
     from evaluators.annotate.study import Files
 
-    files = Files(asked.questions, asked.answers, asked.against, asked.names, asked.votes, asked.seed)
+    files = Files(
+        asked.questions, asked.answers, asked.against, asked.names, asked.votes, asked.seed, asked.words
+    )
     if asked.import_ is not None:
         run_import(run, asked.import_)
     elif asked.mturk is not None:

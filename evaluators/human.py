@@ -38,8 +38,9 @@ def figures(run: Path) -> Figures:
 
 def figures_of(poll: Poll) -> Figures:
     by_pair = [list(group) for _, group in groupby(poll.votes, key=lambda vote: vote.pair)]
-    counts = {name: _counts(by_pair, name) for name in CRITERIA}
-    lefts = {name: _lefts(by_pair, name) for name in CRITERIA}
+    places = dict(zip(poll.criteria, CRITERIA, strict=False))  # a criterion's name -> its place in a vote
+    counts = {name: _counts(by_pair, place) for name, place in places.items()}
+    lefts = {name: _lefts(by_pair, place) for name, place in places.items()}
     return {
         "a": poll.study.a,
         "b": poll.study.b,
@@ -52,13 +53,13 @@ def figures_of(poll: Poll) -> Figures:
         "skipped": poll.skipped,
         "criteria": {
             name: _criterion(counts[name]) | {"left": _share(lefts[name][:, :1], lefts[name][:, 1:])}
-            for name in CRITERIA
+            for name in places
         },
         "left": _share(
             sum(found[:, :1] for found in lefts.values()), sum(found[:, 1:] for found in lefts.values())
         ),
         "seconds": _seconds(poll.votes),
-        "annotators": _annotators(poll.votes, by_pair),
+        "annotators": _annotators(poll.votes, by_pair, list(places.values())),
     }
 
 
@@ -162,18 +163,20 @@ def _seconds(votes: Sequence[Vote]) -> Figures:
     }
 
 
-def _annotators(votes: Sequence[Vote], by_pair: Sequence[Sequence[Vote]]) -> list[Figures]:
+def _annotators(
+    votes: Sequence[Vote], by_pair: Sequence[Sequence[Vote]], places: Sequence[str]
+) -> list[Figures]:
     """Of each person, the most diligent first."""
     own: dict[str, list[Vote]] = {}
     for vote in votes:
         own.setdefault(vote.annotator, []).append(vote)
-    agreed = _agreed(by_pair)
-    rows = [_annotator(name, said, agreed.get(name, (0, 0))) for name, said in own.items()]
+    agreed = _agreed(by_pair, places)
+    rows = [_annotator(name, said, agreed.get(name, (0, 0)), places) for name, said in own.items()]
     return sorted(rows, key=lambda row: (-row["votes"], row["name"]))
 
 
-def _annotator(name: str, votes: Sequence[Vote], agreed: tuple[int, int]) -> Figures:
-    said = [(getattr(vote, criterion), vote.left) for vote in votes for criterion in CRITERIA]
+def _annotator(name: str, votes: Sequence[Vote], agreed: tuple[int, int], places: Sequence[str]) -> Figures:
+    said = [(getattr(vote, criterion), vote.left) for vote in votes for criterion in places]
     decided = [choice == left for choice, left in said if choice != "tie"]
     equal, compared = agreed
     return {
@@ -186,15 +189,15 @@ def _annotator(name: str, votes: Sequence[Vote], agreed: tuple[int, int]) -> Fig
     }
 
 
-def _agreed(by_pair: Sequence[Sequence[Vote]]) -> Mapping[str, tuple[int, int]]:
+def _agreed(by_pair: Sequence[Sequence[Vote]], places: Sequence[str]) -> Mapping[str, tuple[int, int]]:
     """Name -> (votes of others on the same pairs that are equal, that there are)."""
     found: dict[str, tuple[int, int]] = {}
     for votes in by_pair:
         for vote in votes:
             others = [other for other in votes if other.annotator != vote.annotator]
-            same = sum(getattr(vote, c) == getattr(other, c) for other in others for c in CRITERIA)
+            same = sum(getattr(vote, c) == getattr(other, c) for other in others for c in places)
             equal, compared = found.get(vote.annotator, (0, 0))
-            found[vote.annotator] = (equal + same, compared + len(others) * len(CRITERIA))
+            found[vote.annotator] = (equal + same, compared + len(others) * len(places))
     return found
 
 
@@ -218,48 +221,64 @@ def run_human(run: Path, json: bool, table: Path | None, votes: Path | None) -> 
 
 
 def _table(found: Figures) -> list[list[object]]:
-    shares = [(name, outcome, found["criteria"][name][outcome]) for name in CRITERIA for outcome in OUTCOMES]
+    shares = [
+        (name, outcome, found["criteria"][name][outcome])
+        for name in found["criteria"]
+        for outcome in OUTCOMES
+    ]
     return [[name, outcome, s["share"], s["low"], s["high"], s["votes"]] for name, outcome, s in shares]
 
 
 def _votes(poll: Poll) -> tuple[Sequence[str], Iterable[Sequence[object]]]:
     """A row for each vote; a choice by its model's name, `left` the model that stood there."""
     names = {"a": poll.study.a, "b": poll.study.b}
-    heads = [field.name for field in fields(Vote)]
-    chosen = {heads.index(name) for name in (*CRITERIA, "left")}
+    places = [field.name for field in fields(Vote)]
+    chosen = {places.index(name) for name in (*CRITERIA, "left")}
+    kept = [n for n, name in enumerate(places) if name not in CRITERIA[len(poll.criteria) :]]
     rows = (
         [names.get(value, value) if at in chosen else value for at, value in enumerate(astuple(vote))]
         for vote in poll.votes
     )
-    return heads, rows
+    rows = ([row[n] for n in kept] for row in rows)
+    own = dict(zip(CRITERIA, poll.criteria, strict=False))
+    return [own.get(places[n], places[n]) for n in kept], rows
 
 
 def _words(found: Figures) -> list[str]:
     a, b = plain(found["a"], 40), plain(found["b"], 40)
+    width = max(10, *(len(name) + 2 for name in found["criteria"]))
     lines = [
-        f"{a} against {b}: {found['votes']:,} votes on {found['voted']:,} of {found['items']:,} pairs "
-        f"({found['complete']:,} with all {found['votes_wanted']}), {len(found['annotators'])} annotators; "
+        f"{a} against {b}: {_votes_told(found['votes'])} on {found['voted']:,} of {found['items']:,} pairs "
+        f"({found['complete']:,} with all {found['votes_wanted']}), {_people(found['annotators'])}; "
         f"{found['changed']:,} changed, {found['skipped']:,} skipped",
         "",
-        f"{'':10}{'win':>23}{'tie':>23}{'loss':>23}   agreement",
+        f"{'':{width}}{'win':>23}{'tie':>23}{'loss':>23}   agreement",
     ]
-    lines += [_line(name, found["criteria"][name]) for name in CRITERIA]
+    lines += [_line(name.ljust(width), found["criteria"][name]) for name in found["criteria"]]
     seconds, left = found["seconds"], found["left"]
     if seconds["median"] is not None:
         lines += ["", f"time per vote: median {seconds['median']:.0f} s" + _quartiles(seconds)]
     if left["share"] is not None:
         lines.append(f"the left side was chosen in {_shown(left)} of the votes that are no tie")
     lines += [
-        f"{plain(row['name'], 40)}: {row['votes']:,} votes" + _habits(row) for row in found["annotators"]
+        f"{plain(row['name'], 40)}: {_votes_told(row['votes'])}" + _habits(row) for row in found["annotators"]
     ]
     return lines
+
+
+def _votes_told(count: int) -> str:
+    return "1 vote" if count == 1 else f"{count:,} votes"
+
+
+def _people(annotators: Sequence[Figures]) -> str:
+    return "1 annotator" if len(annotators) == 1 else f"{len(annotators):,} annotators"
 
 
 def _line(name: str, row: Figures) -> str:
     agreement = row["agreement"]
     alpha = "-" if agreement["alpha"] is None else f"{agreement['alpha']:.2f}"
     cells = "".join(f"{_shown(row[outcome]):>23}" for outcome in OUTCOMES)
-    return f"{name:10}{cells}   alpha {alpha}, {percent(agreement['share'])} equal"
+    return f"{name}{cells}   alpha {alpha}, {percent(agreement['share'])} equal"
 
 
 def _shown(found: Figures) -> str:

@@ -17,7 +17,7 @@ from typing import Any
 
 import orjson
 
-from engine.terminal import plain, tell
+from engine.terminal import console_of, plain, tell
 from store.errors import UsageError
 from store.files import is_plain, is_stdout, replacing
 
@@ -85,10 +85,9 @@ def publish(report: Mapping[str, Any], sheets: Sequence[Sheet], json: bool, out:
 
 
 def print_sheets(sheets: Sequence[Sheet]) -> None:
-    from rich.console import Console
     from rich.text import Text
 
-    console = Console(highlight=False)
+    console = console_of()
     for number, sheet in enumerate(sheets):
         if number:
             console.print()

@@ -247,14 +247,15 @@ def model_names(files: Sequence[Path | str], names: Sequence[str] | None) -> lis
             f"{len(names)} names for {len(files)} files; give --name once for each, in order "
             f"({', '.join(map(str, files))})"
         )
-    found = list(names) if names else [_stem(Path(file).name) for file in files]
+    found = list(names) if names else [stem(Path(file).name) for file in files]
     for name in found:
         if found.count(name) > 1:
             raise UsageError(f"two models are called {name!r}; tell them apart with --name for each file")
     return found
 
 
-def _stem(name: str) -> str:
+def stem(name: str) -> str:
+    """What a model is called by the file of its answers: the name without the endings of its form."""
     name = name.removesuffix(".gz")
     return next((name[: -len(end)] for end in SUFFIXES if name.lower().endswith(end)), name)
 

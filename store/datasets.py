@@ -1,9 +1,11 @@
 """Writes a stage's answers as a data set: pool order, atomic, the same bytes each time.
 
-Alpaca's shape (JSON list or JSONL), OpenAI chat JSONL, Parquet. The file is written beside its
-name and renamed when it is whole, so that nobody ever reads half a data set.
+Alpaca's shape (JSON list, JSONL or CSV), OpenAI chat JSONL, Parquet; gzipped by name. The file is written
+beside its name and renamed when it is complete, so that nobody ever reads half a data set.
 """
 
+import codecs
+import csv
 import shutil
 import sqlite3
 import tempfile
@@ -16,7 +18,8 @@ from typing import IO, Any
 import orjson
 
 from store.damage import Damages, is_damage, is_intact
-from store.files import is_plain, replacing
+from store.errors import UsageError
+from store.files import descriptor_of, is_plain, packed, replacing, shape_of
 from store.records import OUTCOMES, Instruction
 from store.schema import STAGE_SHIFT
 
@@ -160,13 +163,56 @@ def write(
             spooled.seek(0)
             shutil.copyfileobj(spooled, file)
             return count
+    if format != "chat" and shape_of(path).kind == "csv":
+        return _write_csv(path, rows, samples, reasoning)
     return write_lines(path, map(_chat_line(system) if format == "chat" else _alpaca_line(samples), rows))
 
 
+def check_name(path: Path, format: str) -> None:
+    """Raises UsageError where a file's name promises another format."""
+    shape = shape_of(path)
+    if descriptor_of(path) is not None:
+        return
+    if format == "parquet":
+        if shape.kind == "parquet" and not shape.is_gzip:
+            return
+        if shape.kind == "jsonl" and path.suffix.lower() not in (".jsonl", ".ndjson", ".gz"):
+            return  # a name that says nothing
+        raise UsageError(f"--out {path}: Parquet is written, and the name says otherwise; end it in .parquet")
+    if shape.kind == "csv" and format != "alpaca":
+        raise UsageError(f"--out {path}: CSV cannot hold the lists in {format}; name a .jsonl")
+    if shape.kind not in ("jsonl", "json", "csv"):
+        instead = " or give --format parquet" if shape.kind == "parquet" else ""
+        raise UsageError(
+            f"--out {path}: {format} is written as JSONL, JSON or CSV, and the name says .{shape.kind}; "
+            f"end it in .jsonl, .json or .csv (.gz compresses them){instead}"
+        )
+
+
 def write_lines(path: Path, lines: Iterator[bytes]) -> int:
-    """JSON objects as JSONL, or as a list where the name ends in .json; returns how many."""
-    with replacing(path) as file:
-        return _write_list(file, lines) if path.suffix == ".json" else _write_lines(file, lines)
+    """JSON objects as JSONL, or as a list where the name ends in .json, and compressed where it ends in .gz;
+    returns how many. Raises UsageError for a name that promises something else."""
+    kind = shape_of(path).kind
+    if kind not in ("jsonl", "json") and is_plain(path):
+        raise UsageError(f"cannot write {path}: these rows are JSON; end the name in .jsonl or .json")
+    with packed(path) as file:
+        return _write_list(file, lines) if kind == "json" else _write_lines(file, lines)
+
+
+def _write_csv(path: Path, rows: Iterator[ExportRow], samples: int, reasoning: bool) -> int:
+    """Texts as they are: a pool that is read again is the same pool."""
+    names = ["instruction", "input", "output", "id", *["sample"] * (samples > 1), *["reasoning"] * reasoning]
+    count = 0
+    with packed(path) as file:
+        writer = csv.writer(
+            codecs.getwriter("utf-8")(file), delimiter=shape_of(path).separator, lineterminator="\n"
+        )
+        writer.writerow(names)
+        for row in rows:
+            count += 1
+            own = (row.item.instruction, row.item.input, row.item.output, row.item.id)
+            writer.writerow([*own, *[row.sample] * (samples > 1), *[row.reasoning] * reasoning])
+    return count
 
 
 def _alpaca_line(samples: int) -> Callable[[ExportRow], bytes]:

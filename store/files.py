@@ -6,14 +6,16 @@ A link is followed, and stays. `-` is standard output. Devices, pipes and descri
 """
 
 import errno
+import gzip
 import json
 import os
 import stat
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import orjson
 
@@ -28,6 +30,40 @@ SQLITE = b"SQLite format 3\0"
 RUN_FILES = (LEDGER, LOCK, RESERVE)
 MOST_LINKS = 40
 LONGEST_NAME = 255
+# Endings of what no output is: a name that promises it would be wrong.
+FOREIGN = (".xlsx", ".xls", ".ods", ".zip", ".tar", ".tgz", ".zst", ".bz2", ".xz", ".7z", ".arrow", ".html")
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What a file is by its name. kind: jsonl (also of a name that says nothing), json, csv, parquet, or an
+    ending of what is never written; separator: of CSV."""
+
+    kind: str
+    is_gzip: bool = False
+    separator: str = ","
+
+
+def shape_of(path: Path) -> Shape:
+    name = path.name.lower()
+    is_gzip, name = name.endswith(".gz"), name.removesuffix(".gz")
+    ending = Path(name).suffix
+    if ending in (".csv", ".tsv"):
+        return Shape("csv", is_gzip, "\t" if ending == ".tsv" else ",")
+    if ending in (".json", ".parquet", *FOREIGN):
+        return Shape(ending[1:], is_gzip)
+    return Shape("jsonl", is_gzip)
+
+
+@contextmanager
+def packed(path: Path) -> Iterator[IO[bytes]]:
+    """As `replacing`, compressed where the name ends in .gz; the same contents give the same bytes."""
+    with replacing(path) as file:
+        if not shape_of(path).is_gzip:
+            yield file
+            return
+        with gzip.GzipFile("", "wb", fileobj=file, mtime=0) as zipped:
+            yield cast(IO[bytes], zipped)
 
 
 @contextmanager

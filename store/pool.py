@@ -6,7 +6,9 @@ at the end. Deliberately knows nothing about models, prompts or the ledger.
 """
 
 import io
+import shutil
 import stat
+import tempfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -127,14 +129,15 @@ def _first_line(stream: Stream) -> bytes:
 
 
 def as_instruction(row: dict[str, Any], position: int) -> Instruction | str:
-    """Alpaca's shape; Self-Instruct's `instances` and FastChat's `question_id`/`text` as well.
+    """Alpaca's shape; Self-Instruct's `instances` and FastChat's `question_id` with `text` or one of
+    `turns` as well.
 
     Returns what is wrong with the row where it cannot be used. An `output` that is no text is left to
     whoever needs one.
     """
     found, source = row.get("instruction"), row
     if found is None and "question_id" in row:
-        found = row.get("text")
+        found = row.get("text", _only_turn(row))
     if found is None or (isinstance(found, str) and not found.strip()):
         return missing(row, "instruction")
     if not isinstance(found, str):
@@ -157,6 +160,32 @@ def as_instruction(row: dict[str, Any], position: int) -> Instruction | str:
     )
 
 
+def _only_turn(row: dict[str, Any]) -> object:
+    """FastChat's newer questions have a list of turns; with one it is the question."""
+    turns = row.get("turns")
+    return turns[0] if isinstance(turns, list) and len(turns) == 1 else None
+
+
 def _first_instance(instances: object) -> dict[str, Any]:
     first = instances[0] if isinstance(instances, list) and instances else None
     return first if isinstance(first, dict) else {}
+
+
+@contextmanager
+def rereadable(source: str) -> Iterator[str]:
+    """A file with what standard input or a pipe holds, for as long as it is wanted; a file is itself. Raises
+    PoolError where there is no room for it."""
+    if source != "-" and not Path(source).is_fifo():
+        yield source
+        return
+    with tempfile.TemporaryDirectory(prefix="distill-") as folder:
+        copy = Path(folder) / "standard-input"
+        try:
+            with stdin() if source == "-" else open(source, "rb") as pipe, copy.open("wb") as file:
+                shutil.copyfileobj(pipe, file)
+        except OSError as error:
+            raise PoolError(f"cannot keep a copy of {source} to read it twice: {error.strerror}") from error
+        try:
+            yield str(copy)
+        except PoolError as error:
+            raise PoolError(str(error).replace(str(copy), source)) from None

@@ -158,6 +158,7 @@ def stage_status(reader: sqlite3.Connection, stage: int) -> dict[str, Any]:
     ).fetchone() or (0, 0, 0, 0, 0)
     return {
         "total": total,
+        "pending": None if total is None else max(0, total - sum(found.values()) - sum(failed.values())),
         "done": sum(count for outcome, count in outcomes.items() if outcome not in UNUSABLE),
         "failed": failed,
         "outcomes": outcomes,

@@ -46,17 +46,23 @@ def held(run: Path, lock: str = LOCK, flag: str = "--run") -> Iterator[Path]:
 
 def is_held(run: Path) -> bool:
     """Whether a process holds the folder at this moment."""
+    return holder(run) is not None
+
+
+def holder(run: Path) -> int | None:
+    """The process that holds the folder at this moment; 0 where its number cannot be read."""
     try:
         descriptor = os.open(run / LOCK, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
-        return False
+        return None
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except OSError:
-        return True
+        text = os.pread(descriptor, 32, 0).strip()
+        return int(text) if text.isdigit() else 0
     finally:
         os.close(descriptor)
-    return False
+    return None
 
 
 def _lock(descriptor: int, run: Path, lock: str, flag: str) -> None:

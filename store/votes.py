@@ -5,18 +5,21 @@ decision: two people cannot be given the last place of a pair. Every call that c
 committed it (`synchronous=FULL`) when it returns. Knows nothing of pages or of Mechanical Turk.
 """
 
+import json
 import secrets
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from time import time
+from typing import Any
 
 from store.errors import DiskFull, RunFolderError, StorageError, UsageError
 from store.votes_schema import (
     TABLES,
     VERSION,
     VOTES,
+    WORDS_TABLE,
     Ballot,
     Pairs,
     Showing,
@@ -24,10 +27,12 @@ from store.votes_schema import (
     Study,
     VotePair,
     VotingProgress,
+    criteria_in,
     drawn,
     drawn_left,
     name_key,
     tidy,
+    words_in,
 )
 
 KEPT_SECONDS = 1800.0  # how long a pair waits for the person that was given it
@@ -81,7 +86,7 @@ class Votes:
     """The votes of a run folder that is held (`held(run, LOCK)`)."""
 
     def __init__(self, run: Path, clock: Callable[[], float] = time) -> None:
-        self._path, self._clock = run / VOTES, clock
+        self.run, self._path, self._clock = run, run / VOTES, clock
         try:
             self._db = sqlite3.connect(self._path, isolation_level=None, timeout=WAIT_SECONDS)
             self._db.execute("PRAGMA journal_mode = WAL")
@@ -132,6 +137,21 @@ class Votes:
         """Changes how many people see each pair."""
         with self._commit() as db:
             db.execute("UPDATE study SET wanted = ?", (wanted,))
+
+    @property
+    def page_words(self) -> dict[str, Any] | None:
+        """What the study's pages say, if it has words of its own."""
+        return words_in(self._db)
+
+    def keep_page_words(self, words: dict[str, Any]) -> None:
+        """Raises UsageError for other criteria than there are votes on."""
+        names = [one["name"] for one in words["criteria"]]
+        if self.count and names != criteria_in(self._db):
+            there, wanted = ", ".join(criteria_in(self._db)), ", ".join(names)
+            raise UsageError(f"{self._path} has votes on {there}; for {wanted} name another folder (--run)")
+        with self._commit() as db:
+            db.execute(WORDS_TABLE)
+            db.execute("INSERT OR REPLACE INTO page_words VALUES (1, ?)", (json.dumps(words),))
 
     def pairs(self) -> list[VotePair]:
         columns = "id, question, category, instruction, input, answer_a, answer_b"

@@ -5,10 +5,11 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from store.errors import RunFolderError
 from store.votes import votes_path
-from store.votes_schema import VERSION, Choice, Side, Study
+from store.votes_schema import CRITERIA, VERSION, Choice, Side, Study, VoterTally, criteria_in
 
 WAIT_MS = 5000
 
@@ -31,7 +32,8 @@ class Vote:
 
 @dataclass(frozen=True, slots=True)
 class Poll:
-    """All that a run's votes say. replaced: votes that a later one of the same person replaced."""
+    """All that a run's votes say. replaced: votes that a later one of the same person replaced. criteria:
+    their names, for the places of a vote (CRITERIA)."""
 
     study: Study
     pairs: int
@@ -39,6 +41,7 @@ class Poll:
     replaced: int
     skipped: int
     votes: tuple[Vote, ...]
+    criteria: tuple[str, ...] = CRITERIA
 
 
 _VOTES = """
@@ -66,7 +69,38 @@ def read_poll(run: Path) -> Poll:
             count("votes") - len(votes),
             count("showings WHERE skipped AND vote IS NULL"),
             votes,
+            tuple(criteria_in(db)),
         )
+
+
+_PAIRS_DONE = "SELECT count(*), ifnull(sum(votes >= (SELECT wanted FROM study)), 0) FROM pairs"
+_PEOPLE = """
+SELECT n.name, count(s.vote), ifnull(sum(s.vote IS NULL AND s.skipped), 0), max(v.cast_at),
+  (SELECT avg(seconds) FROM (
+    SELECT seconds, row_number() OVER (ORDER BY seconds) AS place, count(*) OVER () AS places
+    FROM counted WHERE annotator = n.name) WHERE place IN ((places + 1) / 2, (places + 2) / 2))
+FROM annotators n LEFT JOIN showings s ON s.annotator = n.id LEFT JOIN votes v ON v.id = s.vote
+GROUP BY n.id ORDER BY 2 DESC, n.name"""
+_EQUAL = """
+SELECT count(*), sum(x.helpful = y.helpful), sum(x.honest = y.honest), sum(x.harmless = y.harmless)
+FROM counted x JOIN counted y ON y.pair = x.pair AND y.annotator > x.annotator"""
+
+
+def overview(run: Path) -> dict[str, Any]:
+    """How far all are: {study, pairs, complete, votes, people, agreement}. agreement: of two votes on one
+    pair, by a criterion's place, how many are equal and how many there are. It does not say who is ahead."""
+    with _reading(votes_path(run).resolve()) as db:
+        row = db.execute("SELECT a, b, wanted, seed, fingerprint, folder FROM study").fetchone()
+        pairs, complete = db.execute(_PAIRS_DONE).fetchone()
+        both, *equal = db.execute(_EQUAL).fetchone()
+        return {
+            "study": Study(*row) if row else None,
+            "pairs": pairs,
+            "complete": complete,
+            "votes": db.execute("SELECT count(vote) FROM showings").fetchone()[0],
+            "people": [VoterTally(*found) for found in db.execute(_PEOPLE)],
+            "agreement": [(count or 0, both) for count in equal],
+        }
 
 
 @contextmanager

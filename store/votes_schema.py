@@ -6,15 +6,24 @@ are Unix seconds. Sides, turns and names are pure decisions and are here too.
 """
 
 import hashlib
+import json
+import sqlite3
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 VERSION = 1
 VOTES = "votes.db"
 LOCK = "votes.lock"
 CRITERIA = ("helpful", "honest", "harmless")
+
+# The places of a study's criteria, up to three; a study of its own has names for them (`page_words`).
+WORDS_TABLE = """
+CREATE TABLE IF NOT EXISTS page_words (  -- one row: the study's criteria and what its pages say
+  id INTEGER PRIMARY KEY CHECK (id = 1),
+  -- JSON: language, criteria, texts
+  words TEXT NOT NULL)"""
 
 Choice = Literal["a", "b", "tie"]
 Side = Literal["a", "b"]
@@ -127,6 +136,17 @@ class VotingProgress:
     skipped: int
 
 
+@dataclass(frozen=True, slots=True)
+class VoterTally:
+    """How far a person is. last_at: of their latest vote; seconds: median for a pair."""
+
+    name: str
+    votes: int
+    skipped: int
+    last_at: float | None
+    seconds: float | None
+
+
 Pairs = Sequence[VotePair]
 
 
@@ -161,3 +181,17 @@ def tidy(name: str) -> str:
 def name_key(name: str) -> str:
     """Equal for what people would call the same name."""
     return tidy(name).casefold()
+
+
+def words_in(db: sqlite3.Connection) -> dict[str, Any] | None:
+    """What the study's own pages say: {language, criteria, texts}; None for the usual words."""
+    if not db.execute("SELECT 1 FROM sqlite_master WHERE name = 'page_words'").fetchone():
+        return None
+    row = db.execute("SELECT words FROM page_words").fetchone()
+    return dict(json.loads(row[0])) if row else None
+
+
+def criteria_in(db: sqlite3.Connection) -> list[str]:
+    """The names of the study's criteria, in the order of their places (CRITERIA)."""
+    words = words_in(db)
+    return [str(one["name"]) for one in words["criteria"]] if words else list(CRITERIA)

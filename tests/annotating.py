@@ -30,6 +30,7 @@ from store.votes_schema import LOCK
 
 TOKEN = "a-token-of-the-tests-0123456789"
 ADDRESS = re.compile(rb"http://\S+/\?token=\S+")
+LEAD_TOKEN = "a-token-of-the-lead-0123456789"
 NAMES = ("secretmodel-a", "secretmodel-b")
 
 
@@ -91,7 +92,8 @@ async def page(run: Path, **study: Any) -> AsyncIterator[Page]:
         address = ListenAddress("127.0.0.1", 0)
         bound = bind(address)
         port = bound.getsockname()[1]
-        runner = web.AppRunner(application(votes, TOKEN, hosts_of(address, port), port), access_log=None)
+        app = application(votes, TOKEN, hosts_of(address, port), port, LEAD_TOKEN)
+        runner = web.AppRunner(app, access_log=None)
         await runner.setup()
         try:
             await web.SockSite(runner, bound).start()

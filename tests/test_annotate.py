@@ -17,20 +17,34 @@ import pytest
 pytest.importorskip("nh3", reason="the extra `evaluate` is not installed")
 pytest.importorskip("markdown_it", reason="the extra `evaluate` is not installed")
 
-from annotating import NAMES, TOKEN, Clock, opened, page, person, served, votes_in, write_study
-from cli import distill
+from annotating import (
+    LEAD_TOKEN,
+    NAMES,
+    TOKEN,
+    Clock,
+    human,
+    opened,
+    page,
+    person,
+    served,
+    votes_in,
+    write_study,
+)
+from cli import distill, until
 
+from evaluators.annotate.ballot import HERE, TEXT, read_words
 from evaluators.annotate.command import run_page
 from evaluators.annotate.markdown import LONGEST, render
 from evaluators.annotate.server import ListenAddress
 from evaluators.annotate.study import Files
 from store.answer_sets import judge_contests
-from store.errors import DistillError
+from store.errors import DistillError, UsageError
 from store.records import Contest
 from store.votes import KEPT_SECONDS
 from store.votes_schema import Ballot
 
 ALL = ("left", "tie", "right")
+TEXTS = sorted({t for page in (HERE / "templates").glob("*.html") for t in TEXT.findall(page.read_text())})
 
 
 async def test_nobody_gets_in_without_the_token(tmp_path: Path) -> None:
@@ -162,7 +176,7 @@ async def test_what_is_skipped_comes_back_only_when_asked_for(tmp_path: Path) ->
             assert item not in (None, skipped)
             await ann.vote(item, *ALL)
         assert await ann.following() is None
-        assert "You skipped <strong>1</strong>" in (await ann.get("/next"))[1]
+        assert "Pairs that you skipped: 1." in (await ann.get("/next"))[1]
         assert (await ann.post("/skipped", {}))[2] == f"/item/{skipped}"
         assert await ann.vote(skipped, *ALL) == "/next"
         assert "All done" in (await ann.get("/next"))[1]
@@ -383,3 +397,145 @@ def test_a_prediction_is_the_answer_and_what_stands_beside_it_is_not(tmp_path: P
     (contest,) = judge_contests(None, tmp_path / "one.jsonl", tmp_path / "two.jsonl")
     assert isinstance(contest, Contest)
     assert contest.answers == ("by one", "by two")
+
+
+async def test_what_was_skipped_stays_in_the_count(tmp_path: Path) -> None:
+    async with page(tmp_path / "run", count=5) as site, person(site, "Ann") as ann:
+        skipped = await ann.following()
+        assert skipped
+        await ann.post(f"/item/{skipped}/skip", {})
+        item = await ann.following()
+        text = (await ann.get(f"/item/{item}"))[1]
+        assert re.search(r"0 done, 1 skipped<span[^>]*>, 4 to go", text)
+        assert '<progress max="5" value="0"' in text
+
+
+async def test_the_lead_sees_who_has_come_how_far_and_how_far_they_agree(tmp_path: Path) -> None:
+    async with page(tmp_path / "run", count=2) as site:
+        async with person(site, "Ann") as ann, person(site, "<b>Bob") as bob:
+            first = await ann.following()
+            assert first
+            await ann.vote(first, *ALL)
+            assert (await ann.get("/lead"))[0] == 403  # with the key of those who vote
+            assert (await ann.get(f"/lead?token={TOKEN}"))[0] == 403
+            status, text, path = await bob.get(f"/lead?token={LEAD_TOKEN}")
+            assert (status, path) == (200, "/lead")
+            assert "2 annotators" in text
+            assert "No pair has two votes yet." in text
+            while (item := await bob.following()) is not None:
+                await bob.vote(item, *ALL)
+            text = (await bob.get("/lead"))[1]
+        assert "&lt;b&gt;Bob" in text
+        assert re.search(r">Ann</th><td>1</td><td>0</td>", text)
+        assert re.search(r"<strong>1</strong> of 2 pairs have all their 2 votes; 3 votes in all", text)
+        assert re.search(r'scope="row">Honest</th><td>1</td><td>1</td><td>100 %', text)  # both said tie
+        assert not [name for name in NAMES if name in text]
+        async with person(site) as stranger:
+            assert (await stranger.get("/lead?token=wrong"))[0] == 403
+            await stranger.get(f"/lead?token={LEAD_TOKEN}")
+            assert (await stranger.get("/next"))[0] == 403  # the lead's key is not a voter's
+
+
+async def test_the_address_for_the_lead_is_told_and_kept(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    addresses = []
+    for _ in range(2):
+        async with served(run, *write_study(tmp_path / "files")) as (command, _):
+            await until(lambda out=command.out: b"/lead?token=" in out)
+            addresses.append(re.search(rb"/lead\?token=(\S+)", bytes(command.out))[1])  # type: ignore[index]
+    assert addresses[0] == addresses[1]
+    assert (run / "annotate.lead-token").stat().st_mode & 0o077 == 0
+
+
+GERMAN = """
+language = "de"
+
+[[criterion]]
+name = "correct"
+title = "Richtig"
+question = "Welche Antwort stimmt eher?"
+meaning = "Was sie sagt, stimmt."
+
+[[criterion]]
+name = "style"
+title = "Ton"
+question = "Welche klingt besser?"
+meaning = "Sie klingt freundlich <und> klar."
+
+[text]
+"Instruction" = "Aufgabe"
+"Left" = "Links"
+"Save and next" = "Sichern und weiter"
+"{n} done" = "{n} fertig"
+"Please choose for {titles} as well. Nothing has been saved yet." = "Bitte auch {titles} wählen."
+"""
+
+
+async def test_a_study_has_criteria_of_its_own_and_pages_in_its_language(tmp_path: Path) -> None:
+    words, run = tmp_path / "words.toml", tmp_path / "run"
+    words.write_text(GERMAN)
+    files = write_study(tmp_path / "files")
+    async with served(run, *files, "--words", words) as (_, site), person(site, "Ann") as ann:
+        text = (await ann.get("/name"))[1]
+        assert "Sie klingt freundlich &lt;und&gt; klar." in text
+        assert "Helpful" not in text
+        item = await ann.following()
+        text = (await ann.get(f"/item/{item}"))[1]
+        for shown in (
+            '<html lang="de" dir="ltr">',
+            "Aufgabe</h2>",
+            "Sichern und weiter",
+            "0 fertig",
+            "Richtig",
+        ):
+            assert shown in text
+        status, text, _ = await ann.post(f"/item/{item}", {"correct": "left"})
+        assert (status, "Bitte auch Ton wählen." in text) == (422, True)
+        status, _, path = await ann.post(f"/item/{item}", {"correct": "left", "style": "tie"})
+        assert status == 200
+        assert path != f"/item/{item}"
+        assert re.search(r'name="correct" value="left" required checked', (await ann.get(f"/item/{item}"))[1])
+    async with served(run) as (_, site), person(site, "Ann") as ann:  # the words are kept
+        item = await ann.following()
+        assert "Aufgabe</h2>" in (await ann.get(f"/item/{item}"))[1]
+    told = json.loads((await human(run, "--json")).out)
+    assert list(told["criteria"]) == ["correct", "style"]
+    assert told["criteria"]["style"]["tie"]["votes"] == 1
+    assert "correct" in (await human(run)).out
+    assert "helpful" not in (await human(run, "--votes", tmp_path / "votes.csv")).out
+    assert (
+        (tmp_path / "votes.csv")
+        .read_text()
+        .splitlines()[0]
+        .startswith("pair,question,annotator,correct,style,note,")
+    )
+    words.write_text(GERMAN.replace('"style"', '"tone"'))
+    ended = await distill("annotate", "--run", run, "--words", words)
+    assert (ended.code, "has votes on correct, style" in ended.err) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("before", "instead", "said"),
+    [
+        ("language", "lang", "unknown name lang"),
+        ('name = "style"', 'name = "correct"', "a name of its own"),
+        ('name = "style"', 'name = "Style!"', "wants lower-case letters"),
+        ('title = "Ton"', "", "[[criterion]] needs the texts name, title, question, meaning"),
+        ('"Left" =', '"Lefft" =', "'Lefft' stands on no page"),
+        ('"{n} fertig"', '"fertig"', "wants a text with {n}"),
+        ('"{n} fertig"', '"{n.x} fertig"', "wants a text with {n}"),
+        ("[[criterion]]", "[[criterion", "is not valid TOML"),
+        ("[text]", "[[criterion]]\n[[criterion]]\n[text]", "it takes up to 3 tables"),
+    ],
+)
+def test_words_that_cannot_be_shown_are_refused(tmp_path: Path, before: str, instead: str, said: str) -> None:
+    path = tmp_path / "words.toml"
+    path.write_text(GERMAN.replace(before, instead))
+    with pytest.raises(UsageError, match=re.escape(said)):
+        read_words(path)
+
+
+def test_every_text_of_a_page_can_be_said_otherwise(tmp_path: Path) -> None:
+    path = tmp_path / "words.toml"
+    path.write_text("[text]\n" + "".join(f"{json.dumps(text)} = {json.dumps(text)}\n" for text in TEXTS))
+    assert len(read_words(path)["texts"]) == len(TEXTS) > 40

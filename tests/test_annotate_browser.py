@@ -124,7 +124,7 @@ async def test_two_people_vote_by_mouse_and_by_keys_at_once(tmp_path: Path, brow
         await bob.keyboard.type("by keys: 789sb")
         await bob.keyboard.press("Escape")
         await bob.keyboard.press("8")
-        assert "all three chosen" in await bob.get_by_role("status").inner_text()
+        assert "All chosen" in await bob.get_by_role("status").inner_text()
         await saved(bob, "keys")
         assert said(run, "Ann") == [("left", "tie", "right")]
         assert said(run, "Bob") == [("right", "left", "tie")]
@@ -246,7 +246,7 @@ async def test_the_page_works_without_scripts(tmp_path: Path, browser: Any) -> N
         await saved(ann)
         await ann.get_by_role("link", name="Back").click()
         await ann.wait_for_url(first)
-        await ann.get_by_role("link", name="Go on without a change").click()
+        await ann.get_by_role("link", name="Continue without a change").click()
         await ann.get_by_role("button", name="Skip").click()
         await ann.wait_for_load_state()
         assert said(tmp_path / "run", "Ann") == [("left", "right", "tie")]

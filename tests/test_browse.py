@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 import signal
 import socket
@@ -23,7 +24,9 @@ pytest.importorskip("datasette", reason="the extra `browse` is not installed; bi
 from engine.browse import cells
 from engine.browse.app import build
 from engine.browse.queries import QUESTIONS
+from store.failures import note_stop
 from store.records import Response, Usage
+from store.run_folder import held
 from store.schema import STAGE_SHIFT
 
 HOSTILE = '<script>alert(1)</script><img src=x onerror=alert(2)>" onmouseover="alert(3)'
@@ -391,3 +394,56 @@ async def test_thinking_and_replies_without_an_answer_are_shown(tmp_path: Path) 
         assert not UNDONE.search(await page(site, path)), path
     site.databases["ledger"].close()
     site.executor.shutdown()
+
+
+async def test_a_csv_holds_every_row_of_a_view_and_not_the_first_2000(tmp_path: Path) -> None:
+    async with opened(tmp_path) as ledger:
+        book = Book(ledger)
+        for number in range(1, 2102):
+            book.add(number)
+    site = build(tmp_path)
+    try:
+        for path in ("/ledger/answers.csv", "/ledger/answers.csv?_size=max", "/ledger/responses.csv"):
+            text = await page(site, path)
+            assert len(text.splitlines()) == 2102, path
+        assert len((await page(site, "/ledger/latest.csv")).splitlines()) > 100  # a query is as it was
+        text = await page(site, "/ledger?sql=select+id+from+responses")
+        assert "The first 2,000 rows, here and as CSV." in text
+        assert "The first" not in await page(site, "/ledger?sql=select+id+from+responses+limit+9")
+    finally:
+        site.databases["ledger"].close()
+        site.executor.shutdown()
+
+
+async def test_the_front_page_says_why_a_stage_was_stopped_and_what_is_pending(tmp_path: Path) -> None:
+    async with opened(tmp_path) as ledger:
+        book, other = Book(ledger), Book(ledger, "other")
+        ledger.note("UPDATE stages SET total = 30")
+        ledger.note("UPDATE runs SET ended = 2, exit_code = 3 WHERE id = ?", book.run)
+        ledger.note(*note_stop(book.stage, book.run, "the budget <b>is reached</b>"))
+        book.place(1)
+        book.ask(1)
+        ledger.note("UPDATE runs SET pid = ? WHERE id = ?", os.getpid(), other.run)
+    site = build(tmp_path)
+    try:
+        text = await page(site, "/")
+        assert "the budget &lt;b&gt;is reached&lt;/b&gt;" in text
+        assert re.search(r"pending</dt><dd>30<", text)
+        assert "lost, without an answer" in text
+        assert "The process was killed or crashed." in text  # though a process has its number
+        with held(tmp_path):
+            text = await page(site, "/")
+            assert "The process was killed" not in text
+            assert "state-running" in text
+    finally:
+        site.databases["ledger"].close()
+        site.executor.shutdown()
+
+
+async def test_the_pages_have_colours_for_the_dark(site: Any) -> None:
+    css = await page(site, "/assets/browse.css")
+    assert "prefers-color-scheme: dark" in css
+    light, _, rest = css.partition("@media (prefers-color-scheme: dark)")
+    assert "color-scheme: light dark" in light
+    named = set(re.findall(r"(--[a-z-]+):", light))
+    assert named == set(re.findall(r"(--[a-z-]+):", rest)) >= set(re.findall(r"var\((--[a-z-]+)\)", css))

@@ -233,6 +233,12 @@ def test_missing_numbers_of_a_parquet_file_are_empty(tmp_path: Path) -> None:
     assert [row.input for row in rows] == ["0", ""]
 
 
+def test_a_question_of_one_turn_is_read(tmp_path: Path) -> None:
+    raw = b'{"question_id": 81, "category": "writing", "turns": ["Compose a song."]}\n'
+    (row,) = good(pool_of(tmp_path, raw))
+    assert (row.id, row.instruction, row.category) == ("81", "Compose a song.", "writing")
+
+
 # What is not read is named.
 
 

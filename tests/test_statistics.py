@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 pytest.importorskip("numpy", reason="the layer 'evaluate' is not installed")
 
@@ -238,7 +239,9 @@ def test_a_table_on_a_narrow_terminal_shows_every_number_whole(
     rows = [
         [f"model {name} " * 4, 51_234, *(Span(n / 13, 0.1, 0.9) for n in range(12)), "9.5%"] for name in "ab"
     ]
-    monkeypatch.setenv("COLUMNS", "80")
+    print_sheets([Sheet("t", columns, rows)])
+    assert len(capsys.readouterr().out.splitlines()) == 4  # a pipe gets a line a row
+    monkeypatch.setattr("evaluators.tables.console_of", lambda: Console(width=80, highlight=False))
     print_sheets([Sheet("t", columns, rows)])
     shown = capsys.readouterr().out
     assert all(shown.count(f"{n / 13:.3f} [0.100, 0.900]") == 2 for n in range(12))

@@ -34,9 +34,13 @@ async def test_a_stage_is_told_with_done_failed_outcomes_tokens_and_cost(tmp_pat
         book.place(7)
         book.ask(7, worst=30_000)
     found = status_of(tmp_path)
+    last = found["stages"]["generate"].pop("last_run")
+    assert last.pop("started")
+    assert last == {"ended": None, "exit_code": None, "running": False, "reason": None}
     assert found["stages"] == {
         "generate": {
             "total": 9,
+            "pending": 3,
             "done": 3,
             "failed": {"bad_request": 1, "timeout": 2},
             "outcomes": {"length": 1, "stop": 2},

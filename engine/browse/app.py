@@ -39,12 +39,12 @@ class LedgerDatabase(Database):  # type: ignore[misc]  # Datasette's own way of 
 
     def __init__(self, datasette: Any, run: Path) -> None:
         super().__init__(datasette, path=str(run / "ledger.db"), is_mutable=True)
-        self._run = run
+        self.run = run
 
     def connect(self, write: bool = False) -> sqlite3.Connection:
         if write:
             raise PermissionError("the ledger is open for reading only")
-        connection = connect_reader(self._run)
+        connection = connect_reader(self.run)
         connection.execute("PRAGMA query_only = 1")
         connection.create_function("score_of", 3, score_of, deterministic=True)
         self._all_file_connections.append(connection)

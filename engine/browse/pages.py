@@ -5,7 +5,7 @@ time limits: on a ledger of millions, a part that takes too long is left out and
 """
 
 import logging
-import os
+import re
 import sqlite3
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -22,14 +22,17 @@ from engine.browse.cells import row_link
 from engine.browse.queries import QUESTIONS
 from engine.provider.responses import stored_answer
 from store.damage import is_intact
+from store.failures import stop_reason_in
 from store.queries import stage_status, stages
+from store.run_folder import holder
 
 COUNT_MS = 2500  # for what the front page counts: a million rows take about one second
 HISTORY_MS = 2000
 LEDGER = "ledger"
 
 STAGES = """
-SELECT s.id, s.name, s.task, s.samples, s.total, s.bad_rows, u.started, u.ended, u.exit_code, u.pid,
+SELECT s.id, s.name, s.task, s.samples, s.total, s.bad_rows, u.id AS run, u.started, u.ended, u.exit_code,
+  u.pid, (SELECT value FROM facts WHERE name = 'stopped stage ' || s.id) AS stopped,
   json_extract(iif(json_valid(u.settings), u.settings, NULL), '$.model') AS model,
   json_extract(iif(json_valid(u.utilisation), u.utilisation, NULL), '$.requests') AS requests_share,
   json_extract(iif(json_valid(u.utilisation), u.utilisation, NULL), '$.tokens') AS tokens_share,
@@ -63,9 +66,11 @@ async def front(request: Any, datasette: Any) -> Any:
     database = datasette.get_database(LEDGER)
     found = [dict(row) for row in (await database.execute(STAGES)).rows]
     counted = await database.execute_fn(_counted)
+    process = holder(database.run)
     for stage in found:
-        stage["state"] = _state(stage)
+        stage["state"] = _state(stage, process)
         stage["counts"] = counted.get(stage["name"]) if counted else None
+        stage["reason"] = stop_reason_in(stage["stopped"], stage["run"]) if stage["exit_code"] else None
     context = {"stages": found, "questions": QUESTIONS, "is_counted": counted is not None}
     return Response.html(await datasette.render_template("front.html", context, request))
 
@@ -79,25 +84,15 @@ def _counted(connection: sqlite3.Connection) -> dict[str, dict[str, Any]] | None
         return None
 
 
-def _state(stage: Mapping[str, Any]) -> str:
+def _state(stage: Mapping[str, Any], process: int | None) -> str:
+    """process: the one that holds the folder's lock at this moment, which goes with it."""
     if stage["started"] is None:
         return "not begun"
     if stage["ended"] is not None:
         return {0: "done", 1: "finished, with failures", 130: "interrupted"}.get(
             stage["exit_code"], "stopped early"
         )
-    return "going on" if _is_alive(stage["pid"]) else "killed"
-
-
-def _is_alive(pid: int) -> bool:
-    """Whether that process still is; on another machine's disk it is a guess."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except (PermissionError, OverflowError):
-        return True
-    return True
+    return "running" if process in (0, stage["pid"]) else "killed"
 
 
 async def row(request: Any, datasette: Any) -> Any:
@@ -161,6 +156,8 @@ def title_of(run: Path) -> str:
     return run.resolve().name or str(run)
 
 
+NAMED = {question.name for question in QUESTIONS if question.sql}
+CSV_PATH = re.compile(rf"/{LEDGER}/([^/]+)\.csv")
 LOCAL_NAMES = {"127.0.0.1", "localhost", "[::1]"}
 # Answers are escaped; should one ever not be, it can load and call nothing from elsewhere.
 HEADERS = [
@@ -244,6 +241,9 @@ def _guarded(app: Any) -> Any:
             await send({"type": "http.response.body", "body": b"ask for 127.0.0.1 or localhost\n"})
             return
 
+        if scope["type"] == "http":
+            scope = _with_all_rows(scope)
+
         async def send_with_headers(message: Any) -> None:
             if message["type"] == "http.response.start":
                 message = {**message, "headers": [*message.get("headers", []), *HEADERS]}
@@ -252,6 +252,16 @@ def _guarded(app: Any) -> Any:
         await app(scope, receive, send_with_headers)
 
     return guarded
+
+
+def _with_all_rows(scope: Any) -> Any:
+    """A table or view as CSV comes to its end: without `_stream` Datasette sends the first 2,000 rows of it.
+    (The result of SQL is never streamed; its page says where it is cut.)"""
+    query = scope["query_string"].decode("latin-1")
+    name = CSV_PATH.fullmatch(scope["path"])
+    if not name or "_stream=" in query or name[1] in NAMED:
+        return scope
+    return {**scope, "query_string": f"{query}{'&' * bool(query)}_stream=on".encode("latin-1")}
 
 
 def _is_local(host: bytes) -> bool:

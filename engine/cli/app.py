@@ -28,7 +28,7 @@ from trainers.cli import rank
 
 PANELS = {  # in the order of the work
     "Ask a teacher": ("estimate", "generate", "translate", "score", "compare", "judge", "run", "import"),
-    "Look after a run": ("status", "browse", "retry", "settle", "check", "export"),
+    "Look after a run": ("status", "failures", "browse", "retry", "settle", "check", "export"),
     "Train and serve": ("train", "rank", "serve"),
     "Evaluate": ("evaluate", "annotate", "report"),
     "Try it": ("demo",),
@@ -84,6 +84,9 @@ for name, command in ASKING.items():
 
 RunOption = Annotated[Path, typer.Option("--run", metavar="DIR", help="the run folder")]
 StageOption = Annotated[str | None, typer.Option("--stage", metavar="S", help="only this stage")]
+OnlyCause = Annotated[
+    str | None, typer.Option("--cause", metavar="C", help="only rows that failed with this cause")
+]
 
 
 def _print_json(value: Any) -> None:
@@ -95,7 +98,7 @@ def _print_json(value: Any) -> None:
 @app.command()
 def status(run: RunOption, json: JsonOption = False) -> None:
     """Show what a run has done, what failed and why, and what it cost."""
-    from engine.run.status import status_of
+    from engine.run.status import failed_alike, status_of
 
     found = status_of(run)
     if json:
@@ -103,19 +106,29 @@ def status(run: RunOption, json: JsonOption = False) -> None:
         return
     from engine.run.tables import print_status
 
-    print_status(found)
+    print_status(found, run, failed_alike(run, found))
+
+
+@app.command()
+def failures(
+    run: RunOption,
+    stage: StageOption = None,
+    cause: OnlyCause = None,
+    json: JsonOption = False,
+) -> None:
+    """List the rows that failed, each with the server's message."""
+    from engine.run.status import list_failures
+
+    list_failures(run, stage, cause, json)
 
 
 @app.command()
 def retry(
     run: RunOption,
-    cause: Annotated[
-        str | None,
-        typer.Option("--cause", metavar="C", help="only rows that failed with this cause"),
-    ] = None,
+    cause: OnlyCause = None,
     stage: StageOption = None,
 ) -> None:
-    """Let the next run of the same command ask failed rows again."""
+    """Let the next run of the same command send failed rows again."""
     from engine.cli.commands import run_retry
 
     run_retry(run, cause, stage)
@@ -174,18 +187,19 @@ class ExportFlags(Declared):
 @takes(ExportFlags.model_fields, "asked", build=ExportFlags)
 def export(
     run: RunOption,
+    out: Annotated[
+        Path, typer.Option("--out", metavar="FILE", help=".jsonl, .json, .csv or .parquet, also .gz; or -")
+    ],
     format: Annotated[
-        str,
+        str | None,
         typer.Option(
             "--format",
             metavar="F",
             help="alpaca, chat, parquet or candidates (for rank); for score and compare: comparisons, "
-            "for score also scores; for judge: reviews",
+            "for score also scores; for judge: reviews [by the file's name and the task]",
+            show_default=False,
         ),
-    ],
-    out: Annotated[
-        Path, typer.Option("--out", metavar="FILE", help="a JSON list if the name ends in .json, else JSONL")
-    ],
+    ] = None,
     *,
     asked: ExportFlags,
 ) -> None:
@@ -234,8 +248,8 @@ def serve(
         typer.Option(
             "--precision",
             metavar="P",
-            help="transformers folder: bf16 or fp32; only with fp32 on a CPU does a seed always give the same "
-            "answer [bf16; fp32 on a CPU without it, or if the model is in fp32]",
+            help="transformers folder: bf16 or fp32; on a CPU, only fp32 gives the same answer to a seed "
+            "[bf16; fp32 on a CPU without it, or if the model is in fp32]",
             show_default=False,
         ),
     ] = None,

@@ -12,7 +12,7 @@ import typer
 
 from engine.cli.options import Fields, JsonOption, checked, engine_fields, flag_of, takes, takes_settings
 from engine.collect.setting_fields import DEFAULTS, Declared, Quota, setting
-from engine.environment import checked_url, default_url, server_values, text_of_file
+from engine.environment import check_key, checked_url, default_url, server_values, text_of_file
 from store.errors import UsageError
 
 if TYPE_CHECKING:
@@ -67,6 +67,7 @@ def _collect_pool(task: str, pool: str, asked: Asking, options: dict[str, Any]) 
     from engine.collect.rows import pool_of
     from engine.run.collect import collect
 
+    check_key(options["api_key_env"])
     settings = settings_from(options, task)
     rows = pool_of(settings, pool)
     raise typer.Exit(collect(settings, rows, asked.run, asked.yes, asked.quiet, typer.confirm))
@@ -78,6 +79,7 @@ def _collect_contests(
     from engine.collect.rows import contests_of
     from engine.run.collect import collect
 
+    check_key(options["api_key_env"])
     settings = settings_from(options, task, **own)
     rows = contests_of(settings, answers, questions)
     raise typer.Exit(collect(settings, rows, asked.run, asked.yes, asked.quiet, typer.confirm))
@@ -176,12 +178,14 @@ def estimate(
     """Tell what a pool will cost and how long it will take."""
     from engine.cli.commands import run_estimate, send_pilot
     from engine.collect.rows import pool_of
+    from store.pool import rereadable
 
     settings, sent = settings_from(options, task), 0
-    rows = pool_of(settings, pool)
-    if pilot is not None:
-        sent = send_pilot(settings, rows, asked.run, pilot, asked.yes, asked.quiet, typer.confirm)
-    raise typer.Exit(run_estimate(settings, rows, asked.run, sent, json))
+    with rereadable(pool) as file:
+        rows = pool_of(settings, file)
+        if pilot is not None:
+            sent = send_pilot(settings, rows, asked.run, pilot, asked.yes, asked.quiet, typer.confirm)
+        raise typer.Exit(run_estimate(settings, rows, asked.run, sent, json))
 
 
 @takes_settings("import")

@@ -1,18 +1,25 @@
-"""The smaller commands: estimate and retry. Each reads as its help says."""
+"""The smaller commands: estimate and retry. Each reads as its help says.
 
+`retry` first reads the stored replies again that no parser could read when they came.
+"""
+
+import sqlite3
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 import orjson
 
+from engine.collect.plan import role, settings_of_stage
 from engine.collect.settings import Settings
-from engine.export import read_again
+from engine.provider.responses import stored_answer
+from engine.tasks.task import Task
 
 if TYPE_CHECKING:
     from engine.collect.rows import Surveyed
-from store.errors import UsageError
+from store.damage import is_intact
+from store.errors import DistillError, UsageError
 from store.queries import stage_of
 from store.records import CAUSES, UNUSABLE
 from store.run_folder import held, ledger_path
@@ -54,7 +61,7 @@ def run_estimate(settings: Settings, pool: "Surveyed", run: Path | None, sent: i
     from engine.collect.other_settings import standing
     from engine.collect.plan import plan_of
     from engine.provider.tokens import tokenizer_for
-    from engine.run.collect import estimate_pool
+    from engine.run.collect import budget_warning, estimate_pool
     from engine.run.tables import print_estimate
 
     _check_file(pool)
@@ -66,6 +73,8 @@ def run_estimate(settings: Settings, pool: "Surveyed", run: Path | None, sent: i
         sys.stdout.write(orjson.dumps(shown).decode() + "\n")
         return 0
     print_estimate(told, settings, to_stdout=True, batch=settings.batch)
+    if warning := budget_warning(run, settings.budget, told.cost_as_asked(settings.batch)):
+        print(warning)
     if found.others:
         print(f"{found.words}: generate will want --reuse, --replace or another --stage")
     return 0
@@ -104,6 +113,54 @@ def run_retry(run: Path, cause: str | None, stage: str | None) -> None:
     if read:
         print(f"{read:,} stored replies can be read now and need not be asked again", file=sys.stderr)
     print(
-        f"{count:,} failed requests will be retried the next time you run the command",
+        f"{count:,} failed requests are pending again: run the same command to send them",
         file=sys.stderr,
     )
+
+
+_FAILED = """
+SELECT a.request, a.stage, CAST(w.item AS BLOB) FROM samples a JOIN requests r ON r.id = a.request
+JOIN rows w ON w.id = (a.stage << 40) + a.position JOIN errors e ON e.id = r.failure
+WHERE e.cause = 'unparsed' AND r.id IN (SELECT id FROM requests WHERE {where})
+"""
+_REPLIES = """
+SELECT p.id, p.request, CAST(b.raw AS BLOB), b.checksum FROM responses p JOIN bodies b ON b.response = p.id
+WHERE p.outcome = 'unparsed' ORDER BY p.id
+"""
+
+
+def read_again(connection: sqlite3.Connection, where: str, values: Sequence[object]) -> int:
+    """Of the failed requests that `where` selects: those with a reply that can be read by now get it
+    as their answer. Returns how many."""
+    tasks: dict[int, Task] = {}
+    rows: dict[int, tuple[Task, bytes]] = {}
+    for request, stage, item in connection.execute(_FAILED.format(where=where), values).fetchall():
+        if stage not in tasks:
+            tasks[stage] = role(settings_of_stage(connection, stage))
+        rows[request] = (tasks[stage], item)
+    found: dict[int, tuple[int, str]] = {}
+    for response, request, raw, checksum in connection.execute(_REPLIES):
+        if request in rows and request not in found and is_intact(raw, checksum):
+            outcome = _outcome(*rows[request], raw)
+            if outcome != "unparsed":
+                found[request] = (response, outcome)
+    with connection:
+        connection.execute("BEGIN IMMEDIATE")
+        for request, (response, outcome) in found.items():
+            connection.execute("UPDATE responses SET outcome = ? WHERE id = ?", (outcome, response))
+            connection.execute(
+                "UPDATE requests SET answer = ?, failure = NULL WHERE id = ?", (response, request)
+            )
+    return len(found)
+
+
+def _outcome(task: Task, item: bytes, raw: bytes) -> str:
+    """What is damaged cannot be read now either."""
+    found = stored_answer(raw)
+    if found is None:
+        return "unparsed"
+    try:
+        row = task.decode(orjson.loads(item))
+    except (ValueError, LookupError, TypeError, AttributeError, DistillError):
+        return "unparsed"
+    return task.check(row, found[0]) if task.check else "stop"

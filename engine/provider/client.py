@@ -5,7 +5,10 @@ error text of this module contains headers.
 """
 
 import asyncio
+import errno
+import os
 import socket
+import ssl
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
@@ -118,13 +121,37 @@ class Client:
             return ConnectionLost(f"no connection in {self._connect:g} s", maybe_billed=False)
         if isinstance(error, TimeoutError):
             return TimedOut(f"no reply in {self._timeout.total:g} s")
-        words = self._redacted((str(error) or type(error).__name__).encode(errors="replace")).decode()
-        if isinstance(error, aiohttp.ClientConnectorError):
-            return ConnectionLost(f"cannot connect: {words}", maybe_billed=False)
+        text = no_connection(error) if isinstance(error, aiohttp.ClientConnectionError) else ""
+        words = self._redacted((text or str(error) or type(error).__name__).encode(errors="replace")).decode()
+        if text:
+            return ConnectionLost(f"cannot connect to {words}", maybe_billed=False)
         return ConnectionLost(f"connection lost: {words[:WORDS_KEPT]}", maybe_billed=True)
 
     def _redacted(self, raw: bytes) -> bytes:
         return redacted(raw, self._secret)
+
+
+def no_connection(error: aiohttp.ClientConnectionError) -> str:
+    """The server's address, and in plain words why there is no connection; empty where there was one."""
+    if isinstance(error, aiohttp.ClientConnectorCertificateError):
+        return f"{error.host}:{error.port}: its TLS certificate is not trusted ({error.certificate_error})"
+    if not isinstance(error, aiohttp.ClientConnectorError):
+        return ""
+    at, cause = f"{error.host}:{error.port}", error.os_error
+    if isinstance(error, aiohttp.ClientConnectorDNSError):
+        return f"{error.host}: this name has no address; check it, and the network"
+    if isinstance(error, aiohttp.ClientProxyConnectionError):
+        return f"the proxy {at}: {_reason(cause)}"
+    if isinstance(cause, ssl.SSLError) and "WRONG_VERSION_NUMBER" in str(cause):
+        return f"{at}: it does not speak TLS; try http:// instead of https://"
+    return f"{at}: {_reason(cause)}"
+
+
+def _reason(error: OSError) -> str:
+    if error.errno == errno.ECONNREFUSED or isinstance(error, ConnectionRefusedError):
+        return "the connection was refused; nothing listens there"
+    is_system = error.errno in errno.errorcode and not isinstance(error, ssl.SSLError)
+    return os.strerror(error.errno).lower() if is_system and error.errno else str(error)
 
 
 def redacted(raw: bytes, secret: bytes) -> bytes:

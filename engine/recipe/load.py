@@ -17,6 +17,9 @@
     run = "train sft"
     data = { stage = "chinese" }
 
+    [files]                            # where to get a file that is not there
+    "file.jsonl" = "https://…"
+
 Every message names the file and the line. Nothing is asked or written here.
 """
 
@@ -174,7 +177,7 @@ def _check_file(recipe: Recipe, where: Path_, text: str | None, before: str = ""
     if text == "-":
         raise recipe.wrong(where, "a recipe is read more than once: name a file, not standard input")
     if not path.is_file():
-        raise recipe.wrong(where, f"{before}there is no file {path}")
+        recipe.lacks(text, where, before)
 
 
 def roots(recipe: Recipe, name: str) -> set[tuple[object, ...]]:
@@ -210,8 +213,8 @@ def found(file: Path) -> Path:
     return shipped if is_shipped and not file.exists() else file
 
 
-def load(file: Path) -> Recipe:
-    """Raises UsageError naming the line."""
+def load(file: Path, may_lack_files: bool = False) -> Recipe:
+    """`may_lack_files`: those that are not there are in `lacking` then. Raises UsageError naming the line."""
     file = found(file)
     try:
         text = file.read_text(encoding="utf-8")
@@ -221,10 +224,11 @@ def load(file: Path) -> Recipe:
     except tomllib.TOMLDecodeError as error:
         raise UsageError(f"{file} is not valid TOML: {error}") from error
     lines = line_numbers(text)
-    if unknown := {"file", "lines"} & tables.keys():
+    if unknown := {"file", "lines", "lacking"} & tables.keys():
         raise wrong(file, lines, (unknown.pop(),), "unknown name")
     try:
-        recipe = Recipe(**{**tables, "file": file, "lines": lines})
+        lacking: list[str] | None = [] if may_lack_files else None
+        recipe = Recipe(**{**tables, "file": file, "lines": lines, "lacking": lacking})
     except ValidationError as error:
         raise _invalid(file, lines, error) from None
     check(recipe)

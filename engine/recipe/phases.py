@@ -16,11 +16,12 @@ from engine.recipe.stages import Graph, Served
 from engine.recipe.step_runner import run_step
 from engine.recipe.steps import Step, left_by
 from engine.run.build import Job, StageJob, StageResult
-from engine.run.collect import SURVEY_SECONDS, ask_leave_for
+from engine.run.collect import SURVEY_SECONDS, ask_leave_for, budget_warning, sum_of
 from engine.run.estimate import Estimate
 from engine.run.session import run_job
 from engine.run.tables import print_plan
 from engine.serve.launch import ServingFailed, served
+from engine.terminal import tell
 from store.errors import DistillError
 from store.key_index import known_keys
 from store.step_records import StepResult
@@ -175,6 +176,10 @@ def _with_leave(
     planned = plan_stages(graph, every, run, known_keys(run), SURVEY_SECONDS)
     if not how.quiet:
         print_plan(planned, graph.recipe.budget)
+        costs = [told.cost_as_asked(job.settings.batch) for job, told in planned.values()]
+        cost = sum_of([one for one in costs if one])
+        if warning := budget_warning(run, graph.recipe.budget, cost):
+            tell(f"{warning}\n")
     ask_leave_for([(_capped(job), told) for job, told in planned.values()], how.yes, how.confirm)
     return [_estimated(*planned[name]) for name in ready]
 

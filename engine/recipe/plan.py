@@ -2,8 +2,8 @@
 
 import hashlib
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import orjson
@@ -25,6 +25,15 @@ from store.step_records import is_whole, record_of
 
 NOWHERE = "http://127.0.0.1:0/v1"  # where a teacher is that a dry run need not start
 Planned = dict[str, tuple[StageJob, Estimate]]
+
+
+@dataclass(frozen=True, slots=True)
+class Missing:
+    """A file that is not there. where: it can be had, as far as the recipe says; needed_by: stages and
+    steps."""
+
+    where: str | None
+    needed_by: Sequence[str]
 
 
 def unserved(recipe: Recipe, run: Path) -> dict[str, tuple[str, str]]:
@@ -108,13 +117,44 @@ def _is_retrained(graph: Graph, name: str) -> bool:
     return isinstance(teacher.serve, OfStep) and changed
 
 
-def show_plan(planned: Planned, graph: Graph, steps: Sequence[str], as_json: bool) -> None:
+def without_missing(recipe: Recipe, chosen: Sequence[str]) -> tuple[Recipe, Mapping[str, Missing]]:
+    """The recipe without the stages whose rows come, in the end, from a file that is not there; and these
+    files, as the recipe names them."""
+    absent = dict.fromkeys(recipe.lacking or ())
+    lost: dict[str, set[str]] = {}
+    for name in recipe.nodes:
+        if name in recipe.step:
+            values = [v for several in recipe.step[name].flags.values() for v in several]
+            own = {str(value) for value in values if isinstance(value, str)}
+            above = recipe.step[name].needs
+        else:
+            stage = recipe.stage[name]
+            own = {one for one in (stage.pool, stage.questions, stage.prompt, *stage.named) if one}
+            above = (*recipe.upstream(name), *recipe.made(name))
+        lost[name] = own.intersection(absent).union(*(lost[one] for one in above))
+    missing = {
+        file: Missing(recipe.files.get(file), [name for name in chosen if file in lost[name]])
+        for file in absent
+    }
+    there = {name: stage for name, stage in recipe.stage.items() if not lost[name]}
+    return recipe.model_copy(update={"stage": there}), {f: m for f, m in missing.items() if m.needed_by}
+
+
+def show_plan(
+    planned: Planned,
+    graph: Graph,
+    steps: Sequence[str],
+    missing: Mapping[str, Missing],
+    as_json: bool,
+) -> None:
     recipe = graph.given
     of_steps = {name: _step_told(recipe, name, graph.run) for name in steps}
     others = {name: found for name in planned if (found := graph.standing(name)).others}
     if not as_json:
-        print_plan(planned, recipe.budget, to_stdout=True)
+        if planned:
+            print_plan(planned, recipe.budget, to_stdout=True)
         print_planned_steps(of_steps)
+        _print_missing(recipe, missing, bool(planned))
         for name, found in others.items():
             print(
                 f"stage '{plain(name, 40)}': {found.words}: a run will want reuse, replace or another stage"
@@ -128,7 +168,23 @@ def show_plan(planned: Planned, graph: Graph, steps: Sequence[str], as_json: boo
     known = sum_of([cost for cost in costs if cost is not None])
     total["cost_usd"] = None if None in costs else asdict(known)
     shown = {"stages": stages_told, "total": total, "steps": of_steps}
+    shown["missing"] = {file: asdict(one) for file, one in missing.items()}
     sys.stdout.write(orjson.dumps(shown).decode() + "\n")
+
+
+def _print_missing(recipe: Recipe, missing: Mapping[str, Missing], is_rest_priced: bool) -> None:
+    """What must be fetched, with where it is to be had, and what cannot be priced without it."""
+    if not missing:
+        return
+    rest = "the rest is priced above" if is_rest_priced else "without them no stage can be priced"
+    print(f"\nfiles that are not there yet ({rest}):")
+    for file, one in missing.items():
+        print(f"  {plain(str(recipe.path(file)), 200)}")
+        print(f"    {plain(one.where or 'the recipe does not say where to get it', 400)}")
+    names = dict.fromkeys(name for one in missing.values() for name in one.needed_by)
+    stages = [plain(name, 40) for name in names if name not in recipe.step]
+    if stages and is_rest_priced:
+        print(f"stages without a price: {', '.join(stages)}")
 
 
 def _step_told(recipe: Recipe, name: str, run: Path) -> dict[str, object]:

@@ -11,8 +11,8 @@ from engine.provider.errors import Incomplete
 from engine.recipe.completeness import Completeness
 from engine.recipe.load import load
 from engine.recipe.phases import Course, How, run_phases
-from engine.recipe.plan import plan_stages, show_plan, unserved
-from engine.recipe.schema import OfStep, Recipe, with_choice
+from engine.recipe.plan import plan_stages, show_plan, unserved, without_missing
+from engine.recipe.schema import OfStep, Recipe
 from engine.recipe.stages import Graph
 from engine.recipe.steps import Commands, Step, steps_of
 from engine.run.bills import bill_json
@@ -37,17 +37,19 @@ def run_recipe(
 ) -> int:
     """Returns the exit code; raises UsageError before anything is asked, and Incomplete where a step
     would run on a part of its data."""
-    recipe = with_choice(load(file), how.reuse, how.replace)
+    recipe = with_choice(load(file, may_lack_files=dry_run), how.reuse, how.replace)
     steps = steps_of(recipe, commands)
     chosen = _chosen(recipe, run, only)
     if not dry_run:
         require(*_extras(recipe, steps, chosen), purpose=f"recipe {plain(file.name)}")
-    stages = [name for name in chosen if name in recipe.stage]
-    graph = Graph(recipe, run, unserved(recipe, run))
     if dry_run:
+        recipe, missing = without_missing(recipe, chosen)
+        graph = Graph(recipe, run, unserved(recipe, run))
+        stages = [name for name in chosen if name in recipe.stage]
         planned = plan_stages(graph, stages, run, known_keys(run), DRY_SECONDS, asks=False)
-        show_plan(planned, graph, [name for name in chosen if name in steps], as_json)
+        show_plan(planned, graph, [name for name in chosen if name in steps], missing, as_json)
         return 0
+    graph = Graph(recipe, run, unserved(recipe, run))
     with held(run):
         connect_writer(run).close()
         _check_complete(graph, steps, chosen, run)
@@ -57,9 +59,24 @@ def run_recipe(
         _print_results(course)
     elif not how.quiet or course.exit_code:
         print_results(course.results, run)
-        print_steps(course.steps, course.waiting, course.incomplete)
+        stopped = {name for name, result in course.results.items() if result.stopped}  # said already
+        others = {name: why for name, why in course.incomplete.items() if name not in stopped}
+        print_steps(course.steps, course.waiting, others)
     print_bad_rows(course.results)
     return course.exit_code
+
+
+def with_choice(recipe: Recipe, reuse: bool, replace: bool) -> Recipe:
+    """The recipe where every stage that says nothing itself keeps its answers under other settings, or
+    asks them again. Raises UsageError."""
+    if reuse and replace:
+        raise UsageError("--reuse keeps answers, --replace asks them again: give one of them")
+    update = {"reuse": reuse, "replace": replace}
+    stages = {
+        name: stage if stage.reuse or stage.replace else stage.model_copy(update=update)
+        for name, stage in recipe.stage.items()
+    }
+    return recipe.model_copy(update={"stage": stages})
 
 
 def _chosen(recipe: Recipe, run: Path, only: Sequence[str]) -> list[str]:

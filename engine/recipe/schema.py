@@ -9,7 +9,7 @@ import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, cast
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
@@ -71,8 +71,7 @@ def _note(found: dict[Path_, int], path: Path_, line: int) -> None:
 
 def _parts(key: str) -> list[str]:
     """The names of a dotted key, as tomllib reads their quotes and escapes."""
-    parts = []
-    inner: object = tomllib.loads(f"{key} = 0")
+    parts, inner = [], cast(object, tomllib.loads(f"{key} = 0"))
     while isinstance(inner, dict):
         ((name, inner),) = inner.items()
         parts.append(name)
@@ -128,6 +127,8 @@ class OfStage(Table):
     reasoning: str = "drop"
 
 
+# Commands that read stages (`stage = …`) in this run's ledger; by which flag they take its folder
+READ_THE_RUN = {"evaluate judge": ("--run",), "evaluate ranking": ("--run",), "evaluate shares": ()}
 Member = str | OfStep  # a stage or a file; or a file that a step makes
 Value = OfStage | OfStep | bool | int | float | str
 Names = Annotated[tuple[str, ...], BeforeValidator(lambda v: (v,) if isinstance(v, str) else v)]
@@ -192,8 +193,10 @@ class StepTable(Table):
 
     @property
     def flags(self) -> dict[str, tuple[Value, ...]]:
-        given = self.__pydantic_extra__
-        return {key: value if isinstance(value, tuple) else (value,) for key, value in given.items()}
+        found = {k: v if isinstance(v, tuple) else (v,) for k, v in self.__pydantic_extra__.items()}
+        if self.run in READ_THE_RUN and "stage" in found:  # needed, as those are that are exported
+            found["stage"] = tuple(OfStage(stage=s) if isinstance(s, str) else s for s in found["stage"])
+        return found
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -205,9 +208,12 @@ class StepTable(Table):
 
 
 class Recipe(Table):
-    """Teachers, stages and steps by name; stages and steps are its nodes."""
+    """Teachers, stages and steps by name; stages and steps are its nodes. files: where to get each file that
+    it names. lacking: files that are not there, where that is no error; None where it is one."""
 
     budget: Dollars | None = None
+    files: dict[str, str] = {}
+    lacking: list[str] | None = None
     strict: bool = False
     teacher: dict[Name, TeacherTable]
     stage: dict[Name, StageTable]
@@ -235,6 +241,13 @@ class Recipe(Table):
         """The steps that make rows of a stage."""
         return tuple(member.step for member in self.stage[name].inputs if isinstance(member, OfStep))
 
+    def lacks(self, text: str, where: Path_, before: str = "") -> None:
+        """A file that it names is not there. Raises UsageError where that is an error."""
+        if self.lacking is None:
+            origin = f"; get it from {self.files[text]}" if text in self.files else ""
+            raise self.wrong(where, f"{before}there is no file {self.path(text)}{origin}")
+        self.lacking.append(text)
+
     def path(self, text: str) -> Path:
         """A file that the recipe names, which is meant relative to it."""
         return self.file.parent / Path(text).expanduser()
@@ -260,19 +273,6 @@ class Recipe(Table):
             above = [found[one] + (later and one in self.step) for one in self.needs(name)]
             found[name] = max(above, default=0)
         return found
-
-
-def with_choice(recipe: Recipe, reuse: bool, replace: bool) -> Recipe:
-    """The recipe where every stage that says nothing itself keeps its answers under other settings, or
-    asks them again. Raises UsageError."""
-    if reuse and replace:
-        raise UsageError("--reuse keeps answers, --replace asks them again: give one of them")
-    update = {"reuse": reuse, "replace": replace}
-    stages = {
-        name: stage if stage.reuse or stage.replace else stage.model_copy(update=update)
-        for name, stage in recipe.stage.items()
-    }
-    return recipe.model_copy(update={"stage": stages})
 
 
 def wrong(file: Path, lines: Mapping[Path_, int], where: Path_, words: str) -> UsageError:

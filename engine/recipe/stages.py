@@ -82,7 +82,8 @@ class Graph:
             places.insert(0, ("teacher", teacher))
             tables.insert(0, table)
         for place, one, server in zip(places, tables, settings.servers(), strict=True):
-            if server.api_key is None and not is_loopback(server.base_url):
+            is_named = "api_key_env" in one.model_fields_set  # then it is meant, on loopback too
+            if server.api_key is None and (is_named or not is_loopback(server.base_url)):
                 words = f"no API key for {server.base_url}: {one.api_key_env} is not set"
                 raise self.recipe.wrong((*place, "api_key_env"), words)
 

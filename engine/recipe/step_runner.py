@@ -8,6 +8,7 @@ RUN/steps/NAME.before-1/   what it had left when its command or what it reads wa
 The commands are other packages' and run in processes of their own; they meet us in files.
 """
 
+import contextlib
 import hashlib
 import shutil
 import signal
@@ -20,13 +21,15 @@ from typing import IO, Any
 
 import orjson
 
+from engine.collect.other_settings import counting
 from engine.export import SHAPES, export_stage
-from engine.recipe.schema import OfStage, OfStep, Recipe, Value
+from engine.recipe.schema import READ_THE_RUN, OfStage, OfStep, Recipe, Value
 from engine.recipe.steps import EVALUATIONS, MADE, WRITTEN, Flag, Step, folder_of, is_file, left_by
 from engine.subprocesses import command, run_to_end
 from engine.terminal import plain, tell
 from store.damage import words_of
 from store.errors import DistillError
+from store.queries import connect_reader, stage_of, stage_status
 from store.step_records import STEPS, Record, StepResult, is_whole, record_of, write_record
 
 BEGUN = Path("training") / "run.json"  # where a training was begun, which can be resumed
@@ -105,6 +108,8 @@ def _prepared(recipe: Recipe, step: Step, run: Path, folder: Path) -> tuple[list
 
 def _word(recipe: Recipe, step: Step, run: Path, folder: Path, flag: Flag, value: Value) -> tuple[str, Any]:
     """How a value is said on the command line, and what it is known by."""
+    if isinstance(value, OfStage) and flag.name == "stage":  # read in the ledger, under its name
+        return value.stage, _seal_of_stage(run, value.stage)
     if isinstance(value, OfStage):
         path = _exported(recipe, folder, run, value)
     elif isinstance(value, OfStep):
@@ -132,6 +137,15 @@ def _exported(recipe: Recipe, folder: Path, run: Path, given: OfStage) -> Path:
     return out
 
 
+def _seal_of_stage(run: Path, name: str) -> dict[str, Any]:
+    """What the answers of a stage are known by that a command reads in the ledger itself."""
+    number, _ = stage_of(run, name)
+    with contextlib.closing(connect_reader(run)) as reader:
+        counted, told = counting(reader, number), stage_status(reader, number)
+    kept = {key: told[key] for key in ("done", "failed", "outcomes", "prompt_tokens", "completion_tokens")}
+    return {"plans": sorted(counted.plans), **kept}
+
+
 def _own_words(step: Step, run: Path, quiet: bool) -> list[str]:
     """What is ours to say: where the result goes, and whether a training goes on."""
     folder, kind = folder_of(run, step.name), step.run[0]
@@ -139,7 +153,9 @@ def _own_words(step: Step, run: Path, quiet: bool) -> list[str]:
     if kind == "train":
         return ["--out", str(folder), *quietly, *(["--resume"] if (folder / BEGUN).is_file() else [])]
     if kind == "evaluate":
-        return ["--json", *quietly]
+        reads_run = any(flag.name == "stage" for flag, _ in step.given)
+        folder_words = [*READ_THE_RUN.get(" ".join(step.run), ()), str(run)] if reads_run else []
+        return ["--json", *quietly, *folder_words]
     words = ["--out", str(folder / MADE[kind]), *quietly]
     return [*words, "--split", str(folder)] if kind == "rank" else ["--run", str(run), *words]
 

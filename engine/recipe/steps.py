@@ -22,8 +22,9 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 from engine.export import SHAPES, check_outcomes, check_reasoning
-from engine.recipe.schema import Member, OfStage, OfStep, Path_, Recipe, StageTable, Value
+from engine.recipe.schema import READ_THE_RUN, Member, OfStage, OfStep, Path_, Recipe, StageTable, Value
 from engine.serve.llama import SMOLLM2
+from store.answers import stem
 from store.errors import UsageError
 from store.step_records import STEPS
 
@@ -36,6 +37,7 @@ NEEDED = {  # where typer cannot tell: the first two may have a recipe of their 
     "train reward": ("data", "model"),
     "evaluate shares": ("source",),
 }
+ONE_OF = {"evaluate judge": ("reviews", "preferences", "stage"), "evaluate ranking": ("reviews", "stage")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +152,7 @@ def _placed(recipe: Recipe, stage: StageTable, run: Path) -> StageTable:
     if all(isinstance(member, str) for member in stage.members):
         return stage
     found = tuple(_place_of(recipe, member, run) for member in stage.members)
-    names = stage.names or tuple(_name(member) for member in stage.members)
+    names = stage.names or tuple(_name(recipe, member) for member in stage.members)
     if stage.against is None:
         return stage.model_copy(update={"answers": found, "names": names})
     return stage.model_copy(update={"answers": found[0], "against": found[1], "names": names})
@@ -165,8 +167,11 @@ def _place_of(recipe: Recipe, member: Member, run: Path) -> str:
     return str(path.resolve()) if path.is_file() else candidates.stage
 
 
-def _name(member: Member) -> str:
-    return member if isinstance(member, str) else Path(member.file or "").stem
+def _name(recipe: Recipe, member: Member) -> str:
+    """A stage's own name; a file's, whoever made it, without its endings."""
+    if isinstance(member, str) and member in recipe.stage:
+        return member
+    return stem(Path(member if isinstance(member, str) else member.file or "").name)
 
 
 def _step(recipe: Recipe, name: str, commands: Commands) -> Step:
@@ -207,11 +212,15 @@ def _extras_of_model(recipe: Recipe, flags: Mapping[str, tuple[Value, ...]]) -> 
 def _check_needed(recipe: Recipe, name: str, run: str, flags: Mapping[str, Flag]) -> None:
     table = recipe.step[name]
     needed = [f.name for f in flags.values() if f.required and f.name not in (*OURS, "out")]
+    if run in READ_THE_RUN and "stage" in table.flags:
+        needed = [name for name in needed if flags[name].words]  # its argument is this run's folder
     if "recipe" not in table.flags:
         needed += NEEDED.get(run, ())
     for key in needed:
         if key not in table.flags:
             raise recipe.wrong(("step", name), f"{run} needs {key} = …")
+    if run in ONE_OF and not table.flags.keys() & {*ONE_OF[run]}:
+        raise recipe.wrong(("step", name), f"{run} needs {' or '.join(f'{key} = …' for key in ONE_OF[run])}")
 
 
 def _check_values(recipe: Recipe, where: Path_, flag: Flag, values: tuple[Value, ...]) -> None:
@@ -226,7 +235,7 @@ def _check_values(recipe: Recipe, where: Path_, flag: Flag, values: tuple[Value,
             if Path(str(value)).name != value:
                 raise recipe.wrong(where, "it lies in the step's own folder: give a name alone")
         elif is_file(flag) and not recipe.path(str(value)).exists():
-            raise recipe.wrong(where, f"there is no file {recipe.path(str(value))}")
+            recipe.lacks(str(value), where)
     exported = [value.stage for value in values if isinstance(value, OfStage)]
     if len(set(exported)) < len(exported):
         raise recipe.wrong(where, "the same stage twice")
@@ -239,6 +248,10 @@ def _check_input(recipe: Recipe, where: Path_, flag: Flag, value: OfStage | OfSt
         return
     stage = recipe.stage[value.stage]
     task = stage.task
+    if flag.name == "stage":
+        if recipe.step[str(where[1])].run != "evaluate shares" and task not in ("judge", "compare"):
+            raise recipe.wrong(where, f"stage '{value.stage}' ({task}) has no judge; name one that has")
+        return
     if value.format is not None and value.format not in SHAPES[task]:
         words = f"stage '{value.stage}' ({task}) is exported as {' or '.join(SHAPES[task])}"
         raise recipe.wrong(where, words)

@@ -1,10 +1,13 @@
 """What the collecting commands and `estimate` do: survey, price, ask for leave, run, say what came of it."""
 
+import contextlib
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from random import Random
+
+from rich.text import Text
 
 from engine.collect.other_settings import settled, standing
 from engine.collect.plan import Plan, plan_of
@@ -16,13 +19,13 @@ from engine.run.completion_tokens import UNSEEN, Paid, Range, Seen, effort_of, e
 from engine.run.estimate import Bound, DeclaredLimits, Estimate, Survey, estimate, extrapolated, survey
 from engine.run.result_tables import print_bad_rows, print_result
 from engine.run.session import run_job
-from engine.run.tables import TAKEN_AS_FREE, print_estimate
-from engine.terminal import dollars, tell
+from engine.run.tables import TAKEN_AS_FREE, print_estimate, tell_shown
+from engine.terminal import dollars, exact_dollars, tell
 from store.costs import paid_requests
 from store.errors import UsageError
 from store.key_index import KeyIndex, known_keys
 from store.ledger import connect_writer
-from store.queries import connect_reader
+from store.queries import account, connect_reader
 from store.run_folder import LEDGER, held
 
 ASK_OVER_USD = 1.0
@@ -143,15 +146,37 @@ def collect(settings: Settings, pool: Surveyed, run: Path, yes: bool, quiet: boo
             expected = estimate_pool(settings, pool, run, SURVEY_SECONDS, index, plan=plan)
             if not quiet:
                 print_estimate(expected, settings, batch=settings.batch)
+                cost = expected.cost_as_asked(settings.batch)
+                if warning := budget_warning(run, settings.budget, cost):
+                    tell_shown(Text(warning, style="bold"))
         elif not quiet and settings.is_taken_as_free:
             tell(f"{TAKEN_AS_FREE}\n")
         ask_leave(settings, expected, yes, confirm)
         job = StageJob(settings, plan, Numbered(pool), expected)
         (result,) = run_job(Job([job], run, index, settings.budget, quiet, settings.metrics_port))
     if not quiet or result.exit_code:
-        print_result(result, run)
+        print_result(settings.stage, result, run)
     print_bad_rows({settings.stage: result})
     return result.exit_code
+
+
+def budget_warning(run: Path | None, cap: float | None, cost: Range | None) -> str | None:
+    """Where the cap of a folder will be reached long before all that is estimated is asked."""
+    if cap is None or cost is None or not cost.high:
+        return None
+    spent = 0
+    if run is not None and (run / LEDGER).exists():
+        with contextlib.closing(connect_reader(run)) as reader:
+            spent = sum(account(reader))
+    left = max(0.0, cap - spent / 1e6)
+    if left >= cost.low:
+        return None
+    before = f" ({exact_dollars(spent)} are spent or at risk)" if spent else ""
+    return (
+        f"the budget of {exact_dollars(round(cap * 1e6))}{before} is enough for about "
+        f"{left / cost.expected:.0%} of what is to be asked: the run will stop there, and can be continued "
+        "with a larger budget"
+    )
 
 
 def _unknown_price(settings: Settings) -> str:
@@ -183,8 +208,8 @@ def ask_leave_for(stages: Sequence[tuple[Settings, Estimate | None]], yes: bool,
         if cost
         else "The price is unknown"
     )
-    if not confirm(f"{words}. Go on?"):
-        raise UsageError("nothing was asked")
+    if not confirm(f"{words}. Continue?"):
+        raise UsageError("aborted; nothing was sent")
 
 
 def sum_of(ranges: Sequence[Range]) -> Range:

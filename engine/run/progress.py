@@ -1,10 +1,12 @@
-"""Shows a run while it goes: a live panel on a terminal, a plain line now and then elsewhere.
+"""Shows a run while it goes: live on a terminal (one stage in full, several in a line each), elsewhere a
+plain line now and then.
 
 Reads the state of each stage, its teacher and the budget; changes nothing.
 """
 
 import asyncio
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -12,12 +14,17 @@ from typing import TYPE_CHECKING
 from engine.collect.stats import RunState
 from engine.limits.budget import Budget
 from engine.limits.endpoints import Endpoint, Teacher
-from engine.terminal import dollars, duration, percent, plain, tell
+from engine.terminal import compact, console_of, dollars, duration, exact_dollars, percent, plain, tell
 
 if TYPE_CHECKING:
-    from rich.panel import Panel
+    from rich.console import RenderableType
+    from rich.table import Table
 
 LIVE_SECONDS, LINE_SECONDS = 0.5, 5.0
+# Where nobody looks all the time, a line every 5 seconds is for the beginning.
+CALM_AFTER_SECONDS, CALM_LINE_SECONDS = 120.0, 60.0
+MARGIN = 3  # columns left free: the ^C that a terminal echoes must not begin a line, which would stay
+BAR = 8  # letters of a stage's bar where there are several
 SMOOTHING = 0.8
 
 
@@ -92,12 +99,10 @@ class View:
             parts.append(("of the limit", ", ".join(limits) + f"; {state.limited} x 429"))
         elif state.limited:
             parts.append(("429s", str(state.limited)))
-        parts.append(("spent", self._money()))
+        parts += self.money()
         if self.seconds_left is not None:
             parts.append(("left", duration(self.seconds_left)))
-        return parts + [
-            ("WAITING", words) for endpoint in self.teacher.endpoints if (words := self._waits(endpoint))
-        ]
+        return parts + [("WAITING", words) for words in self.waits()]
 
     def _waits(self, endpoint: Endpoint) -> str:
         """Why nothing is sent to a server at the moment, or an empty text."""
@@ -111,13 +116,41 @@ class View:
             return f"{who} said so: {duration(limiter.paused_seconds)}"
         return ""
 
-    def _money(self) -> str:
-        spent = dollars(self.budget.spent / 1e6)
+    def money(self) -> list[tuple[str, str]]:
+        """What this run of the stage has cost, and under a cap what that has room for: the cap may be of
+        the folder, with what other stages and earlier runs have spent."""
+        spent = dollars(self.state.cost_micro / 1e6)
         if self.projected:
-            spent += f", about {dollars(self.projected)} for this run"
-        if self.budget.cap is not None:
-            spent += f", cap {dollars(self.budget.cap / 1e6)}"
-        return spent
+            spent += f", about {dollars(self.projected)} when it is done"
+        budget = self.budget
+        before = budget.spent - self.state.cost_micro
+        if budget.cap is None:
+            return [
+                ("spent", spent + (f"; {dollars(budget.spent / 1e6)} in the folder" if before > 0 else ""))
+            ]
+        whose = "stage" if budget.above else "folder"
+        cap = f"{dollars(budget.spent / 1e6)} of {exact_dollars(budget.cap)} spent in the {whose}"
+        return [("spent", spent), ("budget", cap)]
+
+    def line(self) -> list[str]:
+        """The cells of its line among several stages."""
+        state = self.state
+        total = "?" if state.total is None else compact(state.total)
+        waits = any(self._waits(endpoint) for endpoint in self.teacher.endpoints)
+        left = duration(self.seconds_left) if self.seconds_left is not None else ""
+        if state.total is not None and state.finished >= state.total:
+            left = "done"
+        return [
+            f"{compact(state.done)} of {total}",
+            compact(state.failed.total()),
+            "batches" if state.batches else f"{self.rate:.1f}/s",
+            dollars(state.cost_micro / 1e6),
+            "waiting" if waits else left,
+        ]
+
+    def waits(self) -> list[str]:
+        """Why nothing is sent to servers of its teacher."""
+        return [words for endpoint in self.teacher.endpoints if (words := self._waits(endpoint))]
 
 
 async def show(views: Sequence[View], on_tick: Callable[[], None]) -> None:
@@ -139,45 +172,111 @@ async def _show_lines(views: Sequence[View], on_tick: Callable[[], None]) -> Non
     loop = asyncio.get_running_loop()
     for view in views:
         view.tick(loop.time())
+    begun = told = loop.time()
     while True:
         await asyncio.sleep(LINE_SECONDS)
         on_tick()
+        now = loop.time()
+        every = CALM_LINE_SECONDS if now - begun > CALM_AFTER_SECONDS else LINE_SECONDS
         for view in views:
-            view.tick(loop.time())
+            view.tick(now)
+        if now - told < every - LIVE_SECONDS:
+            continue
+        told = now
+        for view in views:
             if len(views) == 1 or view.has_moved():
                 line = "; ".join(f"{label} {value}" for label, value in view.parts())
-                tell(f"{view.stage}: {line}\n")
+                tell(f"{time.strftime('%H:%M:%S')} {view.stage}: {line}\n")
 
 
 async def _show_live(views: Sequence[View], on_tick: Callable[[], None]) -> None:
-    from rich.console import Console, Group
     from rich.live import Live
 
-    loop = asyncio.get_running_loop()
-    with Live(console=Console(stderr=True), auto_refresh=False, transient=True) as live:
+    loop, console = asyncio.get_running_loop(), console_of(stderr=True)
+    with Live(console=console, auto_refresh=False, transient=True) as live:
         ticks = 0
         while True:
             for view in views:
                 view.tick(loop.time())
-            live.update(Group(*map(_panel, views)), refresh=True)
+            live.update(display(views, *console.size), refresh=True)
             await asyncio.sleep(LIVE_SECONDS)
             ticks += 1
             if ticks % 10 == 0:
                 on_tick()
 
 
-def _panel(view: View) -> "Panel":
-    from rich.panel import Panel
+def display(views: Sequence[View], width: int, height: int) -> "RenderableType":
+    """What a terminal shows; it never has more lines than that, and no line is full."""
+    from rich.console import Group
+    from rich.constrain import Constrain
+    from rich.text import Text
+
+    room = max(1, height - 3)  # with heads
+    if len(views) == 1:
+        return Constrain(_details(views[0]), width - MARGIN)
+    waits = [f"{view.stage} WAITING: {words}" for view in views for words in view.waits()][
+        : max(0, room - len(views) - 1)
+    ]
+    rows = room - len(waits) - 1
+    shown = list(views) if len(views) <= rows else sorted(views, key=_is_idle)[: max(0, rows - 1)]
+    last = [_together(views)]
+    if len(shown) < len(views):
+        last.insert(0, f"and {len(views) - len(shown)} more stages")
+    lines = [Text(plain(line, width - MARGIN), style="bold yellow") for line in waits]
+    lines += [Text(plain(line, width - MARGIN), style="dim") for line in last]
+    return Group(Constrain(_stage_lines(shown, width), width - MARGIN), *lines)
+
+
+def _is_idle(view: View) -> bool:
+    """Complete, or not begun: there is nothing to see."""
+    state = view.state
+    return not state.in_flight and state.finished in (0, state.total)
+
+
+def _together(views: Sequence[View]) -> str:
+    """The last line: money of all stages, and how far their common cap allows."""
+    first = views[0].budget
+    budget = first.above or first
+    spent = dollars(sum(view.state.cost_micro for view in views) / 1e6)
+    line = f"together {spent}, {sum(view.state.in_flight for view in views):,} in flight"
+    if budget.cap is not None:
+        line += f"; budget {dollars(budget.spent / 1e6)} of {exact_dollars(budget.cap)}"
+    return line
+
+
+def _stage_lines(views: Sequence[View], width: int) -> "Table":
+    from rich.progress_bar import ProgressBar
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="dim")
+    for head in ("stage", ""):
+        table.add_column(head, no_wrap=True)
+    for head in ("done", "failed", "rate", "spent", "left"):
+        table.add_column(head, justify="right", no_wrap=True)
+    name_width = max(8, min(40, width - 62))
+    for view in views:
+        total, cells = view.state.total, view.line()
+        bar = ProgressBar(total=total or None, completed=view.state.finished, pulse=total is None, width=BAR)
+        style = "bold yellow" if cells[-1] == "waiting" else ""
+        name = Text(plain(view.stage, name_width), style=style)
+        table.add_row(name, bar, *(Text(cell, style=style) for cell in cells))
+    return table
+
+
+def _details(view: View) -> "Table":
     from rich.progress_bar import ProgressBar
     from rich.table import Table
     from rich.text import Text
 
     table = Table.grid(padding=(0, 2))
-    table.add_column(justify="right", style="dim")
+    table.add_column(justify="right", style="dim", no_wrap=True)
     table.add_column(overflow="fold")
     total = view.state.total
-    table.add_row("", ProgressBar(total=total or None, completed=view.state.finished, pulse=total is None))
+    table.add_row(
+        Text(plain(view.stage, 24), style="bold"),
+        ProgressBar(total=total or None, completed=view.state.finished, pulse=total is None),
+    )
     for label, value in view.parts():
-        style = "bold yellow" if label == "WAITING" else ""
-        table.add_row(label, Text(value, style=style))
-    return Panel(table, title=Text(view.stage), title_align="left", border_style="dim")
+        table.add_row(label, Text(value, style="bold yellow" if label == "WAITING" else ""))
+    return table

@@ -1,18 +1,22 @@
 """Tables for people: how a run or a recipe's stages ended, with estimate and bill side by side."""
 
-from collections.abc import Mapping
+import contextlib
+import re
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
-from rich.table import Table
 from rich.text import Text
 
 from engine.run.bills import bill, counts, failed_rows, in_vain, own_counts, said_of
 from engine.run.build import StageResult
-from engine.run.tables import grid, tell_shown, used_words
-from engine.terminal import dollars, duration, plain
+from engine.run.tables import done_of, failed_words, grid, tell_shown, used_words
+from engine.terminal import Cell, Column, dollars, duration, plain, print_columns
+from store.errors import DistillError
+from store.failures import alike, failures
+from store.queries import connect_reader, stages
 
 
-def print_result(result: StageResult, run: Path) -> None:
+def print_result(name: str, result: StageResult, run: Path) -> None:
     """The end of a run, with estimate and bill side by side."""
     state = result.state
     table = grid()
@@ -47,44 +51,64 @@ def print_result(result: StageResult, run: Path) -> None:
     if result.stopped:
         tell_shown(Text(f"distill: {plain(str(result.stopped), 600)}", style="bold"))
     elif state.failed.total():
-        tell_shown(
-            Text(f"see them: bin/distill status --run {run}; ask again: bin/distill retry --run {run}")
-        )
+        tell_failed(run, [name])
 
 
 def print_results(results: Mapping[str, StageResult], run: Path) -> None:
     """The end of a recipe: a line for each stage, with estimate and bill side by side."""
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    names = ("stage", "done", "failed", "outcomes", "tokens out", "estimated", "cost", "est. cost", "took")
-    for column in names:
-        table.add_column(column, justify="left" if column in ("stage", "failed", "outcomes") else "right")
+    rows: list[list[Cell]] = []
     for name, result in results.items():
         state, told = result.state, said_of(result)
-        total = "?" if state.total is None else f"{state.total:,}"
         cost = told.cost_as_asked(result.is_batch) if told else None
-        table.add_row(
-            Text(plain(name, 40)),
-            f"{state.done:,} of {total}",
+        rows.append([
+            plain(name, 40),
+            done_of(state.done, state.total),
             counts(failed_rows(state)) or "0",
             counts(state.outcomes) or "-",
-            f"{state.billed_completion:,}",
-            f"{told.completion_tokens.expected:,.0f}" if told else "-",
+            state.billed_completion,
+            told.completion_tokens.expected if told else "-",
             dollars(state.cost_micro / 1e6),
             dollars(cost.expected) if cost else "-",
             duration(result.seconds),
-        )
-    tell_shown(table)
+        ])  # fmt: skip
+    columns = [
+        Column("stage", is_text=True), Column("done"), Column("failed", is_text=True, wraps=True),
+        Column("outcomes", is_text=True, wraps=True), Column("tokens out"),
+        Column("estimated", is_spare=True), Column("cost"), Column("est. cost", is_spare=True),
+        Column("took"),
+    ]  # fmt: skip
+    print_columns(columns, rows, stderr=True)
     for name, result in results.items():
         for label, words in in_vain(result.state):
             tell_shown(Text(f"stage {plain(name, 40)}: {label}: {words}"))
         if result.state.estimated:
             tell_shown(Text(f"stage {plain(name, 40)}: {own_counts(result.state.estimated)}"))
-        if result.stopped:
-            tell_shown(Text(f"distill: {plain(name, 40)}: {plain(str(result.stopped), 600)}", style="bold"))
+    for names in _stopped_alike(results):
+        who = "" if len(names) == len(results) else f"{', '.join(plain(name, 40) for name in names)}: "
+        reason = str(results[names[0]].stopped)
+        tell_shown(Text(f"distill: {who}{plain(reason, 600)}", style="bold"))
     if any(result.state.failed.total() for result in results.values()):
-        tell_shown(
-            Text(f"see them: bin/distill status --run {run}; ask again: bin/distill retry --run {run}")
-        )
+        tell_failed(run, list(results))
+
+
+def _stopped_alike(results: Mapping[str, StageResult]) -> Collection[list[str]]:
+    """The stages that were stopped, those for the same reason together, whatever their next request costs."""
+    found: dict[str, list[str]] = {}
+    for name, result in results.items():
+        if result.stopped:
+            found.setdefault(re.sub(r"could cost \$[\d.,]+", "", str(result.stopped)), []).append(name)
+    return found.values()
+
+
+def tell_failed(run: Path, names: Collection[str]) -> None:
+    """What the server said of the rows that failed in these stages, and how to see and ask them again."""
+    with contextlib.suppress(DistillError), contextlib.closing(connect_reader(run)) as reader:
+        for number, name in stages(reader):
+            if name in names:
+                who = "failed" if len(names) == 1 else f"stage {plain(name, 40)}: failed"
+                for line in failed_words(who, alike(failures(reader, number))):
+                    tell_shown(Text(line))
+    tell_shown(Text(f"all of them: distill failures --run {run}; send them again: distill retry --run {run}"))
 
 
 def print_bad_rows(results: Mapping[str, StageResult]) -> None:

@@ -37,6 +37,7 @@ from engine.run.build import (
 )
 from engine.subprocesses import stop_signals
 from store.errors import DamagedLedger, DiskFull, PoolError
+from store.failures import note_stop
 from store.ledger import Ledger
 from store.queries import account, connect_reader
 from store.run_folder import LEDGER, make_reserve
@@ -197,7 +198,7 @@ async def _signals(runners: Sequence["Runner | Batches"]) -> AsyncIterator[None]
         seen[number] += 1
         # A lost terminal is told by the shell and by the kernel: it is no sign of impatience.
         is_urgent = number != signal.SIGHUP and seen[signal.SIGINT] + seen[signal.SIGTERM] > 1
-        words = f"stopped by {number.name}; what was answered is stored: run the same command to go on"
+        words = f"stopped by {number.name}; what was answered is stored: run the same command to continue"
         for runner in runners:
             runner.stop(Interrupted(words), drain=0.0 if is_urgent else DRAIN_SECONDS)
 
@@ -231,6 +232,8 @@ def _close_books(stage: Stage, ledger: Ledger, is_whole: bool) -> None:
         "UPDATE runs SET ended = ?, exit_code = ?, utilisation = ? WHERE id = ?",
         time.time(), result.exit_code, json.dumps(result.utilisation), stage.run,
     )  # fmt: skip
+    if result.stopped:
+        ledger.note(*note_stop(number, stage.run, str(result.stopped)))
 
 
 def _raise_file_limit(connections: int) -> None:

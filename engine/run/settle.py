@@ -11,7 +11,7 @@ from pathlib import Path
 
 import orjson
 
-from engine.terminal import exact_dollars, plain
+from engine.terminal import console_of, exact_dollars, plain
 from store import unconfirmed as doubt
 from store.errors import UsageError
 from store.ledger import connect_writer
@@ -104,11 +104,10 @@ def _write_json(found: Iterator[Doubt], sums: dict[str, int], total: int, runnin
 
 
 def _print(run: Path, found: Iterator[Doubt], sums: dict[str, int], total: int) -> None:
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    console = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+    console = console_of()
     table = Table(box=None, pad_edge=False, header_style="dim")
     for name in ("attempt", "stage", "row", "sent", "at most", "why"):
         table.add_column(name, justify="right" if name in ("attempt", "at most") else "left")

@@ -1,11 +1,10 @@
 """Tables for people: an estimate, a recipe's plan and steps, the status of a run folder."""
 
-import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -15,7 +14,18 @@ from engine.run.bills import bound_words, interval, spent_in_vain
 from engine.run.build import StageJob
 from engine.run.completion_tokens import Range
 from engine.run.estimate import Estimate
-from engine.terminal import dollars, duration, exact_dollars, percent, plain, tell
+from engine.terminal import (
+    Cell,
+    Column,
+    dollars,
+    duration,
+    exact_dollars,
+    percent,
+    plain,
+    print_columns,
+    show,
+)
+from store.failures import Alike
 from store.step_records import StepResult
 
 TAKEN_AS_FREE = "taken as free: a local server"
@@ -30,11 +40,8 @@ def grid() -> Table:
 
 
 def tell_shown(shown: Table | Text) -> None:
-    """On stderr, which may be gone."""
-    console = Console(stderr=True, highlight=False, soft_wrap=isinstance(shown, Text))
-    with console.capture() as captured:
-        console.print(shown)
-    tell(captured.get())
+    """On stderr, which may be gone. Texts are for the terminal to wrap."""
+    show(shown, stderr=True)
 
 
 def _price(price: Price, source: str) -> str:
@@ -89,10 +96,7 @@ def print_estimate(told: Estimate, settings: Settings, to_stdout: bool = False, 
     between = f"{duration(s.low)} to {duration(s.high)}; " if s.high > s.low else ""
     online = f"{duration(s.expected)}  ({between}bound by {told.bound_by})"
     table.add_row("time", "up to a day for each batch" if batch else online)
-    if to_stdout:
-        Console(highlight=False).print(table)
-    else:
-        tell_shown(table)
+    show(table, stderr=not to_stdout)
 
 
 def _asked(told: Estimate, settings: Settings) -> Iterator[tuple[str, str]]:
@@ -110,31 +114,34 @@ def print_plan(
     planned: Mapping[str, tuple[StageJob, Estimate]], budget: float | None, to_stdout: bool = False
 ) -> None:
     """A recipe's stages with the estimate of each and the sum."""
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    names = ("stage", "task", "teacher", "requests", "tokens in", "tokens out", "thinking", "cost", "time")
-    for column in names:
-        left = column in ("stage", "task", "teacher")
-        table.add_column(column, justify="left" if left else "right", no_wrap=column == "stage")
+    rows: list[list[Cell]] = []
     for name, (job, told) in planned.items():
         cost = told.cost_as_asked(job.settings.batch)
-        table.add_row(
-            Text(plain(name, 40)),
+        rows.append([
+            plain(name, 40),
             job.settings.task,
-            Text(plain(job.settings.teacher, 24)),
-            f"{told.requests:,}",
-            f"{told.prompt_tokens:,}",
-            f"{told.completion_tokens.expected:,.0f}",
-            f"{told.thinking_tokens.expected:,.0f}" if told.thinking_tokens else "-",
+            plain(job.settings.teacher, 24),
+            told.requests,
+            told.prompt_tokens,
+            told.completion_tokens.expected,
+            told.thinking_tokens.expected if told.thinking_tokens else "-",
             "?" if cost is None else dollars(cost.expected),
             "a day a batch" if job.settings.batch else duration(told.seconds.expected),
-        )
+        ])  # fmt: skip
+    thinks = any(told.thinking_tokens for _, told in planned.values())
+    columns = [
+        Column("stage", is_text=True), Column("task", is_text=True, is_spare=True),
+        Column("teacher", is_text=True, is_spare=thinks), Column("requests"), Column("tokens in"),
+        Column("tokens out"), Column("thinking", is_spare=not thinks), Column("cost"), Column("time"),
+    ]  # fmt: skip
+    print_columns(columns, rows, stderr=not to_stdout)
     asked = [told.cost_as_asked(job.settings.batch) for job, told in planned.values()]
     costs = [cost for cost in asked if cost]
     low, high = sum(c.low for c in costs), sum(c.high for c in costs)
     words = f"in all {dollars(sum(c.expected for c in costs))}  (95 %: {dollars(low)} to {dollars(high)})"
     unknown = asked.count(None)
     words += f", and {unknown} stages of unknown price" if unknown else ""
-    words += f"; budget {dollars(budget)}" if budget is not None else ""
+    words += f"; budget {exact_dollars(round(budget * 1e6))}" if budget is not None else ""
     free = dict.fromkeys(
         plain(j.settings.teacher, 24) for j, t in planned.values() if LOCAL in t.price_source
     )
@@ -145,26 +152,20 @@ def print_plan(
             words += f"\nstage {plain(name, 40)}: {said}"
     if any(job.after for job, _ in planned.values()):
         words += "\nstages after others are estimated from imagined answers of the usual length"
-    if to_stdout:
-        Console(highlight=False).print(table, Text(words))
-    else:
-        tell_shown(table)
-        tell_shown(Text(words))
+    show(Text(words), stderr=not to_stdout)
 
 
 def print_planned_steps(steps: Mapping[str, Mapping[str, Any]]) -> None:
     """On stdout, behind the plan of the stages."""
     if not steps:
         return
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    for column in ("step", "runs", "after", ""):
-        table.add_column(column, no_wrap=column == "step")
-    for name, step in steps.items():
-        after = ", ".join(step["needs"]) or "all"
-        table.add_row(
-            Text(plain(name, 40)), step["run"], Text(plain(after, 80)), "done" if step["done"] else ""
-        )
-    Console(highlight=False).print(Text(), table)
+    rows = [
+        [plain(name, 40), step["run"], plain(", ".join(step["needs"]) or "all"), "done" * step["done"]]
+        for name, step in steps.items()
+    ]
+    show(Text())
+    heads = (Column("step", is_text=True), Column("runs", is_text=True), Column("after", True, wraps=True))
+    print_columns([*heads, Column("", is_text=True)], rows)
 
 
 def print_steps(
@@ -190,67 +191,110 @@ def used_words(utilisation: Mapping[str, Any]) -> list[str]:
     return [f"{name} {percent(share)}" for name, share in shares if share is not None]
 
 
-def print_status(status: Mapping[str, Any]) -> None:
-    """`status` for people, on stdout."""
-    console = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    for name in ("stage", "done", "failed", "outcomes", "tokens in", "tokens out", "cost"):
-        left = name in ("stage", "failed", "outcomes")
-        table.add_column(name, justify="left" if left else "right", no_wrap=name == "stage")
-    for name, s in status["stages"].items():
-        total = "?" if s["total"] is None else f"{s['total']:,}"
-        table.add_row(
-            Text(plain(name, 40)),
-            f"{s['done']:,} of {total}",
+def print_status(status: Mapping[str, Any], run: Path, failed: Mapping[str, Sequence[Alike]]) -> None:
+    """`status` for people, on stdout. failed: by stage, what was said of the rows that failed."""
+    columns = [
+        Column("stage", is_text=True), Column("done"), Column("failed", is_text=True, wraps=True),
+        Column("outcomes", is_text=True, wraps=True), Column("tokens in"), Column("tokens out"),
+        Column("cost"),
+    ]  # fmt: skip
+    rows: list[list[Cell]] = [
+        [
+            plain(name, 40),
+            done_of(s["done"], s["total"]),
             ", ".join(f"{c} {n:,}" for c, n in s["failed"].items()) or "0",
             ", ".join(f"{o} {n:,}" for o, n in s["outcomes"].items()) or "-",
-            f"{s['prompt_tokens']:,}",
-            f"{s['completion_tokens']:,}",
+            s["prompt_tokens"],
+            s["completion_tokens"],
             dollars(s["cost_usd"]),
-        )
-    console.print(table)
+        ]
+        for name, s in status["stages"].items()
+    ]
+    print_columns(columns, rows)
+    for line in _status_lines(status, run, failed):
+        show(Text(line))
+
+
+def done_of(done: int, total: int | None) -> Cell:
+    """`20,000 of 52,002`, or shorter."""
+    return lambda count: f"{count(done)} of {'?' if total is None else count(total)}"
+
+
+def _status_lines(
+    status: Mapping[str, Any], run: Path, failed: Mapping[str, Sequence[Alike]]
+) -> Iterator[str]:
+    """What the table does not hold, in the order in which people ask."""
+    yield from _how_stopped(status)
+    for name, groups in failed.items():
+        yield from failed_words(f"stage {plain(name, 40)}", groups)
+    if any(failed.values()):
+        yield f"all of them: distill failures --run {run}; send them again: distill retry --run {run}"
     for name, s in status["stages"].items():
-        for words in spent_in_vain(s):
-            console.print(Text(f"stage {plain(name, 40)}: {words}"))
-    console.print(f"spent {dollars(status['spent_usd'])}", end="")
+        yield from (f"stage {plain(name, 40)}: {words}" for words in spent_in_vain(s))
     used = used_words(status["utilisation"])
-    console.print(f"; of the limit: {', '.join(used)}" if used else "")
+    yield f"spent {dollars(status['spent_usd'])}" + (f"; of the limit: {', '.join(used)}" if used else "")
     for url, e in status["endpoints"].items():
-        if not (e["answered"] or e["cost_usd"]):
-            continue
-        limits = used_words(e["utilisation"])
-        of_limit = f"; of its limit: {', '.join(limits)}" if limits else ""
-        words = f"{plain(url, 100)}: {e['answered']:,} answers, {dollars(e['cost_usd'])}{of_limit}"
-        console.print(Text(words))
+        if e["answered"] or e["cost_usd"]:
+            limits = used_words(e["utilisation"])
+            of_limit = f"; of its limit: {', '.join(limits)}" if limits else ""
+            yield f"{plain(url, 100)}: {e['answered']:,} answers, {dollars(e['cost_usd'])}{of_limit}"
     for b in status["batches"]:
-        console.print(
+        yield (
             f"batch {b['batch']} of {plain(str(b['stage']), 40)}: {plain(str(b['status']), 40)}, "
             f"{b['read']:,} of {b['requests']:,} requests have their result"
         )
     for name, step in status["steps"].items():
         said = f"done in {duration(step['seconds'])}" if step["done"] else "not done"
-        console.print(Text(f"step {plain(name, 40)}: {step['run']}, {said}"))
+        yield f"step {plain(name, 40)}: {step['run']}, {said}"
     if status["unanswered"]:
-        console.print(
-            f"{status['unanswered']:,} requests were sent and have no answer (in flight now, or lost when "
-            "a process ended)"
-        )
+        count = f"{status['unanswered']:,} request{'s' * (status['unanswered'] != 1)}"
+        if status["running"]:
+            yield f"{count} in flight now, or lost when an earlier process ended"
+        else:
+            yield f"{count} sent and lost when the process ended: without an answer, and pending again"
     if status["at_risk_usd"]:
-        worst = dollars(status["at_risk_usd"])
-        console.print(
-            f"at most {worst} may have been billed for requests without an answer (distill settle lists them)"
-        )
+        worst = f"at most {dollars(status['at_risk_usd'])} may have been billed"
+        yield f"{worst} for requests without an answer (distill settle lists them)"
     for name, changes in status["changed"].items():
-        console.print(
-            Text(f"{plain(name, 40)}: keys differ from the run before: {plain('; '.join(changes), 400)}")
-        )
+        yield f"{plain(name, 40)}: keys differ from the run before: {plain('; '.join(changes), 400)}"
     for name, count in status["other_settings"].items():
         words = f"{count:,} rows have an answer under other settings than the last run's"
-        console.print(Text(f"{plain(name, 40)}: {words}; an export leaves them out"))
+        yield f"{plain(name, 40)}: {words}; an export leaves them out"
     for name, s in status["stages"].items():
         if s["damaged"]:
-            words = f"{s['damaged']:,} answers are damaged (distill check tells more)"
-            console.print(Text(f"{plain(name, 40)}: {words}"))
-    if any(s["bad_rows"] for s in status["stages"].values()):
-        bad = sum(s["bad_rows"] for s in status["stages"].values())
-        console.print(f"{bad:,} pool rows could not be used")
+            yield f"{plain(name, 40)}: {s['damaged']:,} answers are damaged (distill check tells more)"
+    if bad := sum(s["bad_rows"] for s in status["stages"].values()):
+        yield f"{bad:,} pool rows could not be used"
+
+
+def _how_stopped(status: Mapping[str, Any]) -> Iterator[str]:
+    """Stages that are not complete: whether they run, or why they do not. Those of one fate together."""
+    fates: dict[str, list[str]] = {}
+    for name, s in status["stages"].items():
+        last, pending = s["last_run"], s["pending"]
+        rows = "rows are still to be counted" if pending is None else f"{pending:,} pending"
+        if last["running"]:
+            fate = "running"
+        elif last["ended"] is None and last["started"]:
+            fate = "its process was killed or crashed; run the same command to continue"
+        elif last["exit_code"] in (0, 1, None) or not (pending or last["reason"]):
+            continue
+        else:
+            fate = plain(last["reason"] or "stopped early; the reason was not kept", 600)
+        fates.setdefault(fate, []).append(f"{plain(name, 40)} ({rows})")
+    for fate, names in fates.items():
+        yield f"{'stages' if len(names) > 1 else 'stage'} {', '.join(names)}: {fate}"
+
+
+MESSAGES_SHOWN = 5  # of one stage
+
+
+def failed_words(who: str, groups: Sequence[Alike]) -> Iterator[str]:
+    """What was said of rows that failed, the most frequent first."""
+    for group in groups[:MESSAGES_SHOWN]:
+        ids = ", ".join(plain(one, 24) for one in group.ids)
+        ids = f"{'row' if group.rows == 1 else 'rows'} {ids}"
+        more = f" and {group.rows - len(group.ids):,} more" if group.rows > len(group.ids) else ""
+        yield f"{who}: {group.cause} {group.rows:,}: {plain(group.message, 200)}  ({ids}{more})"
+    if rest := groups[MESSAGES_SHOWN:]:
+        yield f"{who}: {len(rest):,} more kinds of failures, {sum(one.rows for one in rest):,} rows"

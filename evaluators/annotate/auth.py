@@ -35,19 +35,22 @@ Show = Callable[[int, str, str], web.Response]  # status, title, words -> a page
 
 @dataclass(frozen=True, slots=True)
 class Door:
-    """token: what opens it. hosts: under which names we are reached (`name:port`). cookie: its name."""
+    """token: what opens it. hosts: under which names we are reached (`name:port`). cookie: its name. start:
+    the page to which it leads."""
 
     token: str
     hosts: frozenset[str]
     cookie: str
     show: Show
+    start: str = "/"
 
 
-def guard(door: Door) -> Middleware:
-    """The middleware. Refusals are pages like the others."""
+def guard(everybody: Door, lead: Door) -> Middleware:
+    """The middleware. Refusals are pages like the others. The page of `lead` has a key of its own."""
 
     @web.middleware
     async def guarded(request: web.Request, handler: Handler) -> web.StreamResponse:
+        door = lead if request.path == lead.start else everybody
         refused = _refusal(door, request)
         try:
             response = refused or await _answered(door, request, handler)
@@ -88,7 +91,7 @@ def _refusal(door: Door, request: web.Request) -> web.Response | None:
         return door.show(403, "Refused", "A vote can only be sent from the voting page itself.")
     if request.path.startswith(OPEN):
         return None
-    if (token := request.query.get("token")) is not None and request.path == "/":
+    if (token := request.query.get("token")) is not None and request.path == door.start:
         return _let_in(door, token) if _is(door, token) else _closed(door)
     return None if _is(door, request.cookies.get(door.cookie, "")) else _closed(door)
 
@@ -111,7 +114,7 @@ def _closed(door: Door) -> web.Response:
 
 def _let_in(door: Door, token: str) -> web.Response:
     """The cookie, and the address without the token."""
-    response = web.Response(status=303, headers={"Location": "/"})
+    response = web.Response(status=303, headers={"Location": door.start})
     remember(response, door.cookie, token)
     return response
 

@@ -20,16 +20,16 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from evaluators.annotate.ballot import WORDS, read_ballot
+from evaluators.annotate.ballot import HERE, Criterion, PageWords, read_ballot, words_of
 from evaluators.annotate.markdown import render
-from evaluators.annotate.pages import HERE, templates
+from evaluators.annotate.pages import templates
 from evaluators.annotate.study import spoken
 from store.errors import UsageError
 from store.files import replacing
 from store.pool import Pool
 from store.records import BadRow
 from store.votes import Votes
-from store.votes_schema import CRITERIA, Ballot, Side, Study, VotePair, drawn_left, tidy
+from store.votes_schema import Ballot, Side, Study, VotePair, drawn_left, tidy
 
 PAGE, TABLE, KEY = "hit.html", "hits.csv", "key.csv"
 COLUMNS = ("hit", "instruction", "input", "left", "right")
@@ -45,7 +45,7 @@ def write_hits(votes: Votes, out: Path) -> list[str]:
     try:
         out.mkdir(parents=True, exist_ok=True)
         with replacing(out / PAGE) as file:
-            file.write(_page().encode("ascii"))
+            file.write(_page(words_of(votes.page_words)).encode("ascii"))
         _write(out / TABLE, COLUMNS, (_row(study, pair) for pair in pairs))
         _write(out / KEY, KEY_COLUMNS, (_key_row(study, pair) for pair in pairs))
     except OSError as error:
@@ -67,9 +67,13 @@ def left_of(study: Study, pair: int) -> Side:
     return drawn_left(study.seed, pair, WHO)
 
 
-def _page() -> str:
+def _page(words: PageWords) -> str:
     style = (HERE / "static" / "annotate.css").read_text()
-    page = templates().get_template("hit.html").render(words=WORDS, style=style)
+    page = (
+        templates()
+        .get_template("hit.html")
+        .render(words=words.criteria, page=words, t=words.say, style=style)
+    )
     return _ascii(str(page))
 
 
@@ -99,7 +103,7 @@ def _write(path: Path, heads: Sequence[str], rows: Iterator[Sequence[str]]) -> N
         file.write(text.getvalue().encode())
 
 
-NEEDED = ("WorkerId", "Input.hit", *(f"Answer.{name}" for name in CRITERIA))
+NEEDED = ("WorkerId", "Input.hit")  # and Answer.NAME of each criterion
 
 
 @dataclass
@@ -138,8 +142,9 @@ def take_results(votes: Votes, path: Path) -> ImportReport:
     if study is None:
         raise UsageError("nothing is put to the vote in this folder: its HITs cannot have come from here")
     pairs = {hit_id(study, pair.id): pair.id for pair in votes.pairs()}
+    criteria = words_of(votes.page_words).criteria
     for line, row in Pool(path).objects():
-        found = row.reason if isinstance(row, BadRow) else _read(study, pairs, row)
+        found = row.reason if isinstance(row, BadRow) else _read(study, pairs, criteria, row)
         if isinstance(found, str):
             told.bad.append(BadRow(line, f"{path}: {found}"))
         elif found is None:
@@ -156,9 +161,12 @@ def _take(votes: Votes, study: Study, found: Assignment, told: ImportReport) -> 
     told.known += not new
 
 
-def _read(study: Study, pairs: Mapping[str, int], row: Mapping[str, Any]) -> Assignment | str | None:
+def _read(
+    study: Study, pairs: Mapping[str, int], criteria: Sequence[Criterion], row: Mapping[str, Any]
+) -> Assignment | str | None:
     """What the row says, what is wrong with it, or None where it was rejected."""
-    if missing := [name for name in NEEDED if row.get(name) is None]:
+    columns = {one.name: f"Answer.{one.name}" for one in criteria}
+    if missing := [name for name in (*NEEDED, *columns.values()) if row.get(name) is None]:
         return f"no column {missing[0]}: is it a table of results, made from this project's page?"
     if str(row.get("AssignmentStatus") or "").strip().lower() == "rejected":
         return None
@@ -168,8 +176,9 @@ def _read(study: Study, pairs: Mapping[str, int], row: Mapping[str, Any]) -> Ass
     worker = tidy(str(row["WorkerId"]))
     if not worker:
         return "no WorkerId"
-    answers = {name: str(row.get(f"Answer.{name}") or "").strip().lower() for name in CRITERIA}
-    ballot = read_ballot({**answers, "note": row.get("Answer.note") or ""}, left_of(study, pair))
+    answers = {name: str(row.get(column) or "").strip().lower() for name, column in columns.items()}
+    form = {**answers, "note": row.get("Answer.note") or ""}
+    ballot = read_ballot(form, left_of(study, pair), criteria)
     if isinstance(ballot, list):
         return f"no vote on {', '.join(ballot)} (expected left, tie or right)"
     seconds = _seconds(row.get("WorkTimeInSeconds"))

@@ -6,19 +6,28 @@ here only as `left`, and goes into no page, address or header.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from datetime import datetime
 from typing import Any
 
 from aiohttp import web
 
 from evaluators.annotate.auth import remember
-from evaluators.annotate.ballot import WORDS, active_seconds, chosen, places_of, read_ballot
+from evaluators.annotate.ballot import (
+    HERE,
+    NAMELESS,
+    PageWords,
+    active_seconds,
+    chosen,
+    places_of,
+    read_ballot,
+)
 from evaluators.annotate.markdown import render
 from store.errors import StorageError
 from store.votes import Votes
+from store.votes_queries import overview
 from store.votes_schema import LONGEST_NAME, Showing, tidy
 
-HERE = Path(__file__).resolve().parent
+LEAD_PAGE = "/lead"
 Page = Mapping[str, Any]
 
 
@@ -29,9 +38,12 @@ class Site:
     votes: Votes
     templates: Any
     who: str
+    words: PageWords
 
     def page(self, template: str, status: int = 200, /, **values: Any) -> web.Response:
-        text = self.templates.get_template(template).render(words=WORDS, **values)
+        text = self.templates.get_template(template).render(
+            words=self.words.criteria, page=self.words, t=self.words.say, **values
+        )
         return web.Response(text=text, status=status, content_type="text/html")
 
     def message(self, status: int, title: str, words: str) -> web.Response:
@@ -51,13 +63,15 @@ def templates() -> Any:
     """jinja2 with everything escaped."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    return Environment(
+    found = Environment(
         loader=FileSystemLoader(HERE / "templates"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    found.filters["moment"] = lambda seconds: datetime.fromtimestamp(seconds).strftime("%Y-%m-%d %H:%M")
+    return found
 
 
 def add_routes(app: web.Application, site: Site) -> None:
@@ -85,7 +99,14 @@ def add_routes(app: web.Application, site: Site) -> None:
         showing = site.votes.open(number, _number(request))
         if showing is None:
             raise web.HTTPSeeOther("/next")
-        return _item(site, number, name, showing, places_of(showing.ballot, showing.left), _note(showing))
+        return _item(
+            site,
+            number,
+            name,
+            showing,
+            places_of(showing.ballot, showing.left, site.words.criteria),
+            _note(showing),
+        )
 
     async def vote(request: web.Request) -> web.Response:
         return _vote(site, *site.annotator(request), _number(request), await request.post())
@@ -100,6 +121,10 @@ def add_routes(app: web.Application, site: Site) -> None:
         site.votes.unskip(number)
         raise web.HTTPSeeOther("/next")
 
+    async def lead(request: web.Request) -> web.Response:
+        return _lead(site)
+
+    app.router.add_get(LEAD_PAGE, lead)
     app.router.add_get("/", start)
     app.router.add_get("/name", ask_name)
     app.router.add_post("/name", join)
@@ -109,6 +134,13 @@ def add_routes(app: web.Application, site: Site) -> None:
     app.router.add_post(r"/item/{item:\d{1,9}}/skip", skip)
     app.router.add_post("/skipped", unskip)
     app.router.add_static("/static/", HERE / "static")
+
+
+def _lead(site: Site) -> web.Response:
+    """Who has come how far, for the person who runs the study."""
+    told = overview(site.votes.run)
+    shares = zip(site.words.criteria, told.pop("agreement"), strict=False)
+    return site.page("lead.html", agreement=list(shares), **told)
 
 
 def _number(request: web.Request) -> int:
@@ -123,7 +155,7 @@ def _join(site: Site, form: Mapping[str, object]) -> web.Response:
     """A new name comes in; one that is known is asked whether it is the same person."""
     name = tidy(str(form.get("name", "")))
     if not name:
-        words = "Please give a name: your first name or a nickname is enough."
+        words = site.words.say(NAMELESS)
         return site.page("name.html", 422, name="", known=False, problem=words, longest=LONGEST_NAME)
     if site.votes.find(name) is not None and form.get("known") != "yes":
         return site.page("name.html", 409, name=name, known=True, problem="", longest=LONGEST_NAME)
@@ -136,18 +168,20 @@ def _vote(site: Site, number: int, name: str, pair: int, form: Mapping[str, obje
     showing = site.votes.showing(number, pair)
     if showing is None:
         return site.message(404, "Not your item", "This pair of answers was not given to you.")
-    ballot = read_ballot(form, showing.left)
+    ballot = read_ballot(form, showing.left, site.words.criteria)
     note = str(form.get("note", ""))
     if isinstance(ballot, list):
         titles = " and ".join(filter(None, (", ".join(ballot[:-1]), ballot[-1])))
-        words = f"Please choose for {titles} as well. Nothing has been saved yet."
-        return _item(site, number, name, showing, chosen(form), note, 422, words)
+        words = site.words.say(
+            "Please choose for {titles} as well. Nothing has been saved yet.", titles=titles
+        )
+        return _item(site, number, name, showing, chosen(form, site.words.criteria), note, 422, words)
     try:
         site.votes.cast(number, pair, ballot, active_seconds(form))
     except StorageError:
         words = "Your vote could not be saved. Your choices are still here: please tell the person who runs \
 this, and try again in a while."
-        return _item(site, number, name, showing, chosen(form), note, 503, words)
+        return _item(site, number, name, showing, chosen(form, site.words.criteria), note, 503, words)
     return web.Response(status=303, headers={"Location": "/next"})
 
 

@@ -18,11 +18,12 @@ from aiohttp import web
 from engine.subprocesses import stop_signals
 from engine.terminal import plain, tell
 from evaluators.annotate.auth import Door, guard
-from evaluators.annotate.pages import Site, add_routes, templates
+from evaluators.annotate.ballot import words_of
+from evaluators.annotate.pages import LEAD_PAGE, Site, add_routes, templates
 from store.errors import RunFolderError, UsageError
 from store.votes import Votes
 
-TOKEN_FILE = "annotate.token"
+TOKEN_FILE, LEAD_FILE = "annotate.token", "annotate.lead-token"
 LOOPBACK = "127.0.0.1"
 LARGEST_FORM = 256 * 2**10
 
@@ -64,9 +65,9 @@ def bind(address: ListenAddress) -> socket.socket:
     return bound
 
 
-def token_of(run: Path) -> str:
-    """The folder's token, made when it is first asked for; readable by its owner only."""
-    path = run / TOKEN_FILE
+def token_of(run: Path, name: str = TOKEN_FILE) -> str:
+    """A token of the folder, made when it is first asked for; readable by its owner only."""
+    path = run / name
     try:
         with os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600), "r+") as file:
             token = file.read().strip()
@@ -110,11 +111,14 @@ def _own_addresses() -> set[str]:
         return set()
 
 
-def application(votes: Votes, token: str, hosts: frozenset[str], port: int) -> web.Application:
+def application(
+    votes: Votes, token: str, hosts: frozenset[str], port: int, lead_token: str
+) -> web.Application:
     """The site. Cookies are named after the port, for on one machine all ports share theirs."""
-    site = Site(votes, templates(), f"annotator_{port}")
+    site = Site(votes, templates(), f"annotator_{port}", words_of(votes.page_words))
     door = Door(token, hosts, f"token_{port}", site.message)
-    app = web.Application(middlewares=[guard(door)], client_max_size=LARGEST_FORM)
+    lead = Door(lead_token, hosts, f"lead_{port}", site.message, LEAD_PAGE)
+    app = web.Application(middlewares=[guard(door, lead)], client_max_size=LARGEST_FORM)
     add_routes(app, site)
     return app
 
@@ -124,24 +128,25 @@ async def _serve(votes: Votes, bound: socket.socket, run: Path, address: ListenA
     for number in stop_signals():
         asyncio.get_running_loop().add_signal_handler(number, done.set)
     port = bound.getsockname()[1]
-    token = token_of(run)
-    app = application(votes, token, hosts_of(address, port), port)
+    token, lead_token = token_of(run), token_of(run, LEAD_FILE)
+    app = application(votes, token, hosts_of(address, port), port, lead_token)
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=2)
     await runner.setup()
     try:
         await web.SockSite(runner, bound).start()
-        _say_where(votes, address, port, token)
+        _say_where(votes, address, port, token, lead_token)
         await done.wait()
     finally:
         await runner.cleanup()
 
 
-def _say_where(votes: Votes, address: ListenAddress, port: int, token: str) -> None:
+def _say_where(votes: Votes, address: ListenAddress, port: int, token: str, lead_token: str) -> None:
     study = votes.study
     words = plain(f"{study.a} against {study.b}, {study.wanted} votes for each pair" if study else "")
     host = LOOPBACK if _is_any(address.host) else address.host
     host = f"[{host}]" if ":" in host else host
     print(f"{words}, at http://{host}:{port}/?token={token} (Ctrl-C ends it)", flush=True)
+    print(f"for you, who has voted how far: http://{host}:{port}{LEAD_PAGE}?token={lead_token}", flush=True)
     if not _is_here(address.host) or _is_any(address.host):
         tell("the page is open to the network without encryption: who listens there can read its key\n")
     sys.stdout.flush()

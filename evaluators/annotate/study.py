@@ -5,7 +5,9 @@ The files are joined as `judge` joins them. A run folder that has its pairs alre
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
+from evaluators.annotate.ballot import read_words
 from store.answer_sets import judge_contests
 from store.errors import UsageError
 from store.records import BadRow, Contest
@@ -26,10 +28,19 @@ class Files:
     names: tuple[str, ...]
     votes: int | None
     seed: int | None
+    words: Path | None = None
 
 
 def begin(votes: Votes, files: Files) -> tuple[Study, list[BadRow]]:
     """The study of the folder, and the rows of the files that could not be used. Raises UsageError."""
+    words = read_words(files.words) if files.words is not None else None
+    found = _begin(votes, files)
+    if words is not None:
+        votes.keep_page_words(words)
+    return found
+
+
+def _begin(votes: Votes, files: Files) -> tuple[Study, list[BadRow]]:
     if files.votes is not None and files.votes < 1:
         raise UsageError(f"--votes {files.votes}: wants 1 or more people for each pair")
     found = votes.study

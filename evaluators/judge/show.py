@@ -6,11 +6,10 @@ Names come from files and are hostile until made plain. Fits a terminal of 80 co
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from engine.terminal import plain
+from engine.terminal import console_of, plain
 
 NAME = 30  # letters of a model's name
 COLUMNS = 4  # models side by side, by category
@@ -21,7 +20,7 @@ Figures = Mapping[str, Any]
 
 def print_judged(report: Figures) -> None:
     """`evaluate judge`, on stdout."""
-    console = Console(highlight=False)
+    console = console_of()
     groups: dict[tuple[str, str], list[Figures]] = {}
     for pair in report["pairs"]:
         groups.setdefault((pair["b"], pair["judge"]), []).append(pair)
@@ -40,7 +39,7 @@ def print_judged(report: Figures) -> None:
 
 def print_ranking(report: Figures) -> None:
     """`evaluate ranking`, on stdout."""
-    console = Console(highlight=False)
+    console = console_of()
     console.print(Text(_heading(report["opponent"], report["judge"]), style="bold"))
     table = _table("rank", "answers", "score : opponent's", "wins", "ties", "losses")
     for group in report["groups"]:

@@ -18,7 +18,7 @@ from typing import Any
 
 from engine.terminal import plain, plain_lines
 from evaluators.report.blocks import Drawing, Listing, Report, Section
-from evaluators.report.evaluations import evaluate
+from evaluators.report.evaluations import evaluate, has_votes
 from evaluators.report.figures import FigureTable
 from evaluators.report.inputs import Inputs, look
 from evaluators.report.sections import (
@@ -40,7 +40,8 @@ from store.damage import is_damage, words_of
 from store.errors import DamagedLedger, RunFolderError
 from store.files import is_plain, is_stdout, replacing
 from store.queries import connect_reader
-from store.run_folder import ledger_path
+from store.run_folder import LEDGER, ledger_path
+from store.schema import migrate
 
 HERE = Path(__file__).parent
 LONGEST = 20_000  # characters of a quoted text
@@ -127,7 +128,8 @@ def run_report(
         with replacing(csv / f"{name}.csv") as file:  # type: ignore[operator]
             file.write(text.encode())
     where = "standard output" if is_stdout(out) else out
-    print(f"{len(report.sections)} sections written to {where}", file=sys.stderr)
+    count = len(report.sections)
+    print(f"{count} section{'s' * (count != 1)} written to {where}", file=sys.stderr)
     return 0
 
 
@@ -135,7 +137,7 @@ def build(
     run: Path, trainings: Sequence[Path] = (), evaluations: Sequence[Path] = (), seed: int = SEED
 ) -> Report:
     """The report as a value. Raises UsageError, RunFolderError."""
-    with closing(connect_reader(run)) as reader:
+    with closing(_reader(run)) as reader:
         reader.execute("BEGIN")
         found = look(run, reader, trainings, evaluations, seed)
         evaluate(found)
@@ -147,6 +149,15 @@ def build(
         left_out.append(("Damaged answers", words))
     name = run.resolve().name
     return Report(f"Report on {name}", about, sections, [*left_out, *found.unread])
+
+
+def _reader(run: Path) -> sqlite3.Connection:
+    """Of the ledger; of an empty one where the folder holds only people's votes. Raises RunFolderError."""
+    if (run / LEDGER).exists() or not has_votes(run):
+        return connect_reader(run)
+    empty = sqlite3.connect(":memory:", isolation_level=None)
+    migrate(empty)
+    return empty
 
 
 def _about(found: Inputs) -> Iterator[tuple[str, str]]:

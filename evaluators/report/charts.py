@@ -108,7 +108,8 @@ def stacked(figure: Any, table: FigureTable, wide: bool) -> None:
     axes = figure.subplots()
     names, parts = table.names(table.columns[0]), table.columns[1:]
     left = [0.0] * len(names)
-    for n, part in enumerate(parts):
+    series = WIN_TIE_LOSS if len(parts) == 3 and parts[1] in ("tie", "ties") else range(len(parts))
+    for n, part in zip(series, parts, strict=True):
         values = table.numbers(part)
         axes.barh(range(len(names)), values, left=left, height=THICK, label=part, **bar(n))
         for place, (start, value) in enumerate(zip(left, values, strict=True)):
@@ -121,6 +122,7 @@ def stacked(figure: Any, table: FigureTable, wide: bool) -> None:
     legend(figure, wide, 3)
 
 
+WIN_TIE_LOSS = (0, 7, 3)  # blue, grey, vermilion: a loss is never green
 ON_BAR: dict[str, Any] = {
     "fontsize": 9,
     "bbox": {"facecolor": PAPER, "edgecolor": GRID, "linewidth": 0.4, "boxstyle": "round,pad=0.18"},

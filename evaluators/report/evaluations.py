@@ -11,12 +11,12 @@ from pathlib import Path
 from evaluators.report.inputs import NOT_THERE, Evaluation, Inputs, StageInput
 from evaluators.report.queries import drawn
 from store.errors import DistillError
+from store.votes_schema import VOTES
 
 MOST_JUDGED = 20_000  # replies, which are read whole
 PARSED, STAGES = 1000, 2  # answers whose verbs are looked for, and of how many stages
 FEWEST = 100  # answers, below which verbs are chance
 LETTERS = 0.8  # of the characters: below, a text is hardly English
-VOTES = "votes.db"
 
 
 def evaluate(found: Inputs) -> None:
@@ -48,13 +48,21 @@ def _judged(found: Inputs) -> Iterator[Evaluation]:
         yield Evaluation("this run's judgements: " + ", ".join(names), "judge", told)
 
 
-def _voted(found: Inputs) -> Iterator[Evaluation]:
-    folders = [found.run, *sorted(folder for folder in found.run.iterdir() if folder.is_dir())]
-    for folder in folders:
-        if (folder / VOTES).is_file():
-            from evaluators.human import figures
+def has_votes(run: Path) -> bool:
+    return any(_with_votes(run))
 
-            yield Evaluation(_name(found.run, folder), "human", figures(folder))
+
+def _with_votes(run: Path) -> Iterator[Path]:
+    """The folder and those in it, as far as people have voted there."""
+    folders = sorted(folder for folder in run.iterdir() if folder.is_dir()) if run.is_dir() else []
+    yield from (folder for folder in (run, *folders) if (folder / VOTES).is_file())
+
+
+def _voted(found: Inputs) -> Iterator[Evaluation]:
+    for folder in _with_votes(found.run):
+        from evaluators.human import figures
+
+        yield Evaluation(_name(found.run, folder), "human", figures(folder))
 
 
 def _name(run: Path, folder: Path) -> str:

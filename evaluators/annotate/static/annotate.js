@@ -44,10 +44,14 @@ function seconds() {
   return (active + (since === null ? 0 : (performance.now() - since) / 1000));
 }
 
+// In the page's own words, which it brings along.
+const titleOf = (radio) => radio.closest("fieldset").querySelector("legend strong").textContent;
+const placeOf = (radio) => radio.nextElementSibling.firstChild.textContent.trim();
+
 function tell() {
-  const open = [...new Set(radios.map((r) => r.name))].filter((name) => !form.elements[name].value);
-  document.body.classList.toggle("complete", open.length === 0);
-  return open.length ? `still open: ${open.join(", ")}` : "all three chosen; Enter saves";
+  const open = new Set(radios.filter((r) => !form.elements[r.name].value).map(titleOf));
+  document.body.classList.toggle("complete", open.size === 0);
+  return open.size ? form.dataset.open.replace("{titles}", [...open].join(", ")) : form.dataset.complete;
 }
 
 function choose(radio) {
@@ -56,7 +60,7 @@ function choose(radio) {
 }
 
 function changed(radio) {
-  status.textContent = `${radio.name}: ${radio.value} – ${tell()}`;
+  status.textContent = `${titleOf(radio)}: ${placeOf(radio)} – ${tell()}`;
   keepDraft();
 }
 

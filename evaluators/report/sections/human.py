@@ -19,12 +19,12 @@ def section(found: Inputs) -> Section | str:
 
 
 def _headlines(data: Json) -> list[Headline]:
-    helpful = data["criteria"]["helpful"]
-    if not helpful["votes"]:
+    name, first = next(iter(data["criteria"].items()))
+    if not first["votes"]:
         return []
-    note = f"of {helpful['votes']:,} votes; {helpful['loss']['share']:.0%} for {data['b']}"
-    weak = "no difference is shown" if helpful["net"]["low"] <= 0 <= helpful["net"]["high"] else ""
-    return [Headline(f"{helpful['win']['share']:.0%}", f"find {data['a']} more helpful", note, weak)]
+    note = f"of {first['votes']:,} votes; {first['loss']['share']:.0%} for {data['b']}"
+    weak = "no difference is shown" if first["net"]["low"] <= 0 <= first["net"]["high"] else ""
+    return [Headline(f"{first['win']['share']:.0%}", f"find {data['a']} more {name}", note, weak)]
 
 
 def _told(evaluation: Evaluation, number: int) -> list[Block]:
