@@ -95,4 +95,4 @@ def is_prose(raw: bytes) -> bool:
 
 def storable(text: str) -> str:
     """Half a surrogate pair can neither be stored nor printed."""
-    return text.encode(errors="replace").decode()
+    return text if text.isascii() else text.encode(errors="replace").decode()

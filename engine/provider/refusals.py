@@ -8,6 +8,7 @@ a parameter that the model does not take, a row that is too large, then the stat
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -30,6 +31,7 @@ from store.records import Cause
 MESSAGE_LENGTH = 500
 LONG_WAIT = 3600.0  # seconds; a limit that wants more is a quota
 _DEPTH = 10
+FINISH_LENGTH = 100  # of what a reply says of its end
 _CODES = {
     "code", "type", "status", "reason", "reasons", "error_code", "errorcode", "err_code", "error_type",
     "categories", "quotaid", "internal_code", "status_code",
@@ -144,24 +146,30 @@ def _place(location: str | None) -> str:
     return f"; give --base-url {parts.scheme}://{parts.hostname}{port}{path}"
 
 
+@lru_cache(maxsize=256)
+def ended(finish: str) -> str:
+    """How a reply ended, in one spelling: lower case, and '_' for all that is no letter or digit."""
+    return re.sub(r"[^a-z0-9]+", "_", finish[:FINISH_LENGTH].lower()).strip("_")
+
+
 def embedded_error(body: Any) -> AskError | RunStopped | None:
     """The error that a body of 200 holds in the place of an answer, or None. Its code is read as if it
     were the status."""
     if isinstance(body, list):
-        body = next((one for one in body if isinstance(one, Mapping)), None)
-    if not isinstance(body, Mapping):
+        body = next((one for one in body if isinstance(one, dict)), None)
+    if not isinstance(body, dict):
         return None
     choices = body.get("choices")
-    choice = choices[0] if isinstance(choices, list) and choices and isinstance(choices[0], Mapping) else {}
-    finish = re.sub(r"[^a-z0-9]+", "_", str(choice.get("finish_reason") or "").lower()).strip("_")
+    choice = choices[0] if isinstance(choices, list) and choices and isinstance(choices[0], dict) else {}
+    finish = ended(str(choice.get("finish_reason") or ""))
     failed = bool(words.FAILED_FINISH.match(finish))
     inner = body.get("error") or choice.get("error")
     named = not choices and any(
         body.get(name) for name in ("message", "msg", "detail", "error_msg", "errors")
     )
     base = body.get("base_resp")
-    base_failed = isinstance(base, Mapping) and base.get("status_code") not in (None, 0)
-    tencent = not choices and isinstance(body.get("Response"), Mapping)
+    base_failed = isinstance(base, dict) and base.get("status_code") not in (None, 0)
+    tencent = not choices and isinstance(body.get("Response"), dict)
     if not (inner or failed or named or base_failed or tencent):
         return None
     told = {"error": inner} if inner else {"error": f"the reply ended with '{finish}'"} if failed else body

@@ -6,13 +6,13 @@ reply of 200 is raised as if its code were the status, and what cannot be read a
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from engine.provider.errors import AskError, BadReply, RunStopped
 from engine.provider.json_body import is_page, is_prose, parse_body, storable
-from engine.provider.refusals import embedded_error
+from engine.provider.refusals import embedded_error, ended
 from engine.provider.usage import NO_CLAIM, Claim, read_claim
 from store.reasoning import PAIRS, apart, unwrapped
 from store.records import UNUSABLE, Outcome
@@ -91,7 +91,7 @@ def read_reply(raw: bytes) -> Reply:
             _why_unreadable(raw, "it is not JSON"), raw, page=is_page(raw) or is_prose(raw)
         ) from wrong
     if error is not None:
-        raise with_body(error, raw, read_claim(body.get("usage") if isinstance(body, Mapping) else None))
+        raise with_body(error, raw, read_claim(body.get("usage") if isinstance(body, dict) else None))
     try:
         if _is_blocked(body):
             return replace(FILTERED_REPLY, claim=read_claim(body.get("usage") or body.get("usageMetadata")))
@@ -110,7 +110,7 @@ def _is_blocked(body: Mapping[str, Any]) -> bool:
     feedback = body.get("promptFeedback") or body.get("prompt_feedback")
     return (
         not body.get("choices")
-        and isinstance(feedback, Mapping)
+        and isinstance(feedback, dict)
         and bool(feedback.get("blockReason") or feedback.get("block_reason"))
     )
 
@@ -119,7 +119,8 @@ def _reply(
     body: Mapping[str, Any], choice: Mapping[str, Any], message: Mapping[str, Any], plain: bool
 ) -> Reply:
     content, thought = _content(message.get("content"))
-    told = next((text for name in _REASONING if (text := _joined_text(message.get(name)))), "")
+    given = (value for name in _REASONING if (value := message.get(name)))
+    told = next((text for value in given if (text := _joined_text(value))), "")
     text, marked = split_thinking(content)
     refusal = message.get("refusal") or _refusal_in(message.get("content"))
     finish = choice.get("finish_reason") or choice.get("stop_reason") or ""
@@ -144,36 +145,32 @@ def _reply(
 
 def _outcome(finish: str, text: str, refusal: object, calls: bool) -> Outcome:
     """What a reply amounts to: the server's word on a filter first, then whether there is an answer."""
-    ended = _ended(finish)
-    if ended in FILTERED or ended.startswith(("content_filter_", "prohibited_content_", "safety_")):
+    end = ended(finish)
+    if end in FILTERED or end.startswith(("content_filter_", "prohibited_content_", "safety_")):
         return "content_filter"
-    if ended in REFUSED or (isinstance(refusal, str) and refusal):
+    if end in REFUSED or (isinstance(refusal, str) and refusal):
         return "refusal"
-    if calls or (ended in TOOLS and not text.strip()):
+    if calls or (end in TOOLS and not text.strip()):
         return "tool_calls"
-    if _INVISIBLE.fullmatch(text):
+    if not text[:1].isalnum() and _INVISIBLE.fullmatch(text):
         return "empty"
-    if ended in CUT:
+    if end in CUT:
         return "length"
-    return "stop" if ended in WHOLE else "other"
-
-
-def _ended(finish: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "_", finish.lower()).strip("_")
+    return "stop" if end in WHOLE else "other"
 
 
 def _content(content: object) -> tuple[str, str]:
     """(text, thinking) of a message's content: a text, or parts of either kind."""
     if isinstance(content, str):
         return content, ""
-    if isinstance(content, Mapping):
+    if isinstance(content, dict):
         content = content.get("parts") if isinstance(content.get("parts"), list) else [content]
     texts: list[str] = []
     thoughts: list[str] = []
-    for part in content if isinstance(content, Sequence) else ():
+    for part in content if isinstance(content, list) else ():
         if isinstance(part, str):
             texts.append(part)
-        elif isinstance(part, Mapping):
+        elif isinstance(part, dict):
             kind = str(part.get("type", ""))
             is_thought = kind in _THOUGHT_PARTS or part.get("thought") is True
             (thoughts if is_thought else texts).append(_joined_text(part))
@@ -183,7 +180,7 @@ def _content(content: object) -> tuple[str, str]:
 def _refusal_in(content: object) -> str:
     """What a part of the kind 'refusal' says."""
     parts = content if isinstance(content, list) else ()
-    refusals = [part.get("refusal") for part in parts if isinstance(part, Mapping)]
+    refusals = [part.get("refusal") for part in parts if isinstance(part, dict)]
     return "".join(text for text in refusals if isinstance(text, str))
 
 
@@ -191,10 +188,10 @@ def _joined_text(value: object) -> str:
     """All text in a value that may be a text, a part, or a list of parts."""
     if isinstance(value, str):
         return value
-    if isinstance(value, Mapping):
+    if isinstance(value, dict):
         names = ("text", "thinking", "reasoning", "reasoning_content", "summary", "content", "output_text")
         return next((text for name in names if (text := _joined_text(value.get(name)))), "")
-    if isinstance(value, Sequence):
+    if isinstance(value, list):
         return "".join(_joined_text(part) for part in value)
     return ""
 
@@ -202,6 +199,8 @@ def _joined_text(value: object) -> str:
 def split_thinking(text: str) -> tuple[str, str]:
     """(answer, thinking) of a text with thinking marks at its start; the closing mark alone will do, where
     the prompt had opened it. A text that only speaks of such marks is left alone."""
+    if not any(mark in text for mark in "<[◁"):
+        return text, ""
     if "<|channel|>" in text and (found := _HARMONY.findall(text)):
         final = "".join(part for channel, part in found if channel == "final")
         return final, "\n".join(part for channel, part in found if channel != "final").strip()
@@ -244,7 +243,7 @@ def _why_unreadable(raw: bytes, why: str) -> str:
 def answer_of(raw: bytes) -> tuple[str, str]:
     """(text, thinking) in a stored body; a filtered request (a 400) has neither."""
     body, _ = parse_body(raw)
-    if not (isinstance(body, Mapping) and body.get("choices")):
+    if not (isinstance(body, dict) and body.get("choices")):
         return "", ""
     reply = read_reply(raw)
     return reply.text, reply.reasoning
@@ -266,4 +265,4 @@ def text_of(raw: bytes) -> str:
 
 def is_cut(reply: Reply) -> bool:
     """Whether a reply ended at its bound."""
-    return _ended(reply.finish_reason) in CUT
+    return ended(reply.finish_reason) in CUT

@@ -59,13 +59,20 @@ class RateHeaders:
     reset: float | None  # seconds until full
 
 
+NO_HEADERS = RateHeaders(None, None, None)
+_LIMIT_HEADERS = {
+    resource: tuple(f"x-ratelimit-{what}-{resource}" for what in ("limit", "remaining", "reset"))
+    for resource in ("requests", "tokens")
+}
+
+
 def read_limits(headers: Mapping[str, str], resource: str) -> RateHeaders:
     """The `x-ratelimit-*` headers of `requests` or `tokens`."""
-    return RateHeaders(
-        number(headers.get(f"x-ratelimit-limit-{resource}")),
-        number(headers.get(f"x-ratelimit-remaining-{resource}")),
-        parse_duration(headers.get(f"x-ratelimit-reset-{resource}", "")),
-    )
+    limit, remaining, reset = _LIMIT_HEADERS[resource]
+    told = headers.get(limit), headers.get(remaining), headers.get(reset)
+    if told == (None, None, None):
+        return NO_HEADERS
+    return RateHeaders(number(told[0]), number(told[1]), parse_duration(told[2] or ""))
 
 
 def wait_for(headers: Mapping[str, str], body: Any, message: str) -> Wait:

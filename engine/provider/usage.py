@@ -18,18 +18,25 @@ MOST_THINKING = 200_000  # tokens beyond the bound on a reply that a server may 
 LONGEST_TOKEN = 32  # characters of text for each token that is told: beyond it, we count for ourselves
 FEWEST_TOKENS = 0.25  # of our own count is what a server may tell
 SPARE_PROMPT = 20_000  # tokens that a provider may add to a prompt of its own (templates, system prompts)
-_PROMPT = ("prompt_tokens", "input_tokens", "promptTokenCount", "prompt_eval_count")
-_COMPLETION = ("completion_tokens", "output_tokens", "candidatesTokenCount", "eval_count")
-_TOTAL = ("total_tokens", "totalTokenCount")
-_CACHED = (
+
+
+def _places(*paths: str) -> tuple[tuple[str, str], ...]:
+    """(name, name inside it or nothing) of each dotted path."""
+    return tuple((outer, inner) for outer, _, inner in (path.partition(".") for path in paths))
+
+
+_PROMPT = _places("prompt_tokens", "input_tokens", "promptTokenCount", "prompt_eval_count")
+_COMPLETION = _places("completion_tokens", "output_tokens", "candidatesTokenCount", "eval_count")
+_TOTAL = _places("total_tokens", "totalTokenCount")
+_CACHED = _places(
     "prompt_tokens_details.cached_tokens", "input_tokens_details.cached_tokens", "cache_read_input_tokens",
     "prompt_cache_hit_tokens", "cachedContentTokenCount", "cached_tokens",
 )  # fmt: skip
-_WRITTEN = (
+_WRITTEN = _places(
     "cache_creation_input_tokens", "prompt_tokens_details.cache_creation_tokens",
     "prompt_tokens_details.cache_write_tokens", "prompt_tokens_details.cache_creation_input_tokens",
 )  # fmt: skip
-_REASONING = (
+_REASONING = _places(
     "completion_tokens_details.reasoning_tokens", "output_tokens_details.reasoning_tokens",
     "reasoning_tokens", "thoughtsTokenCount",
 )  # fmt: skip
@@ -62,7 +69,7 @@ def read_claim(given: object) -> Claim:
     the total alone. Where the prompt is told without what was read from a cache or written to one
     (Anthropic's names), these are added, since they are billed as well.
     """
-    if not isinstance(given, Mapping):
+    if not isinstance(given, dict):
         return NO_CLAIM
     prompt, completion = _first(given, _PROMPT), _first(given, _COMPLETION)
     cached, written = _first(given, _CACHED) or 0, _first(given, _WRITTEN) or 0
@@ -78,19 +85,22 @@ def read_claim(given: object) -> Claim:
     return Claim(prompt, completion, cached, min(written, most - cached), reasoning, told_cost(given))
 
 
-def _first(given: Mapping[str, Any], paths: tuple[str, ...]) -> int | None:
+def _first(given: Mapping[str, Any], paths: tuple[tuple[str, str], ...]) -> int | None:
     """The first of several places that holds a count."""
-    for path in paths:
-        value: object = given
-        for name in path.split("."):
-            value = value.get(name) if isinstance(value, Mapping) else None
-        if (count := _count(value)) is not None:
+    for name, inner in paths:
+        if (value := given.get(name)) is None:
+            continue
+        if inner:
+            value = value.get(inner) if isinstance(value, dict) else None
+        if value is not None and (count := _count(value)) is not None:
             return count
     return None
 
 
 def _count(value: object) -> int | None:
     """A number of tokens: not negative, not infinite, not a truth value. Digits in a text are read."""
+    if type(value) is int:
+        return value if 0 <= value < MOST_TOKENS else None
     if isinstance(value, str) and value.strip().isdecimal():
         value = int(value.strip()[:12])
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
