@@ -12,7 +12,7 @@ import typer
 
 from engine.cli.options import Fields, JsonOption, checked, engine_fields, flag_of, takes, takes_settings
 from engine.collect.setting_fields import DEFAULTS, Declared, Quota, setting
-from engine.environment import check_key, checked_url, default_url, server_values, text_of_file
+from engine.environment import OPENAI_KEY, check_key, checked_url, default_url, server_values, text_of_file
 from store.errors import UsageError
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def _collect_pool(task: str, pool: str, asked: Asking, options: dict[str, Any]) 
     from engine.collect.rows import pool_of
     from engine.run.collect import collect
 
-    check_key(options["api_key_env"])
+    check_key(options.get("api_key_env", OPENAI_KEY))
     settings = settings_from(options, task)
     rows = pool_of(settings, pool)
     raise typer.Exit(collect(settings, rows, asked.run, asked.yes, asked.quiet, typer.confirm))
@@ -79,7 +79,7 @@ def _collect_contests(
     from engine.collect.rows import contests_of
     from engine.run.collect import collect
 
-    check_key(options["api_key_env"])
+    check_key(options.get("api_key_env", OPENAI_KEY))
     settings = settings_from(options, task, **own)
     rows = contests_of(settings, answers, questions)
     raise typer.Exit(collect(settings, rows, asked.run, asked.yes, asked.quiet, typer.confirm))
@@ -213,7 +213,7 @@ def settings_from(options: Mapping[str, Any], task: str, **own: Any) -> "Setting
     urls = [checked_url(url) for url in options.get("base_url") or [default_url()]]
     if len({url.lower() for url in urls}) < len(urls):
         raise UsageError("--base-url was given twice with the same address")
-    key = options.get("api_key_env", "OPENAI_API_KEY")
+    key = options.get("api_key_env", OPENAI_KEY)
     quota = {name: options[name] for name in Quota.model_fields if name in options}
     others = [{**quota, **server_values(url, key)} for url in urls[1:]]
     kept = {name: value for name, value in options.items() if name in Settings.model_fields}
