@@ -295,7 +295,8 @@ class Asker:
         self.state.retry_causes[error.cause] += 1
         down = error.is_outage
         # A server that has answered nothing may fail for everybody, unless earlier runs know the row for it.
-        last = effort.spent >= self.terms.attempts and not (effort.suspect and error.cause != "timeout")
+        is_known = effort.suspect and error.cause != "timeout"
+        last = effort.spent >= self.terms.attempts > 1 and not is_known
         at_once = (down or last) and not self.endpoint.proven
         self.breaker.failed(effort, probe, str(error), down, at_once)
         if effort.spent >= self.terms.attempts:
