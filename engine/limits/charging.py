@@ -91,11 +91,15 @@ class Charging:
     def sent(self, size: RequestSize, now: float) -> Levels | None:
         """A request has gone; the levels at its admission, to be given back with its header."""
         self._advance(now)
+        if self._levels is None:
+            return None
         self._charge(*(self._cost(way, size, None) for way in (Charge.UPFRONT, Charge.LARGER)), 0.0)
         return self._levels
 
     def refused(self, size: RequestSize) -> None:
         """What was counted as sent was refused: it was never charged."""
+        if self._levels is None:
+            return
         self._charge(*(-self._cost(way, size, None) for way in (Charge.UPFRONT, Charge.LARGER)), 0.0)
 
     def _charge(self, *costs: float) -> None:

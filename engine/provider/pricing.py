@@ -164,6 +164,8 @@ class Prices:
         most = self._listed_worst(prompt_tokens, max_tokens)
         if told is None or told > (most * MOST_TOLD or MOST_TOLD_FREE) or (own and not told):
             told = own
+        if told == own <= most:
+            return Bill(told, own)
         if told and not most:
             self._least = max(self._least, told)
         over = max(told / Decimal(most or 1), told / Decimal(own) if own >= LEAST_COMPARED else Decimal(0))
@@ -240,12 +242,15 @@ def told_cost(usage: object, headers: Mapping[str, str] | None = None) -> int | 
     `usage.cost.total_cost`. xAI: `usage.cost_in_usd_ticks`. LiteLLM: a header.
     """
     said: Mapping[str, object] = usage if isinstance(usage, dict) else {}
+    header = headers.get("x-litellm-response-cost") if headers else None
+    if header is None and "cost" not in said and "cost_in_usd_ticks" not in said:
+        return None
     cost = said.get("cost")
     usd = _amount(cost.get("total_cost") if isinstance(cost, dict) else cost)
     if usd is None and (ticks := _amount(said.get("cost_in_usd_ticks"))) is not None:
         usd = ticks / TICKS
     if usd is None:
-        usd = _amount((headers or {}).get("x-litellm-response-cost"))
+        usd = _amount(header)
     if usd is not None and said.get("is_byok"):
         details = said.get("cost_details")
         upstream = _amount(details.get("upstream_inference_cost")) if isinstance(details, dict) else None
