@@ -41,7 +41,9 @@ def checked_url(url: str) -> str:
     url = url.strip()
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise UsageError(f"--base-url {url!r} is no address; expected for example http://127.0.0.1:8080/v1")
+        raise UsageError(
+            f"--base-url {url!r} is not an address; expected for example http://127.0.0.1:8080/v1"
+        )
     if parts.username or parts.password:
         raise UsageError("--base-url must not hold a password: give the key with --api-key-env")
     for name, _ in parse_qsl(parts.query, keep_blank_values=True):

@@ -44,7 +44,7 @@ def connect_writer(run: Path) -> sqlite3.Connection:
         (version,) = connection.execute("PRAGMA user_version").fetchone()
         if version > VERSION:
             if not is_newer(connection):
-                raise DamagedLedger(run / LEDGER, f"its version is told as {version}")
+                raise DamagedLedger(run / LEDGER, f"its version is given as {version}")
             raise RunFolderError(version_words(run / LEDGER, version))
         migrate(connection)
     except UnicodeDecodeError as error:  # in the words of SQLite, which quotes the schema

@@ -36,7 +36,7 @@ def connect_reader(run: Path) -> sqlite3.Connection:
         raise DamagedLedger(path, "its schema cannot be read") from error
     except sqlite3.DatabaseError as error:
         if is_foreign(error):
-            raise RunFolderError(f"{path} is no ledger: {error}{WAS_ONE}") from error
+            raise RunFolderError(f"{path} is not a ledger: {error}{WAS_ONE}") from error
         raise DamagedLedger(path, error) from error
 
 
@@ -48,7 +48,7 @@ def _checked(run: Path, path: Path, mode: str) -> sqlite3.Connection:
     if version == VERSION:
         return connection
     if version > VERSION and not is_newer(connection):
-        raise DamagedLedger(path, f"its version is told as {version}")
+        raise DamagedLedger(path, f"its version is given as {version}")
     connection.close()
     if not 0 < version < VERSION:
         raise RunFolderError(version_words(path, version))

@@ -40,7 +40,7 @@ def check_weights(folder: Path, wanted: Mapping[str, Shape]) -> None:
         missing = sorted(wanted.keys() - found.keys())
         raise UsageError(
             f"{folder}: {len(missing):,} weights are missing, such as {missing[0]}: config.json describes "
-            f"{described:,} parameters, and there are {held:,} at most; it is damaged or no whole model"
+            f"{described:,} parameters, and there are {held:,} at most; it is damaged or not a complete model"
         )
 
 

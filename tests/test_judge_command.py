@@ -294,7 +294,7 @@ def test_a_score_on_no_scale_is_a_bad_row(
         file.write(f'{{"question_id": 2, "text": "no", "score": [{score}, 7]}}\n')
     found = told(capsys, JudgeOptions(reviews=[path]))
     assert (found["pairs"][0]["sum_a"], found["sources"][0]["bad_rows"]) == (8.0, 1)
-    assert "line 2: score is no two numbers from 0 to 1,000,000" in found["sources"][0]["bad_shown"][0]
+    assert "line 2: score is not two numbers from 0 to 1,000,000" in found["sources"][0]["bad_shown"][0]
 
 
 def test_an_empty_file_of_reviews_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

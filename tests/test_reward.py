@@ -95,7 +95,7 @@ def test_a_killed_training_goes_on_as_if_nothing_had_been(ground: Path) -> None:
     leave_traces_of_a_kill(ground / "killed" / "training")
     said = tiny.train(*words, "--resume", kind="reward")
     assert "checkpoint-5 is passed over: it was not finished" in said
-    assert "going on from step 4" in said
+    assert "continuing from step 4" in said
     same_losses(ground, "killed")
     mine, plain = ((ground / out / "model.safetensors").read_bytes() for out in ("killed", "plain"))
     assert mine == plain

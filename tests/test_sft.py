@@ -130,7 +130,7 @@ def test_a_killed_training_goes_on_as_if_nothing_had_been(ground: Path, stage: i
     leave_traces_of_a_kill(ground / out / "training")
     said = tiny.train(*given(ground, out), *flags, "--resume")
     assert "checkpoint-5 is passed over: it was not finished" in said
-    assert "going on from step 4" in said
+    assert "continuing from step 4" in said
     same_losses(ground, out)
     assert not (ground / out / "torn.safetensors").exists()
     from transformers import AutoModelForCausalLM
@@ -156,7 +156,7 @@ def test_an_interrupted_training_stops_with_a_checkpoint_and_no_other_may_take_i
     assert "epochs: 20.0 -> 3.0" in refused
     assert "zero: None -> 0" in refused
     again = tiny.train(*given(ground, "interrupted"), code=2)
-    assert "holds a training already" in again
+    assert "holds a training run already" in again
 
 
 def test_a_lost_terminal_stops_a_training_with_a_checkpoint(ground: Path) -> None:
@@ -173,7 +173,9 @@ def test_a_lost_terminal_stops_a_training_with_a_checkpoint(ground: Path) -> Non
 
 def test_a_loss_that_is_no_number_ends_the_training_with_a_sentence(ground: Path) -> None:
     said = tiny.train(*given(ground, "diverged"), "--lr", 1e30, "--clip", 1e30, code=1)
-    assert re.search(r"training failed: the loss of step \d is (nan|inf): begin anew with a lower --lr", said)
+    assert re.search(
+        r"training failed: the loss of step \d is (nan|inf): start again with a lower --lr", said
+    )
 
 
 def test_lora_is_merged_into_a_plain_folder(ground: Path) -> None:

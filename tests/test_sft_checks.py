@@ -262,7 +262,7 @@ def test_why_a_training_process_ended_is_said(tmp_path: Path, monkeypatch: pytes
 
 def test_a_folder_that_cannot_be_written_ends_in_a_sentence(tmp_path: Path) -> None:
     with (
-        pytest.raises(TrainingFailed, match=r"metrics\.jsonl: No space left on device; --resume goes on"),
+        pytest.raises(TrainingFailed, match=r"metrics\.jsonl: No space left on device; --resume continues"),
         held_by(Folder(tmp_path), 0),
     ):
         raise OSError(errno.ENOSPC, "No space left on device", "metrics.jsonl")

@@ -152,7 +152,7 @@ def run(
     finally:
         processes.kill()
     if stopped:
-        raise Stopped(f"stopped with a checkpoint at step {stopped}; --resume goes on")
+        raise Stopped(f"stopped with a checkpoint at step {stopped}; --resume continues")
 
 
 @contextmanager

@@ -99,7 +99,9 @@ def begin(
     folder.same(identity)
     checkpoint = checkpoints.last_whole(folder.checkpoints, display.say)
     step = checkpoints.step_of(checkpoint) if checkpoint else 0
-    display.say(f"going on from step {step}" if checkpoint else "no whole checkpoint yet: from the beginning")
+    display.say(
+        f"continuing from step {step}" if checkpoint else "no complete checkpoint yet: from the beginning"
+    )
     forget_after(folder.metrics, step if checkpoint else -1)
     return checkpoint
 

@@ -63,7 +63,7 @@ class Folder:
         if (self.work / RUN).is_file():
             if not resume:
                 raise UsageError(
-                    f"{self.out} holds a training already: --resume goes on, or name another --out"
+                    f"{self.out} holds a training run already: --resume continues it, or name another --out"
                 )
         elif set(held) - {WORK}:
             raise UsageError(f"--out {self.out} holds something else ({held[0]}, …); name a new folder")
@@ -89,14 +89,14 @@ class Folder:
         try:
             before = dict(json.loads(told.read_bytes()))
         except (OSError, ValueError, TypeError) as error:
-            words = "begin anew with another --out, for what it was begun with is not known"
+            words = "start again with another --out: nobody knows what it was started with"
             raise UsageError(f"{told} cannot be read ({error}): {words}") from error
         now = json.loads(json.dumps(identity, default=str))
         found = _differences(before, now)
         if found:
             raise NotTheSame(
                 f"{self.out} cannot be resumed as another training ({'; '.join(found)}): "
-                "give what it was begun with, or begin anew with another --out"
+                "give what it was started with, or start again with another --out"
             )
 
     def publish(self) -> None:
@@ -121,7 +121,7 @@ def held_by(folder: Folder, node: int) -> Iterator[None]:
             yield
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        words = f"{where}{error.strerror or error}; --resume goes on once that is mended"
+        words = f"{where}{error.strerror or error}; --resume continues once that is fixed"
         raise TrainingFailed(words) from error
 
 

@@ -197,7 +197,7 @@ class Telling(TrainerCallback):
         step = state.global_step
         if not math.isfinite(logs["loss"]):  # which all processes see, for it is their mean
             raise TrainingFailed(
-                f"the loss of step {step} is {logs['loss']}: begin anew with a lower --lr, with --precision "
+                f"the loss of step {step} is {logs['loss']}: start again with a lower --lr, with --precision "
                 "fp32, or with another model"
             )
         if not state.is_world_process_zero:

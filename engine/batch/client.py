@@ -137,7 +137,7 @@ class BatchApi:
             while True:
                 data = getattr(page, "data", None)
                 if not isinstance(data, list):
-                    raise ServerFault("the reply cannot be read: it is no list", 502)
+                    raise ServerFault("the reply cannot be read: it is not a list", 502)
                 for item in data:
                     yield item
                 last = getattr(data[-1], "id", None) if data else None

@@ -58,14 +58,14 @@ class Fetcher:
             return glance
         count = results.missing
         if self.abandoned == row.remote:
-            self.say(f"batch {row.id}: {doubt}; {count:,} results are given up and asked for anew")
+            self.say(f"batch {row.id}: {doubt}; {count:,} results are given up and requested again")
             return glance
         read = results.requests - count
         raise ResultsUnreadable(
             f"the results of batch {row.remote} are incomplete after {FETCHES} fetches: {doubt.rstrip('.')}. "
             f"{read:,} of {results.requests:,} could be read. The others may be paid for, so nothing is "
-            "asked for anew. Run the same command again to fetch them again, or ask the provider about the "
-            f"batch. To ask for the {count:,} anew, and perhaps pay for them twice, add "
+            "requested again. Run the same command again to fetch them again, or ask the provider about the "
+            f"batch. To request the {count:,} again, and perhaps pay for them twice, add "
             f'--batch-abandon {row.remote} (in a recipe: batch_abandon = "{row.remote}")'
         )
 

@@ -113,7 +113,7 @@ def settings_of_stage(reader: sqlite3.Connection, stage: int) -> Settings:
         if (found := settings_in(text)) is not None:
             return found[0]
     raise UsageError(
-        f"the settings of stage {stage} are damaged; the next run of the same command writes them anew"
+        f"the settings of stage {stage} are damaged; the next run of the same command writes them again"
     )
 
 

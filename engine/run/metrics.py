@@ -247,7 +247,7 @@ class Board:
         from prometheus_client.metrics_core import HistogramMetricFamily
         from prometheus_client.utils import floatToGoString
 
-        metric = HistogramMetricFamily(LATENCY, "From asking to the whole answer", labels=LABELS)
+        metric = HistogramMetricFamily(LATENCY, "From request to complete answer", labels=LABELS)
         bounds = [*map(floatToGoString, LATENCY_BOUNDS), "+Inf"]
         for source in self._sources:
             spread = source.view.state.spread

@@ -33,7 +33,9 @@ def check(folder: Path) -> None:
 
 def _instead(folder: Path) -> str:
     if (folder / ADAPTER).is_file():
-        return "it holds a LoRA adapter only, without the model under it: merge them and save the whole"
+        return (
+            "it holds a LoRA adapter only, without the model under it: merge them and save the complete model"
+        )
     if any(folder.glob("*.gguf")):
         return f"no {CONFIG} there, but a GGUF file: give that file's name"
     return f"no {CONFIG} there"

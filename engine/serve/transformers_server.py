@@ -177,7 +177,7 @@ async def _streamed(
         if index not in open_rows:
             continue
         if row.finish == "error":
-            await _send(response, Refused(500, "the model could not go on", kind="server_error").body)
+            await _send(response, Refused(500, "the model could not continue", kind="server_error").body)
             return response
         finish, said = row.finish, row.said()
         delta = _news(sent[index], said)

@@ -108,7 +108,7 @@ def _is_own_page(request: web.Request) -> bool:
 
 def _closed(door: Door) -> web.Response:
     return door.show(
-        403, "This page needs its key", "Open it with the whole address that you were given (…/?token=…)."
+        403, "This page needs its key", "Open it with the complete address that you were given (…/?token=…)."
     )
 
 

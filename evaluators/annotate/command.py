@@ -18,7 +18,7 @@ def run_page(files: Files, run: Path, address: ListenAddress) -> None:
     with _opened(run) as votes:
         _begin(votes, files)
         serve(votes, run, address)
-        tell(f"{_count(votes)} in {run}; the same command goes on\n")
+        tell(f"{_count(votes)} in {run}; run the same command to continue\n")
 
 
 def run_mturk(files: Files, run: Path, out: Path) -> None:

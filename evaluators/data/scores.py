@@ -148,7 +148,7 @@ def sheets(report: dict[str, Any]) -> list[Sheet]:
         shares = [f"{count / one['n']:.1%}" if one["n"] else None for count in one["histogram"]]
         head = [name, one["n"], Span(one["mean"], one["low"], one["high"]), one["sd"], one["median"]]
         rows.append([*head, *shares, sum(one["outside"].values()), one["unscored"]])
-    notes = ["Share of each score; half points with the whole one below. Outside of 1-10 is no score."]
+    notes = ["Share of each score; half points with the whole one below. Values outside 1-10 are not scores."]
     if report["bad_rows"]:
         notes.append(f"{report['bad_rows']:,} rows could not be used.")
     return [Sheet("ScoreCounts", columns, rows, notes)]

@@ -128,9 +128,9 @@ def _fault(row: dict[str, Any]) -> str | None:
     if text is None and given is None:
         return "no review: neither text nor score"
     if not isinstance(text, str | None):
-        return f"text is no text: {text!r:.60}"
+        return f"text is not a string: {text!r:.60}"
     if given not in (None, UNREAD) and not _is_pair(given):
-        return f"score is no two numbers from 0 to {MOST:,}: {given!r:.60}"
+        return f"score is not two numbers from 0 to {MOST:,}: {given!r:.60}"
     if models is not None and not _is_pair_of_names(models):
         return f"models are no two names: {models!r:.60}"
     return None

@@ -91,7 +91,7 @@ def _outcomes(stages: list[StageInput]) -> list[Block]:
     rows = [(s.name, *(s.counts["outcomes"].get(o, 0) / ended[s.name] for o in kinds)) for s in stages]
     numbers = table("outcomes", ("stage", *(f"{o}:share" for o in kinds)), rows)
     caption = (
-        "How answers ended: stop is a whole answer, length one that ran into the bound on tokens; "
+        "How answers ended: stop is a complete answer, length one that ran into the bound on tokens; "
         "content_filter and refusal are the provider's own words for it; empty, other and tool_calls hold no "
         "answer. n: " + ", ".join(f"{name} {count:,}" for name, count in ended.items()) + "."
     )  # fmt: skip

@@ -129,4 +129,6 @@ def _overlap(evaluation: Evaluation, number: int) -> Iterator[Block]:
     yield Listing(table(f"overlap-{number}", heads, rows), words)
     whole = [name for name, t in tests.items() if t["whole"]]
     if whole:
-        yield Words(f"Some test rows stand whole in the training data: {', '.join(whole)}.", True)
+        yield Words(
+            f"Some test rows are completely contained in the training data: {', '.join(whole)}.", True
+        )
