@@ -130,8 +130,8 @@ def _weights(folder: Path, dtype: torch.dtype) -> Any:
     missing = sorted(told["missing_keys"])
     if missing:  # they would be drawn at random
         raise UsageError(
-            f"{folder}: {len(missing)} weights are missing, such as {missing[0]}: it is damaged or incomplete; "
-            f"{EXPECTED}"
+            f"{folder}: {len(missing)} weights are missing, such as {missing[0]}: it is damaged or "
+            f"incomplete; {EXPECTED}"
         )
     return model
 
