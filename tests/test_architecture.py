@@ -174,8 +174,8 @@ def test_the_trap_for_heavy_imports_works(heavy: dict[str, str]) -> None:
     [
         (
             "-c",
-            "import engine, engine.cli.app, engine.run.session, engine.cli.commands, engine.run.collect, "
-            "engine.run.status",
+            "import distill, engine, engine.cli.app, engine.run.session, engine.cli.commands, "
+            "engine.run.collect, engine.run.status",
         ),
         ("-m", "engine", "--help"),
         ("-m", "engine", "generate", "--help"),

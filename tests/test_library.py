@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import ast
 import asyncio
 import builtins
 import inspect
+import re
 import signal
 import sqlite3
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, contextmanager
 from pathlib import Path
+from queue import Queue
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, TypeVar
 
 import orjson
 import pyarrow.parquet
 import pytest
-from cli import KEY, MODEL, environment, rows, write_pool
+from cli import KEY, MODEL, ROOT, environment, rows, write_pool
 from judging import Judge
 from provider import Config, Provider
 from scripted import scripted
@@ -31,26 +34,32 @@ from store.extras import installed
 FREE = {"model": MODEL, "price_in": 0, "price_out": 0, "progress": False}
 
 
+T = TypeVar("T")
+
+
 @contextmanager
-def served(config: Config | None = None) -> Iterator[Provider]:
-    """A provider with a thread and a loop of its own: the calls under test may hold up theirs."""
-    provider, is_up, loop = Provider(config or Config()), threading.Event(), asyncio.new_event_loop()
-    end = asyncio.Event()
+def apart(serving: Callable[[], AbstractAsyncContextManager[T]]) -> Iterator[T]:
+    """A server with a thread and a loop of its own: the calls under test may hold up theirs."""
+    found: Queue[T] = Queue()
+    loop, end = asyncio.new_event_loop(), asyncio.Event()
 
     async def serve() -> None:
-        async with provider.running():
-            is_up.set()
+        async with serving() as server:
+            found.put(server)
             await end.wait()
 
     thread = threading.Thread(target=lambda: loop.run_until_complete(serve()))
     thread.start()
-    is_up.wait(10)
     try:
-        yield provider
+        yield found.get(timeout=10)
     finally:
         loop.call_soon_threadsafe(end.set)
         thread.join(10)
         loop.close()
+
+
+def served(config: Config | None = None) -> AbstractContextManager[Provider]:
+    return apart(Provider(config or Config()).running)
 
 
 @pytest.fixture(autouse=True)
@@ -386,3 +395,42 @@ def test_each_setting_of_a_command_is_in_the_help_and_signature_of_its_call() ->
 
 def test_all_that_is_public_is_there() -> None:
     assert all(getattr(distill, name).__doc__ for name in distill.__all__ if name != "__version__")
+
+
+# Documentation.
+
+PAGE = (ROOT / "docs" / "library.md").read_text()
+EXAMPLES = re.findall(r"^```python\n(.*?)^```$", PAGE, re.DOTALL | re.MULTILINE)
+NOT_RUN = re.findall(r"^```python notest\n(.*?)^```$", PAGE, re.DOTALL | re.MULTILINE)
+
+
+@evaluates
+def test_the_examples_of_the_documentation_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In the order of the page, in cells of a notebook: a loop is running."""
+    monkeypatch.chdir(tmp_path)
+    said: dict[str, Any] = {}
+
+    async def cells() -> None:
+        for number, example in enumerate(EXAMPLES):
+            code = compile(example, f"example {number}", "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+            if (waits := eval(code, said)) is not None:
+                await waits
+
+    with apart(lambda: scripted(Judge().answer)) as url:
+        monkeypatch.setenv("OPENAI_BASE_URL", url)
+        asyncio.run(cells())
+    assert said["result"].done == said["english"].done == 2
+    assert said["compared"].done == 4
+    assert "--rpm 0: must be greater than 0" in capsys.readouterr().out
+    assert (tmp_path / "report.html").exists()
+
+
+def test_the_examples_that_are_not_run_are_calls_of_ours() -> None:
+    calls = [node for text in NOT_RUN for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Call)]
+    assert len(calls) == 3
+    for call in calls:
+        assert isinstance(call.func, ast.Attribute)
+        named = {keyword.arg: None for keyword in call.keywords if keyword.arg}
+        inspect.signature(getattr(distill, call.func.attr)).bind(*call.args, **named)
