@@ -13,12 +13,12 @@ is asked on the terminal. docs/library.md has examples.
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from engine import __version__
 from engine.library import (
-    EXPORTED,
     Name,
     Result,
     Rows,
@@ -27,7 +27,6 @@ from engine.library import (
     ask_pool,
     beside,
     checked_settings,
-    known_names,
     stage_of_result,
     with_settings,
 )
@@ -44,8 +43,9 @@ if TYPE_CHECKING:
 __all__ = [
     "DistillError", "Estimate", "MissingExtra", "PoolError", "Progress", "Result", "RunFolderError",
     "StorageError", "UsageError", "__version__", "acompare", "aestimate", "agenerate", "ajudge", "answers",
-    "ascore", "atranslate", "compare", "estimate", "evaluate", "export", "generate", "judge", "rank",
-    "report", "score", "status", "to_dataset", "to_pandas", "train_reward", "train_sft", "translate",
+    "ascore", "atranslate", "compare", "estimate", "evaluate", "export", "failures", "generate",
+    "judge", "rank", "report", "score", "status", "to_dataset", "to_pandas", "train_reward", "train_sft",
+    "translate",
 ]  # fmt: skip
 
 
@@ -59,18 +59,13 @@ def estimate(
     **settings: Any,
 ) -> Estimate:
     """Tells what a pool will cost and how long it will take; with `run`, what remains of it."""
-    from engine.collect.other_settings import standing
-    from engine.collect.plan import plan_of
     from engine.collect.rows import pool_of
-    from engine.provider.tokens import tokenizer_for
-    from engine.run.collect import estimate_pool
+    from engine.run.collect import estimate_stage
 
     given = checked_settings(task, {"model": model, **settings}, "estimate")
     folder = Path(run) if run is not None else None
-    given.price()  # raises UsageError before the pool is counted
-    found = standing(folder, given, plan_of(given, tokenizer_for(given.model)))
     with spooled(pool, "pool") as given_file, rereadable(given_file) as file:
-        return estimate_pool(given, pool_of(given, file), folder, plan=found.plan)
+        return estimate_stage(given, pool_of(given, file), folder)[0]
 
 
 @with_settings
@@ -147,12 +142,21 @@ aestimate, agenerate, atranslate = beside(estimate), beside(generate), beside(tr
 ascore, acompare, ajudge = beside(score), beside(compare), beside(judge)
 
 
-def answers(run: Name, stage: str | None = None, **how: Any) -> Iterator[dict[str, Any]]:
-    """The answers of a stage, in the order of the pool, one by one. how: `format`, `outcome`, `min_margin`,
-    `reasoning` and `all_settings`, as `export` takes them."""
+def answers(
+    run: Name,
+    stage: str | None = None,
+    *,
+    format: str | None = None,
+    outcome: str = "stop,length",
+    min_margin: float = 0.0,
+    reasoning: Literal["drop", "keep", "inline"] = "drop",
+    all_settings: bool = False,
+) -> Iterator[dict[str, Any]]:
+    """The answers of a stage, in the order of the pool, one by one: the rows that `export` writes."""
     from engine.answers import answers_of
 
-    return answers_of(Path(run), stage_of_result(run, stage), **known_names("answers", how, EXPORTED))
+    stage = stage_of_result(run, stage)
+    return answers_of(Path(run), stage, format, outcome, min_margin, reasoning, all_settings)
 
 
 def to_pandas(run: Name, stage: str | None = None, **how: Any) -> "pandas.DataFrame":
@@ -173,17 +177,24 @@ def to_dataset(run: Name, stage: str | None = None, **how: Any) -> "datasets.Dat
     return datasets.Dataset.from_list(list(answers(run, stage, **how)))
 
 
-def export(run: Name, out: Name, stage: str | None = None, **how: Any) -> int:
+def export(
+    run: Name,
+    out: Name,
+    stage: str | None = None,
+    *,
+    format: str | None = None,
+    outcome: str = "stop,length",
+    min_margin: float = 0.0,
+    reasoning: Literal["drop", "keep", "inline"] = "drop",
+    all_settings: bool = False,
+) -> int:
     """Writes the answers as a data set, in the form that the file's name asks for; returns how many rows."""
     from engine.export import export_stage
 
-    how = {
-        "format": None,
-        "outcome": "stop,length",
-        "min_margin": 0.0,
-        **known_names("export", how, EXPORTED),
-    }
-    return export_stage(Path(run), out=Path(out), stage=stage_of_result(run, stage), **how).rows
+    stage = stage_of_result(run, stage)
+    return export_stage(
+        Path(run), format, Path(out), stage, outcome, min_margin, reasoning, all_settings
+    ).rows
 
 
 def status(run: Name) -> dict[str, Any]:
@@ -191,6 +202,13 @@ def status(run: Name) -> dict[str, Any]:
     from engine.run.status import status_of
 
     return status_of(Path(run))
+
+
+def failures(run: Name, stage: str | None = None, *, cause: str | None = None) -> Iterator[dict[str, Any]]:
+    """The rows that failed, each with the server's message: as `failures --json` prints them."""
+    from engine.run.status import failures_of
+
+    return map(asdict, failures_of(Path(run), stage_of_result(run, stage), cause))
 
 
 def train_sft(

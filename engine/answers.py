@@ -195,12 +195,12 @@ LINES: Mapping[str, Callable[[Iterator[Read], Settings, float], Iterator[dict[st
 
 def answers_of(
     run: Path,
-    stage: str | None = None,
-    format: str | None = None,
-    outcome: str = "stop,length",
-    min_margin: float = 0.0,
-    reasoning: str = "drop",
-    all_settings: bool = False,
+    stage: str | None,
+    format: str | None,
+    outcome: str,
+    min_margin: float,
+    reasoning: str,
+    all_settings: bool,
 ) -> Iterator[dict[str, Any]]:
     """The rows that `export` would write, one by one. format: None for what the stage's task makes, with the
     columns of Parquet where it answers a pool. Warns of answers that are damaged. Raises UsageError."""
@@ -209,18 +209,34 @@ def answers_of(
         check_format(format)
     number, name = stage_of(run, stage)
     with contextlib.closing(connect_reader(run)) as reader:
-        counted, damages = counting(reader, number), Damages(name)
-        settings = counted.settings
-        if format is None:
-            format = "parquet" if settings.task in ("generate", "translate") else SHAPES[settings.task][0]
-        check_task(format, settings.task, name)
-        check_reasoning(reasoning, format, settings.task, settings.field)
-        plans = None if all_settings else counted.plans
+        counted = counting(reader, number)
+    settings = counted.settings
+    if format is None:
+        format = "parquet" if "parquet" in SHAPES[settings.task] else SHAPES[settings.task][0]
+    check_task(format, settings.task, name)
+    check_reasoning(reasoning, format, settings.task, settings.field)
+    plans = None if all_settings else counted.plans
+    return _rows(run, number, name, settings, format, outcomes, plans, min_margin, reasoning)
+
+
+def _rows(
+    run: Path,
+    number: int,
+    name: str,
+    settings: Settings,
+    format: str,
+    outcomes: Sequence[str],
+    plans: Sequence[int] | None,
+    min_margin: float,
+    reasoning: str,
+) -> Iterator[dict[str, Any]]:
+    damages = Damages(name)
+    with contextlib.closing(connect_reader(run)) as reader:
         found = read_stage(reader, number, settings, format, outcomes, plans, Counter(), [], damages)
         if format in POOLED:
             made = line_of(format, settings.samples, settings.system, reasoning == "keep")
             yield from map(made, pooled_rows(found, settings, reasoning))
         else:
             yield from LINES[format](found, settings, min_margin)
-        if words := words_of([damages], run):
-            warnings.warn(words, stacklevel=2)
+    if words := words_of([damages], run):
+        warnings.warn(words, stacklevel=2)

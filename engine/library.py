@@ -94,28 +94,20 @@ def with_settings(call: Callable[P, T]) -> Callable[P, T]:
     return call
 
 
-EXPORTED = ("format", "outcome", "min_margin", "reasoning", "all_settings")
-
-
 def stage_of_result(run: Name, stage: str | None) -> str | None:
     return run.stage if stage is None and isinstance(run, Result) else stage
 
 
-def known_names(call: str, given: Mapping[str, Any], known: Iterable[str]) -> dict[str, Any]:
-    """Raises UsageError for a name that a call does not have."""
-    known = list(known)
+def checked_settings(task: str, given: Mapping[str, Any], call: str = "", **own: Any) -> "Settings":
+    """As the command of this name would understand its flags. What is None is not given. Raises
+    UsageError."""
+    given = {name: value for name, value in given.items() if value is not None}
+    known = engine_fields(call or task)
     for name in given:
         if name not in known:
             near = difflib.get_close_matches(name, known, 1, 0.75)
             hint = f"did you mean {near[0]}?" if near else f"it has {', '.join(known)}"
-            raise UsageError(f"{call} has no setting {name}; {hint}")
-    return {**given}
-
-
-def checked_settings(task: str, given: Mapping[str, Any], call: str = "", **own: Any) -> "Settings":
-    """As the command of this name would understand its flags. What is None is not given."""
-    given = {name: value for name, value in given.items() if value is not None}
-    known_names(call or task, given, engine_fields(call or task))
+            raise UsageError(f"{call or task} has no setting {name}; {hint}")
     check_key(given.get("api_key_env", OPENAI_KEY))
     return settings_from(given, task, **own)
 

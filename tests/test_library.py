@@ -214,6 +214,9 @@ def test_rows_that_fail_are_told_by_cause(tmp_path: Path) -> None:
         result = generate(p, tmp_path / "run")
     assert result.done == 4
     assert sum(result.failed.values()) == 1
+    (failure,) = distill.failures(result)
+    assert (failure["stage"], failure["id"], failure["status"]) == ("generate", "1", 400)
+    assert list(distill.failures(result, cause="timeout")) == []
 
 
 # Stopping.
@@ -298,9 +301,9 @@ def test_answers_are_those_that_export_writes(provider: Provider, tmp_path: Path
     distill.export(result, table)
     assert pyarrow.parquet.read_table(table).to_pylist() == list(distill.answers(result))
     with pytest.raises(distill.UsageError, match=r"^--format reviews: stage 'generate' "):
-        list(distill.answers(result, format="reviews"))
-    with pytest.raises(distill.UsageError, match=r"^export has no setting fromat; did you mean format"):
-        distill.export(result, table, fromat="alpaca")
+        distill.answers(result, format="reviews")  # at once, not with the first row
+    with pytest.raises(distill.RunFolderError, match=r"^no ledger in "):
+        distill.answers(tmp_path)
 
 
 def test_a_damaged_answer_is_warned_of(provider: Provider, tmp_path: Path) -> None:

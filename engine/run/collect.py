@@ -9,7 +9,7 @@ from random import Random
 
 from rich.text import Text
 
-from engine.collect.other_settings import settled, standing
+from engine.collect.other_settings import Standing, settled, standing
 from engine.collect.plan import Plan, plan_of
 from engine.collect.rows import Numbered, Surveyed
 from engine.collect.settings import MOST_CONCURRENT, Settings
@@ -71,6 +71,16 @@ def estimate_pool(
     index = (index or known_keys(run)).copy()
     found = survey(pool, plan, index, seconds, price_steps(settings))
     return told(settings, plan, found, observed(run, settings, pilot))
+
+
+def estimate_stage(
+    settings: Settings, pool: Surveyed, run: Path | None, pilot: int = 0
+) -> tuple[Estimate, Standing]:
+    """What `estimate` tells of all rows, and how the stage stands in its run.
+    Raises UsageError, PoolError."""
+    settings.price()  # raises UsageError before the pool is counted
+    found = standing(run, settings, plan_of(settings, tokenizer_for(settings.model)))
+    return estimate_pool(settings, pool, run, plan=found.plan, pilot=pilot), found
 
 
 def price_steps(settings: Settings) -> tuple[int, ...]:
