@@ -21,13 +21,14 @@ from typing import Any, TypeVar
 import orjson
 import pyarrow.parquet
 import pytest
-from cli import KEY, MODEL, ROOT, environment, rows, write_pool
+from cli import KEY, MODEL, ROOT, environment, rows, until, write_pool
 from judging import Judge
 from provider import Config, Provider
 from scripted import scripted
 
 import distill
 from engine.collect.build_settings import engine_fields
+from engine.collect.drain import DRAIN_SECONDS
 from engine.collect.setting_fields import TASKS
 from store.extras import installed
 
@@ -244,6 +245,21 @@ async def test_a_cancelled_coroutine_keeps_what_was_paid_and_continues(tmp_path:
         p.control(latency=0)
         assert (await distill.agenerate(rows(100), run=run, **asked)).done == 100
         assert p.counts.requests == 100
+
+
+async def test_a_second_cancel_does_not_wait_for_what_is_in_flight(tmp_path: Path) -> None:
+    async with Provider(Config(latency=60)).running() as p:
+        asked = distill.agenerate(rows(3), run=tmp_path / "run", base_url=p.base_url, **FREE)
+        running = asyncio.create_task(asked)
+        await until(lambda: p.counts.in_flight)
+        running.cancel()
+        await asyncio.sleep(0.1)
+        assert not running.done()
+        running.cancel()
+        async with asyncio.timeout(DRAIN_SECONDS / 2):
+            await asyncio.wait([running])
+    assert running.cancelled()
+    assert distill.status(tmp_path / "run")["unanswered"] == 1
 
 
 INTERRUPTED = """

@@ -133,7 +133,7 @@ def in_thread(work: Callable[[], T], control: Control) -> T:
             is_interrupted = True
             control.stop()
     if is_interrupted:
-        raise KeyboardInterrupt
+        raise KeyboardInterrupt from future.exception()
     return future.result()
 
 
