@@ -262,6 +262,22 @@ async def test_a_second_cancel_does_not_wait_for_what_is_in_flight(tmp_path: Pat
     assert distill.status(tmp_path / "run")["unanswered"] == 1
 
 
+async def test_a_cancel_in_a_signal_handler_is_heard_while_the_loop_sleeps(tmp_path: Path) -> None:
+    """Notebooks do so, and the handler does not wake the loop."""
+    loop = asyncio.get_running_loop()
+    with served(Config(latency=0.5)) as p:
+        begun, asked = loop.time(), {"base_url": p.base_url, **FREE, "concurrency": 1}
+        running = asyncio.create_task(distill.agenerate(rows(60), run=tmp_path / "run", **asked))
+        before = signal.signal(signal.SIGALRM, lambda *_: running.cancel())
+        try:
+            signal.setitimer(signal.ITIMER_REAL, 1.0)
+            await asyncio.wait([running])
+        finally:
+            signal.signal(signal.SIGALRM, before)
+    assert running.cancelled()
+    assert loop.time() - begun < 15
+
+
 INTERRUPTED = """
 import sys, distill
 def look(progress):

@@ -142,7 +142,9 @@ async def in_thread_async(work: Callable[[], T], control: Control) -> T:
     flight; when that is cancelled, too, it does not wait."""
     future = asyncio.wrap_future(_started(work, control))
     try:
-        return await asyncio.shield(future)
+        while not future.done():  # a notebook cancels in a signal handler, which does not wake its loop
+            await asyncio.wait([future], timeout=LIVE_SECONDS)
+        return future.result()
     except asyncio.CancelledError:
         while not future.done():
             control.stop()
