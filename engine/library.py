@@ -79,11 +79,12 @@ def with_settings(call: Callable[P, T]) -> Callable[P, T]:
     """The settings that a call takes by name, in its help and signature, where notebooks look for them."""
     name, shown = call.__name__, inspect.signature(call)
     own = [p for p in shown.parameters.values() if p.kind is not p.VAR_KEYWORD]
+    usuals = {"stage": name, **DEFAULTS[name]} if name in DEFAULTS else {}
     lent, lines = [], []
     for key, setting in engine_fields(name).items():
         if key in shown.parameters:
             continue
-        usual = DEFAULTS.get(name, {}).get(key, setting.default)
+        usual = usuals.get(key, setting.default)
         annotation = setting.annotation or Any
         lent.append(
             inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, default=usual, annotation=annotation)
@@ -108,8 +109,13 @@ def checked_settings(task: str, given: Mapping[str, Any], call: str = "", **own:
             near = difflib.get_close_matches(name, known, 1, 0.75)
             hint = f"did you mean {near[0]}?" if near else f"it has {', '.join(known)}"
             raise UsageError(f"{call or task} has no setting {name}; {hint}")
-    check_key(given.get("api_key_env", OPENAI_KEY))
     return settings_from(given, task, **own)
+
+
+def _settings_to_ask(task: str, given: Mapping[str, Any], **own: Any) -> "Settings":
+    settings = checked_settings(task, given, **own)
+    check_key(given.get("api_key_env") or OPENAI_KEY)
+    return settings
 
 
 def ask_pool(
@@ -117,7 +123,7 @@ def ask_pool(
 ) -> Result:
     from engine.collect.rows import pool_of
 
-    settings = checked_settings(task, given)
+    settings = _settings_to_ask(task, given)
     with spooled(pool, "pool") as file:
         return _asked(settings, pool_of(settings, file), run, yes, progress)
 
@@ -134,7 +140,7 @@ def ask_about(
 ) -> Result:
     from engine.collect.rows import contests_of
 
-    settings = checked_settings(task, given, **own)
+    settings = _settings_to_ask(task, given, **own)
     with contextlib.ExitStack() as stack:
         files = [stack.enter_context(spooled(rows, f"answers{n}")) for n, rows in enumerate(answers, 1)]
         asked = None if questions is None else stack.enter_context(spooled(questions, "questions"))

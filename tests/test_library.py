@@ -379,6 +379,7 @@ def test_an_estimate_costs_nothing(tmp_path: Path) -> None:
     assert (told.requests, told.bound_by) == (100, "requests")
     assert told.cost_usd is not None
     assert told.cost_usd.low < told.cost_usd.expected < told.cost_usd.high
+    distill.estimate(rows(1), model=MODEL, api_key_env="NO_SUCH_KEY")  # nothing is sent
     with pytest.raises(distill.UsageError, match=r"^estimate has no setting batch_tokens"):
         distill.estimate(rows(1), model=MODEL, batch_tokens=1)
 
@@ -426,6 +427,8 @@ def test_each_setting_of_a_command_is_in_the_help_and_signature_of_its_call() ->
             assert set(engine_fields(name)) <= set(known), name
             assert "settings" not in known
             assert "requests per minute" in (call.__doc__ or "")
+    translate = inspect.signature(distill.translate).parameters
+    assert (translate["stage"].default, translate["max_tokens"].default) == ("translate", 1024)
 
 
 def test_all_that_is_public_is_there() -> None:
