@@ -1,43 +1,36 @@
 """`distill export`: the answers of a stage as a data set, in the form that the file's name asks for.
 
-The task of the stage decides which formats there are. Texts are read from the raw replies at export time,
-so a better parser costs no second request.
+What the rows are, and which formats there are, is in answers.py. Here they are written, and what was left out
+is counted.
 """
 
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from itertools import groupby
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import orjson
 
+from engine.answers import (
+    LINES,
+    POOLED,
+    SHAPES,
+    Read,
+    check_format,
+    check_outcomes,
+    check_reasoning,
+    check_task,
+    pooled_rows,
+    read_stage,
+)
 from engine.collect.other_settings import Other, counting
-from engine.collect.plan import role
 from engine.collect.settings import Settings
-from engine.provider.responses import stored_answer
-from engine.tasks.datasets import agreed, comparison_line, comparisons, ranking_line, review_line, verdict
-from engine.tasks.task import Task
 from engine.terminal import plain, tell
 from store.damage import Damages, words_of
-from store.datasets import ExportRow, Stored, check_name, question, stored, write, write_lines
-from store.errors import UsageError
+from store.datasets import check_name, write, write_lines
 from store.files import is_stdout, shape_of
 from store.queries import connect_reader, stage_of, stage_status
-from store.records import OUTCOMES, Instruction
-
-POOLED = ("alpaca", "chat", "parquet")
-SHAPES: Mapping[str, Sequence[str]] = {
-    "generate": (*POOLED, "candidates"),
-    "translate": POOLED,
-    "score": ("comparisons", "scores"),
-    "compare": ("comparisons",),
-    "judge": ("reviews",),
-}
-REASONING = ("drop", "keep", "inline")
-Read = tuple[Stored, Any, Any]  # what is stored, the row, what its reply amounts to
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,22 +120,12 @@ def export_stage(
         settings = counted.settings
         format = format or _usual_format(settings.task, out)
         check_name(out, format)
-        _check(format, settings.task, name)
+        check_task(format, settings.task, name)
         check_reasoning(reasoning, format, settings.task, settings.field)
         left_out: Counter[str] = Counter()
-        plans = None if all_settings else counted.plans
-        rows = stored(
-            reader,
-            number,
-            outcomes,
-            unparsed=format == "reviews",
-            left_out=left_out,
-            plans=plans,
-            damages=damages,
-        )
         unread: list[int] = []
-        answered = _answered(rows, outcomes, left_out)
-        found = _read(answered, role(settings), unread, format == "reviews", damages)
+        plans = None if all_settings else counted.plans
+        found = read_stage(reader, number, settings, format, outcomes, plans, left_out, unread, damages)
         pairs: Counter[str] = Counter()
         count = _write(
             out, format, _counting_pairs(found, settings.task, pairs), settings, min_margin, reasoning
@@ -177,133 +160,10 @@ def _counting_pairs(found: Iterator[Read], task: str, pairs: Counter[str]) -> It
         yield row, item, record
 
 
-def check_format(format: str) -> None:
-    """Raises UsageError for a shape that nobody knows."""
-    every = dict.fromkeys(shape for shapes in SHAPES.values() for shape in shapes)
-    if format not in every:
-        raise UsageError(f"--format {format}: unknown; there are {', '.join(every)}")
-
-
-def check_outcomes(given: str) -> tuple[str, ...]:
-    outcomes = tuple(name.strip() for name in given.split(",") if name.strip())
-    for name in outcomes:
-        if name not in OUTCOMES:
-            raise UsageError(f"--outcome {name}: unknown; there are {', '.join(OUTCOMES)}")
-    return outcomes
-
-
-def _check(format: str, task: str, stage: str) -> None:
-    if format not in SHAPES[task]:
-        shapes = " or ".join(SHAPES[task])
-        raise UsageError(f"--format {format}: stage '{stage}' ({task}) is exported as {shapes}")
-
-
-def check_reasoning(given: str, format: str, task: str, field: str | None = None) -> None:
-    """Raises UsageError where the data set has no place for thinking."""
-    if given not in REASONING:
-        raise UsageError(f"--reasoning {given}: unknown; there are {', '.join(REASONING)}")
-    if given == "drop":
-        return
-    if format not in POOLED:
-        raise UsageError(
-            f"--reasoning {given}: {format} hold no thinking; export it as {', '.join(POOLED)}, or leave it "
-            "out (--reasoning drop)"
-        )
-    if given == "inline" and task == "translate" and field != "output":
-        raise UsageError(
-            "--reasoning inline: these rows are translated instructions without an answer to put it before; "
-            "--reasoning keep gives the translator's thinking a field of its own"
-        )
-
-
-def _answered(
-    rows: Iterator[Stored], outcomes: Sequence[str], left_out: Counter[str]
-) -> Iterator[tuple[Stored, bool]]:
-    """The rows with what their replies hold, and whether that can be read. Empty answers are left out,
-    also those that older versions stored under another outcome."""
-    for row in rows:
-        found = stored_answer(row.raw)
-        text, reasoning = map(clean, found or ("", ""))
-        if found and not text.strip() and row.outcome in ("stop", "length") and "empty" not in outcomes:
-            left_out["empty"] += 1
-            continue
-        yield replace(row, text=text, reasoning=reasoning.strip()), found is not None
-
-
-def _read(
-    rows: Iterator[tuple[Stored, bool]], task: Task, unread: list[int], keep: bool, damages: Damages
-) -> Iterator[Read]:
-    """What the replies amount to; those that cannot be read are counted, and kept only if wanted."""
-    for row, is_readable in rows:
-        try:
-            item = task.decode(row.item)
-        except (LookupError, TypeError, AttributeError, ValueError) as error:  # of a damaged row
-            damages.add(row.position, f"it cannot be read ({type(error).__name__})", row.item.get("id"))
-            continue
-        if not (is_readable or row.has_checksum):  # it could be read when it was stored
-            damages.add(row.position, "it cannot be read", row.item.get("id"))
-            continue
-        record = task.record(item, row.text) if is_readable else None
-        if record is None and not keep:
-            unread.append(row.position)
-            continue
-        yield row, item, record
-
-
-def clean(text: str) -> str:
-    """Lone surrogates become U+FFFD: no file of UTF-8 can hold them."""
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-
-
 def _write(
     out: Path, format: str, found: Iterator[Read], settings: Settings, min_margin: float, reasoning: str
 ) -> int:
     if format not in POOLED:
-        return write_lines(out, map(orjson.dumps, _LINES[format](found, settings, min_margin)))
-    answers = (_answer(row, record, reasoning) for row, _, record in found)
-    if settings.task == "translate" and settings.field != "output":  # a pool again: nothing answered yet
-        answers = (replace(answer, item=replace(answer.item, output="")) for answer in answers)
+        return write_lines(out, map(orjson.dumps, LINES[format](found, settings, min_margin)))
+    answers = pooled_rows(found, settings, reasoning)
     return write(out, format, answers, settings.samples, settings.system, reasoning == "keep")
-
-
-def _answer(row: Stored, record: Instruction, reasoning: str) -> ExportRow:
-    """A line of a data set; its thinking in a place of its own, before the answer, or nowhere."""
-    if reasoning == "inline" and row.reasoning:
-        record = replace(record, output=f"<think>\n{row.reasoning}\n</think>\n\n{record.output}")
-    kept = row.reasoning if reasoning == "keep" else None
-    return ExportRow(record, row.sample, row.outcome, row.model, kept)
-
-
-def _comparison_lines(
-    found: Iterator[Read], settings: Settings, min_margin: float
-) -> Iterator[dict[str, Any]]:
-    said = ((item, record) for _, item, record in found)
-    pairs = agreed(said) if settings.task == "compare" else comparisons(said, min_margin)
-    return map(comparison_line, pairs)
-
-
-def _candidate_lines(
-    found: Iterator[Read], settings: Settings, min_margin: float
-) -> Iterator[dict[str, Any]]:
-    """All answers to a row, as `rank` takes them; the prompt as comparisons and scores have it."""
-    for _, group in groupby(found, key=lambda read: read[0].position):
-        answers = [(item, record.output) for _, item, record in group]
-        item = answers[0][0]
-        yield {"id": item.id, "prompt": question(item), "candidates": [text for _, text in answers]}
-
-
-def _score_lines(found: Iterator[Read], settings: Settings, min_margin: float) -> Iterator[dict[str, Any]]:
-    return (ranking_line(item, record) for _, item, record in found)
-
-
-def _review_lines(found: Iterator[Read], settings: Settings, min_margin: float) -> Iterator[dict[str, Any]]:
-    judge = {"judge": settings.model}
-    return (review_line(verdict(item, record, row.text)) | judge for row, item, record in found)
-
-
-_LINES: Mapping[str, Callable[[Iterator[Read], Settings, float], Iterator[dict[str, Any]]]] = {
-    "comparisons": _comparison_lines,
-    "scores": _score_lines,
-    "candidates": _candidate_lines,
-    "reviews": _review_lines,
-}

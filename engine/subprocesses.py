@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 from typing import IO
@@ -58,6 +59,9 @@ def run_to_end(words: Sequence[str], stdout: IO[bytes], on_our_death: int) -> in
 
 @contextlib.contextmanager
 def _handled(stop: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():  # which alone may handle them
+        yield
+        return
     numbers = stop_signals()
     before = [signal.signal(number, stop) for number in numbers]
     try:

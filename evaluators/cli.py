@@ -3,15 +3,20 @@
 Part of the command line, so it may use every package. Imports only what help needs.
 """
 
+import contextlib
+import io
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.exceptions import TyperException
 
 from engine.cli.options import JsonOption, takes
 from engine.collect.setting_fields import Declared, setting
 from evaluators import cli_data as data_cli
 from evaluators.cli_data import CsvOption
+from store.errors import UsageError
 from store.extras import needs
 from trainers.cli import QuietOption, RewardOption, quieten
 
@@ -208,6 +213,35 @@ def annotate(
         run_mturk(files, run, asked.mturk)
     else:
         run_page(files, run, ListenAddress(asked.host, asked.port, asked.allow_host))
+
+
+def evaluated(what: str, files: Sequence[str], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What `evaluate WHAT FILES… --json` prints. settings: flags by name, with underscores.
+    Raises UsageError."""
+    import orjson
+
+    commands: Any = typer.main.get_command(app)
+    if what not in commands.commands:
+        raise UsageError(f"evaluate {what}: unknown; there are {', '.join(commands.commands)}")
+    command = commands.commands[what]
+    flags = {max(p.opts, key=len).lstrip("-").replace("-", "_"): p for p in command.params}
+    words = [*files, "--json"]
+    for name, value in settings.items():
+        if name not in flags:
+            raise UsageError(f"evaluate {what} has no setting {name}; it has {', '.join(flags)}")
+        for one in value if isinstance(value, list | tuple) else [value]:
+            if isinstance(one, bool):
+                words += flags[name].opts if one else flags[name].secondary_opts
+            elif one is not None:
+                words += [max(flags[name].opts, key=len), str(one)]
+    printed = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(printed):
+            command.main(words, standalone_mode=False)
+    except TyperException as error:
+        raise UsageError(f"evaluate {what}: {error.format_message()}") from None
+    found: dict[str, Any] = orjson.loads(printed.getvalue())
+    return found
 
 
 @needs("evaluate", purpose="a report")

@@ -24,6 +24,7 @@ from store.records import OUTCOMES, Instruction
 from store.schema import STAGE_SHIFT
 
 PARQUET_ROWS = 10_000
+OF_THE_ROW, OF_THE_ANSWER = ("instruction", "input", "output", "id"), ("sample", "outcome", "model")
 KNOWN = {*OUTCOMES, "unparsed"}
 
 POSITIONS = 512  # read together; of a page that is damaged each alone
@@ -165,7 +166,7 @@ def write(
             return count
     if format != "chat" and shape_of(path).kind == "csv":
         return _write_csv(path, rows, samples, reasoning)
-    return write_lines(path, map(_chat_line(system) if format == "chat" else _alpaca_line(samples), rows))
+    return write_lines(path, map(orjson.dumps, map(line_of(format, samples, system, reasoning), rows)))
 
 
 def check_name(path: Path, format: str) -> None:
@@ -215,8 +216,21 @@ def _write_csv(path: Path, rows: Iterator[ExportRow], samples: int, reasoning: b
     return count
 
 
-def _alpaca_line(samples: int) -> Callable[[ExportRow], bytes]:
-    def line(answer: ExportRow) -> bytes:
+Line = Callable[[ExportRow], dict[str, Any]]
+
+
+def line_of(format: str, samples: int, system: str | None, reasoning: bool) -> Line:
+    """What makes a row of a data set of an answer. alpaca, chat or parquet."""
+    if format == "parquet":
+        further = [*OF_THE_ANSWER, *(["reasoning"] if reasoning else [])]
+        return lambda row: (
+            {n: getattr(row.item, n) for n in OF_THE_ROW} | {n: getattr(row, n) for n in further}
+        )
+    return _chat_line(system) if format == "chat" else _alpaca_line(samples)
+
+
+def _alpaca_line(samples: int) -> Line:
+    def line(answer: ExportRow) -> dict[str, Any]:
         item = answer.item
         row = {
             "instruction": item.instruction,
@@ -226,7 +240,7 @@ def _alpaca_line(samples: int) -> Callable[[ExportRow], bytes]:
         }
         if answer.reasoning is not None:
             row["reasoning"] = answer.reasoning
-        return orjson.dumps({**row, "sample": answer.sample} if samples > 1 else row)
+        return {**row, "sample": answer.sample} if samples > 1 else row
 
     return line
 
@@ -236,15 +250,15 @@ def question(item: Instruction) -> str:
     return f"{item.instruction}\n\n{item.input}" if item.input else item.instruction
 
 
-def _chat_line(system: str | None) -> Callable[[ExportRow], bytes]:
+def _chat_line(system: str | None) -> Line:
     head = [{"role": "system", "content": system}] if system else []
 
-    def line(answer: ExportRow) -> bytes:
+    def line(answer: ExportRow) -> dict[str, Any]:
         item = answer.item
         said = {"role": "assistant", "content": item.output}
         if answer.reasoning is not None:
             said["reasoning_content"] = answer.reasoning
-        return orjson.dumps({"messages": [*head, {"role": "user", "content": question(item)}, said]})
+        return {"messages": [*head, {"role": "user", "content": question(item)}, said]}
 
     return line
 
@@ -271,8 +285,8 @@ def _write_parquet(file: IO[bytes], rows: Iterator[ExportRow], samples: int, rea
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    own = ["instruction", "input", "output", "id"]
-    names = [*own, "sample", "outcome", "model", *(["reasoning"] if reasoning else [])]
+    own = OF_THE_ROW
+    names = [*own, *OF_THE_ANSWER, *(["reasoning"] if reasoning else [])]
     schema = pa.schema([(name, pa.int32() if name == "sample" else pa.string()) for name in names])
     count = 0
     with pq.ParquetWriter(file, schema) as writer:

@@ -6,14 +6,17 @@ at the end. Deliberately knows nothing about models, prompts or the ledger.
 """
 
 import io
+import os
 import shutil
 import stat
 import tempfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
+
+import orjson
 
 from store.columns import as_text, missing, no_text, with_known_names
 from store.errors import PoolError
@@ -189,3 +192,30 @@ def rereadable(source: str) -> Iterator[str]:
             yield str(copy)
         except PoolError as error:
             raise PoolError(str(error).replace(str(copy), source)) from None
+
+
+@contextmanager
+def spooled(rows: str | os.PathLike[str] | Iterable[Any], name: str) -> Iterator[str]:
+    """A file with the rows that a program holds, for as long as it is wanted; a file is itself. name: of the
+    file, without its ending. A DataFrame gives its rows. Raises PoolError."""
+    if isinstance(rows, str | os.PathLike):
+        yield os.fspath(rows)
+        return
+    with tempfile.TemporaryDirectory(prefix="distill-") as folder:
+        path = Path(folder) / f"{name}.jsonl"
+        _spool(rows, path)
+        try:
+            yield str(path)
+        except PoolError as error:
+            raise PoolError(str(error).replace(str(path), path.name)) from None
+
+
+def _spool(rows: Iterable[Any], path: Path) -> None:
+    if hasattr(rows, "itertuples"):  # a DataFrame itself gives the names of its columns
+        rows = rows.to_dict("records")  # type: ignore[attr-defined]
+    with path.open("wb") as file:
+        for number, row in enumerate(rows, 1):
+            try:
+                file.write(orjson.dumps(row, option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_APPEND_NEWLINE))
+            except TypeError as error:
+                raise PoolError(f"{path.name}: row {number} cannot be written as JSON: {error}") from error

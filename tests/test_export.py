@@ -13,8 +13,8 @@ import pytest
 from ledgers import PLAN, Book, chat, item, opened, reply, request
 
 import store.datasets
-from engine.export import POOLED as FORMATS
-from engine.export import check_format, clean
+from engine.answers import POOLED as FORMATS
+from engine.answers import check_format, clean
 from engine.provider.responses import text_of
 from engine.tasks.generate import task
 from store.datasets import ExportRow, stored, write

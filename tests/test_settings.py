@@ -18,8 +18,8 @@ from terminals import on_terminal
 
 from engine.cli.app import PANELS as COMMAND_PANELS
 from engine.cli.app import app
-from engine.cli.ask import settings_from
-from engine.cli.options import engine_fields, flag_of, kind_of, usual
+from engine.cli.options import kind_of, usual
+from engine.collect.build_settings import engine_fields, flag_of, settings_from
 from engine.collect.setting_fields import ALL, DEFAULTS, FLAGGED, PANELS, POOLED, TASKS, declared
 from engine.collect.settings import Settings
 from engine.recipe.load import load

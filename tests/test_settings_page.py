@@ -17,7 +17,8 @@ if __name__ == "__main__":
 from pydantic import BaseModel  # noqa: E402
 from pydantic.fields import FieldInfo  # noqa: E402
 
-from engine.cli.options import flag_of, usual  # noqa: E402
+from engine.cli.options import usual  # noqa: E402
+from engine.collect.build_settings import flag_of  # noqa: E402
 from engine.collect.setting_fields import ALL, FLAGGED, PANELS, declared  # noqa: E402
 from engine.recipe.schema import EndpointTable, Recipe, StageTable, TeacherTable  # noqa: E402
 from trainers.config import RewardRecipe, SftRecipe  # noqa: E402

@@ -75,6 +75,25 @@ async def test_the_command_line_collects_and_exports(venv: Path, tmp_path: Path)
     ]
 
 
+CALLS = """
+import sys, distill
+result = distill.generate([{"instruction": "Say hello."}], run="run", model="gpt-4", base_url=sys.argv[1],
+                          price_in=0, price_out=0, progress=False)
+print(result.done, *(row["instruction"] for row in distill.answers(result)))
+"""
+
+
+async def test_the_library_collects(venv: Path, tmp_path: Path) -> None:
+    async with Provider().running() as p:
+        process = await asyncio.create_subprocess_exec(
+            str(venv / "bin" / "python"), "-c", CALLS, p.base_url, cwd=tmp_path,
+            stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+            env={name: value for name, value in environment().items() if name != "PYTHONPATH"},
+        )  # fmt: skip
+        out, err = await asyncio.wait_for(process.communicate(), 60)
+    assert (out.decode(), err.decode()) == ("1 Say hello.\n", "")
+
+
 async def test_the_recipes_and_the_pool_of_the_demo_are_inside(venv: Path, tmp_path: Path) -> None:
     for name in ("small.toml", "recipes/small.toml"):
         ended = await distill(venv, tmp_path, "run", name, "--run", "run", "--dry-run", "--json")

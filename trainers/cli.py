@@ -44,11 +44,7 @@ def sft(
     options: dict[str, Any],
 ) -> None:
     """Fine-tune a student on instructions and answers."""
-    told = recipe_from(SftRecipe, options, recipe)
-    _require_training(told.model)
-    from trainers.sft import run_sft
-
-    raise typer.Exit(run_sft(told, resume, quiet, os.environ))
+    raise typer.Exit(run_training(recipe_from(SftRecipe, options, recipe), resume, quiet))
 
 
 @app.command()
@@ -62,14 +58,10 @@ def reward(
     options: dict[str, Any],
 ) -> None:
     """Train a reward model on comparisons of answers."""
-    told = recipe_from(RewardRecipe, options, recipe)
-    _require_training(told.model)
-    from trainers.reward import run_reward
-
-    raise typer.Exit(run_reward(told, resume, quiet, os.environ))
+    raise typer.Exit(run_training(recipe_from(RewardRecipe, options, recipe), resume, quiet))
 
 
-@needs("train", purpose="ranking answers")
+@needs("train")
 def rank(
     reward: RewardOption,
     candidates: Annotated[
@@ -85,16 +77,30 @@ def rank(
     quiet: QuietOption = False,
 ) -> None:
     """Rank candidates with a reward model, the best first."""
+    raise typer.Exit(run_ranking(reward, candidates, out, split, quiet))
+
+
+def run_ranking(reward: Path, candidates: Path, out: Path, split: Path | None, quiet: bool) -> int:
+    """Returns the exit code. Raises UsageError."""
+    require("train", purpose="ranking answers")
     quieten()
     from trainers.rank import run_rank
 
-    raise typer.Exit(run_rank(reward, candidates, out, quiet, split))
+    return run_rank(reward, candidates, out, quiet, split)
 
 
-def _require_training(model: str) -> None:
-    """After the flags are known to be right, for what is missing may be gigabytes."""
+def run_training(told: SftRecipe | RewardRecipe, resume: bool, quiet: bool) -> int:
+    """Returns the exit code. What is missing may be gigabytes, and is told when the settings are known to be
+    right. Raises UsageError."""
     quieten()
-    require("train", *([SMOLLM2] if model == SMOLLM2 else []), purpose="training a model")
+    require("train", *([SMOLLM2] if told.model == SMOLLM2 else []), purpose="training a model")
+    if isinstance(told, SftRecipe):
+        from trainers.sft import run_sft
+
+        return run_sft(told, resume, quiet, os.environ)
+    from trainers.reward import run_reward
+
+    return run_reward(told, resume, quiet, os.environ)
 
 
 def quieten() -> None:

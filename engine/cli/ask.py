@@ -4,19 +4,15 @@ Thin: each reads flags and calls one function. `engine/cli/app.py` makes command
 what `--help` needs; each command imports its own work.
 """
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
-from engine.cli.options import Fields, JsonOption, checked, engine_fields, flag_of, takes, takes_settings
-from engine.collect.setting_fields import DEFAULTS, Declared, Quota, setting
-from engine.environment import OPENAI_KEY, check_key, checked_url, default_url, server_values, text_of_file
-from store.errors import UsageError
-
-if TYPE_CHECKING:
-    from engine.collect.settings import Settings
+from engine.cli.options import JsonOption, takes, takes_settings
+from engine.collect.build_settings import checked, engine_fields, settings_from
+from engine.collect.setting_fields import Declared, setting
+from engine.environment import OPENAI_KEY, check_key
 
 OPTIONS = "Options"
 
@@ -201,51 +197,6 @@ def import_(
     from engine.run.import_answers import run_import
 
     raise typer.Exit(run_import(settings_from(options, "generate"), file, run))
-
-
-def settings_from(options: Mapping[str, Any], task: str, **own: Any) -> "Settings":
-    """A checked value from flags and environment. Raises UsageError with the flag's name."""
-    from engine.collect.settings import Settings
-    from engine.provider.models import check_effort
-
-    fields = engine_fields(task)
-    _check_text(fields, options)
-    urls = [checked_url(url) for url in options.get("base_url") or [default_url()]]
-    if len({url.lower() for url in urls}) < len(urls):
-        raise UsageError("--base-url was given twice with the same address")
-    key = options.get("api_key_env", OPENAI_KEY)
-    quota = {name: options[name] for name in Quota.model_fields if name in options}
-    others = [{**quota, **server_values(url, key)} for url in urls[1:]]
-    kept = {name: value for name, value in options.items() if name in Settings.model_fields}
-    kept |= {"stage": options.get("stage") or task, "prompt": text_of_file(options.get("prompt"))}
-    kept |= {"param": _params(options.get("param", []))}
-    values = {**DEFAULTS[task], **kept, **own, **server_values(urls[0], key), "task": task, "others": others}
-    settings = checked(Settings, fields, values)
-    check_effort(settings.model, settings.traits, settings.reasoning_effort)
-    return settings
-
-
-def _check_text(fields: Fields, options: Mapping[str, Any]) -> None:
-    """Bytes of the command line that are not UTF-8 cannot be sent."""
-    for name, value in options.items():
-        for text in value if isinstance(value, list) else [value]:
-            if isinstance(text, str) and text != text.encode(errors="replace").decode():
-                raise UsageError(f"{flag_of(name, fields[name])} is not UTF-8")
-
-
-def _params(pairs: list[str]) -> dict[str, Any]:
-    import orjson
-
-    params: dict[str, Any] = {}
-    for pair in pairs:
-        name, equals, value = pair.partition("=")
-        if not (name and equals):
-            raise UsageError(f"--param {pair!r}: expected NAME=VALUE, for example --param seed=7")
-        try:
-            params[name] = orjson.loads(value)
-        except orjson.JSONDecodeError:
-            params[name] = value
-    return params
 
 
 ASKING = {

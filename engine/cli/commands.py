@@ -58,16 +58,11 @@ def _check_file(pool: "Surveyed") -> None:
 
 def run_estimate(settings: Settings, pool: "Surveyed", run: Path | None, sent: int, as_json: bool) -> int:
     """`estimate`: on stdout a table or one JSON object. sent: rows of the pilot."""
-    from engine.collect.other_settings import standing
-    from engine.collect.plan import plan_of
-    from engine.provider.tokens import tokenizer_for
-    from engine.run.collect import budget_warning, estimate_pool
+    from engine.run.collect import budget_warning, estimate_stage
     from engine.run.tables import print_estimate
 
     _check_file(pool)
-    settings.price()  # raises UsageError before the pool is counted
-    found = standing(run, settings, plan_of(settings, tokenizer_for(settings.model)))
-    told = estimate_pool(settings, pool, run, plan=found.plan, pilot=sent)
+    told, found = estimate_stage(settings, pool, run, sent)
     if as_json:
         shown = {**told.as_json(), "other_settings": found.as_json()}
         sys.stdout.write(orjson.dumps(shown).decode() + "\n")

@@ -9,7 +9,7 @@ from typing import Any
 
 import typer.core
 
-from engine.cli.options import flag_of
+from engine.collect.build_settings import flag_of
 from engine.collect.setting_fields import ALL, FLAGGED, declared
 from store.errors import UsageError
 

@@ -6,36 +6,23 @@ engine/collect/setting_fields.py and trainers/config.py.
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
 
 import typer
 
-from engine.collect.setting_fields import DEFAULTS, FLAGGED, PANELS, POOLED, TASKS, declared
-from store.errors import UsageError, wrong_value
+from engine.collect.build_settings import Fields, checked, engine_fields, flag_of
+from engine.collect.setting_fields import DEFAULTS, POOLED, TASKS, declared
 
 if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
 
-Fields = Mapping[str, "FieldInfo"]
 Command = Callable[..., None]
-Built = TypeVar("Built")
 
 JsonOption = Annotated[bool, typer.Option("--json", help="print one JSON object on standard output")]
 METAVARS = {bool: None, int: "N", float: "X", str: "TEXT", Path: "PATH"}  # of one value, by its type
 MEANT = {"estimate": POOLED, "import": POOLED[:1], "all": TASKS}  # the tasks that a command may be about
-
-
-def engine_fields(command: str) -> Fields:
-    """The settings that a command heeds, in the order of their use."""
-    found = [one for model in FLAGGED for one in model.model_fields.items()]
-    heeded = [(name, field) for name, field in found if command in declared(field)["commands"]]
-    return dict(sorted(heeded, key=lambda one: PANELS.index(declared(one[1])["panel"])))
-
-
-def flag_of(name: str, field: "FieldInfo") -> str:
-    return "--" + (declared(field).get("flag") or name).replace("_", "-")
 
 
 def usual(name: str, field: "FieldInfo", command: str = "") -> str:
@@ -107,18 +94,6 @@ def takes(
         return wrapper
 
     return with_flags
-
-
-def checked(build: Callable[..., Built], fields: Fields, values: Mapping[str, Any]) -> Built:
-    """A model of settings. Raises UsageError with the flag of a wrong value."""
-    from pydantic import ValidationError
-
-    try:
-        return build(**values)
-    except ValidationError as error:
-        problem = error.errors(include_url=False)[0]
-        name = next(str(part) for part in reversed(problem["loc"]) if part in fields)
-        raise UsageError(wrong_value(flag_of(name, fields[name]), problem)) from None
 
 
 def takes_settings(command: str, *names: str) -> Callable[[Command], Command]:

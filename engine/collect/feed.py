@@ -66,6 +66,7 @@ class FeedThread:
         self.known, self._run = Known(run, index), run
         self._loop = asyncio.get_running_loop()
         self._commands: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self.on_close: list[Callable[[], None]] = []  # called in the thread
         threading.Thread(target=self._serve, name="feed", daemon=True).start()
 
     async def run(self, work: Callable[[], Chunk], deliver: Callable[[Chunk], None]) -> Chunk:
@@ -92,6 +93,8 @@ class FeedThread:
     def _serve(self) -> None:
         while (command := self._commands.get()) is not None:
             command()
+        for close in self.on_close:
+            close()
         self.known.close()
 
     def _tell(self, callback: Callable[..., None], *values: object) -> None:
@@ -132,6 +135,7 @@ class Feed:
         self._page_start = -PAGE
         self._iterator: Iterator[Placed | BadRow | Gone | None] | None = None
         self._broken: PoolError | None = None  # told when the rows before it have been handed over
+        thread.on_close.append(self._close)
 
     async def chunk(self, want: int) -> Chunk:
         """The next stretch. It may hold no due request and not be the end. Raises PoolError."""
@@ -164,6 +168,10 @@ class Feed:
         if self._plan.limit is not None and self.rows_read >= self._plan.limit:
             raise StopIteration
         return next(self._iterator)
+
+    def _close(self) -> None:
+        """What is read of the pool is closed where a run has stopped early."""
+        self._iterator = None
 
     def _collect(self, want: int) -> Chunk:
         if self._broken:

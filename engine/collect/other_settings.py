@@ -144,9 +144,11 @@ def standing(run: Path | None, settings: Settings, plan: Plan) -> Standing:
         reader.close()
 
 
-def settled(found: Standing, settings: Settings, confirm: Callable[[str], bool], quiet: bool = False) -> Plan:
-    """The plan to run, when the user has said what becomes of answers under other settings. Raises
-    UsageError with the choices."""
+def settled(
+    found: Standing, settings: Settings, confirm: Callable[[str], bool] | None, quiet: bool = False
+) -> Plan:
+    """The plan to run, when the user has said what becomes of answers under other settings. confirm: None
+    where nobody can be asked. Raises UsageError with the choices."""
     if not found.others:
         return found.plan
     where = f"stage '{plain(settings.stage, 40)}': {found.words}"
@@ -154,7 +156,7 @@ def settled(found: Standing, settings: Settings, confirm: Callable[[str], bool],
         if not quiet:
             tell(f"{where}; they are asked again\n")
         return found.plan
-    if sys.stdin.isatty() and confirm(f"{where}. Ask them again under the new settings?"):
+    if confirm and sys.stdin.isatty() and confirm(f"{where}. Ask them again under the new settings?"):
         return found.plan
     raise UsageError(
         f"{where}: --reuse keeps these answers and asks only rows without one, --replace asks them again "

@@ -21,8 +21,9 @@ from typing import IO, Any
 
 import orjson
 
+from engine.answers import SHAPES
 from engine.collect.other_settings import counting
-from engine.export import SHAPES, export_stage
+from engine.export import export_stage
 from engine.recipe.schema import READ_THE_RUN, OfStage, OfStep, Recipe, Value
 from engine.recipe.steps import EVALUATIONS, MADE, WRITTEN, Flag, Step, folder_of, is_file, left_by
 from engine.subprocesses import command, run_to_end

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
-from engine.export import SHAPES, check_outcomes, check_reasoning
+from engine.answers import SHAPES, check_outcomes, check_reasoning
 from engine.recipe.schema import READ_THE_RUN, Member, OfStage, OfStep, Path_, Recipe, StageTable, Value
 from engine.serve.llama import SMOLLM2
 from store.answers import stem

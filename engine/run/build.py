@@ -29,6 +29,7 @@ from engine.limits.rate_limiter import Limiter
 from engine.provider.client import Client
 from engine.provider.pricing import FREE, UNKNOWN, Prices
 from engine.run import progress
+from engine.run.control import Control
 from engine.run.estimate import Estimate
 from store.errors import DistillError
 from store.key_index import KeyIndex
@@ -55,7 +56,7 @@ class StageJob:
 @dataclass(frozen=True, slots=True)
 class Job:
     """Stages to run in a folder that this process holds; `cap`: dollars for the whole folder, and
-    `knob`: what the user turns to raise it."""
+    `knob`: what the user turns to raise it. control: of whoever runs the job in a thread of its own."""
 
     stages: Sequence[StageJob]
     run: Path
@@ -64,6 +65,7 @@ class Job:
     quiet: bool
     metrics_port: int | None = None
     knob: str = "--budget"
+    control: Control | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,13 +9,14 @@ from random import Random
 
 from rich.text import Text
 
-from engine.collect.other_settings import settled, standing
+from engine.collect.other_settings import Standing, settled, standing
 from engine.collect.plan import Plan, plan_of
 from engine.collect.rows import Numbered, Surveyed
 from engine.collect.settings import MOST_CONCURRENT, Settings
 from engine.provider.tokens import tokenizer_for
 from engine.run.build import Job, StageJob, StageResult
 from engine.run.completion_tokens import UNSEEN, Paid, Range, Seen, effort_of, expected_completion
+from engine.run.control import Control
 from engine.run.estimate import Bound, DeclaredLimits, Estimate, Survey, estimate, extrapolated, survey
 from engine.run.result_tables import print_bad_rows, print_result
 from engine.run.session import run_job
@@ -33,7 +34,7 @@ SURVEY_SECONDS = 2.0  # before a run; `estimate` itself counts everything
 PILOT_SEED = 0
 ASSUMED_CONCURRENCY = 64  # for the time of a run without limits; the run itself finds its level
 
-Confirm = Callable[[str], bool]
+Confirm = Callable[[str], bool] | None  # None: nobody can be asked
 
 
 def observed(run: Path | None, settings: Settings, pilot: int = 0) -> Seen:
@@ -70,6 +71,16 @@ def estimate_pool(
     index = (index or known_keys(run)).copy()
     found = survey(pool, plan, index, seconds, price_steps(settings))
     return told(settings, plan, found, observed(run, settings, pilot))
+
+
+def estimate_stage(
+    settings: Settings, pool: Surveyed, run: Path | None, pilot: int = 0
+) -> tuple[Estimate, Standing]:
+    """What `estimate` tells of all rows, and how the stage stands in its run.
+    Raises UsageError, PoolError."""
+    settings.price()  # raises UsageError before the pool is counted
+    found = standing(run, settings, plan_of(settings, tokenizer_for(settings.model)))
+    return estimate_pool(settings, pool, run, plan=found.plan, pilot=pilot), found
 
 
 def price_steps(settings: Settings) -> tuple[int, ...]:
@@ -133,8 +144,26 @@ def run_pilot(
 
 
 def collect(settings: Settings, pool: Surveyed, run: Path, yes: bool, quiet: bool, confirm: Confirm) -> int:
-    """The main job: one stage over one pool. Returns the exit code; raises UsageError before
-    anything is asked."""
+    """The main job as the command line shows it: one stage over one pool. Returns the exit code; raises
+    UsageError before anything is asked."""
+    result = run_stage(settings, pool, run, yes, quiet, confirm)
+    if not quiet or result.exit_code:
+        print_result(settings.stage, result, run)
+    print_bad_rows({settings.stage: result})
+    return result.exit_code
+
+
+def run_stage(
+    settings: Settings,
+    pool: Surveyed,
+    run: Path,
+    yes: bool,
+    quiet: bool,
+    confirm: Confirm = None,
+    control: Control | None = None,
+) -> StageResult:
+    """Surveys, prices, asks for leave and runs. control: of whoever has started this thread. Raises
+    UsageError before anything is asked."""
     settings.check(settings.price())
     plan = plan_of(settings, tokenizer_for(settings.model))
     with held(run):
@@ -142,7 +171,7 @@ def collect(settings: Settings, pool: Surveyed, run: Path, yes: bool, quiet: boo
         plan = settled(standing(run, settings, plan), settings, confirm, quiet)
         index = known_keys(run)
         expected = None
-        if not (pool.is_stream or (quiet and yes)):  # nobody would see it
+        if not pool.is_stream and (control or not (quiet and yes)):  # else nobody would see it
             expected = estimate_pool(settings, pool, run, SURVEY_SECONDS, index, plan=plan)
             if not quiet:
                 print_estimate(expected, settings, batch=settings.batch)
@@ -153,11 +182,8 @@ def collect(settings: Settings, pool: Surveyed, run: Path, yes: bool, quiet: boo
             tell(f"{TAKEN_AS_FREE}\n")
         ask_leave(settings, expected, yes, confirm)
         job = StageJob(settings, plan, Numbered(pool), expected)
-        (result,) = run_job(Job([job], run, index, settings.budget, quiet, settings.metrics_port))
-    if not quiet or result.exit_code:
-        print_result(settings.stage, result, run)
-    print_bad_rows({settings.stage: result})
-    return result.exit_code
+        whole = Job([job], run, index, settings.budget, quiet, settings.metrics_port, control=control)
+        return run_job(whole)[0]
 
 
 def budget_warning(run: Path | None, cap: float | None, cost: Range | None) -> str | None:
@@ -196,7 +222,7 @@ def ask_leave_for(stages: Sequence[tuple[Settings, Estimate | None]], yes: bool,
     unknown = next((settings for settings, _ in paid if settings.price() is None), None)
     costs = [told.cost_as_asked(s.batch) if told else None for s, told in paid]
     cost = sum_of([c for c in costs if c is not None]) if all(costs) else None
-    if not (sys.stdin.isatty() and all(told for _, told in paid)):
+    if confirm is None or not (sys.stdin.isatty() and all(told for _, told in paid)):
         if unknown is not None:
             raise UsageError(_unknown_price(unknown))
         amount = f" (about {dollars(cost.expected)})" if cost else ""

@@ -11,7 +11,7 @@ import resource
 import signal
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,6 +35,7 @@ from engine.run.build import (
     remember_day,
     teacher_of,
 )
+from engine.run.control import Control
 from engine.subprocesses import stop_signals
 from store.errors import DamagedLedger, DiskFull, PoolError
 from store.failures import note_stop
@@ -122,7 +123,7 @@ async def _run_with(
             settings = stage.job.settings
             board.add(metrics.MeteredStage(settings.stage, settings.model, stage.view, job.run / LEDGER))
         _connect(running)
-        await _watched(running, ledger, job.quiet)
+        await _watched(running, ledger, job)
     broken: set[str] = set()  # stages that have not seen all their rows
     for stage in running:
         assert stage.result
@@ -143,8 +144,8 @@ def _connect(running: Sequence[Stage]) -> None:
                 stage.job.rows.follow(name, by_name[name])
 
 
-async def _watched(running: Sequence[Stage], ledger: Ledger, quiet: bool) -> None:
-    """Runs the stages under the signals and the display."""
+async def _watched(running: Sequence[Stage], ledger: Ledger, job: Job) -> None:
+    """Runs the stages under the display and what can stop them."""
     views = [stage.view for stage in running]
 
     def keep_utilisation() -> None:
@@ -152,12 +153,15 @@ async def _watched(running: Sequence[Stage], ledger: Ledger, quiet: bool) -> Non
             used = json.dumps(stage.view.teacher.utilisation())
             ledger.note("UPDATE runs SET utilisation = ? WHERE id = ?", used, stage.run)
 
-    display = progress.watch_silently if quiet else progress.show
+    display = progress.watch_silently if job.quiet else progress.show
+    if job.control and job.control.on_progress:
+        display = job.control.report
     shown = asyncio.ensure_future(display(views, keep_utilisation))
     try:
-        async with _signals([stage.runner for stage in running]), asyncio.TaskGroup() as group:
-            for stage in running:
-                group.create_task(_run_stage(stage))
+        with _stoppable([stage.runner for stage in running], job.control):
+            async with asyncio.TaskGroup() as group:
+                for stage in running:
+                    group.create_task(_run_stage(stage))
     except BaseExceptionGroup as errors:
         raise errors.exceptions[0] from None
     finally:
@@ -187,8 +191,21 @@ async def _run_stage(stage: Stage) -> None:
     stage.result = StageResult(state, code, stage.stopped, used, seconds, told, batch)
 
 
-@contextlib.asynccontextmanager
-async def _signals(runners: Sequence["Runner | Batches"]) -> AsyncIterator[None]:
+@contextlib.contextmanager
+def _stoppable(runners: Sequence["Runner | Batches"], control: Control | None) -> Iterator[None]:
+    """By signals, or by whoever has started this thread: only the main thread hears of signals."""
+
+    def stop(by: str, is_urgent: bool) -> None:
+        words = f"stopped by {by}; what was answered is stored: run the same command to continue"
+        for runner in runners:
+            runner.stop(Interrupted(words), drain=0.0 if is_urgent else DRAIN_SECONDS)
+
+    with control.attached(stop) if control else _signals(stop):
+        yield
+
+
+@contextlib.contextmanager
+def _signals(stop_runners: Callable[[str, bool], None]) -> Iterator[None]:
     """First SIGINT, SIGTERM or SIGHUP: drain for some seconds; a second SIGINT or SIGTERM: at once."""
     loop = asyncio.get_running_loop()
     before = {number: signal.getsignal(number) for number in stop_signals()}
@@ -198,9 +215,7 @@ async def _signals(runners: Sequence["Runner | Batches"]) -> AsyncIterator[None]
         seen[number] += 1
         # A lost terminal is told by the shell and by the kernel: it is no sign of impatience.
         is_urgent = number != signal.SIGHUP and seen[signal.SIGINT] + seen[signal.SIGTERM] > 1
-        words = f"stopped by {number.name}; what was answered is stored: run the same command to continue"
-        for runner in runners:
-            runner.stop(Interrupted(words), drain=0.0 if is_urgent else DRAIN_SECONDS)
+        stop_runners(number.name, is_urgent)
 
     for number in before:
         loop.add_signal_handler(number, stop, number)

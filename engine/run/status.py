@@ -1,12 +1,13 @@
 """What a run folder holds: done, failed by cause, spent, unanswered, utilisation, changed settings; and the
 rows that failed, with the server's messages."""
 
+import contextlib
 import sqlite3
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import orjson
 from engine.collect.other_settings import Other, counting, differences
 from engine.terminal import Column, plain, print_columns, tell
 from store.errors import UsageError
-from store.failures import Alike, alike, failures, stop_reason
+from store.failures import Alike, Failure, alike, failures, stop_reason
 from store.provider_batches import enqueued_count, open_batches_told
 from store.queries import connect_reader, endpoint_accounts, last_runs, stage_of, stage_status, stages
 from store.records import CAUSES, UNUSABLE
@@ -99,26 +100,33 @@ def failed_alike(run: Path, status: Mapping[str, Any]) -> dict[str, list[Alike]]
 SHOWN = 100  # failures that people are shown
 
 
-def list_failures(run: Path, stage: str | None, cause: str | None, as_json: bool) -> None:
-    """`failures`: each row that failed, on stdout. Raises UsageError."""
+def failures_of(run: Path, stage: str | None = None, cause: str | None = None) -> Iterator[Failure]:
+    """The rows that failed, one by one. Raises UsageError."""
     if cause is not None and cause not in (*CAUSES, *UNUSABLE):
         raise UsageError(f"--cause {cause}: unknown; there are {', '.join((*CAUSES, *UNUSABLE))}")
     chosen = stage_of(run, stage) if stage is not None else None
-    reader = connect_reader(run)
-    try:
+    with contextlib.closing(connect_reader(run)) as reader:
         numbers = [chosen[0]] if chosen else [number for number, _ in stages(reader)]
-        every = chain.from_iterable(failures(reader, number) for number in numbers)
-        found = (one for one in every if cause in (None, one.cause))
-        if as_json:
-            lines = (orjson.dumps(asdict(one)).decode() for one in found)
-            sys.stdout.write('{"failures":[')
-            sys.stdout.writelines(f"{',' * (n > 0)}{line}" for n, line in enumerate(lines))
-            sys.stdout.write("]}\n")
-            return
-        first = list(islice(found, SHOWN))
-        more = sum(1 for _ in found)
-    finally:
-        reader.close()
+    return _failures(run, numbers, cause)
+
+
+def _failures(run: Path, numbers: Sequence[int], cause: str | None) -> Iterator[Failure]:
+    with contextlib.closing(connect_reader(run)) as reader:
+        for number in numbers:
+            yield from (one for one in failures(reader, number) if cause in (None, one.cause))
+
+
+def list_failures(run: Path, stage: str | None, cause: str | None, as_json: bool) -> None:
+    """`failures`: each row that failed, on stdout. Raises UsageError."""
+    found = failures_of(run, stage, cause)
+    if as_json:
+        lines = (orjson.dumps(asdict(one)).decode() for one in found)
+        sys.stdout.write('{"failures":[')
+        sys.stdout.writelines(f"{',' * (n > 0)}{line}" for n, line in enumerate(lines))
+        sys.stdout.write("]}\n")
+        return
+    first = list(islice(found, SHOWN))
+    more = sum(1 for _ in found)
     if not first:
         tell("no row has failed\n" if cause is None else f"no row has failed for the cause {cause}\n")
         return

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from engine.answers import clean
 from engine.collect.other_settings import counting
-from engine.export import clean
 from engine.provider.responses import answer_of
 from engine.tasks.language_check import language_of
 from engine.terminal import plain, tell

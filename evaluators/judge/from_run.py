@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from engine.answers import clean
 from engine.collect.other_settings import Counting, counting
 from engine.collect.plan import role
-from engine.export import clean
 from engine.provider.responses import answer_of
 from engine.tasks.datasets import by_file, verdict
 from engine.tasks.multi_answer import question

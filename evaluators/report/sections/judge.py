@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from engine.export import clean
+from engine.answers import clean
 from evaluators.report.blocks import (
     Block,
     Drawing,
