@@ -15,3 +15,5 @@ settings.register_profile("distill", max_examples=50, deadline=None, derandomize
 settings.load_profile("distill")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # so does a shell to what it starts in the background
+    signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -224,7 +224,7 @@ async def test_retry_reads_stored_replies_again_and_asks_only_what_still_cannot_
         assert stage_told(run, "score")["failed"] == {"unparsed": 3}
         ended = await distill("retry", run, "--cause", "unparsed")
         assert "2 stored replies can be read now" in ended.err
-        assert "1 failed requests will be retried the next time you run the command" in ended.err
+        assert "1 failed requests are pending again: run the same command to send them" in ended.err
         found = stage_told(run, "score")
         assert (found["done"], found["failed"]) == (4, {})
         judge.says = None

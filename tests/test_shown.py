@@ -197,7 +197,7 @@ async def test_failures_are_told_with_the_servers_message_counts_and_ids(tmp_pat
     shown = (await distill("status", tmp_path)).out
     assert "too_large 7: HTTP 400: 4002 tokens are too many.  (rows row 2, row 3" in shown
     assert "and 2 more)" in shown
-    assert f"distill failures {tmp_path}" in shown
+    assert f"distill failures --run {tmp_path}" in shown
 
     listed = (await distill("failures", tmp_path, "--cause", "too_large")).out
     assert listed.count("tokens are too many.") == 7
@@ -227,7 +227,7 @@ async def test_a_run_that_fails_rows_says_why_at_its_end(tmp_path: Path) -> None
         ended = await generate(tmp_path / "run", pool, p.base_url)
     assert ended.code == 1
     assert re.search(r"failed: bad_request 1: HTTP 400: .*\(row 3\)", ended.err), ended.err
-    assert f"all of them: distill failures {tmp_path / 'run'}" in ended.err
+    assert f"all of them: distill failures --run {tmp_path / 'run'}" in ended.err
 
 
 # Why a run was stopped, and what became of what was in flight.

@@ -130,7 +130,8 @@ class Results:
             cut_short = remote.status in CUT_SHORT  # then it is no wonder that some have no line
             return None if cut_short else "the provider does not say how many of its requests are completed"
         if paid >= remote.completed or executed >= remote.completed + (remote.failed or 0):
-            nothing = not (executed or remote.status in CUT_SHORT)
+            unclear = any(isinstance(line.meaning, Unclear) for line in self.held.values())
+            nothing = not (executed or unclear or remote.status in CUT_SHORT)
             return "its files show no result at all" if nothing else None
         if not remote.output_file:
             return f"{remote.completed:,} of its requests are completed, and it names no file of results"

@@ -32,12 +32,12 @@ FIRST_WORDS = ("train", "rank", "evaluate", "report")
 # What is the recipe's to say: where results go, what is resumed, in which form it is told.
 OURS = ("resume", "quiet", "json", "run")
 WRITTEN = ("out", "csv", "rows", "split")  # flags that name what is written
-NEEDED = {  # where typer cannot tell: the first two may have a recipe of their own
-    "train sft": ("data", "model"),
-    "train reward": ("data", "model"),
-    "evaluate shares": ("source",),
+NEEDED = {"train sft": ("data", "model"), "train reward": ("data", "model")}  # or a recipe of their own
+ONE_OF = {
+    "evaluate judge": ("reviews", "preferences", "stage"),
+    "evaluate ranking": ("reviews", "stage"),
+    "evaluate shares": ("source", "stage"),
 }
-ONE_OF = {"evaluate judge": ("reviews", "preferences", "stage"), "evaluate ranking": ("reviews", "stage")}
 
 
 @dataclass(frozen=True, slots=True)
