@@ -263,7 +263,7 @@ async def test_shells_complete_commands_flags_and_values() -> None:
     assert await completed("bin/distill", "score", "--sam") == ["--samples"]
     assert await completed("distill", "train", "sft", "--schedule", "") == ["cosine", "linear", "constant"]
     # Without this it looks for the shell that it was started by, and a test may have none.
-    named = {"_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"}
+    named = environment(_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION="1")
     script = await distill("--show-completion", "bash", env=named)
     assert script.code == 0
     assert "_DISTILL_COMPLETE=complete_bash $1" in script.out
