@@ -21,6 +21,7 @@ MOST_TOLD = 100  # times the most that the list allows: a server that says it ch
 MOST_TOLD_FREE = 10_000_000  # micro-dollars; the same where we know no price
 LEAST_COMPARED = 20  # micro-dollars; below this, rounding hides how a told cost compares with ours
 TICKS = Decimal(10) ** 10  # of xAI's `cost_in_usd_ticks` to a dollar
+WORST_KEPT = 4096
 HALF_HOUR, DAY_SLOTS = 1800, 49  # seconds; so many of them reach into the same hour of the next day
 DEFAULT, SILENT, UNHEARD = "default", "", "?"  # tiers: the usual price; none named; nobody's
 USUAL_TIERS = (DEFAULT, "auto", "standard", "standard_only", "on_demand", "scale")  # at the usual price
@@ -117,6 +118,7 @@ class Prices:
         self._slot = -1  # the half-hour that these two are of
         self._now: dict[str, Price] = {}
         self._day: list[Price] = []
+        self._worst: dict[tuple[int, int], int] = {}  # by prompt and bound, at the prices of that day
         self._factor, self._least = Decimal(1), 0
 
     @classmethod
@@ -146,9 +148,12 @@ class Prices:
 
     def _listed_worst(self, prompt_tokens: int, max_tokens: int) -> int:
         self._keep_time()
-        if len(self._day) == 1:
-            return self._day[0].worst(prompt_tokens, max_tokens)
-        return max(price.worst(prompt_tokens, max_tokens) for price in self._day)
+        asked = prompt_tokens, max_tokens
+        if (worst := self._worst.get(asked)) is None:
+            if len(self._worst) >= WORST_KEPT:
+                self._worst.clear()
+            worst = self._worst[asked] = max(price.worst(*asked) for price in self._day)
+        return worst
 
     def bill(
         self, usage: Usage, tier: str | None, told: int | None, prompt_tokens: int, max_tokens: int
@@ -200,7 +205,7 @@ class Prices:
         if slot == self._slot:
             return
         times = [datetime.fromtimestamp((slot + n) * HALF_HOUR, UTC) for n in range(DAY_SLOTS)]
-        self._slot, self._now = slot, {}
+        self._slot, self._now, self._worst = slot, {}, {}
         self._day = list(dict.fromkeys(self._price(kind, at) for kind in self._named for at in times))
 
     def _time(self) -> datetime:
