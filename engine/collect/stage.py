@@ -57,8 +57,9 @@ class Crowd:
         return True
 
     def settle(self, request: int, cause: str | None) -> None:
-        for member, count in self._waiting.pop(request, Counter()).items():
-            member.settled(count, cause)
+        if waiting := self._waiting.pop(request, None):
+            for member, count in waiting.items():
+                member.settled(count, cause)
 
     def one_rests(self) -> None:
         """Nobody need wait for it any more."""

@@ -59,6 +59,7 @@ class RunState:
     ended: int = 0  # requests that need no further reply
     at_risk_micro: int = 0  # the most that attempts of this run without a reply can have cost
     last_unusable: deque[bool] = field(default_factory=lambda: deque(maxlen=SHARE_WINDOW))
+    unusable_of_last: int = 0
     cost_micro: int = 0  # of this run
     retry_causes: Counter[str] = field(default_factory=Counter)
     refusals: Counter[str] = field(default_factory=Counter)  # requests that the server would not take
@@ -72,7 +73,7 @@ class RunState:
         usage = response.usage
         self.reasoning_tokens += usage.reasoning_tokens
         self.estimated += response.estimated
-        self.last_unusable.append(not usable)
+        self._note(not usable)
         self.answered += 1
         self.counted_prompt += counted_prompt
         self.prompt_tokens += usage.prompt_tokens
@@ -88,11 +89,17 @@ class RunState:
 
     def unusable_share(self) -> float:
         """Of the last hundred replies, how many were no answer; 0 as long as there are fewer."""
-        replies = self.last_unusable
-        return sum(replies) / SHARE_WINDOW if len(replies) == SHARE_WINDOW else 0.0
+        return self.unusable_of_last / SHARE_WINDOW if len(self.last_unusable) == SHARE_WINDOW else 0.0
+
+    def _note(self, unusable: bool) -> None:
+        last = self.last_unusable
+        if len(last) == SHARE_WINDOW:
+            self.unusable_of_last -= last[0]
+        last.append(unusable)
+        self.unusable_of_last += unusable
 
     def count_malformed(self, response: Response) -> None:
-        self.last_unusable.append(True)
+        self._note(True)
         self.cost_micro += response.cost_micro
         self.reasoning_tokens += response.usage.reasoning_tokens
         self.unread_prompt += response.usage.prompt_tokens

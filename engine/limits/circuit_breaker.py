@@ -143,13 +143,15 @@ class Breaker:
     def succeeded(self, sent_at: float = math.inf) -> None:
         """Any reply of the server that shows that it works, or worked at `sent_at` (on our clock): what
         it took in before a failure says nothing of the server after it."""
+        self._limited_since = None
+        if not self._streak and not self._doubtful and self.opened_at is None:
+            return
         for effort, is_outage, at in self._streak:
             if is_outage and at > sent_at:
                 self._doubtful.append((effort, at))
             else:
                 effort.confirm(is_outage)
         self._streak.clear()
-        self._limited_since = None
         still: list[tuple[Effort, float]] = []
         for effort, at in self._doubtful:
             if at > sent_at:

@@ -144,7 +144,8 @@ class Prices:
     def worst(self, prompt_tokens: int, max_tokens: int) -> int:
         """The most that a request can cost: in any tier that it may be put into, as far as the replies
         have shown, at the dearest time of the coming day."""
-        return max(math.ceil(self._listed_worst(prompt_tokens, max_tokens) * self._factor), self._least)
+        worst = self._listed_worst(prompt_tokens, max_tokens)
+        return max(worst if self._factor == 1 else math.ceil(worst * self._factor), self._least)
 
     def _listed_worst(self, prompt_tokens: int, max_tokens: int) -> int:
         self._keep_time()

@@ -161,6 +161,9 @@ def embedded_error(body: Any) -> AskError | RunStopped | None:
         return None
     choices = body.get("choices")
     choice = choices[0] if isinstance(choices, list) and choices and isinstance(choices[0], dict) else {}
+    shown = "error" in body or "error" in choice or "base_resp" in body
+    if not shown and choice.get("finish_reason") in ("stop", "length"):
+        return None  # nearly all
     finish = ended(str(choice.get("finish_reason") or ""))
     failed = bool(words.FAILED_FINISH.match(finish))
     inner = body.get("error") or choice.get("error")

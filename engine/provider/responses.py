@@ -199,7 +199,7 @@ def _joined_text(value: object) -> str:
 def split_thinking(text: str) -> tuple[str, str]:
     """(answer, thinking) of a text with thinking marks at its start; the closing mark alone will do, where
     the prompt had opened it. A text that only speaks of such marks is left alone."""
-    if not any(mark in text for mark in "<[◁"):
+    if "<" not in text and "[" not in text and "◁" not in text:
         return text, ""
     if "<|channel|>" in text and (found := _HARMONY.findall(text)):
         final = "".join(part for channel, part in found if channel == "final")
