@@ -189,12 +189,11 @@ def export(
     all_settings: bool = False,
 ) -> int:
     """Writes the answers as a data set, in the form that the file's name asks for; returns how many rows."""
-    from engine.export import export_stage
+    from engine.export import ExportOptions, export_stage
 
     stage = stage_of_result(run, stage)
-    return export_stage(
-        Path(run), format, Path(out), stage, outcome, min_margin, reasoning, all_settings
-    ).rows
+    chosen = ExportOptions(format, stage, outcome, min_margin, reasoning, all_settings)
+    return export_stage(Path(run), Path(out), chosen).rows
 
 
 def status(run: Name) -> dict[str, Any]:

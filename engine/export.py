@@ -77,19 +77,24 @@ class Exported:
         return f"{said}; settings are mixed: rows of the last run's: {self.mixed:,}, of others: {whose}"
 
 
-def run_export(
-    run: Path,
-    format: str | None,
-    out: Path,
-    stage: str | None,
-    outcome: str,
-    min_margin: float,
-    reasoning: str = "drop",
-    all_settings: bool = False,
-) -> int:
+@dataclass(frozen=True, slots=True)
+class ExportOptions:
+    """What of a run becomes a data set. `format`: None for what the name says, else what the stage's task
+    makes; `stage`: None for the only one; `outcome`: with commas; `reasoning`: what becomes of the thinking
+    before answers, one of REASONING."""
+
+    format: str | None = None
+    stage: str | None = None
+    outcome: str = "stop,length"
+    min_margin: float = 0.0
+    reasoning: str = "drop"
+    all_settings: bool = False
+
+
+def run_export(run: Path, out: Path, chosen: ExportOptions) -> int:
     """Writes the data set and says what it left out. Returns the exit code: 1 where answers were left out
     because they are damaged. Raises UsageError."""
-    found = export_stage(run, format, out, stage, outcome, min_margin, reasoning, all_settings)
+    found = export_stage(run, out, chosen)
     where = "standard output" if is_stdout(out) else out
     print(f"{found.rows:,} rows written to {where}{found.words}", file=sys.stderr)
     if words := words_of([found.damages], run):
@@ -97,40 +102,28 @@ def run_export(
     return 1 if found.damages.count else 0
 
 
-def export_stage(
-    run: Path,
-    format: str | None,
-    out: Path,
-    stage: str | None,
-    outcome: str,
-    min_margin: float,
-    reasoning: str = "drop",
-    all_settings: bool = False,
-) -> Exported:
-    """Writes the data set: of one setting, that of the newest run, or of all. `format`: None for what the
-    name says, else what the stage's task makes. `reasoning`: what becomes of the thinking before answers,
-    one of REASONING. Raises UsageError."""
-    outcomes = check_outcomes(outcome)
-    if format is not None:
-        check_format(format)
-    number, name = stage_of(run, stage)
+def export_stage(run: Path, out: Path, chosen: ExportOptions) -> Exported:
+    """Writes the data set: of one setting, that of the newest run, or of all. Raises UsageError."""
+    outcomes = check_outcomes(chosen.outcome)
+    if chosen.format is not None:
+        check_format(chosen.format)
+    number, name = stage_of(run, chosen.stage)
     reader, damages = connect_reader(run), Damages(name)
     try:
         counted = counting(reader, number)
         settings = counted.settings
-        format = format or _usual_format(settings.task, out)
+        format = chosen.format or _usual_format(settings.task, out)
         check_name(out, format)
         check_task(format, settings.task, name)
-        check_reasoning(reasoning, format, settings.task, settings.field)
+        check_reasoning(chosen.reasoning, format, settings.task, settings.field)
         left_out: Counter[str] = Counter()
         unread: list[int] = []
-        plans = None if all_settings else counted.plans
+        plans = None if chosen.all_settings else counted.plans
         found = read_stage(reader, number, settings, format, outcomes, plans, left_out, unread, damages)
         pairs: Counter[str] = Counter()
-        count = _write(
-            out, format, _counting_pairs(found, settings.task, pairs), settings, min_margin, reasoning
-        )
-        mixed = counted.rows if all_settings else None
+        found = _counting_pairs(found, settings.task, pairs)
+        count = _write(out, format, found, settings, chosen.min_margin, chosen.reasoning)
+        mixed = counted.rows if chosen.all_settings else None
         unpaired = pairs.total() - count if format == "comparisons" else 0
         told = stage_status(reader, number)
         unanswered = {"pending": told["pending"] or 0, **told["failed"]}

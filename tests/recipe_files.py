@@ -14,7 +14,7 @@ from typing import Any
 
 from cli import MODEL, Ended, Row, distill
 
-from engine.export import run_export
+from engine.export import ExportOptions, run_export
 from store.queries import connect_reader, stage_of, stage_status
 
 Tables = Mapping[str, Mapping[str, Any]]
@@ -57,7 +57,7 @@ def export(run: Path, format: str = "alpaca", stage: str | None = None, min_marg
     """A stage's data set, as rows; in this process, which is quicker than another."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "out.jsonl"
-        run_export(run, format, out, stage, "stop,length", min_margin)
+        run_export(run, out, ExportOptions(format, stage, min_margin=min_margin))
         return [json.loads(line) for line in out.read_bytes().splitlines()]
 
 

@@ -16,7 +16,7 @@ import tiny
 from cli import ROOT
 from student import served
 
-from engine.export import run_export
+from engine.export import ExportOptions, run_export
 from engine.tasks.datasets import comparison_line, comparisons
 from store.answers import Answers
 from store.records import Contest
@@ -44,7 +44,7 @@ def test_five_samples_are_ranked_and_each_rank_is_a_file_of_answers(tmp_path: Pa
     with served(tiny.student(tmp_path / "pupil")) as place:
         teacher = ["--base-url", place.url, "--model", place.model, "--max-tokens", 15]
         distill("generate", pool, "--run", run, "--samples", SAMPLES, "--quiet", *teacher)
-    run_export(run, "candidates", out, None, "stop,length", 0.0)
+    run_export(run, out, ExportOptions("candidates"))
     found = lines(out)
     assert [row["id"] for row in found] == ["q0", "q1", "q2", "q3"]
     assert [row["prompt"] for row in found] == [prompt_of_comparison(row) for row in rows]

@@ -15,7 +15,7 @@ from cli import distill
 from ledgers import Book, opened, reply
 from test_steps import GOOD
 
-from engine.export import export_stage
+from engine.export import ExportOptions, export_stage
 from engine.recipe.load import load
 from engine.recipe.schema import OfStep
 from engine.recipe.steps import left_by, placed
@@ -40,7 +40,7 @@ async def run(tmp_path: Path) -> Path:
 
 
 def export(run: Path, name: str, format: str | None = None) -> Any:
-    return export_stage(run, format, run.parent / name, None, "stop,length", 0.0)
+    return export_stage(run, run.parent / name, ExportOptions(format))
 
 
 def outputs(rows: list[dict[str, Any]]) -> list[Any]:

@@ -163,9 +163,9 @@ class SettleFlags(Declared):
 @takes(SettleFlags.model_fields, "asked", build=SettleFlags)
 def settle(run: RunOption, json: JsonOption = False, *, asked: SettleFlags) -> None:
     """List requests that may have been billed without an answer, or settle them."""
-    from engine.run.settle import run_settle
+    from engine.run.settle import Settlement, run_settle
 
-    run_settle(run, asked.lost, asked.billed, asked.usd, asked.stage, asked.id, asked.attempt, json)
+    run_settle(run, Settlement(**asked.model_dump()), json)
 
 
 class ExportFlags(Declared):
@@ -204,9 +204,9 @@ def export(
     asked: ExportFlags,
 ) -> None:
     """Write the answers as a data set, in the order of the pool."""
-    from engine.export import run_export
+    from engine.export import ExportOptions, run_export
 
-    raise typer.Exit(run_export(run, format, out, **asked.model_dump()))
+    raise typer.Exit(run_export(run, out, ExportOptions(format, **asked.model_dump())))
 
 
 @app.command()

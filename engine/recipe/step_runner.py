@@ -23,7 +23,7 @@ import orjson
 
 from engine.answers import SHAPES
 from engine.collect.other_settings import counting
-from engine.export import export_stage
+from engine.export import ExportOptions, export_stage
 from engine.recipe.schema import READ_THE_RUN, OfStage, OfStep, Recipe, Value
 from engine.recipe.steps import EVALUATIONS, MADE, WRITTEN, Flag, Step, folder_of, is_file, left_by
 from engine.subprocesses import command, run_to_end
@@ -129,7 +129,8 @@ def _exported(recipe: Recipe, folder: Path, run: Path, given: OfStage) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     out = folder / f"{given.stage}.jsonl"
     format = given.format or SHAPES[recipe.stage[given.stage].task][0]
-    found = export_stage(run, format, out, given.stage, given.outcome, given.min_margin, given.reasoning)
+    chosen = ExportOptions(format, given.stage, given.outcome, given.min_margin, given.reasoning)
+    found = export_stage(run, out, chosen)
     if words := words_of([found.damages], run):
         tell(f"distill: {plain(words, 1000)}\n")
     if not found.rows:

@@ -7,6 +7,7 @@ import sqlite3
 import sys
 import time
 from collections.abc import Collection, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import orjson
@@ -23,23 +24,27 @@ SHOWN = 50
 UNEXPLAINED = "requests of earlier versions, which kept no figure for each"
 
 
-def run_settle(
-    run: Path,
-    lost: bool,
-    billed: bool,
-    usd: float | None,
-    stage: str | None,
-    ids: Collection[str],
-    attempts: Collection[int],
-    as_json: bool,
-) -> None:
+@dataclass(frozen=True, slots=True)
+class Settlement:
+    """What became of requests (nothing: they are listed), and of which. `usd`: together; `id`: of rows."""
+
+    lost: bool = False
+    billed: bool = False
+    usd: float | None = None
+    stage: str | None = None
+    id: Collection[str] = ()
+    attempt: Collection[int] = ()
+
+
+def run_settle(run: Path, asked: Settlement, as_json: bool) -> None:
     """Lists what is in doubt, or settles it. Raises UsageError, RunFolderError."""
+    billed, usd = asked.billed, asked.usd
     ledger_path(run)
-    _check(lost, billed, usd)
-    if stage is not None:
-        stage_of(run, stage)
-    chosen = (stage, ids, attempts)
-    if not (lost or billed or usd is not None):
+    _check(asked.lost, billed, usd)
+    if asked.stage is not None:
+        stage_of(run, asked.stage)
+    chosen = (asked.stage, asked.id, asked.attempt)
+    if not (asked.lost or billed or usd is not None):
         _list(run, *chosen, as_json)
         return
     with held(run):
