@@ -7,13 +7,14 @@ What online and batch replies have in common. Pure but for the longest reply tha
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from engine.limits.charging import RequestSize
 from engine.provider.json_body import storable
 from engine.provider.pricing import Prices, told_cost
 from engine.provider.responses import FILTERED_REPLY, Reply
 from engine.provider.tokens import Tokenizer
 from engine.provider.usage import Claim, believed
 from engine.tasks.task import Verdict
-from store.records import Response, Usage
+from store.records import Request, Response, Usage
 
 OVERRUN = 4  # times what a reply took beyond its bound, which the next one may take
 NO_HEADERS: Mapping[str, str] = {}
@@ -28,6 +29,19 @@ class Measure:
     most_prompt: int
     size: int
     max_tokens: int
+
+
+def measure(request: Request, tokenizer: Tokenizer) -> Measure:
+    """What a request's reply is measured by. No byte-level tokenizer makes more tokens than bytes, which is
+    the bound where the model's own tokenizer is not known, and where a schema is billed beside the text."""
+    size, prompt = len(request.body), request.prompt_tokens
+    exact = tokenizer.exact and b'"response_format"' not in request.body
+    return Measure(prompt, prompt if exact else size, size, request.max_tokens)
+
+
+def size_of(request: Request) -> RequestSize:
+    """What a request takes of the limits."""
+    return RequestSize(request.prompt_tokens, request.max_tokens)
 
 
 class Booking:

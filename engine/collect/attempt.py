@@ -12,11 +12,19 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from urllib.parse import urlsplit
 
-from engine.collect.accounting import Booking, Measure
-from engine.collect.outcomes import Again, Answered, Failed, Verdict, judged, unread_words, unusable
+from engine.collect.accounting import Booking, Measure, measure, size_of
+from engine.collect.outcomes import (
+    Again,
+    Answered,
+    Failed,
+    Verdict,
+    judged,
+    meant_for,
+    unread_words,
+    unusable,
+)
 from engine.collect.stats import RunState
 from engine.limits.budget import Budget
-from engine.limits.charging import RequestSize
 from engine.limits.circuit_breaker import Effort
 from engine.limits.endpoints import Admitted, Endpoint
 from engine.limits.rate_limiter import Ticket
@@ -24,7 +32,6 @@ from engine.provider.client import HttpReply
 from engine.provider.errors import (
     AddressWrong,
     AskError,
-    AuthRefused,
     BadReply,
     RateLimited,
     RowRefused,
@@ -130,15 +137,8 @@ class Asker:
         finally:
             self.state.in_flight -= 1
 
-    def _asked(self, request: Request) -> Measure:
-        """What its reply is measured by. No byte-level tokenizer makes more tokens than bytes, which is the
-        bound where the model's own tokenizer is not known, and where a schema is billed beside the text."""
-        size, prompt = len(request.body), request.prompt_tokens
-        exact = self.tokenizer.exact and b'"response_format"' not in request.body
-        return Measure(prompt, prompt if exact else size, size, request.max_tokens)
-
     async def _reserve(self, request: Request, effort: Effort, admitted: Admitted) -> _Sent:
-        asked = self._asked(request)
+        asked = measure(request, self.tokenizer)
         worst = self.booking.worst(asked)
         await self.budget.reserve(worst)
         try:
@@ -185,7 +185,8 @@ class Asker:
         if not 200 <= answer.status < 300:
             if is_filtered(answer.status, answer.raw):
                 return FILTERED_REPLY
-            raise self._refusal(read_error(answer.status, answer.headers, answer.raw), answer.status)
+            error = read_error(answer.status, answer.headers, answer.raw)
+            raise meant_for(error, answer.status, self.endpoint.has_answered, self.endpoint.url)
         try:
             return read_reply(answer.raw)
         except BadReply:
@@ -194,21 +195,8 @@ class Asker:
             if isinstance(error, RowRefused) and error.about == "filter":
                 return replace(FILTERED_REPLY, claim=error.claim)
             self._keep(sent, error)
-            raise self._refusal(error, answer.status) from None
-
-    def _refusal(self, error: AskError | RunStopped, status: int) -> AskError | RunStopped:
-        """A server that has answered nothing yet and forbids all is refusing the run, not the row; one that
-        has answered, and sends a single request elsewhere, is refusing that."""
-        has_answered = self.endpoint.proven or self.endpoint.answered_before
-        if has_answered and isinstance(error, AddressWrong):
-            return RowRefused(str(error), status, "bad_request")
-        if has_answered or not isinstance(error, RowRefused):
-            return error
-        if error.status == 403:
-            return AuthRefused(str(error))
-        if error.status in (404, 405) and not urlsplit(self.endpoint.url).path.rstrip("/").endswith("/v1"):
-            return AddressWrong(f"{error}; an API's address ends in /v1, {self.endpoint.url} does not")
-        return error
+            error = meant_for(error, answer.status, self.endpoint.has_answered, self.endpoint.url)
+            raise error from None
 
     def _keep(self, sent: _Sent, error: AskError | RunStopped) -> None:
         """Stores the body of a 200 that holds an error. Without usage it cost nothing."""
@@ -279,13 +267,7 @@ class Asker:
         return await self._again(sent, effort, error, probe, released=sent.worst - lost, at_risk=lost)
 
     async def _again(
-        self,
-        sent: _Sent,
-        effort: Effort,
-        error: Transient,
-        probe: bool,
-        released: int = 0,
-        at_risk: int = 0,
+        self, sent: _Sent, effort: Effort, error: Transient, probe: bool, released: int = 0, at_risk: int = 0
     ) -> Verdict:
         effort.attempts += 1
         number = self.ledger.error(
@@ -330,11 +312,6 @@ class Asker:
         self.limiter.settle(sent.ticket, usage, headers)
         self.budget.settle(sent.worst, cost, lost)
         self.state.at_risk_micro += lost
-
-
-def size_of(request: Request) -> RequestSize:
-    """What it takes of the limits."""
-    return RequestSize(request.prompt_tokens, request.max_tokens)
 
 
 def backoff(attempts: int) -> float:

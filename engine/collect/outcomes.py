@@ -3,7 +3,9 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import urlsplit
 
+from engine.provider.errors import AddressWrong, AskError, AuthRefused, RowRefused, RunStopped
 from engine.provider.responses import UNREAD_LENGTH, Reply, is_cut
 from engine.tasks.task import Check
 from engine.tasks.task import Verdict as Reading
@@ -53,6 +55,22 @@ def unusable(reply: Reply, usage: Usage, response: int) -> Unusable:
 
 
 Verdict = Answered | Again | Failed | Unusable
+
+
+def meant_for(
+    error: AskError | RunStopped, status: int, has_answered: bool, url: str
+) -> AskError | RunStopped:
+    """The same refusal, of the run or of the row. A server that has answered nothing yet and forbids all
+    refuses the run; one that `has_answered`, and sends a single request elsewhere, refuses that."""
+    if has_answered:
+        return RowRefused(str(error), status, "bad_request") if isinstance(error, AddressWrong) else error
+    if not isinstance(error, RowRefused):
+        return error
+    if error.status == 403:
+        return AuthRefused(str(error))
+    if error.status in (404, 405) and not urlsplit(url).path.rstrip("/").endswith("/v1"):
+        return AddressWrong(f"{error}; an API's address ends in /v1, {url} does not")
+    return error
 
 
 def judged(reply: Reply, check: Check | None, row: Callable[[], Any]) -> Reading:

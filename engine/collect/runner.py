@@ -10,7 +10,8 @@ from collections import deque
 
 from aiolimiter import AsyncLimiter
 
-from engine.collect.attempt import Asker, size_of
+from engine.collect.accounting import size_of
+from engine.collect.attempt import Asker
 from engine.collect.canary import (
     CANARIES,
     CANARY_PLACES,

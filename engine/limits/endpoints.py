@@ -57,6 +57,10 @@ class Endpoint:
             self.gate.resize(self.most)
 
     @property
+    def has_answered(self) -> bool:
+        return self.proven or self.answered_before
+
+    @property
     def slots(self) -> int:
         return self.gate.limit if self.proven else 1
 
