@@ -343,7 +343,7 @@ async def test_what_is_no_ledger_is_a_sentence(tmp_path: Path) -> None:
     (tmp_path / "ledger.db").write_bytes(b"This is no database at all. " * 100)
     ended = await distill("browse", tmp_path, "--port", 0)
     assert ended.code == 2
-    assert "is no ledger" in ended.err
+    assert "is not a ledger" in ended.err
 
 
 async def test_two_can_look_at_once(run: Path) -> None:
