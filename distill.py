@@ -40,6 +40,8 @@ if TYPE_CHECKING:
     import datasets
     import pandas
 
+    from trainers.config import RewardRecipe, SftRecipe
+
 __all__ = [
     "DistillError", "Estimate", "MissingExtra", "PoolError", "Progress", "Result", "RunFolderError",
     "StorageError", "UsageError", "__version__", "acompare", "aestimate", "agenerate", "ajudge", "answers",
@@ -214,24 +216,28 @@ def train_sft(
     data: Name, *, model: str, out: Name, resume: bool = False, quiet: bool = False, **settings: Any
 ) -> Path:
     """Fine-tunes a student on instructions and answers; returns its folder. settings: docs/settings.md."""
-    from trainers.cli import run_training
-    from trainers.config import SftRecipe, recipe_from
+    from trainers.config import SftRecipe
 
-    given = {"data": data, "model": model, "out": out, **settings}
-    run_training(recipe_from(SftRecipe, given, None), resume, quiet)
-    return Path(out)
+    return _train(SftRecipe, {"data": data, "model": model, "out": out, **settings}, resume, quiet)
 
 
 def train_reward(
     data: Name, *, model: str, out: Name, resume: bool = False, quiet: bool = False, **settings: Any
 ) -> Path:
     """Trains a reward model on comparisons of answers; returns its folder. settings: docs/settings.md."""
-    from trainers.cli import run_training
-    from trainers.config import RewardRecipe, recipe_from
+    from trainers.config import RewardRecipe
 
-    given = {"data": data, "model": model, "out": out, **settings}
-    run_training(recipe_from(RewardRecipe, given, None), resume, quiet)
-    return Path(out)
+    return _train(RewardRecipe, {"data": data, "model": model, "out": out, **settings}, resume, quiet)
+
+
+def _train(
+    kind: "type[SftRecipe] | type[RewardRecipe]", given: dict[str, Any], resume: bool, quiet: bool
+) -> Path:
+    from trainers.cli import run_training
+    from trainers.config import recipe_from
+
+    run_training(recipe_from(kind, given, None), resume, quiet)
+    return Path(given["out"])
 
 
 def rank(

@@ -86,27 +86,22 @@ async def test_a_server_that_begins_to_refuse_everybody_stops_the_run(tmp_path: 
     assert sum(server.asked.values()) < 150
 
 
-async def test_refusals_between_slow_answers_do_not_speak_for_the_run(tmp_path: Path) -> None:
-    """Thirty are refused at once while answers are in flight that come after them."""
-    run, pool = tmp_path / "run", write_pool(tmp_path / "pool.jsonl", rows(400))
-    server = Server(lambda row: 300 <= number(row) < 330, 403)
-    server.good_latency = 0.5
+@pytest.mark.parametrize(
+    ("bad", "count", "good_latency", "bad_latency", "concurrency"),
+    [(range(300, 330), 400, 0.5, 0.0, 64), (range(50, 150), 600, 0.0, 0.2, 100)],
+    ids=["while answers are in flight that come after them", "all in flight together"],
+)
+async def test_a_block_of_refused_rows_does_not_speak_for_the_run(
+    tmp_path: Path, bad: range, count: int, good_latency: float, bad_latency: float, concurrency: int
+) -> None:
+    run, pool = tmp_path / "run", write_pool(tmp_path / "pool.jsonl", rows(count))
+    server = Server(lambda row: number(row) in bad, 403)
+    server.good_latency, server.bad_latency = good_latency, bad_latency
     async with scripted(server.answer) as url:
-        ended = await generate(run, pool, url, "--concurrency", 64)
+        ended = await generate(run, pool, url, "--concurrency", concurrency)
     assert ended.code == 1, ended.err
-    assert sum((await failures(run)).values()) == 30
-    assert ledger(run, "SELECT count(*) FROM answers") == [(370,)]
-
-
-async def test_refusals_in_flight_are_not_taken_for_rows_from_elsewhere(tmp_path: Path) -> None:
-    """A block of a hundred refused rows, all in flight together, and thousands behind them."""
-    run, pool = tmp_path / "run", write_pool(tmp_path / "pool.jsonl", rows(600))
-    server = Server(lambda row: 50 <= number(row) < 150, 403)
-    server.bad_latency = 0.2
-    async with scripted(server.answer) as url:
-        ended = await generate(run, pool, url, "--concurrency", 100)
-    assert ended.code == 1, ended.err
-    assert ledger(run, "SELECT count(*) FROM answers") == [(500,)]
+    assert sum((await failures(run)).values()) == len(bad)
+    assert ledger(run, "SELECT count(*) FROM answers") == [(count - len(bad),)]
 
 
 @pytest.mark.parametrize("status", [500, 409])

@@ -53,6 +53,11 @@ class Results:
     def missing(self) -> int:
         return sum(key not in self.held for key in self.waiting)
 
+    @property
+    def unclear(self) -> int:
+        """Lines that do not say what became of their request."""
+        return sum(isinstance(line.meaning, Unclear) for line in self.held.values())
+
     def hold(self, line: Line) -> None:
         if not isinstance(line.meaning, Reply | BadReply):
             line = replace(line, raw=b"")  # what it says is in its meaning
@@ -100,7 +105,7 @@ class Results:
 
     def doubt(self, glance: Glance) -> str | None:
         """Why the files cannot be believed to show all results; None where they can."""
-        if not (self.missing or any(isinstance(line.meaning, Unclear) for line in self.held.values())):
+        if not (self.missing or self.unclear):
             return None
         return "; ".join(glance.troubles[:2]) or self._damage(glance) or self._doubtful_count()
 
@@ -124,14 +129,13 @@ class Results:
         remote = self.remote
         stored = self.requests - len(self.waiting)
         paid = stored + damaged + sum(line.is_paid for line in self.held.values())
-        told = [line for line in self.held.values() if not isinstance(line.meaning, NotRun | Unclear)]
-        executed = stored + damaged + len(told)
+        not_run = sum(isinstance(line.meaning, NotRun) for line in self.held.values())
+        executed = stored + damaged + len(self.held) - not_run - self.unclear
         if remote.completed is None:
             cut_short = remote.status in CUT_SHORT  # then it is no wonder that some have no line
             return None if cut_short else "the provider does not say how many of its requests are completed"
         if paid >= remote.completed or executed >= remote.completed + (remote.failed or 0):
-            unclear = any(isinstance(line.meaning, Unclear) for line in self.held.values())
-            nothing = not (executed or unclear or remote.status in CUT_SHORT)
+            nothing = not (executed or self.unclear or remote.status in CUT_SHORT)
             return "its files show no result at all" if nothing else None
         if not remote.output_file:
             return f"{remote.completed:,} of its requests are completed, and it names no file of results"

@@ -101,6 +101,7 @@ class Asker:
     ) -> Verdict:
         """Raises RunStopped (nothing was lost, the row stays due) or StorageError."""
         probe = admitted.probe
+        effort.suspect |= request.asked >= self.terms.attempts
         sent = await self._reserve(request, effort, admitted)
         in_flight()
         try:

@@ -60,10 +60,8 @@ class Runner:
         most: int,
         give_up_share: float = 1.0,
         proven: bool = False,
-        attempts: int = 1,
     ) -> None:
-        """`proven`: the stage has answers under these settings, so that it needs no canary; `attempts`: after
-        so many, in earlier runs, a row is known to be hard."""
+        """`proven`: the stage has answers under these settings, so that it needs no canary."""
         self.intake, self.ledger, self.state = intake, intake.ledger, intake.state
         self.teacher, self.most, self.give_up_share = teacher, most, give_up_share
         self.askers: dict[Endpoint, Asker] = {}  # set before run(): they ask us whether we have stopped
@@ -81,7 +79,6 @@ class Runner:
         self._past_canaries = False
         self._canaries = 0  # drawn since the last answer
         self._drawn: set[int] = set()  # their requests
-        self._attempts = attempts
         self._producer: asyncio.Task[None] | None = None
         intake.asks, intake.stopped = self._asks, lambda: self.is_stopped
 
@@ -233,7 +230,7 @@ class Runner:
 
     async def _ask(self, request: Request) -> None:
         """One request until it is answered or has failed."""
-        effort = Effort(suspect=request.asked >= self._attempts)
+        effort = Effort()
         try:
             while isinstance(verdict := await self._attempt(request, effort), Again):
                 if self._stopped:

@@ -189,9 +189,11 @@ class Teacher:
         self._set_timer(soonest)
 
     def _is_passed(self, waiter: _Admission) -> bool:
-        """Whether a row that has not been tried yet may go before one that has: as the probe of a server
+        """Whether a row that has not been tried yet goes before one that has: as the probe of a server
         whose failures may be the rows' own."""
-        return bool(waiter.effort.asks) and all(e.breaker.wants_another for e in self.endpoints)
+        if not waiter.effort.asks or not all(e.breaker.wants_another for e in self.endpoints):
+            return False
+        return any(not (w.effort.asks or w.future.done()) for w in self._waiters)
 
     async def _wait(self, waiter: _Admission) -> Admitted:
         if self._over:
@@ -215,10 +217,7 @@ class Teacher:
         far as that is known. One that has failed since its last success is for when the others are full.
         """
         now, ready, soonest = self._loop.time(), [], inf
-        fresh = any(not w.effort.asks and not w.future.done() for w in self._waiters)
-        for endpoint in self._candidates(waiter.effort):
-            if fresh and self._is_passed(waiter):
-                break
+        for endpoint in () if self._is_passed(waiter) else self._candidates(waiter.effort):
             if endpoint.gate.in_flight < endpoint.slots and endpoint.breaker.may_pass:
                 opens = _opens_at(endpoint, waiter.size, now)
                 soonest = min(soonest, opens)

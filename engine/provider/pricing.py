@@ -62,9 +62,6 @@ class Price:
     def worst(self, prompt_tokens: int, max_tokens: int) -> int:
         """The most that a request can cost, however its prompt is cached and if it is shorter than
         was thought."""
-        if not self.steps:
-            exact = prompt_tokens * self._dearest_prompt + max_tokens * self.completion + self.request
-            return math.ceil(exact)
         each = [self, *(price for above, price in self.steps if prompt_tokens > above)]
         return max(
             math.ceil(prompt_tokens * p._dearest_prompt + max_tokens * p.completion + p.request) for p in each

@@ -171,7 +171,7 @@ def _online(job: StageJob, run: int, intake: Intake, teacher: Teacher, budget: B
     settings = job.settings
     most = sum(endpoint.most for endpoint in teacher.endpoints)
     proven = has_answer(intake.ledger.run, intake.stage, job.plan.fingerprint)
-    runner = Runner(intake, teacher, most, settings.give_up_share, proven, settings.attempts)
+    runner = Runner(intake, teacher, most, settings.give_up_share, proven)
     terms = AttemptConfig(
         run, intake.stage, settings.attempts, settings.attempts_parse, settings.attempts_empty,
         job.plan.task.check,
