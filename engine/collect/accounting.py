@@ -5,7 +5,7 @@ What online and batch replies have in common. Pure but for the longest reply tha
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from engine.limits.charging import RequestSize
 from engine.provider.json_body import storable
@@ -20,8 +20,7 @@ OVERRUN = 4  # times what a reply took beyond its bound, which the next one may 
 NO_HEADERS: Mapping[str, str] = {}
 
 
-@dataclass(frozen=True, slots=True)
-class Measure:
+class Measure(NamedTuple):
     """What a reply is measured by: the request's prompt tokens by our count, the most that they can be, its
     size in bytes and the bound on its reply (0 for none)."""
 

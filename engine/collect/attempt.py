@@ -9,7 +9,7 @@ task cannot read is stored, billed, and asked again as a further sample of the s
 import asyncio
 import random
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from engine.collect.accounting import Booking, Measure, measure, size_of
@@ -96,14 +96,12 @@ class Asker:
         self.budget, self.tokenizer, self.state = budget, tokenizer, state
         self._is_stopped = is_stopped
 
-    async def attempt(
-        self, request: Request, effort: Effort, admitted: Admitted, in_flight: Callable[[], None]
-    ) -> Verdict:
+    async def attempt(self, request: Request, effort: Effort, admitted: Admitted) -> Verdict:
         """Raises RunStopped (nothing was lost, the row stays due) or StorageError."""
         probe = admitted.probe
         effort.suspect |= request.asked >= self.terms.attempts
         sent = await self._reserve(request, effort, admitted)
-        in_flight()
+        effort.in_flight = True
         try:
             await self.ledger.committed()
         except BaseException:
@@ -194,7 +192,7 @@ class Asker:
             raise
         except (AskError, RunStopped) as error:
             if isinstance(error, RowRefused) and error.about == "filter":
-                return replace(FILTERED_REPLY, claim=error.claim)
+                return FILTERED_REPLY._replace(claim=error.claim)
             self._keep(sent, error)
             error = meant_for(error, answer.status, self.endpoint.has_answered, self.endpoint.url)
             raise error from None

@@ -66,7 +66,7 @@ class Runner:
         self.teacher, self.most, self.give_up_share = teacher, most, give_up_share
         self.askers: dict[Endpoint, Asker] = {}  # set before run(): they ask us whether we have stopped
         self._due: deque[Request] = deque()
-        self._tasks: dict[asyncio.Task[None], bool] = {}  # task -> whether it is in flight
+        self._tasks: dict[asyncio.Task[None], Effort] = {}
         self._sleeping = 0
         self._changed = intake.changed
         self._stopped: DistillError | None = None
@@ -109,8 +109,8 @@ class Runner:
             self._stopped = reason
             if self._producer:
                 self._producer.cancel()  # it may be waiting for a pipe that says nothing
-            for task, in_flight in list(self._tasks.items()):
-                if not in_flight:
+            for task, effort in list(self._tasks.items()):
+                if not effort.in_flight:
                     task.cancel()
         self._changed.set()
 
@@ -217,8 +217,9 @@ class Runner:
         return self._due.popleft() if self._due and not self._stopped else None
 
     def _spawn(self, request: Request) -> asyncio.Task[None]:
-        task = self._group.create_task(self._ask(request))
-        self._tasks[task] = False
+        effort = Effort()
+        task = self._group.create_task(self._ask(request, effort))
+        self._tasks[task] = effort
         task.add_done_callback(self._task_ended)
         return task
 
@@ -228,9 +229,8 @@ class Runner:
         if not self._tasks:
             self.intake.crowd.one_rests()
 
-    async def _ask(self, request: Request) -> None:
+    async def _ask(self, request: Request, effort: Effort) -> None:
         """One request until it is answered or has failed."""
-        effort = Effort()
         try:
             while isinstance(verdict := await self._attempt(request, effort), Again):
                 if self._stopped:
@@ -250,7 +250,7 @@ class Runner:
         endpoint = admitted.endpoint
         try:
             asker, teacher = self.askers[endpoint], self.teacher
-            verdict = await asker.attempt(request, effort, admitted, self._mark_in_flight)
+            verdict = await asker.attempt(request, effort, admitted)
             if not teacher.is_one and isinstance(verdict, Failed) and verdict.refused:
                 return self._elsewhere(effort, endpoint, verdict)
             return verdict
@@ -259,7 +259,7 @@ class Runner:
             return Again(0.0)
         finally:
             self.teacher.leave(admitted)
-            self._mark_in_flight(False)
+            effort.in_flight = False
             self._changed.set()
 
     def _elsewhere(self, effort: Effort, endpoint: Endpoint, failed: Failed) -> Again | Failed:
@@ -279,11 +279,6 @@ class Runner:
             endpoint.proven = False  # its next one is a canary again
         effort.refused_by += (endpoint.number,)
         return Again(0.0)
-
-    def _mark_in_flight(self, in_flight: bool = True) -> None:
-        task = asyncio.current_task()
-        if task in self._tasks:
-            self._tasks[task] = in_flight
 
     async def _sleep(self, seconds: float) -> None:
         if seconds <= 0:

@@ -9,8 +9,8 @@ speaks, real usage is assumed, and 429s for tokens move it to the dearer ways.
 """
 
 import math
-from dataclasses import dataclass
 from enum import Enum
+from typing import NamedTuple
 
 MEMORY_SECONDS = 5.0  # after which a level that drifted away has come back to the header's
 FORGET = 0.9  # weight of the past in the error of each way, a header
@@ -32,8 +32,7 @@ WAYS = tuple(Charge)
 Levels = tuple[float, ...]  # tokens left in the provider's bucket, by way of charging
 
 
-@dataclass(frozen=True, slots=True)
-class RequestSize:
+class RequestSize(NamedTuple):
     """A request's prompt tokens and the most that it may complete (0: no bound was sent)."""
 
     prompt: int

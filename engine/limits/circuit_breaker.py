@@ -35,6 +35,7 @@ class Effort:
     suspect: bool = False  # it failed while others succeeded, in this run or an earlier one
     unparsed: int = 0  # replies that the task could not read
     unusable: int = 0  # replies that hold no answer
+    in_flight: bool = False
     refused_by: tuple[int, ...] = ()  # endpoints that would not take it, while others may
 
     @property

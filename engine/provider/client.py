@@ -9,13 +9,12 @@ import errno
 import os
 import socket
 import ssl
-from dataclasses import dataclass
 from types import TracebackType
-from typing import Self
+from typing import NamedTuple, Self
 
 import aiohttp
 from aiohappyeyeballs import AddrInfoType
-from multidict import CIMultiDict, CIMultiDictProxy
+from multidict import CIMultiDictProxy
 from yarl import URL
 
 from engine.provider.errors import BadReply, ConnectionLost, TimedOut
@@ -29,8 +28,7 @@ KEEPALIVE_SECONDS = 60.0
 USER_AGENT = "distill"
 
 
-@dataclass(frozen=True, slots=True)
-class HttpReply:
+class HttpReply(NamedTuple):
     """What came back: status, headers (case-insensitive), body, and seconds it took."""
 
     status: int
@@ -66,14 +64,19 @@ class Client:
         base = URL(base_url)
         self._url = base.with_path(base.path.rstrip("/") + "/chat/completions", keep_query=True)
         self._proxy = proxy
-        self._headers = {"Content-Type": "application/json", "User-Agent": USER_AGENT}
+        self._headers = {
+            "Accept": "application/json",
+            "Accept-Encoding": "identity",
+            "Content-Type": "application/json",
+            "User-Agent": USER_AGENT,
+        }
         self._secret = (api_key or "").encode()
         if api_key:
             self._headers["Authorization"] = f"Bearer {api_key}"
         self._connections = connections
         # Below the whole, so that a connection (or a TLS handshake) that never comes about is told as that.
         self._connect = min(CONNECT_SECONDS, 0.8 * timeout)
-        self._timeout = aiohttp.ClientTimeout(total=timeout, sock_connect=self._connect, sock_read=timeout)
+        self._timeout = aiohttp.ClientTimeout(total=timeout, sock_connect=self._connect)
 
     async def __aenter__(self) -> Self:
         connector = aiohttp.TCPConnector(
@@ -86,7 +89,6 @@ class Client:
             connector=connector,
             timeout=self._timeout,
             cookie_jar=aiohttp.DummyCookieJar(),
-            skip_auto_headers=("Accept", "Accept-Encoding"),
         )
         self._loop = asyncio.get_running_loop()
         return self
@@ -101,8 +103,7 @@ class Client:
 
     async def send(self, body: bytes, idempotency_key: str) -> HttpReply:
         """POSTs a chat completion. Raises TimedOut, ConnectionLost or BadReply (torn or huge)."""
-        headers = CIMultiDict(self._headers)
-        headers["Idempotency-Key"] = idempotency_key
+        headers = {**self._headers, "Idempotency-Key": idempotency_key}
         started = self._loop.time()
         try:
             async with self._session.post(

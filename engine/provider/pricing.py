@@ -9,9 +9,10 @@ import ipaddress
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from decimal import ROUND_HALF_UP, Decimal, InvalidOperation
+from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from store.records import Usage
@@ -42,22 +43,32 @@ class Price:
     cache_write: Decimal | None = None
     request: Decimal = Decimal(0)
     steps: tuple[tuple[int, "Price"], ...] = ()
+    _units: tuple[int, ...] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        """The prices in whole units, and how many of these are a micro-dollar: replies are many."""
+        each = (self.prompt, self.cached, self._written, self.completion, self.request)
+        scale = 10 ** max(0, *(-int(amount.as_tuple().exponent) for amount in each))
+        object.__setattr__(self, "_units", (scale, *(int(amount * scale) for amount in each)))
 
     def at(self, prompt_tokens: float) -> "Price":
         """The price of a prompt of this length."""
-        reached = [price for above, price in self.steps if prompt_tokens > above]
-        return reached[-1] if reached else self
+        reached = self
+        for above, price in self.steps:
+            if prompt_tokens > above:
+                reached = price
+        return reached
 
     def cost(self, usage: Usage) -> int:
         """Micro-dollars of a reply's usage, rounded half up; nothing where nothing was used."""
         if not (usage.prompt_tokens or usage.completion_tokens):
             return 0
-        price = self.at(usage.prompt_tokens)
+        scale, prompt, read, write, completion, request = self.at(usage.prompt_tokens)._units
         cached = min(usage.cached_tokens, usage.prompt_tokens)
         written = min(usage.cache_write_tokens, usage.prompt_tokens - cached)
         fresh = usage.prompt_tokens - cached - written
-        exact = fresh * price.prompt + cached * price.cached + written * price._written
-        return _rounded(exact + usage.completion_tokens * price.completion + price.request)
+        exact = fresh * prompt + cached * read + written * write + usage.completion_tokens * completion
+        return (2 * (exact + request) + scale) // (2 * scale)
 
     def worst(self, prompt_tokens: int, max_tokens: int) -> int:
         """The most that a request can cost, however its prompt is cached and if it is shorter than
@@ -89,8 +100,7 @@ class Price:
 FREE = Price(Decimal(0), Decimal(0), Decimal(0))
 
 
-@dataclass(frozen=True, slots=True)
-class Bill:
+class Bill(NamedTuple):
     """What a reply is booked at, and what it costs by our own price, in micro-dollars."""
 
     cost: int
@@ -112,7 +122,7 @@ class Prices:
         self.source, self._price_of, self._clock = source, price_of, clock
         self._asked = DEFAULT if asked in USUAL_TIERS else asked
         self._named = {SILENT}  # tiers, by the replies so far
-        self._slot = -1  # the half-hour that these two are of
+        self._until = 0.0  # the end of the half-hour that these are of
         self._now: dict[str, Price] = {}
         self._day: list[Price] = []
         self._worst: dict[tuple[int, int], int] = {}  # by prompt and bound, at the prices of that day
@@ -163,7 +173,7 @@ class Prices:
         own = self.cost(usage, tier)
         if (kind := self._kind(tier)) not in self._named:
             self._named.add(kind)
-            self._slot = -1
+            self._until = 0.0
         most = self._listed_worst(prompt_tokens, max_tokens)
         if told is None or told > (most * MOST_TOLD or MOST_TOLD_FREE) or (own and not told):
             told = own
@@ -178,8 +188,10 @@ class Prices:
 
     def _kind(self, tier: str | None) -> str:
         """One of a few names: what servers call their tiers is not kept."""
-        name = tier.strip().lower() if tier else SILENT
-        if name == SILENT or name in self._named:
+        if not tier:
+            return SILENT
+        name = tier.strip().lower()
+        if name in self._named:
             return name
         if name in USUAL_TIERS:
             return DEFAULT
@@ -199,11 +211,12 @@ class Prices:
 
     def _keep_time(self) -> None:
         """Prices that depend on the hour or the date are read again twice an hour."""
-        slot = int(self._clock() // HALF_HOUR)
-        if slot == self._slot:
+        now = self._clock()
+        if self._until - HALF_HOUR <= now < self._until:
             return
+        slot = int(now // HALF_HOUR)
         times = [datetime.fromtimestamp((slot + n) * HALF_HOUR, UTC) for n in range(DAY_SLOTS)]
-        self._slot, self._now, self._worst = slot, {}, {}
+        self._until, self._now, self._worst = (slot + 1) * float(HALF_HOUR), {}, {}
         self._day = list(dict.fromkeys(self._price(kind, at) for kind in self._named for at in times))
 
     def _time(self) -> datetime:

@@ -5,6 +5,7 @@ kept here as data, by kind. One order holds for all: a filter, an empty account,
 a parameter that the model does not take, a row that is too large, then the status.
 """
 
+import functools
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -147,6 +148,7 @@ def _place(location: str | None) -> str:
 
 
 @lru_cache(maxsize=256)
+@functools.lru_cache(maxsize=256)
 def ended(finish: str) -> str:
     """How a reply ended, in one spelling: lower case, and '_' for all that is no letter or digit."""
     return re.sub(r"[^a-z0-9]+", "_", finish[:FINISH_LENGTH].lower()).strip("_")

@@ -7,8 +7,7 @@ reply of 200 is raised as if its code were the status, and what cannot be read a
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from engine.provider.errors import AskError, BadReply, RunStopped
 from engine.provider.json_body import is_page, is_prose, parse_body, storable
@@ -59,8 +58,7 @@ _HARMONY = re.compile(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Reply:
+class Reply(NamedTuple):
     """A reply that could be read. `plain`: the stored body shows text and thinking to a JSON path."""
 
     outcome: Outcome
@@ -94,7 +92,7 @@ def read_reply(raw: bytes) -> Reply:
         raise with_body(error, raw, read_claim(body.get("usage") if isinstance(body, dict) else None))
     try:
         if _is_blocked(body):
-            return replace(FILTERED_REPLY, claim=read_claim(body.get("usage") or body.get("usageMetadata")))
+            return FILTERED_REPLY._replace(claim=read_claim(body.get("usage") or body.get("usageMetadata")))
         choice = body["choices"][0]
         message = choice.get("message")
         if message is None:  # filtered replies may have none
@@ -118,18 +116,20 @@ def _is_blocked(body: Mapping[str, Any]) -> bool:
 def _reply(
     body: Mapping[str, Any], choice: Mapping[str, Any], message: Mapping[str, Any], plain: bool
 ) -> Reply:
-    content, thought = _content(message.get("content"))
-    given = (value for name in _REASONING if (value := message.get(name)))
-    told = next((text for value in given if (text := _joined_text(value))), "")
+    given, told = message.get("content"), ""
+    content, thought = _content(given)
+    for name in _REASONING:
+        if (value := message.get(name)) and (told := _joined_text(value)):
+            break
     text, marked = split_thinking(content)
-    refusal = message.get("refusal") or _refusal_in(message.get("content"))
+    refusal = message.get("refusal") or _refusal_in(given)
     finish = choice.get("finish_reason") or choice.get("stop_reason") or ""
     calls = message.get("tool_calls") or message.get("function_call")
     outcome = _outcome(str(finish), text, refusal, bool(calls))
     if outcome == "refusal" and not text.strip() and isinstance(refusal, str):
         text = refusal
-    reasoning = "\n".join(part for part in (told, thought, marked) if part)
-    shown = message.get("content") == text or (not text and message.get("content") is None)
+    reasoning = "\n".join(filter(None, (told, thought, marked)))
+    shown = given == text or (not text and given is None)
     model, tier = body.get("model"), body.get("service_tier")
     return Reply(
         outcome,
@@ -179,8 +179,9 @@ def _content(content: object) -> tuple[str, str]:
 
 def _refusal_in(content: object) -> str:
     """What a part of the kind 'refusal' says."""
-    parts = content if isinstance(content, list) else ()
-    refusals = [part.get("refusal") for part in parts if isinstance(part, dict)]
+    if not isinstance(content, list):
+        return ""
+    refusals = [part.get("refusal") for part in content if isinstance(part, dict)]
     return "".join(text for text in refusals if isinstance(text, str))
 
 

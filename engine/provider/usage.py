@@ -7,8 +7,7 @@ counted by ourselves is marked as an estimate.
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from engine.provider.pricing import told_cost
 from store.records import Usage
@@ -41,9 +40,10 @@ _REASONING = _places(
     "reasoning_tokens", "thoughtsTokenCount",
 )  # fmt: skip
 
+_PARTS = frozenset(name for places in (_CACHED, _WRITTEN, _REASONING) for name, _ in places)
 
-@dataclass(frozen=True, slots=True)
-class Claim:
+
+class Claim(NamedTuple):
     """What a reply says of its own cost; None where it says nothing that can be read. cost_micro: in
     micro-dollars, of providers that tell their price."""
 
@@ -72,8 +72,10 @@ def read_claim(given: object) -> Claim:
     if not isinstance(given, dict):
         return NO_CLAIM
     prompt, completion = _first(given, _PROMPT), _first(given, _COMPLETION)
-    cached, written = _first(given, _CACHED) or 0, _first(given, _WRITTEN) or 0
-    total, reasoning = _first(given, _TOTAL), _first(given, _REASONING) or 0
+    total, cached, written, reasoning = _first(given, _TOTAL), 0, 0, 0
+    if not _PARTS.isdisjoint(given):
+        cached, written = _first(given, _CACHED) or 0, _first(given, _WRITTEN) or 0
+        reasoning = _first(given, _REASONING) or 0
     if "prompt_tokens" not in given and "input_tokens" in given and "input_tokens_details" not in given:
         prompt = None if prompt is None else prompt + cached + written
     if total is not None and prompt is not None and total > prompt:
