@@ -5,7 +5,7 @@ Frozen dataclasses without behaviour. Money is integer micro-dollars, times are 
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, TypeAlias, get_args
+from typing import Literal, NamedTuple, TypeAlias, get_args
 
 Message = Mapping[str, str]
 
@@ -92,8 +92,7 @@ class Request:
     refused: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Usage:
+class Usage(NamedTuple):
     """Tokens as billed. cached_tokens and cache_write_tokens are part of prompt, reasoning_tokens of
     completion."""
 
@@ -104,8 +103,7 @@ class Usage:
     cache_write_tokens: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Response:
+class Response(NamedTuple):
     """A reply as it is stored; `outcome` is `malformed` where it is not a reply of the API, `unparsed`
     where it is one that the task cannot read.
 

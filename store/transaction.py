@@ -119,7 +119,7 @@ class Transaction:
 
 def _storable(text: str) -> str:
     """SQLite takes no lone surrogates."""
-    return text.encode(errors="replace").decode()
+    return text if text.isascii() else text.encode(errors="replace").decode()
 
 
 def _as_text(raw: bytes) -> str | bytes:

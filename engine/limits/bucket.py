@@ -67,6 +67,8 @@ class Bucket:
         if self.limit is None:
             return 0.0
         self._advance(now)
+        if self._seen is None:
+            return 0.0 if self._level >= 0 else -self._level / self.rate
         seconds = -self._level / (self.rate * self.pace(now)) if self._level < 0 else 0.0
         server = self._server_level(now)
         if server is not None:  # one larger than the bucket waits until it is full, then goes
@@ -90,8 +92,7 @@ class Bucket:
 
     def pace(self, now: float) -> float:
         """How fast to go, as a multiple of the refill."""
-        server = self._server_level(now)
-        if server is None:
+        if (server := self._server_level(now)) is None:
             return 1.0
         wanted = max(CUSHION_SECONDS * self.rate, CUSHION_COSTS * self._mean_cost)
         cushion = min(CUSHION_SHARE * self.ceiling, wanted)
@@ -121,8 +122,10 @@ class Bucket:
 
     def _advance(self, now: float) -> None:
         if self._advanced is not None:
-            grown = self.rate * self.pace(now) * (now - self._advanced)
-            self._level = min(max(self.rate * BURST_SECONDS, self._level), self._level + grown)
+            rate, level = self.rate, self._level
+            self._level = min(
+                max(rate * BURST_SECONDS, level), level + rate * self.pace(now) * (now - self._advanced)
+            )
         self._advanced = now
 
     def _adopt(self, said: RateHeaders) -> None:
@@ -154,6 +157,8 @@ class DayWindow:
 
     def add(self, amount: float, at: float) -> None:
         """Counts what was sent at a time (loop clock; earlier runs lie in the past)."""
+        if self.limit is None:
+            return
         start = at - at % SLOT
         if self._slots and self._slots[-1][0] >= start:
             self._slots[-1] = (self._slots[-1][0], self._slots[-1][1] + amount)

@@ -55,6 +55,7 @@ class Limiter:
     ) -> None:
         self.requests, self.tokens = Bucket(rpm), Bucket(tpm)
         self.day_requests, self.day_tokens = DayWindow(rpd), DayWindow(tpd)
+        self._has_day_limits = rpd is not None or tpd is not None
         self.charging = Charging()
         self.limited_count = 0
         self.started: float | None = None
@@ -173,14 +174,10 @@ class Limiter:
         """Seconds until a request could go, if nobody stood before it; 0 for now."""
         now = self._clock()
         cost = self.charging.expected(size)
-        return max(
-            0.0,
-            self._paused_until - now,
-            self.requests.wait(1, now),
-            self.tokens.wait(cost, now),
-            self.day_requests.wait(1, now),
-            self.day_tokens.wait(cost, now),
-        )
+        seconds = max(0.0, self._paused_until - now, self.requests.wait(1, now), self.tokens.wait(cost, now))
+        if self._has_day_limits:
+            seconds = max(seconds, self.day_requests.wait(1, now), self.day_tokens.wait(cost, now))
+        return seconds
 
     def take(self, size: RequestSize) -> Ticket:
         """Reserves without waiting: what is short becomes a debt."""
@@ -235,5 +232,6 @@ class Limiter:
 
     def _recover(self, now: float) -> None:
         for bucket in (self.requests, self.tokens):
-            bucket.scale = min(1.0, bucket.scale + RECOVERY * max(0.0, now - self._recovered))
+            if bucket.scale < 1.0:
+                bucket.scale = min(1.0, bucket.scale + RECOVERY * max(0.0, now - self._recovered))
         self._recovered = now

@@ -67,8 +67,10 @@ class Price:
         cached = min(usage.cached_tokens, usage.prompt_tokens)
         written = min(usage.cache_write_tokens, usage.prompt_tokens - cached)
         fresh = usage.prompt_tokens - cached - written
-        exact = fresh * prompt + cached * read + written * write + usage.completion_tokens * completion
-        return (2 * (exact + request) + scale) // (2 * scale)
+        units = fresh * prompt + usage.completion_tokens * completion + request
+        if cached or written:
+            units += cached * read + written * write
+        return (2 * units + scale) // (2 * scale)
 
     def worst(self, prompt_tokens: int, max_tokens: int) -> int:
         """The most that a request can cost, however its prompt is cached and if it is shorter than
@@ -170,10 +172,10 @@ class Prices:
         told: what the server says it cost, which is believed unless it is absurd, or zero for a reply
         that has a price. A reply that costs more than we thought possible raises what is set aside for
         the next one, whatever the reason."""
-        own = self.cost(usage, tier)
         if (kind := self._kind(tier)) not in self._named:
             self._named.add(kind)
             self._until = 0.0
+        own = self._current(kind).cost(usage)
         most = self._listed_worst(prompt_tokens, max_tokens)
         if told is None or told > (most * MOST_TOLD or MOST_TOLD_FREE) or (own and not told):
             told = own
@@ -199,9 +201,9 @@ class Prices:
 
     def _current(self, kind: str) -> Price:
         self._keep_time()
-        if kind not in self._now:
-            self._now[kind] = self._price(kind, self._time())
-        return self._now[kind]
+        if (price := self._now.get(kind)) is None:
+            price = self._now[kind] = self._price(kind, self._time())
+        return price
 
     def _price(self, kind: str, at: datetime) -> Price:
         if kind not in (SILENT, UNHEARD) and (price := self._price_of(kind, at)):

@@ -90,19 +90,20 @@ def read_claim(given: object) -> Claim:
 def _first(given: Mapping[str, Any], paths: tuple[tuple[str, str], ...]) -> int | None:
     """The first of several places that holds a count."""
     for name, inner in paths:
-        if (value := given.get(name)) is None:
-            continue
-        if inner:
+        value = given.get(name)
+        if inner and value is not None:
             value = value.get(inner) if isinstance(value, dict) else None
-        if value is not None and (count := _count(value)) is not None:
+        if value is None:
+            continue
+        if type(value) is int and 0 <= value < MOST_TOKENS:
+            return value
+        if (count := _count(value)) is not None:
             return count
     return None
 
 
 def _count(value: object) -> int | None:
     """A number of tokens: not negative, not infinite, not a truth value. Digits in a text are read."""
-    if type(value) is int:
-        return value if 0 <= value < MOST_TOKENS else None
     if isinstance(value, str) and value.strip().isdecimal():
         value = int(value.strip()[:12])
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
