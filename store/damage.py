@@ -38,7 +38,7 @@ def words_of(damages: Sequence[Damages], run: object) -> str:
 
 
 def is_intact(raw: bytes, checksum: int | None) -> bool:
-    """Whether a body is what was stored. Those of older versions have no checksum."""
+    """Whether a body, or a row's JSON, is what was stored. Those of older versions have no checksum."""
     return checksum is None or zlib.crc32(raw) == checksum
 
 

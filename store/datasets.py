@@ -31,7 +31,8 @@ POSITIONS = 512  # read together; of a page that is damaged each alone
 
 # With an answer; what it names may be missing, where the ledger is damaged.
 _ANSWERS = """
-SELECT a.position, a.sample, CAST(w.item AS BLOB), CAST(b.raw AS BLOB), b.checksum, p.outcome, p.model
+SELECT a.position, a.sample, CAST(w.item AS BLOB), w.checksum,
+  CAST(b.raw AS BLOB), b.checksum, p.outcome, p.model
 FROM samples a LEFT JOIN rows w ON w.id = ? + a.position
 LEFT JOIN requests r ON r.id = a.request LEFT JOIN responses p ON p.id = r.answer AND p.request = r.id
 LEFT JOIN bodies b ON b.response = p.id
@@ -41,7 +42,8 @@ ORDER BY a.position, a.sample
 """
 # With the last reply to rows that failed because none of theirs could be read.
 _ASKED = """
-SELECT a.position, a.sample, CAST(w.item AS BLOB), CAST(b.raw AS BLOB), b.checksum, p.outcome, p.model
+SELECT a.position, a.sample, CAST(w.item AS BLOB), w.checksum,
+  CAST(b.raw AS BLOB), b.checksum, p.outcome, p.model
 FROM samples a LEFT JOIN rows w ON w.id = ? + a.position
 LEFT JOIN requests r ON r.id = a.request LEFT JOIN errors e ON e.id = r.failure AND r.answer IS NULL
 LEFT JOIN responses p ON p.request = r.id AND p.id = ifnull(r.answer, (
@@ -100,7 +102,7 @@ def stored(
     wanted = {*outcomes, "unparsed"}
     sql = _ASKED if unparsed else _ANSWERS
     sql = sql.format(plans="w.plan" if plans is None else ", ".join("?" * len(plans)))
-    for position, sample, item, raw, checksum, outcome, model in _found(
+    for position, sample, item, of_row, raw, checksum, outcome, model in _found(
         reader, stage, sql, plans or (), damages
     ):
         row = _object(item)
@@ -112,8 +114,8 @@ def stored(
                 left_out[outcome] += 1
         elif not is_intact(raw, checksum):
             damages.add(position, "its checksum differs", id)
-        elif row is None:
-            damages.add(position, "its text cannot be read")
+        elif row is None or not is_intact(item, of_row):
+            damages.add(position, "its text is damaged")
         else:
             yield Stored(position, sample, row, raw, outcome, model, has_checksum=checksum is not None)
 

@@ -14,6 +14,7 @@ import os
 import sqlite3
 import threading
 import time
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from queue import SimpleQueue
@@ -122,7 +123,7 @@ class Ledger:
         `new` requests go into the same commit, so that no row ever points at nothing.
         """
         self.add(new)
-        self._batch.rows.append(((stage << STAGE_SHIFT) + position, item, plan))
+        self._batch.rows.append(((stage << STAGE_SHIFT) + position, item, plan, zlib.crc32(item)))
         self._batch.samples.extend((stage, position, sample, r) for sample, r in requests)
         self._schedule()
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import sqlite_utils
 
-VERSION = 3
+VERSION = 4
 STAGE_SHIFT = 40  # rows.id = stage << 40 | position
 
 TABLES = """
@@ -193,6 +193,10 @@ CREATE VIEW answers AS
 """
 
 
+# Version 4: a checksum for each row too (CRC-32 of its JSON).
+ROW_CHECKSUMS = "ALTER TABLE rows ADD COLUMN checksum INTEGER"
+
+
 def version_words(path: object, version: int) -> str:
     """What to say of a ledger whose version is not ours."""
     if version > VERSION:
@@ -230,6 +234,10 @@ def migrate(connection: sqlite3.Connection) -> None:
     @migrations()
     def m003_honest_replies(db: sqlite_utils.Database) -> None:
         _execute(db, HONEST)
+
+    @migrations()
+    def m004_row_checksums(db: sqlite_utils.Database) -> None:
+        _execute(db, ROW_CHECKSUMS)
 
     migrations.apply(sqlite_utils.Database(connection))
     connection.execute(f"PRAGMA user_version = {VERSION}")

@@ -24,7 +24,7 @@ class Spending:
 class Transaction:
     """Grows on the event loop, is applied once by the writer thread."""
 
-    rows: list[tuple[int, bytes, int]] = field(default_factory=list)
+    rows: list[tuple[int, bytes, int, int]] = field(default_factory=list)
     samples: list[tuple[int, int, int, int]] = field(default_factory=list)
     requests: list[tuple[int, bytes, int, int]] = field(default_factory=list)
     attempts: list[tuple[int, int, int, float, int, int | None]] = field(default_factory=list)
@@ -130,7 +130,7 @@ def _as_text(raw: bytes) -> str | bytes:
 
 
 _SQL = {
-    "rows": "INSERT OR REPLACE INTO rows VALUES (?, CAST(? AS TEXT), ?)",
+    "rows": "INSERT OR REPLACE INTO rows VALUES (?, CAST(? AS TEXT), ?, ?)",
     "samples": "INSERT OR REPLACE INTO samples VALUES (?, ?, ?, ?)",
     "requests": "INSERT INTO requests VALUES (?, ?, ?, ?, NULL, NULL)",
     "attempts": "INSERT INTO attempts VALUES (?, ?, ?, ?, ?, ?)",

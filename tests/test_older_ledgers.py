@@ -1,6 +1,6 @@
-"""Run folders that an older version made: opened, resumed and exported as that version did.
+"""Run folders that older versions made: opened, resumed and exported as those versions did.
 
-tests/data/version2/make.py tells how they came about; each zip holds the run folder, its inputs, what that
+tests/data/make_older.py tells how they came about; each zip holds the run folder, its inputs, what that
 version exported, and what its `status --json` said.
 """
 
@@ -17,7 +17,8 @@ from aiohttp import web
 from cli import MODEL, distill, ledger
 from scripted import completion, scripted
 
-DATA = Path(__file__).parent / "data" / "version2"
+DATA = Path(__file__).parent / "data"
+VERSIONS = (2, 3)  # of the ledger's schema
 MONEY = ("--model", MODEL, "--price-in", 10, "--price-out", 30)
 EXPORTS = {
     "plain": (
@@ -32,15 +33,21 @@ EXPORTS = {
 }
 
 
+@pytest.fixture(params=VERSIONS)
+def version(request: pytest.FixtureRequest) -> int:
+    found: int = request.param
+    return found
+
+
 @pytest.fixture(params=["plain", "recipe"])
-def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
-    return unpacked(request.param, tmp_path)
+def folder(request: pytest.FixtureRequest, version: int, tmp_path: Path) -> Path:
+    return unpacked(request.param, version, tmp_path)
 
 
-def unpacked(name: str, folder: Path) -> Path:
-    with zipfile.ZipFile(DATA / f"{name}.zip") as file:
+def unpacked(name: str, version: int, folder: Path) -> Path:
+    with zipfile.ZipFile(DATA / f"version{version}" / f"{name}.zip") as file:
         file.extractall(folder / name)
-    assert ledger(folder / name / "run", "PRAGMA user_version") == [(2,)]
+    assert ledger(folder / name / "run", "PRAGMA user_version") == [(version,)]
     return folder / name
 
 
@@ -87,8 +94,8 @@ class Counting:
         return web.Response(body=completion("Asked again."), content_type="application/json")
 
 
-async def test_a_finished_run_is_resumed_and_asks_nothing(tmp_path: Path) -> None:
-    folder, teacher = unpacked("plain", tmp_path), Counting()
+async def test_a_finished_run_is_resumed_and_asks_nothing(version: int, tmp_path: Path) -> None:
+    folder, teacher = unpacked("plain", version, tmp_path), Counting()
     flags = ("--samples", 2, "--prompt", folder / "bare.txt", "--yes")
     async with scripted(teacher.answer) as url:
         words = ("generate", folder / "pool.jsonl", "--run", folder / "run", "--base-url", url)
@@ -96,11 +103,11 @@ async def test_a_finished_run_is_resumed_and_asks_nothing(tmp_path: Path) -> Non
         assert ended.code == 0, ended.err
     assert teacher.asked == 0
     await exports_are_as_they_were(folder)
-    assert ledger(folder / "run", "PRAGMA user_version") > [(2,)]
+    assert ledger(folder / "run", "PRAGMA user_version") > [(version,)]
 
 
-async def test_a_finished_recipe_is_resumed_and_asks_nothing(tmp_path: Path) -> None:
-    folder, teacher = unpacked("recipe", tmp_path), Counting()
+async def test_a_finished_recipe_is_resumed_and_asks_nothing(version: int, tmp_path: Path) -> None:
+    folder, teacher = unpacked("recipe", version, tmp_path), Counting()
     recipe = folder / "recipe.toml"
     async with scripted(teacher.answer) as url:
         lines = [
@@ -113,8 +120,8 @@ async def test_a_finished_recipe_is_resumed_and_asks_nothing(tmp_path: Path) -> 
     await exports_are_as_they_were(folder)
 
 
-async def test_what_had_failed_is_asked_after_retry_and_nothing_else(tmp_path: Path) -> None:
-    folder, teacher = unpacked("recipe", tmp_path), Counting()
+async def test_what_had_failed_is_asked_after_retry_and_nothing_else(version: int, tmp_path: Path) -> None:
+    folder, teacher = unpacked("recipe", version, tmp_path), Counting()
     assert (await distill("retry", folder / "run", "--stage", "english")).code == 0
     async with scripted(teacher.answer) as url:
         words = ("generate", folder / "pool.jsonl", "--run", folder / "run", "--stage", "english")

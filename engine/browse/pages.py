@@ -41,7 +41,7 @@ SELECT s.id, s.name, s.task, s.samples, s.total, s.bad_rows, u.id AS run, u.star
 FROM stages s LEFT JOIN spending c ON c.stage = s.id
   LEFT JOIN runs u ON u.id = (SELECT max(id) FROM runs WHERE stage = s.id) ORDER BY s.id"""
 ITEM = """
-SELECT s.id AS number, s.name AS stage, s.task, w.item,
+SELECT s.id AS number, s.name AS stage, s.task, w.item, CAST(w.item AS BLOB) AS stored, w.checksum,
   EXISTS (SELECT 1 FROM rows WHERE id = w.id + 1) AS has_next
 FROM stages s JOIN rows w ON w.id = (s.id << 40) + :position WHERE s.name = :stage"""
 SAMPLES = """
@@ -106,7 +106,7 @@ async def row(request: Any, datasette: Any) -> Any:
     samples = [await _sample(database, dict(s)) for s in (await database.execute(SAMPLES, place)).rows]
     context = {
         "stage": item["stage"], "task": item["task"], "position": place["position"],
-        "item": _item(item["item"]), "samples": samples, "database": LEDGER,
+        "item": _item(item), "samples": samples, "database": LEDGER,
         "before": row_link(item["stage"], place["position"] - 1) if place["position"] else None,
         "after": row_link(item["stage"], place["position"] + 1) if item["has_next"] else None,
     }  # fmt: skip
@@ -134,8 +134,11 @@ async def _sample(database: Any, sample: dict[str, Any]) -> dict[str, Any]:
     return sample
 
 
-def _item(text: str) -> dict[str, Any]:
+def _item(row: Any) -> dict[str, Any]:
     """A row's JSON; what is left of it where it is damaged."""
+    text: str = row["item"]
+    if not is_intact(row["stored"], row["checksum"]):
+        return {"damaged row": text}
     try:
         found = orjson.loads(text)
     except ValueError:

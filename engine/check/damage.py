@@ -17,6 +17,7 @@ import orjson
 from engine.collect.plan import Plan, plan_of, settings_in
 from engine.provider.responses import answer_of
 from engine.provider.tokens import Tokenizer
+from store.damage import is_intact
 from store.records import OUTCOMES, UNUSABLE
 from store.schema import STAGE_SHIFT
 
@@ -200,16 +201,18 @@ def _note_rows(connection: sqlite3.Connection, stage: int, name: str, found: Fin
     """Rows of a stage: their texts, and their keys."""
     plans = plans_of(connection, stage)
     checked = unverified = 0
-    for position, item, plan_id, samples in _rows(connection, stage):
+    for position, item, plan_id, checksum, samples in _rows(connection, stage):
         found.rows += 1
         plan = plans.get(plan_id)
         try:
+            if not is_intact(item, checksum):
+                raise ValueError("its checksum differs")
             keys = _keys(orjson.loads(item), plan or next(iter(plans.values()), None), samples)
         except Exception:  # of a text that is no row any more
-            _note_row(connection, stage, position, "its text cannot be read")
+            _note_row(connection, stage, position, "its text is damaged")
             continue
         if plan is None:
-            unverified += 1
+            unverified += checksum is None
             continue
         checked += 1
         _compare(connection, stage, position, samples, keys)
@@ -227,18 +230,22 @@ OTHER = "it is not the row that was asked"
 Samples = Sequence[tuple[int, int, bytes | None]]  # sample, request, its key
 
 
-def _rows(connection: sqlite3.Connection, stage: int) -> Iterator[tuple[int, bytes, int, Samples]]:
-    """(position, item, plan, samples) of each row."""
+def _rows(
+    connection: sqlite3.Connection, stage: int
+) -> Iterator[tuple[int, bytes, int, int | None, Samples]]:
+    """(position, item, plan, checksum, samples) of each row."""
     base, last = stage << STAGE_SHIFT, -1
     while some := connection.execute(
-        "SELECT id - ?, CAST(item AS BLOB), plan FROM rows WHERE id > ? AND id < ? ORDER BY id LIMIT ?",
+        "SELECT id - ?, CAST(item AS BLOB), plan, checksum FROM rows WHERE id > ? AND id < ? "
+        "ORDER BY id LIMIT ?",
         (base, base + last, base + (1 << STAGE_SHIFT), PAGE),
     ).fetchall():
         first, last = some[0][0], some[-1][0]
         placed: dict[int, list[tuple[int, int, bytes | None]]] = {}
         for position, *sample in connection.execute(_SAMPLES, (stage, first, last)):
             placed.setdefault(position, []).append((sample[0], sample[1], sample[2]))
-        yield from ((position, item, plan, placed.get(position, [])) for position, item, plan in some)
+        for position, item, plan, checksum in some:
+            yield position, item, plan, checksum, placed.get(position, [])
 
 
 def _keys(item: Mapping[str, Any], plan: Plan | None, samples: Samples) -> list[bytes]:

@@ -28,7 +28,7 @@ CLOSE = 4  # so near to each other they are looked at together again
 USABLE: tuple[Outcome, ...] = ("stop", "length")
 
 _LOOK = """
-SELECT a.position, CAST(w.item AS BLOB), r.answer IS NULL AND r.failure IS NULL, p.outcome,
+SELECT a.position, CAST(w.item AS BLOB), w.checksum, r.answer IS NULL AND r.failure IS NULL, p.outcome,
   CAST(b.raw AS BLOB), b.checksum
 FROM samples a JOIN rows w ON w.id = ? + a.position JOIN requests r ON r.id = a.request
 LEFT JOIN responses p ON p.id = r.answer LEFT JOIN bodies b ON b.response = p.id
@@ -75,10 +75,10 @@ def answers_at(
     found = {}
     sql = _LOOK.format(plans="w.plan" if plans is None else ", ".join("?" * len(plans)))
     values = (number << STAGE_SHIFT, number, sample, start, stop, *(plans or ()))
-    for position, item, is_waiting, outcome, raw, checksum in reader.execute(sql, values):
+    for position, item, of_row, is_waiting, outcome, raw, checksum in reader.execute(sql, values):
         found[position] = UpstreamRecord(bool(is_waiting), None, item)
         if outcome in upstream.outcomes and raw is not None:
-            if is_intact(raw, checksum) and _is_row(item):
+            if is_intact(raw, checksum) and is_intact(item, of_row) and _is_row(item):
                 answer = stored_answer(raw)
                 record = upstream.read(orjson.loads(item), answer[0]) if answer else None
                 found[position] = UpstreamRecord(False, record, item)

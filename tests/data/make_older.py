@@ -1,6 +1,6 @@
-"""Made the run folders in this directory: by the program as it was when ledgers had schema version 2.
+"""Made the run folders in version2/ and version3/: by the program as it was when ledgers had that version.
 
-    cd A-CHECKOUT-OF-THAT-TIME && PYTHONPATH=$PWD:tests python -P .../tests/data/version2/make.py OUT
+    cd A-CHECKOUT-OF-THAT-TIME && PYTHONPATH=$PWD:tests python -P .../tests/data/make_older.py OUT
 
 Kept to show where they come from; today's program writes another version. `plain` holds a run with two
 samples a row: time-outs, a reply that was no JSON, a filtered row, a kill -9 with a request in flight.
