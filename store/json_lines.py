@@ -63,9 +63,36 @@ def too_long() -> Complaint:
 
 def parsed(text: bytes, encoding: str, torn: bool = False) -> object:
     try:
-        return orjson.loads(text)
+        value = orjson.loads(text)
     except orjson.JSONDecodeError as error:
         return _parsed_leniently(text, str(error), encoding, torn)
+    return _once_each(text) if _may_repeat(value, text) else value
+
+
+def _may_repeat(value: object, text: bytes) -> bool:
+    """Whether a name may stand in an object twice: in a row, or in one of a list of rows. Readers of JSON
+    keep the last one and say nothing."""
+    row = value if isinstance(value, dict) else {}
+    if any(text.count(b'"%b"' % name.encode()) > 1 for name in row):
+        return True
+    several = value if isinstance(value, list) else next((v for v in row.values() if isinstance(v, list)), ())
+    first = next((one for one in several if isinstance(one, dict)), {})
+    return any(text.count(b'"%b"' % name.encode()) > len(several) for name in first)
+
+
+def _once_each(text: bytes) -> object:
+    """The value, with a complaint in the place of each object that has a name twice with different values."""
+
+    def checked(pairs: list[tuple[str, Any]]) -> object:
+        found = dict(pairs)
+        for name, value in pairs:
+            if isinstance(value, Complaint):
+                return value
+            if value != found[name]:
+                return Complaint(f"'{name:.40}' stands in it twice, with different values")
+        return found
+
+    return json.loads(text, object_pairs_hook=checked)
 
 
 def _parsed_leniently(line: bytes, complaint: str, encoding: str, torn: bool) -> object:

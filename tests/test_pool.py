@@ -270,6 +270,37 @@ def test_a_torn_last_line_is_told_as_such(tmp_path: Path) -> None:
     assert "torn" not in complaint(tmp_path, b'{"instruction":"a"}\n{"instruction":"b\n')
 
 
+TWICE = [
+    (b'{"instruction": "a", "instruction": "b"}', "'instruction' stands in it twice, with different values"),
+    (b'{"id": 1, "instruction": "a", "id": 2}', "'id' stands in it twice, with different values"),
+    (b'{"messages": [], "instruction": "a", "messages": {}}', "'messages' stands in it twice"),
+]
+ONCE = [
+    b'{"instruction": "a", "instruction": "a"}',
+    b'{"instruction": "instruction", "input": "say \\"input\\": b"}',
+    b'{"instruction": "a", "other": {"instruction": "b", "other": 1}}',
+]
+
+
+@pytest.mark.parametrize(("line", "words"), TWICE)
+@pytest.mark.parametrize("shape", [b"%b\n", b"[%b]", b'[{"instruction": "c"}, %b]'])
+def test_a_name_that_stands_twice_with_different_values_makes_a_bad_row(
+    tmp_path: Path, line: bytes, words: str, shape: bytes
+) -> None:
+    assert words in complaint(tmp_path, shape % line, "pool.json")
+
+
+def test_a_name_that_stands_twice_in_a_row_of_a_list_on_one_line_makes_a_bad_row(tmp_path: Path) -> None:
+    line = b'{"data": [{"instruction": "c"}, {"instruction": "a", "instruction": "b"}]}\n'
+    assert "'instruction' stands in it twice" in complaint(tmp_path, line)
+
+
+@pytest.mark.parametrize("line", ONCE)
+def test_what_only_looks_like_a_name_twice_is_a_row(tmp_path: Path, line: bytes) -> None:
+    (row,) = pool_of(tmp_path, line + b"\n", "pool.jsonl")
+    assert isinstance(row, Instruction)
+
+
 def test_the_byte_that_is_not_utf_8_is_named(tmp_path: Path) -> None:
     assert complaint(tmp_path, b'{"instruction":"\xff"}\n') == "not UTF-8 (byte 16: 0xff)"
 

@@ -90,12 +90,6 @@ def wait_for(headers: Mapping[str, str], body: Any, message: str) -> Wait:
     return Wait(max((wait for wait in resets if wait is not None), default=None))
 
 
-def retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds to wait by `retry-after-ms` or `retry-after` (seconds or a date), or None."""
-    lower = {str(name).lower(): str(value) for name, value in headers.items()}
-    return next((wait for name in _WAITS[:2] if (wait := _header(lower, name)) is not None), None)
-
-
 def _is_used_up(lower: Mapping[str, str], reset: str) -> bool:
     """Whether nothing is left of the limit that a header of resets is about; if it is not said, yes."""
     left = lower.get(reset.replace("-reset", "-remaining"), "0")
