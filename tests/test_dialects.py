@@ -274,6 +274,15 @@ async def test_status_counts_rows_by_outcome_and_by_cause(tmp_path_factory: pyte
     assert {"empty", "other", "tool_calls", "refusal", "content_filter"} <= set(found["outcomes"])
 
 
+@pytest.mark.parametrize("status", [201, 204, 206])
+async def test_the_status_of_a_reply_that_cannot_be_read_is_kept(status: int, tmp_path: Path) -> None:
+    empty = error(status, lambda: b"")
+    told = await ask(tmp_path, lambda asked: good(asked) if asked.times else empty, ["One."], *PRICED)
+    assert told.ended.code == 0, told.err
+    with sqlite3.connect(told.run / "ledger.db") as db:
+        assert db.execute("SELECT cause, status FROM errors").fetchall() == [("malformed", status)]
+
+
 # Answers that are none
 
 

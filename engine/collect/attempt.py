@@ -188,7 +188,8 @@ class Asker:
             raise meant_for(error, answer.status, self.endpoint.has_answered, self.endpoint.url)
         try:
             return read_reply(answer.raw)
-        except BadReply:
+        except BadReply as error:
+            error.status = answer.status
             raise
         except (AskError, RunStopped) as error:
             if isinstance(error, RowRefused) and error.about == "filter":
