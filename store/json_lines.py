@@ -120,8 +120,11 @@ def _mended(value: Any) -> Any:
 
 def _rows_of(value: object, source: str, number: int) -> list[object]:
     """A line's value: a row, a list of rows, or an object that holds one."""
-    if isinstance(value, dict) and (name := _wrapped(value, source, number)):
-        value = value[name]
+    if isinstance(value, dict):
+        if not OF_A_ROW.isdisjoint(value):
+            return [value]
+        if name := _wrapped(value, source, number):
+            value = value[name]
     if isinstance(value, list) and any(isinstance(item, dict) for item in value):
         return value
     return [value]

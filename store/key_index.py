@@ -64,11 +64,15 @@ class KeyIndex:
     def candidates(self, key: bytes) -> Iterator[int]:
         """Ids whose fingerprint equals the key's: none or one, but for one in 2**64."""
         fingerprint = int.from_bytes(key[:8], "big")
-        for at in _equal(self._base, fingerprint):
-            yield self._base_ids[at] + 1
         bucket = fingerprint >> (64 - _BUCKET_BITS)
-        for at in _equal(self._fingerprints[bucket], fingerprint):
-            yield self._ids[bucket][at]
+        for known, ids, first in (
+            (self._base, self._base_ids, 1),
+            (self._fingerprints[bucket], self._ids[bucket], 0),
+        ):
+            at = bisect_left(known, fingerprint)
+            while at < len(known) and known[at] == fingerprint:
+                yield ids[at] + first
+                at += 1
 
     def has_answer(self, key: bytes) -> bool:
         """As good as certain: unconfirmed."""
@@ -88,13 +92,6 @@ class KeyIndex:
 
     def mark(self, request: int, state: int) -> None:
         self._states[request] = state
-
-
-def _equal(fingerprints: "array[int]", fingerprint: int) -> Iterator[int]:
-    at = bisect_left(fingerprints, fingerprint)
-    while at < len(fingerprints) and fingerprints[at] == fingerprint:
-        yield at
-        at += 1
 
 
 FRESH_KEPT = 8192  # keys that may not be in the ledger yet

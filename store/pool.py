@@ -147,18 +147,18 @@ def as_instruction(row: dict[str, Any], position: int) -> Instruction | str:
         return no_text("instruction", found)
     if "input" not in row and "instances" in row:
         source = _first_instance(row["instances"])
-    given = as_text(source.get("input"))
-    if given is None:
+    given = source.get("input")
+    if not isinstance(given, str) and (given := as_text(given)) is None:
         return no_text("input", source["input"])
     identity = row.get("id")
     if identity is None:
         identity = row.get("question_id", position)
-    category = row.get("category")
+    category, output = row.get("category"), source.get("output")
     return Instruction(
         str(identity),
         found,
         given,
-        as_text(source.get("output")) or "",
+        output if isinstance(output, str) else as_text(output) or "",
         category if isinstance(category, str) else "",
     )
 

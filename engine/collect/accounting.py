@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from engine.limits.charging import RequestSize
 from engine.provider.json_body import storable
-from engine.provider.pricing import Prices, told_cost
+from engine.provider.pricing import COST_HEADER, Prices, told_cost
 from engine.provider.responses import FILTERED_REPLY, Reply
 from engine.provider.tokens import Tokenizer
 from engine.provider.usage import Claim, believed
@@ -107,6 +107,8 @@ class Booking:
         self, claim: Claim, usage: Usage, tier: str | None, asked: Measure, headers: Mapping[str, str]
     ) -> tuple[int, int | None]:
         """(cost, own) in micro-dollars; own: by our own price, where the provider told another."""
-        told = claim.cost_micro if claim.cost_micro is not None else told_cost({}, headers)
+        told = claim.cost_micro
+        if told is None and COST_HEADER in headers:
+            told = told_cost({}, headers)
         bill = self._prices.bill(usage, tier, told, asked.most_prompt, self._most_tokens(asked))
         return bill.cost, None if bill.cost == bill.own else bill.own

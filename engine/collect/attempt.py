@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-from engine.collect.accounting import Booking, Measure, measure, size_of
+from engine.collect.accounting import Booking, Measure, measure
 from engine.collect.outcomes import (
     Again,
     Answered,
@@ -143,7 +143,7 @@ class Asker:
         try:
             ticket = admitted.take_ticket()
             if ticket is None:
-                ticket = await self.limiter.reserve(size_of(request), first=effort.asks > 0)
+                ticket = await self.limiter.reserve(admitted.size, first=effort.asks > 0)
         except BaseException:
             self.budget.settle(worst, 0)
             raise
@@ -158,7 +158,7 @@ class Asker:
         self.budget.settle(sent.worst, 0)
 
     async def _received(self, sent: _Sent, effort: Effort, answer: HttpReply) -> Verdict:
-        reply = self._read(sent, answer)
+        reply, endpoint = self._read(sent, answer), self.endpoint
         outcome = judged(reply, self.terms.check, lambda: sent.request.item)
         response = self.booking.book(reply, outcome, answer.raw, answer.latency, sent.asked, answer.headers)
         usage, cost = response.usage, response.cost_micro
@@ -166,9 +166,9 @@ class Asker:
         number = self.ledger.put(self.terms.stage, sent.attempt, sent.request.id, response, sent.worst, final)
         self._settle(sent, usage, cost, headers=answer.headers)
         self.breaker.succeeded(sent.ticket.at)
-        self.endpoint.answered()
-        if self.endpoint.adaptive:
-            self.endpoint.adaptive.replied(answer.latency)
+        endpoint.answered()
+        if endpoint.adaptive:
+            endpoint.adaptive.replied(answer.latency)
         await self.ledger.committed()
         self.state.count(response, sent.request.prompt_tokens, final)
         self.state.latencies.append(answer.latency)

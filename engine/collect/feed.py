@@ -127,6 +127,7 @@ class Feed:
     ) -> None:
         """`place` is called on the loop for every row whose place has changed."""
         self._rows, self._plan, self._stage, self._thread = rows, plan, stage, thread
+        self.plan = plan.fingerprint
         self._place = place
         self._known = thread.known
         self.rows_read = self.end = 0
@@ -148,10 +149,6 @@ class Feed:
     @property
     def samples(self) -> int:
         return self._plan.samples
-
-    @property
-    def plan(self) -> int:
-        return self._plan.fingerprint
 
     @property
     def source(self) -> str:

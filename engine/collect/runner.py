@@ -325,5 +325,5 @@ class Runner:
 
     def _check_share(self) -> None:
         """A stage that pays for replies which hold no answer ends, however far it is."""
-        if reason := mostly_unusable(self.state, self.give_up_share):
+        if self.state.unusable_of_last and (reason := mostly_unusable(self.state, self.give_up_share)):
             self.stop(reason)

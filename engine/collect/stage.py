@@ -57,7 +57,7 @@ class Crowd:
         return True
 
     def settle(self, request: int, cause: str | None) -> None:
-        if waiting := self._waiting.pop(request, None):
+        if self._waiting and (waiting := self._waiting.pop(request, None)):
             for member, count in waiting.items():
                 member.settled(count, cause)
 
@@ -188,7 +188,8 @@ class Intake:
             self.state.done += count
         elif count:
             self.state.failed[cause] += count
-        self._tell_readers()
+        if self.readers:
+            self._tell_readers()
         self.changed.set()
 
     async def wait_for_others(self) -> None:

@@ -42,7 +42,7 @@ class Budget:
 
     async def reserve(self, worst: int) -> None:
         """Sets the request's worst cost aside. Raises BudgetReached when it can never fit."""
-        while not self.has_room(worst):
+        while self.cap is not None and not self.has_room(worst):
             if not self.in_flight:
                 raise BudgetReached(self._words(worst))
             waiter = (asyncio.Event(), worst)
@@ -59,20 +59,19 @@ class Budget:
             try:
                 await self.above.reserve(worst)
             except BaseException:
-                self._release(worst, 0, 0)
+                self.in_flight -= worst
+                self._wake()
                 raise
 
     def settle(self, worst: int, cost: int, lost: int = 0) -> None:
         """A request has ended: `cost` is known, `lost` may have been billed without an answer."""
-        self._release(worst, cost, lost)
-        if self.above:
-            self.above.settle(worst, cost, lost)
-
-    def _release(self, worst: int, cost: int, lost: int) -> None:
         self.in_flight -= worst
         self.spent += cost
         self.lost += lost
-        self._wake()
+        if self._waiters:
+            self._wake()
+        if self.above:
+            self.above.settle(worst, cost, lost)
 
     def _wake(self) -> None:
         room = inf if self.cap is None else self.cap - self.spent - self.lost - self.in_flight

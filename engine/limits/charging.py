@@ -85,13 +85,15 @@ class Charging:
             self.mean_completion, self._weight = float(max(size.max_tokens, completion)), 1.0
         self._weight = min(self._weight + 1, 1 / MEAN_WEIGHT)
         self.mean_completion += (completion - self.mean_completion) / self._weight
-        self._charge(0.0, 0.0, used)
+        if self._levels is not None:
+            self._charge(0.0, 0.0, used)
 
     def sent(self, size: RequestSize, now: float) -> Levels | None:
         """A request has gone; the levels at its admission, to be given back with its header."""
-        self._advance(now)
         if self._levels is None:
+            self._at = now
             return None
+        self._advance(now)
         self._charge(*(self._cost(way, size, None) for way in (Charge.UPFRONT, Charge.LARGER)), 0.0)
         return self._levels
 

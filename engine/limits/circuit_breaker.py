@@ -206,10 +206,9 @@ class Breaker:
         elif incidents >= LIMITED_THRESHOLD and not self.is_open:
             self._open()
 
-    def abandoned(self, probe: bool) -> None:
+    def abandoned(self) -> None:
         """A probe ended without a verdict (cancelled, or refused for reasons of its own)."""
-        if probe:
-            self._probe_ended()
+        self._probe_ended()
 
     def _open(self) -> None:
         entries = [(effort, is_outage) for effort, is_outage, _ in self._streak]

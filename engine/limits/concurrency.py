@@ -54,7 +54,8 @@ class Gate:
 
     def leave(self) -> None:
         self.in_flight -= 1
-        self._admit()
+        if self._waiters:
+            self._admit()
 
     def resize(self, limit: int) -> None:
         self.limit = limit

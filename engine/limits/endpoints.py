@@ -50,7 +50,7 @@ class Endpoint:
     def answered(self) -> None:
         """A server that tells its limits in its headers is paced by them, not by latency. What it
         says while it rests was asked before: that is no sign of recovery."""
-        if self.limiter.now >= self.rested_until:
+        if not self.rested_until or self.limiter.now >= self.rested_until:
             self.proven, self.refusals, self.rest, self.refusal = True, 0, 0.0, ""
         if self.adaptive and self.limiter.knows_limits:
             self.adaptive = None
@@ -67,10 +67,11 @@ class Endpoint:
 
 @dataclass(eq=False, slots=True)
 class Admitted:
-    """A slot at an endpoint. `probe`: it goes as a probe of the endpoint's breaker; `ticket`: what
-    is reserved of its limits, until somebody takes it."""
+    """A slot at an endpoint, for a request of a `size`. `probe`: it goes as a probe of the endpoint's
+    breaker; `ticket`: what is reserved of its limits, until somebody takes it."""
 
     endpoint: Endpoint
+    size: RequestSize
     probe: bool
     ticket: Ticket | None = None
 
@@ -90,15 +91,11 @@ class Teacher:
     """One or several endpoints with the same model, shared by all stages that ask it."""
 
     def __init__(self, endpoints: Sequence[Endpoint]) -> None:
-        self.endpoints = list(endpoints)
+        self.endpoints, self.is_one = list(endpoints), len(endpoints) == 1
         self._loop = asyncio.get_running_loop()
         self._waiters: deque[_Admission] = deque()
         self._timer: asyncio.TimerHandle | None = None
         self._over: RunStopped | None = None  # all of them refused
-
-    @property
-    def is_one(self) -> bool:
-        return len(self.endpoints) == 1
 
     @property
     def slots(self) -> int:
@@ -135,17 +132,20 @@ class Teacher:
         try:
             await endpoint.gate.enter(first=effort.asks > 0)
         except BaseException:
-            endpoint.breaker.abandoned(probe)
+            if probe:
+                endpoint.breaker.abandoned()
             raise
-        return Admitted(endpoint, probe)
+        return Admitted(endpoint, size, probe)
 
     def leave(self, admitted: Admitted) -> None:
         endpoint = admitted.endpoint
         if ticket := admitted.take_ticket():
             endpoint.limiter.unsent(ticket)
         endpoint.gate.leave()
-        endpoint.breaker.abandoned(admitted.probe)
-        self.wake()
+        if admitted.probe:
+            endpoint.breaker.abandoned()
+        if not self.is_one:
+            self.wake()
 
     def put_to_rest(self, endpoint: Endpoint, reason: RunStopped) -> None:
         """An endpoint refused or was given up. Raises the reason when no other is left."""
@@ -227,7 +227,7 @@ class Teacher:
             return None, soonest
         best = min(ready, key=lambda e: (e.breaker.failures, e.gate.in_flight / e.slots))
         best.gate.in_flight += 1
-        return Admitted(best, best.breaker.try_probe(), best.limiter.take(waiter.size)), now
+        return Admitted(best, waiter.size, best.breaker.try_probe(), best.limiter.take(waiter.size)), now
 
     def _candidates(self, effort: Effort) -> list[Endpoint]:
         """A request that some refused goes to the others, as long as one of these is well."""

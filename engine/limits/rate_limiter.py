@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from engine.limits.bucket import Bucket, DayWindow, Sent
 from engine.limits.charging import Charging, Levels, RequestSize
-from engine.provider.retry_after import read_limits
+from engine.provider.retry_after import SILENT, read_limits
 from store.records import Usage
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.25, 60.0
@@ -90,7 +90,8 @@ class Limiter:
     def unsent(self, ticket: Ticket) -> None:
         """Gives a reservation back whole: the request never went."""
         self.requests.settle(ticket.requests, 0.0)
-        self.day_requests.add(-1, ticket.at)
+        if self._has_day_limits:
+            self.day_requests.add(-1, ticket.at)
         self._settle_tokens(ticket, 0.0)
         self._wake()
 
@@ -103,7 +104,8 @@ class Limiter:
             if ticket.at >= self._paused_at:
                 self._pauses = 0
         self._observe(ticket, headers)
-        self._wake()
+        if self._queue or self._timer:
+            self._wake()
 
     def refused(self, ticket: Ticket, headers: Mapping[str, str]) -> None:
         """The server would not take the row: it was charged no tokens, however many it has."""
@@ -125,13 +127,15 @@ class Limiter:
             self._pauses += 1
             backoff = min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** (self._pauses - 1))
             self._pause_until(now + (wait if wait is not None else backoff * random.uniform(0.5, 1.0)))
+            self._recovered = now
             self._blame(kind)
         elif wait is not None:
             self._pause_until(now + wait)
         self._wake()
 
     def _settle_tokens(self, ticket: Ticket, charged: float) -> None:
-        self.day_tokens.add(charged - ticket.tokens.cost, ticket.at)
+        if self._has_day_limits:
+            self.day_tokens.add(charged - ticket.tokens.cost, ticket.at)
         self.tokens.settle(ticket.tokens, charged)
 
     @property
@@ -185,8 +189,9 @@ class Limiter:
         if self.started is None:
             self.started = now
         cost = self.charging.expected(size)
-        self.day_requests.add(1, now)
-        self.day_tokens.add(cost, now)
+        if self._has_day_limits:
+            self.day_requests.add(1, now)
+            self.day_tokens.add(cost, now)
         requests, tokens = self.requests.take(1, now), self.tokens.take(cost, now)
         return Ticket(size, now, requests, tokens, self.charging.sent(size, now))
 
@@ -209,14 +214,17 @@ class Limiter:
 
     def _observe(self, ticket: Ticket, headers: Mapping[str, str]) -> None:
         now = self._clock()
-        tokens = read_limits(headers, "tokens")
-        self.requests.observe(read_limits(headers, "requests"), ticket.requests, now)
-        self.tokens.observe(tokens, ticket.tokens, now)
+        requests, tokens = read_limits(headers, "requests"), read_limits(headers, "tokens")
+        if requests is not SILENT:
+            self.requests.observe(requests, ticket.requests, now)
+        if tokens is not SILENT:
+            self.tokens.observe(tokens, ticket.tokens, now)
         if tokens.remaining is None:
             self.charging.silent()
         elif self.tokens.limit is not None:
             self.charging.heard(tokens.remaining, self.tokens.ceiling, self.tokens.rate, ticket.levels, now)
-        self._recover(now)
+        if self.requests.scale < 1.0 or self.tokens.scale < 1.0:
+            self._recover(now)
 
     def _pause_until(self, time: float) -> None:
         self._paused_until = max(self._paused_until, time)
@@ -232,6 +240,5 @@ class Limiter:
 
     def _recover(self, now: float) -> None:
         for bucket in (self.requests, self.tokens):
-            if bucket.scale < 1.0:
-                bucket.scale = min(1.0, bucket.scale + RECOVERY * max(0.0, now - self._recovered))
+            bucket.scale = min(1.0, bucket.scale + RECOVERY * max(0.0, now - self._recovered))
         self._recovered = now

@@ -4,6 +4,8 @@ lines, or cut into the events of a stream. Pure; knows nothing of what the JSON 
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import orjson
+
 from store.files import loads
 
 _MARKS = ((b"\xef\xbb\xbf", "utf-8"), (b"\xff\xfe", "utf-16-le"), (b"\xfe\xff", "utf-16-be"))
@@ -13,7 +15,10 @@ _PAGE = (b"<!doctype", b"<html", b"<head", b"<body", b"<?xml", b"<!--")
 def parse_body(raw: bytes) -> tuple[Any, bool]:
     """(value, plain): the JSON of a body, and whether it stands there plainly, so that others can read it
     with a JSON path. A list of one object is that object. Raises ValueError, RecursionError."""
-    value, plain = _parsed(raw)
+    try:
+        value, plain = orjson.loads(raw), True
+    except orjson.JSONDecodeError:
+        value, plain = _parsed(raw)
     if isinstance(value, list) and len(value) == 1 and isinstance(value[0], Mapping):
         return value[0], False
     return value, plain

@@ -23,6 +23,7 @@ MOST_TOLD_FREE = 10_000_000  # micro-dollars; the same where we know no price
 LEAST_COMPARED = 20  # micro-dollars; below this, rounding hides how a told cost compares with ours
 TICKS = Decimal(10) ** 10  # of xAI's `cost_in_usd_ticks` to a dollar
 WORST_KEPT = 4096
+COST_HEADER = "x-litellm-response-cost"
 HALF_HOUR, DAY_SLOTS = 1800, 49  # seconds; so many of them reach into the same hour of the next day
 DEFAULT, SILENT, UNHEARD = "default", "", "?"  # tiers: the usual price; none named; nobody's
 USUAL_TIERS = (DEFAULT, "auto", "standard", "standard_only", "on_demand", "scale")  # at the usual price
@@ -260,7 +261,7 @@ def told_cost(usage: object, headers: Mapping[str, str] | None = None) -> int | 
     `usage.cost.total_cost`. xAI: `usage.cost_in_usd_ticks`. LiteLLM: a header.
     """
     said: Mapping[str, object] = usage if isinstance(usage, dict) else {}
-    header = headers.get("x-litellm-response-cost") if headers else None
+    header = headers.get(COST_HEADER) if headers else None
     if header is None and "cost" not in said and "cost_in_usd_ticks" not in said:
         return None
     cost = said.get("cost")

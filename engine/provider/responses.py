@@ -91,7 +91,7 @@ def read_reply(raw: bytes) -> Reply:
     if error is not None:
         raise with_body(error, raw, read_claim(body.get("usage") if isinstance(body, dict) else None))
     try:
-        if _is_blocked(body):
+        if not body.get("choices") and _is_blocked(body):
             return FILTERED_REPLY._replace(claim=read_claim(body.get("usage") or body.get("usageMetadata")))
         choice = body["choices"][0]
         message = choice.get("message")
@@ -106,23 +106,19 @@ def read_reply(raw: bytes) -> Reply:
 def _is_blocked(body: Mapping[str, Any]) -> bool:
     """Whether a body without a choice says that the prompt was blocked, as Google's does."""
     feedback = body.get("promptFeedback") or body.get("prompt_feedback")
-    return (
-        not body.get("choices")
-        and isinstance(feedback, dict)
-        and bool(feedback.get("blockReason") or feedback.get("block_reason"))
-    )
+    return isinstance(feedback, dict) and bool(feedback.get("blockReason") or feedback.get("block_reason"))
 
 
 def _reply(
     body: Mapping[str, Any], choice: Mapping[str, Any], message: Mapping[str, Any], plain: bool
 ) -> Reply:
     given, told = message.get("content"), ""
-    content, thought = _content(given)
+    content, thought = (given, "") if isinstance(given, str) else _content(given)
     for name in _REASONING:
         if (value := message.get(name)) and (told := _joined_text(value)):
             break
     text, marked = split_thinking(content)
-    refusal = message.get("refusal") or _refusal_in(given)
+    refusal = message.get("refusal") or (_refusal_in(given) if isinstance(given, list) else "")
     finish = choice.get("finish_reason") or choice.get("stop_reason") or ""
     calls = message.get("tool_calls") or message.get("function_call")
     outcome = _outcome(str(finish), text, refusal, bool(calls))
@@ -161,8 +157,6 @@ def _outcome(finish: str, text: str, refusal: object, calls: bool) -> Outcome:
 
 def _content(content: object) -> tuple[str, str]:
     """(text, thinking) of a message's content: a text, or parts of either kind."""
-    if isinstance(content, str):
-        return content, ""
     if isinstance(content, dict):
         content = content.get("parts") if isinstance(content.get("parts"), list) else [content]
     texts: list[str] = []
@@ -177,10 +171,8 @@ def _content(content: object) -> tuple[str, str]:
     return "".join(texts), "\n".join(text for text in thoughts if text)
 
 
-def _refusal_in(content: object) -> str:
+def _refusal_in(content: list[object]) -> str:
     """What a part of the kind 'refusal' says."""
-    if not isinstance(content, list):
-        return ""
     refusals = [part.get("refusal") for part in content if isinstance(part, dict)]
     return "".join(text for text in refusals if isinstance(text, str))
 

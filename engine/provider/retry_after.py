@@ -59,7 +59,7 @@ class RateHeaders:
     reset: float | None  # seconds until full
 
 
-NO_HEADERS = RateHeaders(None, None, None)
+SILENT = RateHeaders(None, None, None)
 _LIMIT_HEADERS = {
     resource: tuple(f"x-ratelimit-{what}-{resource}" for what in ("limit", "remaining", "reset"))
     for resource in ("requests", "tokens")
@@ -71,7 +71,7 @@ def read_limits(headers: Mapping[str, str], resource: str) -> RateHeaders:
     limit, remaining, reset = _LIMIT_HEADERS[resource]
     told = headers.get(limit), headers.get(remaining), headers.get(reset)
     if told == (None, None, None):
-        return NO_HEADERS
+        return SILENT
     return RateHeaders(number(told[0]), number(told[1]), parse_duration(told[2] or ""))
 
 

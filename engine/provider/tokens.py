@@ -24,6 +24,7 @@ TOKENS_PER_MESSAGE = 3  # <|start|>role<|message|>…<|end|>, as billed for the 
 TOKENS_PER_NAME = 1
 TOKENS_PER_REPLY = 3  # every reply is primed with <|start|>assistant<|message|>
 FALLBACK = "o200k_base"
+_ROLES = ("system", "user", "assistant")  # a token each
 _PIECE = 20_000  # characters; a longer run of white space overflows the stack of tiktoken's regex
 
 
@@ -80,12 +81,9 @@ class Tokenizer:
         total = TOKENS_PER_REPLY
         for message in messages:
             total += TOKENS_PER_MESSAGE + (TOKENS_PER_NAME if "name" in message else 0)
-            total += sum(_role_tokens(self, v) if k == "role" else self.count(v) for k, v in message.items())
+            for name, text in message.items():
+                total += 1 if name == "role" and text in _ROLES else self.count(text)
         return total
-
-
-def _role_tokens(tokenizer: Tokenizer, role: str) -> int:
-    return 1 if role in ("system", "user", "assistant") else tokenizer.count(role)
 
 
 def _pieces(text: str) -> list[str]:

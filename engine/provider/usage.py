@@ -83,8 +83,9 @@ def read_claim(given: object) -> Claim:
     elif total is None and completion is not None and reasoning > completion:
         completion += reasoning  # thinking that stands beside the answer
     most = MOST_TOKENS if prompt is None else prompt
+    told = told_cost(given) if "cost" in given or "cost_in_usd_ticks" in given else None
     cached = min(cached, most)
-    return Claim(prompt, completion, cached, min(written, most - cached), reasoning, told_cost(given))
+    return Claim(prompt, completion, cached, min(written, most - cached), reasoning, told)
 
 
 def _first(given: Mapping[str, Any], paths: tuple[tuple[str, str], ...]) -> int | None:
