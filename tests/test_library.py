@@ -28,8 +28,8 @@ from scripted import scripted
 
 import distill
 from engine.collect.build_settings import engine_fields
-from engine.collect.drain import DRAIN_SECONDS
 from engine.collect.setting_fields import TASKS
+from engine.collect.stopping import DRAIN_SECONDS
 from store.extras import installed
 
 FREE = {"model": MODEL, "price_in": 0, "price_out": 0, "progress": False}

@@ -2,7 +2,7 @@
 
 Results come in any order and may be read again from the start: a request leaves the batch in
 the commit that stores its result, so nothing is stored twice. Refusals that come before the
-first answer may be the run's fault (a parameter, the model): they wait for the verdict (canary.py).
+first answer may be the run's fault (a parameter, the model): they wait for the verdict (collect/stopping.py).
 """
 
 from dataclasses import dataclass, field
@@ -16,9 +16,9 @@ from engine.batch.download import Fetcher
 from engine.batch.files import Line, NotRun, RetryLine, Unclear
 from engine.batch.result_checks import Results
 from engine.collect.accounting import Booking, Measure
-from engine.collect.canary import against_the_run, mostly_unusable
 from engine.collect.outcomes import Failed, Unusable, judged, unread_words, unusable
 from engine.collect.stage import Intake
+from engine.collect.stopping import against_the_run, mostly_unusable
 from engine.limits.budget import Budget
 from engine.provider.errors import AskError, BadReply, RowRefused, RunStopped, ServerFault
 from engine.provider.pricing import Price, Prices

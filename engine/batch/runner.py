@@ -23,9 +23,9 @@ from engine.batch.quota import BatchLimits, Queue
 from engine.batch.results import Collector, price_json
 from engine.batch.states import next_step, state_of
 from engine.batch.submit import Submitter
-from engine.collect.drain import DRAIN_SECONDS, asking, landed
 from engine.collect.settings import Settings
 from engine.collect.stage import Intake
+from engine.collect.stopping import DRAIN_SECONDS, asking, landed
 from engine.limits.budget import Budget
 from engine.provider.errors import RunStopped
 from engine.provider.pricing import FREE, Price

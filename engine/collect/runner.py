@@ -12,18 +12,19 @@ from aiolimiter import AsyncLimiter
 
 from engine.collect.accounting import size_of
 from engine.collect.attempt import Asker
-from engine.collect.canary import (
+from engine.collect.outcomes import Again, Answered, Failed, Unusable, Verdict
+from engine.collect.stage import Intake
+from engine.collect.stopping import (
     CANARIES,
     CANARY_PLACES,
     against_the_run,
     are_in_a_row,
+    asking,
     is_doubtful,
     is_of_the_run,
+    landed,
     mostly_unusable,
 )
-from engine.collect.drain import asking, landed
-from engine.collect.outcomes import Again, Answered, Failed, Unusable, Verdict
-from engine.collect.stage import Intake
 from engine.limits.circuit_breaker import Effort
 from engine.limits.endpoints import Endpoint, Teacher
 from engine.provider.errors import (
@@ -42,12 +43,6 @@ OUTSTANDING = 4  # times the concurrency
 CANARIES_A_SECOND = 4
 FAR = 4  # canaries that are left out where the rows at hand have failed: they are near
 ELSEWHERE = ("too_large", "not_found", "auth")  # others may have larger limits, the model, our access
-
-
-class Interrupted(RunStopped):
-    """SIGINT, SIGTERM or SIGHUP."""
-
-    exit_code = 130
 
 
 class Runner:
@@ -302,7 +297,7 @@ class Runner:
         if isinstance(failed, Failed) and failed.cause == "unparsed" and self.state.was_read:
             self._proven = True
         if request.id in self._drawn and not (self._proven or self._past_canaries):
-            if is_doubtful(failed) and not (isinstance(failed, Unusable) and self._never_gives_up):
+            if is_doubtful(failed) and not (isinstance(failed, Unusable) and self.give_up_share >= 1.0):
                 self._doubts.append((request, failed))
                 return
         elif isinstance(failed, Failed) and is_of_the_run(failed):
@@ -318,10 +313,6 @@ class Runner:
             self.intake.unusable(request.id, failed.outcome, failed.response)
         else:
             self.intake.failed(request.id, failed.cause, failed.error)
-
-    @property
-    def _never_gives_up(self) -> bool:
-        return self.give_up_share >= 1.0
 
     def _check_share(self) -> None:
         """A stage that pays for replies which hold no answer ends, however far it is."""

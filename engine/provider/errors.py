@@ -24,7 +24,8 @@
         ├── TooManyUnusable      of the last hundred replies too many were paid for and hold no answer
         ├── BatchRefused         the provider does not take a batch, or does not know it any more
         ├── ResultsUnreadable    a batch has ended and its files do not show all results
-        └── Incomplete           what a step takes its rows from is not complete
+        ├── Incomplete           what a step takes its rows from is not complete
+        └── Interrupted          by a signal (exit 130)
 
 Choose by type, never by message.
 """
@@ -172,3 +173,9 @@ class ResultsUnreadable(RunStopped): ...
 
 
 class Incomplete(RunStopped): ...
+
+
+class Interrupted(RunStopped):
+    """SIGINT, SIGTERM or SIGHUP."""
+
+    exit_code = 130

@@ -16,14 +16,14 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from engine.collect.drain import DRAIN_SECONDS
 from engine.collect.feed import FeedThread
-from engine.collect.runner import Interrupted, Runner
+from engine.collect.runner import Runner
 from engine.collect.settings import MOST_CONCURRENT, Settings
 from engine.collect.stage import Crowd
+from engine.collect.stopping import DRAIN_SECONDS
 from engine.limits.budget import Budget
 from engine.limits.endpoints import Teacher
-from engine.provider.errors import RunStopped
+from engine.provider.errors import Interrupted, RunStopped
 from engine.run import metrics, progress
 from engine.run.build import (
     Job,

@@ -1,13 +1,22 @@
-"""Whether what came before a stage's first answer speaks against the run, and not against its rows:
-a refused parameter or a dead model must not burn a pool, nor a judge whom nobody can read, nor a
-teacher whose replies hold no answer."""
+"""When a stage stops, and how.
 
-from collections.abc import Collection, Sequence
+Whether what came before its first answer speaks against the run, and not against its rows: a refused
+parameter or a dead model must not burn a pool, nor a judge whom nobody can read, nor a teacher whose replies
+hold no answer. In the end what is outstanding lands or is cut off, online or in batches, and of several
+errors one speaks for all.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 
 from engine.collect.outcomes import Failed, Unusable
+from engine.collect.stage import Intake
 from engine.collect.stats import RunState
 from engine.provider.errors import AllEmpty, AllRefused, AllUnread, RunStopped, TooManyUnusable
+from store.errors import DistillError
 
+DRAIN_SECONDS = 5.0
 CANARIES = 10
 # Where they stand among the pending rows: the first, and rows further and further away.
 CANARY_PLACES = (0, 1, 4, 12, 36, 100, 250, 600, 1200, 2500)
@@ -73,3 +82,47 @@ def _words(count: int, what: str, words: str, first: bool) -> str:
     if not first:
         rows = f"{count:,} more rows, from other places, were all"
     return f"{rows} {what}, so nothing more is asked: {words}"
+
+
+@contextlib.asynccontextmanager
+async def asking(
+    intake: Intake, stopped: Callable[[], DistillError | None]
+) -> AsyncIterator[asyncio.TaskGroup]:
+    """The group in which all tasks of a stage live. In the end raises what `stopped` says, or the
+    first error of a task."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            yield group
+            await intake.wait_for_others()
+    except BaseExceptionGroup as errors:
+        raise first_of(errors) from None
+    finally:
+        intake.over()
+    if reason := stopped():
+        raise reason
+
+
+async def landed(
+    tasks: Collection[asyncio.Task[None]], changed: asyncio.Event, drain: Callable[[], float | None]
+) -> None:
+    """Waits until no task is left; once `drain` says so many seconds, for no longer than that."""
+    deadline: float | None = None
+    loop = asyncio.get_running_loop()
+    while tasks:
+        if (seconds := drain()) is not None:
+            deadline = min(deadline or loop.time() + seconds, loop.time() + seconds)
+        changed.clear()
+        try:
+            async with asyncio.timeout_at(deadline):
+                await changed.wait()
+        except TimeoutError:
+            for task in list(tasks):
+                task.cancel()
+            await asyncio.wait(list(tasks))
+
+
+def first_of(errors: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The first of our own errors, else the first of all: one sentence for one cause."""
+    ours, _ = errors.split(DistillError)
+    first = (ours or errors).exceptions[0]
+    return first_of(first) if isinstance(first, BaseExceptionGroup) else first
