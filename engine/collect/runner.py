@@ -89,7 +89,11 @@ class Runner:
                 self._producer.cancel()
             await asyncio.wait([self._producer])
             await landed(self._tasks, self._changed, lambda: self._drain)
-            self._judge_last()
+            # Refusals with which a run ends may be meant for everybody, unless an earlier run has seen these
+            # rows refused already and others answered.
+            last = [failed for _, failed in self._refused]
+            if are_in_a_row(last) and not all(request.refused for request, _ in self._refused):
+                self.stop(AllRefused(f"the last {len(last)} rows were all refused: {last[-1].words}"))
             self._settle_doubts()
 
     @property
@@ -165,13 +169,6 @@ class Runner:
         if reason := against_the_run(doubts, first=not self._refused):
             self.stop(reason)
 
-    def _judge_last(self) -> None:
-        """Refusals with which a run ends may be meant for everybody, unless an earlier run has seen these
-        rows refused already and others answered."""
-        last = [failed for _, failed in self._refused]
-        if are_in_a_row(last) and not all(request.refused for request, _ in self._refused):
-            self.stop(AllRefused(f"the last {len(last)} rows were all refused: {last[-1].words}"))
-
     def _settle_doubts(self) -> None:
         """The teacher works: what was doubtful has failed. Once the run has been stopped for it, it stays
         pending."""
@@ -232,10 +229,15 @@ class Runner:
                     return
                 await self._sleep(verdict.seconds)
             if isinstance(verdict, Answered):
-                self._answered(request)
+                self._proven = self._past_canaries = True
+                if self._drawn or self._refused:
+                    self._settle_doubts()
+                self.intake.answered(request.id)
             else:
                 self._failed(request, verdict)
-            self._check_share()
+            # A stage that pays for replies which hold no answer ends, however far it is.
+            if self.state.unusable_of_last and (reason := mostly_unusable(self.state, self.give_up_share)):
+                self.stop(reason)
         except RunStopped as reason:
             self.stop(reason)
 
@@ -285,12 +287,6 @@ class Runner:
         finally:
             self._sleeping -= 1
 
-    def _answered(self, request: Request) -> None:
-        self._proven = self._past_canaries = True
-        if self._drawn or self._refused:
-            self._settle_doubts()
-        self.intake.answered(request.id)
-
     def _failed(self, request: Request, failed: Failed | Unusable) -> None:
         """Before the first answer it may be the run's fault, and so may refusals that follow one another:
         such a row waits for the verdict."""
@@ -313,8 +309,3 @@ class Runner:
             self.intake.unusable(request.id, failed.outcome, failed.response)
         else:
             self.intake.failed(request.id, failed.cause, failed.error)
-
-    def _check_share(self) -> None:
-        """A stage that pays for replies which hold no answer ends, however far it is."""
-        if self.state.unusable_of_last and (reason := mostly_unusable(self.state, self.give_up_share)):
-            self.stop(reason)

@@ -64,17 +64,16 @@ def answers_at(
     reader: sqlite3.Connection,
     number: int,
     upstream: Upstream,
-    start: int,
-    stop: int,
+    positions: range,
     sample: int = 0,
     plans: Sequence[int] | None = None,
     damages: set[int] | None = None,
 ) -> dict[int, UpstreamRecord]:
-    """What a stage has at positions [start, stop); `plans`: of rows that belong to these settings. A damaged
+    """What a stage has at these positions; `plans`: of rows that belong to these settings. A damaged
     answer is waited for as if it were pending, which `check --repair` makes it; `damages` is told of it."""
     found = {}
     sql = _LOOK.format(plans="w.plan" if plans is None else ", ".join("?" * len(plans)))
-    values = (number << STAGE_SHIFT, number, sample, start, stop, *(plans or ()))
+    values = (number << STAGE_SHIFT, number, sample, positions.start, positions.stop, *(plans or ()))
     for position, item, of_row, is_waiting, outcome, raw, checksum in reader.execute(sql, values):
         found[position] = UpstreamRecord(bool(is_waiting), None, item)
         if outcome in upstream.outcomes and raw is not None:
@@ -102,7 +101,7 @@ class _Above:
     def look(self, reader: sqlite3.Connection, start: int, stop: int) -> dict[int, UpstreamRecord]:
         """What it has at positions [start, stop). Rows that it has not put in their places yet may
         lie there as an earlier run left them."""
-        found = answers_at(reader, self.number, self.upstream, start, stop, damages=self.damages)
+        found = answers_at(reader, self.number, self.upstream, range(start, stop), damages=self.damages)
         if self.reach:
             waited = self.reach.pending
             several = waited if stop - start > len(waited) else waited.intersection(range(start, stop))

@@ -41,10 +41,8 @@ class Foreseen:
             while page := list(islice(items, PAGE)):
                 there: dict[int, UpstreamRecord] = {}
                 if reader and number is not None:
-                    places = (start, start + len(page))
-                    there = answers_at(
-                        reader, number, self.upstream, *places, self.sample, self.plan.accepted
-                    )
+                    places = range(start, start + len(page))
+                    there = answers_at(reader, number, self.upstream, places, self.sample, self.plan.accepted)
                 for position, item in enumerate(page, start):
                     yield None if item is None else self._record(item, there.get(position))
                 start += len(page)
