@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import shutil
 import sqlite3
@@ -18,6 +19,9 @@ from cli import ROOT, Ended, Row, distill, environment, export, generate, ledger
 from provider import Provider
 from test_older_ledgers import unpacked
 from zygote import Zygote
+
+from engine.collect.upstream import Upstream, answers_at
+from store.queries import connect_reader
 
 COUNT = 12
 
@@ -142,6 +146,25 @@ async def test_what_is_damaged_beside_a_reply_is_mended_and_nothing_is_asked(
         assert p.counts.requests == asked
         assert await export(run) == before
         assert (await check(run))[0].code == 0
+
+
+@pytest.mark.parametrize("sql", ["item = replace(item, 'row 5', 'row 7')", "checksum = checksum + 1"])
+async def test_a_row_whose_text_has_changed_is_left_out_of_what_is_read(
+    run: Path, pool: Path, tmp_path: Path, sql: str
+) -> None:
+    """Also where nobody has run `check`: by an export, and by a stage that takes its rows from this one."""
+    async with Provider().running() as p:
+        assert (await generate(run, pool, p.base_url)).code == 0
+        change(run, f"UPDATE rows SET {sql} WHERE id = (1 << 40) + 5")
+        left, said = await exported(run, tmp_path, code=1)
+        assert [row["id"] for row in left] == [str(n) for n in range(COUNT) if n != 5]
+        assert "row 5: its text is damaged" in said
+    damages: set[int] = set()
+    upstream = Upstream("generate", lambda item, text: text)
+    with contextlib.closing(connect_reader(run)) as reader:
+        found = answers_at(reader, 1, upstream, range(COUNT), damages=damages)
+    assert damages == {5}
+    assert [position for position, one in found.items() if one.is_waiting or one.record is None] == [5]
 
 
 @pytest.mark.parametrize(

@@ -41,10 +41,10 @@ def version(request: pytest.FixtureRequest) -> int:
 
 @pytest.fixture(params=["plain", "recipe"])
 def folder(request: pytest.FixtureRequest, version: int, tmp_path: Path) -> Path:
-    return unpacked(request.param, version, tmp_path)
+    return unpacked(request.param, tmp_path, version)
 
 
-def unpacked(name: str, version: int, folder: Path) -> Path:
+def unpacked(name: str, folder: Path, version: int = 2) -> Path:
     with zipfile.ZipFile(DATA / f"version{version}" / f"{name}.zip") as file:
         file.extractall(folder / name)
     assert ledger(folder / name / "run", "PRAGMA user_version") == [(version,)]
@@ -95,7 +95,7 @@ class Counting:
 
 
 async def test_a_finished_run_is_resumed_and_asks_nothing(version: int, tmp_path: Path) -> None:
-    folder, teacher = unpacked("plain", version, tmp_path), Counting()
+    folder, teacher = unpacked("plain", tmp_path, version), Counting()
     flags = ("--samples", 2, "--prompt", folder / "bare.txt", "--yes")
     async with scripted(teacher.answer) as url:
         words = ("generate", folder / "pool.jsonl", "--run", folder / "run", "--base-url", url)
@@ -107,7 +107,7 @@ async def test_a_finished_run_is_resumed_and_asks_nothing(version: int, tmp_path
 
 
 async def test_a_finished_recipe_is_resumed_and_asks_nothing(version: int, tmp_path: Path) -> None:
-    folder, teacher = unpacked("recipe", version, tmp_path), Counting()
+    folder, teacher = unpacked("recipe", tmp_path, version), Counting()
     recipe = folder / "recipe.toml"
     async with scripted(teacher.answer) as url:
         lines = [
@@ -121,7 +121,7 @@ async def test_a_finished_recipe_is_resumed_and_asks_nothing(version: int, tmp_p
 
 
 async def test_what_had_failed_is_asked_after_retry_and_nothing_else(version: int, tmp_path: Path) -> None:
-    folder, teacher = unpacked("recipe", version, tmp_path), Counting()
+    folder, teacher = unpacked("recipe", tmp_path, version), Counting()
     assert (await distill("retry", folder / "run", "--stage", "english")).code == 0
     async with scripted(teacher.answer) as url:
         words = ("generate", folder / "pool.jsonl", "--run", folder / "run", "--stage", "english")

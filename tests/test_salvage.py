@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from ledgers import Book, opened, reply
-from test_older_ledgers import unpacked
+from test_older_ledgers import VERSIONS, unpacked
 
 from store.ledger import connect_writer
 from store.salvage import salvage
@@ -60,9 +60,12 @@ async def test_an_intact_ledger_is_salvaged_whole(tmp_path: Path) -> None:
     equal(tmp_path / "ledger.db", fresh)
 
 
+@pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("name", ["plain", "recipe"])
-def test_a_ledger_of_an_older_version_is_salvaged_into_one_of_today(tmp_path: Path, name: str) -> None:
-    run = unpacked(name, tmp_path) / "run"
+def test_a_ledger_of_an_older_version_is_salvaged_into_one_of_today(
+    tmp_path: Path, name: str, version: int
+) -> None:
+    run = unpacked(name, tmp_path, version) / "run"
     fresh = tmp_path / "fresh.db"
     salvage(run / "ledger.db", fresh)
     connect_writer(run).close()  # brings it up to date
