@@ -149,8 +149,8 @@ def test_scores_of_a_stage_are_read_from_the_replies(whole: Report) -> None:
 
 
 def test_judgements_of_the_run_are_those_of_evaluate_judge(whole: Report, run: Path) -> None:
-    from evaluators.judge.from_run import read_run
     from evaluators.judge.metrics import judge_report
+    from evaluators.judge.reviews import read_run
 
     (pair,) = judge_report(read_run(run, []))["pairs"]
     (row,) = next(t for name, t in numbers(whole).items() if name.endswith("-two")).rows

@@ -41,8 +41,8 @@ def _judged(found: Inputs) -> Iterator[Evaluation]:
             )
             found.unread.append((f"judgements of {stage.name}", why))
     if names:
-        from evaluators.judge.from_run import read_run
         from evaluators.judge.metrics import judge_report
+        from evaluators.judge.reviews import read_run
 
         told = judge_report(read_run(found.run, names))
         yield Evaluation("this run's judgements: " + ", ".join(names), "judge", told)
