@@ -14,9 +14,8 @@ from typing import Any
 
 import orjson
 
-from evaluators.records import DataSet, Record, data_sets, field_of
+from evaluators.records import DataSet, Record, data_sets, field_of, plain_words
 from evaluators.tables import Sheet, Value, publish
-from evaluators.text import plain_words
 from store.datasets import write_lines
 from store.errors import UsageError
 
