@@ -154,12 +154,9 @@ def quantile(counts: Mapping[int, int], share: float) -> int | None:
 def common_edges(counts: Sequence[Mapping[int, int]]) -> list[int]:
     """Where bins begin, for all data sets alike. The last one is open."""
     high = max((quantile(own, 0.99) or 0 for own in counts if own), default=0)
-    width = next(w for w in _widths() if high / w < MOST_BINS)
+    widths = (step * 10**power for power in range(20) for step in STEPS)
+    width = next(w for w in widths if high / w < MOST_BINS)
     return list(range(0, high + width + 1, width))
-
-
-def _widths() -> Any:
-    return (step * 10**power for power in range(20) for step in STEPS)
 
 
 def histogram(counts: Mapping[int, int], edges: Sequence[int]) -> list[int]:
