@@ -110,7 +110,11 @@ def row_of(raw: dict[str, Any], line: int, position: int) -> Record | str:
     """A row of any known shape, or what is wrong with it."""
     identity = raw.get("id") if raw.get("id") is not None else raw.get("question_id", position)
     if isinstance(raw.get("messages"), list):
-        instruction, given, output, thinking = _chat(raw["messages"])
+        # all that was said to the model before its last answer, that answer, and its thinking
+        turns = [(m.get("role"), content_of(m) or "", m) for m in raw["messages"] if isinstance(m, dict)]
+        instruction = "\n".join(content for role, content, _ in turns if role == "user" and content)
+        answered = [(content, reasoning_in(m)) for role, content, m in turns if role == "assistant"]
+        given, (output, thinking) = "", answered[-1] if answered else ("", "")
     else:
         # where input and output are: Self-Instruct's tasks have theirs in an instance
         instances, source = raw.get("instances"), raw
@@ -140,15 +144,6 @@ def row_of(raw: dict[str, Any], line: int, position: int) -> Record | str:
         return f"no text: {expected}; {columns_of(raw)}"
     inline, answer = apart(output)
     return Record(str(identity), line, instruction, given, answer, thinking or inline)
-
-
-def _chat(messages: list[Any]) -> tuple[str, str, str, str]:
-    """All that was said to the model before its last answer, nothing, that answer, and its thinking."""
-    turns = [(m.get("role"), content_of(m) or "", m) for m in messages if isinstance(m, dict)]
-    said = [content for role, content, _ in turns if role == "user" and content]
-    answers = [(content, reasoning_in(m)) for role, content, m in turns if role == "assistant"]
-    answer, thinking = answers[-1] if answers else ("", "")
-    return "\n".join(said), "", answer, thinking
 
 
 def _text(row: dict[str, Any], name: str) -> str:

@@ -147,28 +147,27 @@ class DuplicateReport:
                 if (number := numbers.get((file, row.line))) is not None:
                     texts[number] |= {"id": row.id, "text": row.text(self.field)[:TEXT]}
         files = {o.name: {"rows": o.rows, "empty": self.empty[o.name], "bad_rows": o.bad} for o in self.sets}
-        head = {
+        told: dict[str, Any] = {
             "field": self.field,
             "threshold": self.threshold,
             "files": files,
             "rows": len(self.places.file),
         }
-        return head | {level: self._level(clusters, texts) for level, clusters in found.items()}
-
-    def _level(self, clusters: list[list[int]], texts: dict[int, dict[str, Any]]) -> dict[str, Any]:
-        rows, extra = sum(map(len, clusters)), Counter(self.name(r) for c in clusters for r in c[1:])
-        return {
-            "clusters": len(clusters),
-            "rows": rows,
-            "extra": rows - len(clusters),
-            "share": (rows - len(clusters)) / len(self.places.file) if self.places.file else None,
-            "extra_by_file": {one.name: extra[one.name] for one in self.sets},
-            "across": sum(len({self.places.file[row] for row in c}) > 1 for c in clusters),
-            "examples": [
-                {**self._size(c), "rows": [texts[row] for row in c[:ROWS_SHOWN]]}
-                for c in clusters[:CLUSTERS_SHOWN]
-            ],
-        }
+        for level, clusters in found.items():
+            rows, extra = sum(map(len, clusters)), Counter(self.name(r) for c in clusters for r in c[1:])
+            told[level] = {
+                "clusters": len(clusters),
+                "rows": rows,
+                "extra": rows - len(clusters),
+                "share": (rows - len(clusters)) / len(self.places.file) if self.places.file else None,
+                "extra_by_file": {one.name: extra[one.name] for one in self.sets},
+                "across": sum(len({self.places.file[row] for row in c}) > 1 for c in clusters),
+                "examples": [
+                    {**self._size(c), "rows": [texts[row] for row in c[:ROWS_SHOWN]]}
+                    for c in clusters[:CLUSTERS_SHOWN]
+                ],
+            }
+        return told
 
     def _size(self, cluster: list[int]) -> dict[str, Any]:
         return {"size": len(cluster), "files": dict(Counter(map(self.name, cluster)))}

@@ -142,11 +142,19 @@ def _training(run: Path, folder: Path, unread: list[tuple[str, str]]) -> Trainin
         if card.is_file():  # its first heading
             with card.open(encoding="utf-8", errors="replace") as lines:
                 title = next((line[2:].strip() for line in lines if line.startswith("# ")), "")
+        metrics, log = [], folder / "metrics.jsonl"
+        for text in log.read_bytes().splitlines() if log.is_file() else ():
+            try:
+                record = orjson.loads(text)
+            except orjson.JSONDecodeError:  # a last line that is not complete
+                continue
+            if isinstance(record, dict) and isinstance(record.get("step"), int):
+                metrics.append(record)
         return TrainingInput(
             name,
             title,
             _object(folder / "training" / "run.json"),
-            _lines(folder / "metrics.jsonl"),
+            metrics,
             _object(folder / "training" / "finished.json"),
             _object(folder / "report.json"),
         )
@@ -160,19 +168,6 @@ def _object(path: Path) -> Json:
         return {}
     found = orjson.loads(path.read_bytes())
     return found if isinstance(found, dict) else {}
-
-
-def _lines(path: Path) -> list[Json]:
-    """The records with a kind and a step; a torn last line is not there."""
-    found = []
-    for line in path.read_bytes().splitlines() if path.is_file() else ():
-        try:
-            record = orjson.loads(line)
-        except orjson.JSONDecodeError:
-            continue
-        if isinstance(record, dict) and isinstance(record.get("step"), int):
-            found.append(record)
-    return found
 
 
 def _evaluation(path: Path, is_named: bool, unread: list[tuple[str, str]]) -> Evaluation | None:

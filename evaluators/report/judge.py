@@ -12,7 +12,6 @@ from evaluators.report.charts import height_for, relative, shares, stacked
 from evaluators.report.figures import (
     Block,
     Drawing,
-    FigureTable,
     Heading,
     Headline,
     Listing,
@@ -107,8 +106,16 @@ def _told(evaluation: Evaluation, number: int) -> list[Block]:
         caption = "Win rates (ties count a half) with 95 % intervals; the dashed line is 50 %."
         numbers, height = table(f"judge-{number}-win-rates", columns, rates), height_for(len(rates), 0.42)
         blocks.append(Drawing(figure("Win rates", caption, caption, numbers, shares, height)))
+    several = len({p.get("judge") for p in pairs}) > 1
+    rows: list[Sequence[Any]] = []
+    for p in pairs:
+        called = name_of(p) + (f", by {p['judge']}" if several else "")
+        both = f"{p['sum_a']:g} : {p['sum_b']:g}" if p.get("sum_a") is not None else "–"
+        spread = [p.get(key) for key in ("relative", "low", "high")]
+        rows.append([called, p["questions"], both, *spread, f"{p['wins']}, {p['ties']}, {p['losses']}"])
+    heads = ("pair", "questions:count", "sums", *SPREAD[1:], "won, tied, lost")
     words = "The sums leave out replies that could not be read."
-    blocks += [Listing(_table(pairs, f"judge-{number}"), words), *caveats(pairs)]
+    blocks += [Listing(table(f"judge-{number}", heads, rows), words), *caveats(pairs)]
     won = []
     for pair in pairs[:DRAWN]:
         total = (pair["wins"] + pair["ties"] + pair["losses"]) or 1
@@ -145,18 +152,6 @@ def bars(pairs: Sequence[Json], name: str, title: str) -> Any:
     return figure(
         f"Relative scores {title}", caption, caption, numbers, relative, height_for(len(rows), 0.42)
     )
-
-
-def _table(pairs: Sequence[Json], name: str) -> FigureTable:
-    judges = {p.get("judge") for p in pairs}
-    heads = ("pair", "questions:count", "sums", *SPREAD[1:], "won, tied, lost")
-    rows = []
-    for p in pairs:
-        called = name_of(p) + (f", by {p['judge']}" if len(judges) > 1 else "")
-        both = f"{p['sum_a']:g} : {p['sum_b']:g}" if p.get("sum_a") is not None else "–"
-        spread = [p.get(key) for key in ("relative", "low", "high")]
-        rows.append([called, p["questions"], both, *spread, f"{p['wins']}, {p['ties']}, {p['losses']}"])
-    return table(name, heads, rows)
 
 
 def _sampled(found: Inputs) -> list[Block]:

@@ -62,7 +62,10 @@ def limits_section(found: Inputs) -> Section | str:
         seconds = sum(end - begin for begin, end in _joined([spans[run["id"]] for _, run in runs]))
         size = next((size for size in BINS if seconds / size <= MOST_BINS), BINS[-1])
         if size not in steps:
-            steps[size] = Binned(*(_binned(found, sql, size) for sql in (SENT, CAME, REFUSED)))
+            steps[size] = Binned(defaultdict(dict), defaultdict(dict), defaultdict(dict))
+            for sql, bins in zip((SENT, CAME, REFUSED), steps[size], strict=True):
+                for run, place, count in found.reader.execute(sql, {"bin": size}):
+                    bins[run][place] = count
         sent = sum(sum(steps[size].sent[run["id"]].values()) for _, run in runs)
         if sent >= LEAST_SENT and seconds < LEAST_SECONDS:
             bursts.append(f"{key[0]} ({sent:,.0f} requests in {seconds:.1f} s)")
@@ -99,13 +102,6 @@ def _joined(spans: list[tuple[float, float]]) -> list[tuple[float, float]]:
         else:
             joined.append((begin, end))
     return joined
-
-
-def _binned(found: Inputs, sql: str, size: float) -> Counts:
-    bins: Counts = defaultdict(dict)
-    for run, place, count in found.reader.execute(sql, {"bin": size}):
-        bins[run][place] = count
-    return bins
 
 
 def _teacher(key: tuple[str, str], runs: Runs, numbers: FigureTable, size: float) -> list[Block]:
