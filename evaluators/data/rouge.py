@@ -248,14 +248,6 @@ def sheets(found: dict[str, Any]) -> list[Sheet]:
         for length in (ALL, *BUCKETS):
             part = parts[length]
             differences.append([name, length, part["n"], *(Span(*part[m].values()) for m in METRICS)])
-    tables = [Sheet("ROUGE, F-measure (95 %), by length of the reference", COLUMNS, means, _notes(found))]
-    if differences:
-        title = f"Differences to {found['against']} (95 %), on the same rows"
-        tables.append(Sheet(title, COLUMNS, differences))
-    return tables
-
-
-def _notes(found: dict[str, Any]) -> list[str]:
     used, stemmer = found["tokenizer"]["used"], "with" if found["tokenizer"]["stemmer"] else "without"
     notes = [
         f"Length: {found['length']}. Intervals: {found['interval']}.",
@@ -267,4 +259,8 @@ def _notes(found: dict[str, Any]) -> list[str]:
         alone, bad = found["unmatched"][name], found["bad_rows"][name]
         rest = f"; without partner {alone['predictions']:,} predictions, {alone['references']:,} references"
         notes.append(f"{name}: joined {by}{rest}" + (f"; {bad:,} bad rows" if bad else "") + ".")
-    return notes
+    tables = [Sheet("ROUGE, F-measure (95 %), by length of the reference", COLUMNS, means, notes)]
+    if differences:
+        title = f"Differences to {found['against']} (95 %), on the same rows"
+        tables.append(Sheet(title, COLUMNS, differences))
+    return tables

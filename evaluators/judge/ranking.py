@@ -29,7 +29,16 @@ def ranking_report(
     every = tables_of(judgements_of([*sources, *baselines]))
     own = {(said.a, said.b) for source in baselines for said in source.judgements}
     tables = in_rank_order([table for table in every if (table.a, table.b) not in own])
-    _check(tables, every)
+    opponents = list(dict.fromkeys(table.b for table in every))
+    judges = list(dict.fromkeys(table.judge for table in every))
+    if len(opponents) > 1:
+        raise UsageError(f"rank groups meet one opponent; here are {', '.join(map(repr, opponents))}")
+    if len(judges) > 1:
+        raise UsageError(f"rank groups have one judge; here are {', '.join(map(repr, judges))}")
+    if len(tables) < LEAST:
+        raise UsageError(f"a ranking needs two or more rank groups; here is {len(tables)}")
+    if silent := [table.a for table in every if not table.scored]:
+        raise UsageError(f"no score could be read of what was said of {', '.join(map(repr, silent))}")
     # (ranks, questions) of a's scores and of the opponent's; 0 in both where a rank was not judged
     place = {name: n for n, name in enumerate(dict.fromkeys(q for table in tables for q in table.questions))}
     a, b = np.zeros((2, len(tables), len(place)))
@@ -59,19 +68,6 @@ def in_rank_order(tables: Sequence[PairTable]) -> list[PairTable]:
     if len(numbered) < len(tables) or len({word for word, _, _ in numbered}) > 1:
         return list(tables)
     return [tables[n] for _, _, n in sorted(numbered)]
-
-
-def _check(tables: Sequence[PairTable], every: Sequence[PairTable]) -> None:
-    opponents = list(dict.fromkeys(table.b for table in every))
-    judges = list(dict.fromkeys(table.judge for table in every))
-    if len(opponents) > 1:
-        raise UsageError(f"rank groups meet one opponent; here are {', '.join(map(repr, opponents))}")
-    if len(judges) > 1:
-        raise UsageError(f"rank groups have one judge; here are {', '.join(map(repr, judges))}")
-    if len(tables) < LEAST:
-        raise UsageError(f"a ranking needs two or more rank groups; here is {len(tables)}")
-    if silent := [table.a for table in every if not table.scored]:
-        raise UsageError(f"no score could be read of what was said of {', '.join(map(repr, silent))}")
 
 
 def _all(table: PairTable) -> dict[str, Any]:

@@ -54,7 +54,17 @@ class FigureTable:
     @property
     def shown(self) -> list[list[str]]:
         """The cells as people read them."""
-        return [[_shown(v, kind) for v, kind in zip(row, self.kinds, strict=True)] for row in self.rows]
+        shown: list[list[str]] = []
+        for row in self.rows:
+            shown.append([])
+            for value, kind in zip(row, self.kinds, strict=True):
+                if value is None or value != value:
+                    shown[-1].append("–")
+                elif isinstance(value, int | float) or kind == "text":
+                    shown[-1].append(KINDS[kind](value))
+                else:
+                    shown[-1].append(plain(str(value)))
+        return shown
 
     @property
     def csv(self) -> str:
@@ -66,12 +76,6 @@ def table(name: str, columns: Sequence[str], rows: Iterable[Sequence[Cell]]) -> 
     split = [column.rpartition(":") if ":" in column else (column, "", "text") for column in columns]
     names, kinds = tuple(s[0] for s in split), tuple(s[2] for s in split)
     return FigureTable(name, names, kinds, tuple(tuple(row) for row in rows))
-
-
-def _shown(value: Cell, kind: str) -> str:
-    if value is None or value != value:
-        return "–"
-    return KINDS[kind](value) if isinstance(value, int | float) or kind == "text" else plain(str(value))
 
 
 COLOURS = ("#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9", "#8c6d1f", "#7f7f7f")

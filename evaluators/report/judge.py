@@ -40,7 +40,17 @@ def judge_section(found: Inputs) -> Section | str:
 
     heard = told(found, ["judge"], tell)
     blocks = [block for _, some in heard for block in some]
-    blocks += _sampled(found)
+    for stage in found.of_task("judge", "compare"):  # as they were said, with the question and both answers
+        samples = []
+        for row in drawn(found, stage, SAMPLED, "judge"):
+            item = row.item
+            shown = zip(item.get("models", ()), item.get("answers", ()), strict=False)
+            quotes = [Quote("question", str(item.get("instruction", "")))]
+            quotes += [Quote(f"shown {place}: {m}", str(text)) for place, (m, text) in enumerate(shown, 1)]
+            quotes.append(Quote(f"the judge ({row.model})", clean(row.text)))
+            samples.append(Sample(f"row {row.position:,}", row.outcome, quotes))
+        words = f"{stage.name}: {len(samples)} judgements, drawn at random (seed {found.seed})"
+        blocks.append(Samples(words, samples))
     if not blocks:
         return "no stage has judgements, and there is no `evaluate judge --json`"
     about = "A judge scores two answers to each question from 1 to 10; the relative score is sum : sum."
@@ -152,23 +162,6 @@ def bars(pairs: Sequence[Json], name: str, title: str) -> Any:
     return figure(
         f"Relative scores {title}", caption, caption, numbers, relative, height_for(len(rows), 0.42)
     )
-
-
-def _sampled(found: Inputs) -> list[Block]:
-    """Judgements as they were said, with the question and both answers."""
-    blocks: list[Block] = []
-    for stage in found.of_task("judge", "compare"):
-        samples = []
-        for row in drawn(found, stage, SAMPLED, "judge"):
-            item = row.item
-            shown = zip(item.get("models", ()), item.get("answers", ()), strict=False)
-            quotes = [Quote("question", str(item.get("instruction", "")))]
-            quotes += [Quote(f"shown {place}: {m}", str(text)) for place, (m, text) in enumerate(shown, 1)]
-            quotes.append(Quote(f"the judge ({row.model})", clean(row.text)))
-            samples.append(Sample(f"row {row.position:,}", row.outcome, quotes))
-        words = f"{stage.name}: {len(samples)} judgements, drawn at random (seed {found.seed})"
-        blocks.append(Samples(words, samples))
-    return blocks
 
 
 def name_of(pair: Json) -> str:

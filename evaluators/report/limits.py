@@ -152,6 +152,32 @@ def _steps(
     return table(name, (*columns, "token limit:count", "429s:count"), rows)
 
 
+def _limit(runs: list[Any], name: str) -> float | None:
+    """That of all the teacher's servers together; runs that share a teacher share it."""
+    limits = []
+    for run in runs:
+        servers = [run["settings"], *(run["settings"].get("others") or [])]
+        limits.append([server.get(name) for server in servers])
+    sums = [sum(each) for each in limits if all(each)]
+    return max(sums, default=None)
+
+
+def _held(numbers: FigureTable, size: float) -> list[Block]:
+    """Steps in which nothing was sent: after a 429, or for another reason."""
+    sent, refused = numbers.numbers("requests a minute"), numbers.numbers("429s")
+    after = silent = 0
+    held = False
+    for requests, limited in zip(sent, refused, strict=True):
+        held = bool(limited) or (held and not requests)
+        silent += not requests
+        after += not requests and held
+    if silent * size < 1:
+        return []
+    whole = f"{silent * size:,.0f} s of {len(sent) * size:,.0f} s"
+    words = f"Nothing was sent in {whole}, {after * size:,.0f} s of them right after a 429. "
+    return [Words(words + "The rest is waiting: for replies, for the limit, or for an outage to end.")]
+
+
 def over_time(figure: Any, table: FigureTable, wide: bool) -> None:
     """Requests and tokens a minute against their limits, and 429s; columns: minutes (when a step begins),
     seconds (how long it is), requests a minute, request limit, tokens a minute, token limit, 429s."""
@@ -204,32 +230,6 @@ def short_number(value: float) -> str:
         if abs(value) >= size:
             return f"{value / size:g}{unit}"
     return f"{value:g}"
-
-
-def _limit(runs: list[Any], name: str) -> float | None:
-    """That of all the teacher's servers together; runs that share a teacher share it."""
-    limits = []
-    for run in runs:
-        servers = [run["settings"], *(run["settings"].get("others") or [])]
-        limits.append([server.get(name) for server in servers])
-    sums = [sum(each) for each in limits if all(each)]
-    return max(sums, default=None)
-
-
-def _held(numbers: FigureTable, size: float) -> list[Block]:
-    """Steps in which nothing was sent: after a 429, or for another reason."""
-    sent, refused = numbers.numbers("requests a minute"), numbers.numbers("429s")
-    after = silent = 0
-    held = False
-    for requests, limited in zip(sent, refused, strict=True):
-        held = bool(limited) or (held and not requests)
-        silent += not requests
-        after += not requests and held
-    if silent * size < 1:
-        return []
-    whole = f"{silent * size:,.0f} s of {len(sent) * size:,.0f} s"
-    words = f"Nothing was sent in {whole}, {after * size:,.0f} s of them right after a 429. "
-    return [Words(words + "The rest is waiting: for replies, for the limit, or for an outage to end.")]
 
 
 SAMPLED, MESSAGES, MESSAGE = 6, 3, 300
