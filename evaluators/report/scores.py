@@ -82,8 +82,8 @@ def _from_file(evaluation: Evaluation, number: int) -> list[Block]:
 def _spread(spread: Spread, name: str, words: str) -> list[Block]:
     shares = []
     for grade in GRADES:
-        graded = (sum(n for s, n in c.items() if grade <= s < grade + 1) for c in spread.values())
-        shares.append((str(grade), *(n / c.total() for n, c in zip(graded, spread.values(), strict=True))))
+        row = [sum(n for s, n in c.items() if grade <= s < grade + 1) / c.total() for c in spread.values()]
+        shares.append((str(grade), *row))
     numbers = table(name, ("score", *(f"{m}:share" for m in spread)), shares)
     n = ", ".join(f"{m} {c.total():,}" for m, c in spread.items())
     caption = f"Scores of each model's answers; halves go to the score below. n: {n}.{words}"
