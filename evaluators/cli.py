@@ -200,9 +200,8 @@ def annotate(
     asked: VoteFlags,
 ) -> None:
     """Let people vote on two models' answers on a web page."""
-    from evaluators.annotate.command import run_import, run_mturk, run_page
+    from evaluators.annotate.command import Files, run_import, run_mturk, run_page
     from evaluators.annotate.server import ListenAddress
-    from evaluators.annotate.study import Files
 
     files = Files(
         asked.questions, asked.answers, asked.against, asked.names, asked.votes, asked.seed, asked.words

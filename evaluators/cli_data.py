@@ -60,7 +60,7 @@ def rouge(
     asked: RougeFlags,
 ) -> None:
     """Measure ROUGE-1, 2 and L by length of the reference."""
-    from evaluators.rouge.report import RougeOptions, run_rouge
+    from evaluators.data.rouge import RougeOptions, run_rouge
     from evaluators.tables import outputs
 
     told = RougeOptions(asked.names, asked.against, asked.tokenizer, stemmer, asked.processes)

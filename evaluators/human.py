@@ -8,7 +8,8 @@ break does not move.
 
 import importlib.util
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import astuple, fields
 from itertools import groupby
 from pathlib import Path
@@ -37,10 +38,23 @@ def figures(run: Path) -> Figures:
 
 
 def figures_of(poll: Poll) -> Figures:
+    import numpy as np
+
     by_pair = [list(group) for _, group in groupby(poll.votes, key=lambda vote: vote.pair)]
     places = dict(zip(poll.criteria, CRITERIA, strict=False))  # a criterion's name -> its place in a vote
-    counts = {name: _counts(by_pair, place) for name, place in places.items()}
-    lefts = {name: _lefts(by_pair, place) for name, place in places.items()}
+    criteria: dict[str, Figures] = {}
+    all_lefts: list[Array] = []
+    for name, place in places.items():
+        said = [[(getattr(vote, place), vote.left) for vote in votes] for votes in by_pair]
+        # pairs × (a, tie, b): how many chose it
+        rows = [[sum(choice == one for choice, _ in votes) for one in CHOICES] for votes in said]
+        counts = np.array(rows, dtype=np.int64).reshape(-1, len(CHOICES))
+        # pairs × (votes for the side on the left, for the other)
+        sides = [[choice == left for choice, left in votes if choice != "tie"] for votes in said]
+        rows = [[sum(one), len(one) - sum(one)] for one in sides]
+        lefts = np.array(rows, dtype=np.int64).reshape(-1, 2)
+        criteria[name] = _criterion(counts) | {"left": _share(lefts[:, :1], lefts[:, 1:])}
+        all_lefts.append(lefts)
     return {
         "a": poll.study.a,
         "b": poll.study.b,
@@ -51,33 +65,11 @@ def figures_of(poll: Poll) -> Figures:
         "votes": len(poll.votes),
         "changed": poll.replaced,
         "skipped": poll.skipped,
-        "criteria": {
-            name: _criterion(counts[name]) | {"left": _share(lefts[name][:, :1], lefts[name][:, 1:])}
-            for name in places
-        },
-        "left": _share(
-            sum(found[:, :1] for found in lefts.values()), sum(found[:, 1:] for found in lefts.values())
-        ),
+        "criteria": criteria,
+        "left": _share(sum(found[:, :1] for found in all_lefts), sum(found[:, 1:] for found in all_lefts)),
         "seconds": _seconds(poll.votes),
         "annotators": _annotators(poll.votes, by_pair, list(places.values())),
     }
-
-
-def _counts(by_pair: Sequence[Sequence[Vote]], name: str) -> Array:
-    """Pairs × (a, tie, b): how many chose it."""
-    import numpy as np
-
-    rows = [[sum(getattr(v, name) == choice for v in votes) for choice in CHOICES] for votes in by_pair]
-    return np.array(rows, dtype=np.int64).reshape(-1, len(CHOICES))
-
-
-def _lefts(by_pair: Sequence[Sequence[Vote]], name: str) -> Array:
-    """Pairs × (votes for the side on the left, for the other)."""
-    import numpy as np
-
-    decided = [[(getattr(v, name), v.left) for v in votes if getattr(v, name) != "tie"] for votes in by_pair]
-    rows = [[sum(c == left for c, left in said), sum(c != left for c, left in said)] for said in decided]
-    return np.array(rows, dtype=np.int64).reshape(-1, 2)
 
 
 def _criterion(counts: Array) -> Figures:
@@ -85,7 +77,13 @@ def _criterion(counts: Array) -> Figures:
         outcome: _share(counts[:, [place]], counts[:, [p for p in range(3) if p != place]])
         for place, outcome in enumerate(OUTCOMES)
     }
-    return {"votes": int(counts.sum()), **shares, "net": _net(counts), "agreement": _agreement(counts)}
+    net, low, high = _interval(counts, lambda sums: (sums[..., 0] - sums[..., 2]) / sums.sum(axis=-1))
+    return {
+        "votes": int(counts.sum()),
+        **shares,
+        "net": {"share": net, "low": low, "high": high},  # wins less losses, -1 to 1
+        "agreement": _agreement(counts),
+    }
 
 
 def _share(yes: Array, no: Array) -> Figures:
@@ -95,12 +93,6 @@ def _share(yes: Array, no: Array) -> Figures:
     table = np.column_stack((yes.sum(axis=1), no.sum(axis=1)))
     share, low, high = _interval(table, lambda sums: sums[..., 0] / sums.sum(axis=-1))
     return {"share": share, "low": low, "high": high, "votes": int(table[:, 0].sum())}
-
-
-def _net(counts: Array) -> Figures:
-    """Wins less losses, -1 to 1."""
-    share, low, high = _interval(counts, lambda sums: (sums[..., 0] - sums[..., 2]) / sums.sum(axis=-1))
-    return {"share": share, "low": low, "high": high}
 
 
 def _interval(
@@ -116,13 +108,21 @@ def _interval(
 
 
 def _agreement(counts: Array) -> Figures:
-    """alpha: None where it is not defined: no pair with two votes, or all votes the same."""
+    """alpha: None where it is not defined: no pair with two votes, or all votes the same. Its interval is
+    over resampled pairs, without resamples in which all votes are the same."""
+    import numpy as np
+
+    from evaluators.stats import SEED, middle
+
     several = counts[counts.sum(axis=1) > 1]
     people = several.sum(axis=1)
     pairs = int((people * (people - 1) // 2).sum())
     equal = int((several * (several - 1) // 2).sum())
-    alpha = _alpha(several)
-    low, high = (None, None) if alpha is None else _alpha_interval(several)
+    alpha, low, high = _alpha(several), None, None
+    if alpha is not None:
+        draw = np.random.default_rng(SEED).integers(len(several), size=(ALPHA_RESAMPLES, len(several)))
+        drawn = (_alpha(several[rows]) for rows in draw)
+        low, high = middle(np.array([one for one in drawn if one is not None]))
     return {
         "alpha": alpha,
         "low": low,
@@ -139,17 +139,6 @@ def _alpha(counts: Array) -> float | None:
     if (counts.sum(axis=0) > 0).sum() < 2:
         return None
     return float(krippendorff.alpha(value_counts=counts, level_of_measurement="nominal"))
-
-
-def _alpha_interval(counts: Array) -> tuple[float | None, float | None]:
-    """Over resampled pairs; resamples in which all votes are the same have no alpha."""
-    import numpy as np
-
-    from evaluators.stats import SEED, middle
-
-    draw = np.random.default_rng(SEED).integers(len(counts), size=(ALPHA_RESAMPLES, len(counts)))
-    found = (_alpha(counts[rows]) for rows in draw)
-    return middle(np.array([alpha for alpha in found if alpha is not None]))
 
 
 def _seconds(votes: Sequence[Vote]) -> Figures:
@@ -170,35 +159,28 @@ def _annotators(
     own: dict[str, list[Vote]] = {}
     for vote in votes:
         own.setdefault(vote.annotator, []).append(vote)
-    agreed = _agreed(by_pair, places)
-    rows = [_annotator(name, said, agreed.get(name, (0, 0)), places) for name, said in own.items()]
+    # of each: how many votes of others on the same pairs are equal, and how many there are
+    equal, compared = Counter[str](), Counter[str]()
+    for on_pair in by_pair:
+        for vote in on_pair:
+            others = [other for other in on_pair if other.annotator != vote.annotator]
+            equal[vote.annotator] += sum(getattr(vote, c) == getattr(o, c) for o in others for c in places)
+            compared[vote.annotator] += len(others) * len(places)
+    rows = []
+    for name, cast in own.items():
+        said = [(getattr(vote, criterion), vote.left) for vote in cast for criterion in places]
+        decided = [choice == left for choice, left in said if choice != "tie"]
+        rows.append(
+            {
+                "name": name,
+                "votes": len(cast),
+                "seconds": _seconds(cast)["median"],
+                "left": sum(decided) / len(decided) if decided else None,
+                "ties": (len(said) - len(decided)) / len(said),
+                "agreement": equal[name] / compared[name] if compared[name] else None,
+            }
+        )
     return sorted(rows, key=lambda row: (-row["votes"], row["name"]))
-
-
-def _annotator(name: str, votes: Sequence[Vote], agreed: tuple[int, int], places: Sequence[str]) -> Figures:
-    said = [(getattr(vote, criterion), vote.left) for vote in votes for criterion in places]
-    decided = [choice == left for choice, left in said if choice != "tie"]
-    equal, compared = agreed
-    return {
-        "name": name,
-        "votes": len(votes),
-        "seconds": _seconds(votes)["median"],
-        "left": sum(decided) / len(decided) if decided else None,
-        "ties": (len(said) - len(decided)) / len(said),
-        "agreement": equal / compared if compared else None,
-    }
-
-
-def _agreed(by_pair: Sequence[Sequence[Vote]], places: Sequence[str]) -> Mapping[str, tuple[int, int]]:
-    """Name -> (votes of others on the same pairs that are equal, that there are)."""
-    found: dict[str, tuple[int, int]] = {}
-    for votes in by_pair:
-        for vote in votes:
-            others = [other for other in votes if other.annotator != vote.annotator]
-            same = sum(getattr(vote, c) == getattr(other, c) for other in others for c in places)
-            equal, compared = found.get(vote.annotator, (0, 0))
-            found[vote.annotator] = (equal + same, compared + len(others) * len(places))
-    return found
 
 
 NEEDED = ("numpy", "krippendorff")
@@ -211,22 +193,15 @@ def run_human(run: Path, json: bool, table: Path | None, votes: Path | None) -> 
     poll = read_poll(run)
     found = figures_of(poll)
     if table is not None:
-        write_csv(table, ("criterion", "outcome", "share", "low", "high", "votes"), _table(found))
+        shares = ((n, o, found["criteria"][n][o]) for n in found["criteria"] for o in OUTCOMES)
+        rows = [[n, o, s["share"], s["low"], s["high"], s["votes"]] for n, o, s in shares]
+        write_csv(table, ("criterion", "outcome", "share", "low", "high", "votes"), rows)
     if votes is not None:
         write_csv(votes, *_votes(poll))
     if json:
         sys.stdout.write(orjson.dumps(found).decode() + "\n")
     else:
         print("\n".join(_words(found)))
-
-
-def _table(found: Figures) -> list[list[object]]:
-    shares = [
-        (name, outcome, found["criteria"][name][outcome])
-        for name in found["criteria"]
-        for outcome in OUTCOMES
-    ]
-    return [[name, outcome, s["share"], s["low"], s["high"], s["votes"]] for name, outcome, s in shares]
 
 
 def _votes(poll: Poll) -> tuple[Sequence[str], Iterable[Sequence[object]]]:
@@ -247,22 +222,33 @@ def _votes(poll: Poll) -> tuple[Sequence[str], Iterable[Sequence[object]]]:
 def _words(found: Figures) -> list[str]:
     a, b = plain(found["a"], 40), plain(found["b"], 40)
     width = max(10, *(len(name) + 2 for name in found["criteria"]))
+    people = len(found["annotators"])
     lines = [
         f"{a} against {b}: {_votes_told(found['votes'])} on {found['voted']:,} of {found['items']:,} pairs "
-        f"({found['complete']:,} with all {found['votes_wanted']}), {_people(found['annotators'])}; "
+        f"({found['complete']:,} with all {found['votes_wanted']}), "
+        f"{people:,} annotator{'s' * (people != 1)}; "
         f"{found['changed']:,} changed, {found['skipped']:,} skipped",
         "",
         f"{'':{width}}{'win':>23}{'tie':>23}{'loss':>23}   agreement",
     ]
-    lines += [_line(name.ljust(width), found["criteria"][name]) for name in found["criteria"]]
+    for name, row in found["criteria"].items():
+        agreement = row["agreement"]
+        alpha = "-" if agreement["alpha"] is None else f"{agreement['alpha']:.2f}"
+        cells = "".join(f"{_shown(row[outcome]):>23}" for outcome in OUTCOMES)
+        lines.append(f"{name:{width}}{cells}   alpha {alpha}, {percent(agreement['share'])} equal")
     seconds, left = found["seconds"], found["left"]
     if seconds["median"] is not None:
-        lines += ["", f"time per vote: median {seconds['median']:.0f} s" + _quartiles(seconds)]
+        lines += ["", f"time per vote: median {seconds['median']:.0f} s"]
+    if seconds["quarter"] is not None:
+        lines[-1] += f" (half of them {seconds['quarter']:.0f}-{seconds['three_quarters']:.0f} s)"
     if left["share"] is not None:
         lines.append(f"the left side was chosen in {_shown(left)} of the votes that are no tie")
-    lines += [
-        f"{plain(row['name'], 40)}: {_votes_told(row['votes'])}" + _habits(row) for row in found["annotators"]
-    ]
+    for row in found["annotators"]:
+        took = "" if row["seconds"] is None else f", median {row['seconds']:.0f} s"
+        lines.append(
+            f"{plain(row['name'], 40)}: {_votes_told(row['votes'])}{took}, ties {percent(row['ties'])}, "
+            f"left {percent(row['left'])}, agrees {percent(row['agreement'])}"
+        )
     return lines
 
 
@@ -270,30 +256,7 @@ def _votes_told(count: int) -> str:
     return "1 vote" if count == 1 else f"{count:,} votes"
 
 
-def _people(annotators: Sequence[Figures]) -> str:
-    return "1 annotator" if len(annotators) == 1 else f"{len(annotators):,} annotators"
-
-
-def _line(name: str, row: Figures) -> str:
-    agreement = row["agreement"]
-    alpha = "-" if agreement["alpha"] is None else f"{agreement['alpha']:.2f}"
-    cells = "".join(f"{_shown(row[outcome]):>23}" for outcome in OUTCOMES)
-    return f"{name}{cells}   alpha {alpha}, {percent(agreement['share'])} equal"
-
-
 def _shown(found: Figures) -> str:
     if found["share"] is None:
         return "-"
     return f"{found['share']:.1%} ({found['low']:.1%}-{found['high']:.1%})".replace("%-", "-")
-
-
-def _quartiles(seconds: Figures) -> str:
-    if seconds["quarter"] is None:
-        return ""
-    return f" (half of them {seconds['quarter']:.0f}-{seconds['three_quarters']:.0f} s)"
-
-
-def _habits(row: Figures) -> str:
-    seconds = "" if row["seconds"] is None else f", median {row['seconds']:.0f} s"
-    rest = f", ties {percent(row['ties'])}, left {percent(row['left'])}, agrees {percent(row['agreement'])}"
-    return seconds + rest

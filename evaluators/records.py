@@ -1,14 +1,20 @@
 """Rows of data sets as texts, whatever published shape they have: one reader for all statistics.
 
 Alpaca's, Self-Instruct's (tasks and predictions), FastChat's questions and answers, OpenAI chat. Knows
-nothing of what is counted.
+nothing of what is counted, but what a word is: in scripts written without spaces each character.
+`word_count` is for lengths: pieces between white space, as the paper's figures count. `plain_words` is for
+comparing texts: no case, no punctuation, compatible forms made one (NFKC).
 """
 
+import re
+import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from engine.tasks.language_check import PACKED
+from engine.tasks.languages import LETTERS
 from store.answers import model_names
 from store.columns import as_text, columns_of, content_of, no_text, text_of
 from store.errors import PoolError, UsageError
@@ -67,18 +73,15 @@ class DataSet:
         for line, raw in self.pool.objects():
             row = raw.reason if isinstance(raw, BadRow) else row_of(raw, line, self.rows)
             if isinstance(row, str):
-                self._complain(line, row)
+                self.bad += 1
+                if len(self.complaints) < SHOWN:
+                    self.complaints.append(f"line {line}: {row}")
             else:
                 self.rows += 1
                 yield row
         if not self.rows:
             why = self.complaints[0] if self.complaints else "it is empty"
             raise PoolError(f"no usable row in {self.pool.source}: {why}")
-
-    def _complain(self, line: int, reason: str) -> None:
-        self.bad += 1
-        if len(self.complaints) < SHOWN:
-            self.complaints.append(f"line {line}: {reason}")
 
 
 def data_sets(files: list[Path], names: list[str] | None = None) -> list[DataSet]:
@@ -107,57 +110,61 @@ def row_of(raw: dict[str, Any], line: int, position: int) -> Record | str:
     """A row of any known shape, or what is wrong with it."""
     identity = raw.get("id") if raw.get("id") is not None else raw.get("question_id", position)
     if isinstance(raw.get("messages"), list):
-        instruction, given, output, thinking = _chat(raw["messages"])
+        # all that was said to the model before its last answer, that answer, and its thinking
+        turns = [(m.get("role"), content_of(m) or "", m) for m in raw["messages"] if isinstance(m, dict)]
+        instruction = "\n".join(content for role, content, _ in turns if role == "user" and content)
+        answered = [(content, reasoning_in(m)) for role, content, m in turns if role == "assistant"]
+        given, (output, thinking) = "", answered[-1] if answered else ("", "")
     else:
-        source = _source(raw)
+        # where input and output are: Self-Instruct's tasks have theirs in an instance
+        instances, source = raw.get("instances"), raw
+        if (
+            "input" not in raw
+            and isinstance(instances, list)
+            and instances
+            and isinstance(instances[0], dict)
+        ):
+            source = instances[0]
         for name in ("instruction", "input"):
             if as_text((raw if name == "instruction" else source).get(name)) is None:
                 return no_text(name, (raw if name == "instruction" else source)[name])
-        instruction, given, output = _flat(raw, source)
+        instruction, given = _text(raw, "instruction"), _text(source, "input")
+        output = next(filter(None, (_text(source, a) for a in ANSWERS)), "")
+        if not instruction and not output:  # a question has a category, an answer has none
+            text = _text(raw, "text")
+            instruction, output = (text, "") if "category" in raw else ("", text)
         # an answer of another type must not pass for an empty one
         given_answers = (a for a in ANSWERS if source.get(a) is not None)
         if wrong := next((a for a in given_answers if text_of(source[a]) is None), None):
             return no_text(wrong, source[wrong])
         thinking = reasoning_in(raw)
-    if not instruction.strip() and not output.strip() and not _has_answer(raw):
+    answers = (text_of(raw.get(name)) for name in (*ANSWERS, "text"))  # an empty one is an answer, too
+    if not instruction.strip() and not output.strip() and all(answer is None for answer in answers):
         expected = "expected instruction and output, id and text, or messages"
         return f"no text: {expected}; {columns_of(raw)}"
     inline, answer = apart(output)
     return Record(str(identity), line, instruction, given, answer, thinking or inline)
 
 
-def _source(raw: dict[str, Any]) -> dict[str, Any]:
-    """Where input and output are: Self-Instruct's tasks have theirs in an instance."""
-    instances = raw.get("instances")
-    if "input" not in raw and isinstance(instances, list) and instances and isinstance(instances[0], dict):
-        return instances[0]
-    return raw
-
-
-def _flat(raw: dict[str, Any], source: dict[str, Any]) -> tuple[str, str, str]:
-    instruction, output = (
-        _text(raw, "instruction"),
-        next(filter(None, (_text(source, a) for a in ANSWERS)), ""),
-    )
-    if not instruction and not output:  # a question has a category, an answer has none
-        text = _text(raw, "text")
-        instruction, output = (text, "") if "category" in raw else ("", text)
-    return instruction, _text(source, "input"), output
-
-
-def _has_answer(raw: dict[str, Any]) -> bool:
-    """Whether there is an answer, if an empty one."""
-    return any(text_of(raw.get(name)) is not None for name in (*ANSWERS, "text"))
-
-
-def _chat(messages: list[Any]) -> tuple[str, str, str, str]:
-    """All that was said to the model before its last answer, nothing, that answer, and its thinking."""
-    turns = [(m.get("role"), content_of(m) or "", m) for m in messages if isinstance(m, dict)]
-    said = [content for role, content, _ in turns if role == "user" and content]
-    answers = [(content, reasoning_in(m)) for role, content, m in turns if role == "assistant"]
-    answer, thinking = answers[-1] if answers else ("", "")
-    return "\n".join(said), "", answer, thinking
-
-
 def _text(row: dict[str, Any], name: str) -> str:
     return as_text(row.get(name)) or ""
+
+
+PACKED_LETTERS = "".join(LETTERS[script] for script in PACKED) + "\U00020000-\U0003ffff"
+_PACKED = re.compile(f"[{PACKED_LETTERS}]")
+_WORD = re.compile(rf"[{PACKED_LETTERS}]|[^\W_{PACKED_LETTERS}]+")
+
+
+def word_count(text: str) -> int:
+    """Pieces between white space; a character of a script without spaces is a piece of its own."""
+    if text.isascii():
+        return len(text.split())
+    spaced, packed = _PACKED.subn(" ", text)
+    return packed + sum(any(c.isalnum() for c in piece) or not packed for piece in spaced.split())
+
+
+def plain_words(text: str) -> list[str]:
+    """The words of a text in small letters, without punctuation."""
+    if not text.isascii():
+        text = unicodedata.normalize("NFKC", text)
+    return _WORD.findall(text.lower())

@@ -85,6 +85,7 @@ def publish(report: Mapping[str, Any], sheets: Sequence[Sheet], json: bool, out:
 
 
 def print_sheets(sheets: Sequence[Sheet]) -> None:
+    from rich.table import Table
     from rich.text import Text
 
     console = console_of()
@@ -95,30 +96,30 @@ def print_sheets(sheets: Sequence[Sheet]) -> None:
         for part, columns in enumerate(_parts(sheet, console.width)):
             if part:
                 console.print()
-            _print_columns(console, sheet, columns)
+            table = Table(box=None, header_style="dim", pad_edge=False)
+            for place in columns:  # words may go over several lines, numbers never do
+                words = _is_words(sheet, place)
+                justify: Any = "left" if words else "right"
+                table.add_column(
+                    Text(plain(sheet.columns[place], WIDEST)), justify=justify, no_wrap=not words
+                )
+            for row in sheet.rows:
+                table.add_row(*(Text(shown(row[place])) for place in columns))
+            console.print(table)
         for note in sheet.notes:
             console.print(Text(plain(note)), style="dim")
-
-
-def _print_columns(console: Any, sheet: Sheet, columns: Sequence[int]) -> None:
-    """Words may go over several lines, numbers never do."""
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=None, header_style="dim", pad_edge=False)
-    for place in columns:
-        words = _is_words(sheet, place)
-        justify: Any = "left" if words else "right"
-        table.add_column(Text(plain(sheet.columns[place], WIDEST)), justify=justify, no_wrap=not words)
-    for row in sheet.rows:
-        table.add_row(*(Text(shown(row[place])) for place in columns))
-    console.print(table)
 
 
 def _parts(sheet: Sheet, width: int) -> list[list[int]]:
     """The columns that are shown beside each other, so that numbers stay whole: what does not fit goes
     below, behind the words with which the rows begin."""
-    widths = [_width(sheet, place) + GAP for place in range(len(sheet.columns))]
+    from rich.cells import cell_len
+
+    widths = []
+    for place in range(len(sheet.columns)):
+        widest = max(cell_len(shown(row[place])) for row in (sheet.columns, *sheet.rows))
+        # of words that can go over several lines, the least that is pleasant
+        widths.append((min(widest, NARROW) if _is_words(sheet, place) else widest) + GAP)
     first = next((p for p in range(len(widths)) if not _is_words(sheet, p)), len(widths))
     keys, rest = list(range(first)), range(first, len(widths))
     room = max(width + GAP - sum(widths[:first]), max((widths[p] for p in rest), default=0))
@@ -128,14 +129,6 @@ def _parts(sheet: Sheet, width: int) -> list[list[int]]:
             parts.append([])
         parts[-1].append(place)
     return [keys + part for part in parts]
-
-
-def _width(sheet: Sheet, place: int) -> int:
-    """What a column takes: of words that can go over several lines, the least that is pleasant."""
-    from rich.cells import cell_len
-
-    widest = max(cell_len(shown(row[place])) for row in (sheet.columns, *sheet.rows))
-    return min(widest, NARROW) if _is_words(sheet, place) else widest
 
 
 def _is_words(sheet: Sheet, place: int) -> bool:
@@ -168,20 +161,15 @@ def shown(value: Value) -> str:
 
 def write_sheet(path: Path, sheet: Sheet) -> None:
     """As CSV. Raises UsageError, StorageError."""
-    write_csv(path, _heads(sheet), (list(chain.from_iterable(map(_cells, row))) for row in sheet.rows))
-
-
-def _heads(sheet: Sheet) -> list[str]:
-    """A column with intervals has three heads."""
+    heads: list[str] = []
     first = sheet.rows[0] if sheet.rows else [None] * len(sheet.columns)
-    pairs = zip(sheet.columns, first, strict=True)
-    return [h for c, v in pairs for h in ((c, f"{c} low", f"{c} high") if isinstance(v, Span) else (c,))]
-
-
-def _cells(value: Value) -> list[str | float | None]:
-    if isinstance(value, Span):
-        return [value.value, value.low, value.high]
-    return [value]
+    for column, value in zip(sheet.columns, first, strict=True):  # one with intervals has three heads
+        heads += [column, f"{column} low", f"{column} high"] if isinstance(value, Span) else [column]
+    rows: list[list[str | float | None]] = []
+    for row in sheet.rows:
+        cells = ([v.value, v.low, v.high] if isinstance(v, Span) else [v] for v in row)
+        rows.append(list(chain.from_iterable(cells)))
+    write_csv(path, heads, rows)
 
 
 @contextmanager

@@ -21,8 +21,8 @@ import orjson
 from aiohttp import web
 from cli import Command, Ended, distill, started, until
 
+from evaluators.annotate.command import Files, begin
 from evaluators.annotate.server import ListenAddress, application, bind, hosts_of
-from evaluators.annotate.study import Files, begin
 from store.run_folder import held
 from store.votes import Votes
 from store.votes_queries import Vote, read_poll

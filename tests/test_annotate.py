@@ -33,10 +33,9 @@ from annotating import (
 from cli import distill, until
 
 from evaluators.annotate.ballot import HERE, TEXT, read_words
-from evaluators.annotate.command import run_page
-from evaluators.annotate.markdown import LONGEST, render
+from evaluators.annotate.command import Files, run_page
+from evaluators.annotate.pages import LONGEST, render
 from evaluators.annotate.server import ListenAddress
-from evaluators.annotate.study import Files
 from store.answer_sets import judge_contests
 from store.errors import DistillError, UsageError
 from store.records import Contest

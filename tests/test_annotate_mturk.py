@@ -12,8 +12,7 @@ pytest.importorskip("markdown_it", reason="the extra `evaluate` is not installed
 
 from annotating import NAMES, opened, votes_in
 
-from evaluators.annotate.command import run_import, run_mturk
-from evaluators.annotate.study import Files
+from evaluators.annotate.command import Files, run_import, run_mturk
 from store.errors import DistillError, UsageError
 
 NOTHING = Files(None, None, None, (), None, None)

@@ -12,9 +12,8 @@ import numpy as np
 import orjson
 import pytest
 
-from evaluators.judge.agreement import agreement, alpha
 from evaluators.judge.judgements import Judgement, grouped, told_apart, turned, won
-from evaluators.judge.metrics import judge_report, sign_test, tables_of
+from evaluators.judge.metrics import agreement, alpha, judge_report, sign_test, tables_of
 from evaluators.judge.reviews import Naming, ReviewSource, Word, read_reviews
 from evaluators.stats import mean_interval, ratio_interval, resampled
 from store.errors import PoolError, UsageError

@@ -23,9 +23,9 @@ pytest.importorskip("jinja2", reason="the layer `evaluate` is not installed")
 pytest.importorskip("matplotlib", reason="the layer `evaluate` is not installed")
 
 from engine.run.status import status_of
-from evaluators.report.blocks import Drawing, Heading, Listing, Report, Samples, Section, Words
 from evaluators.report.build import build, html, run_report, tables
-from evaluators.report.sections.judge_details import aside
+from evaluators.report.figures import Drawing, Heading, Listing, Report, Samples, Section, Words
+from evaluators.report.judge import aside
 from store.errors import RunFolderError, UsageError
 from store.records import Response, Usage
 
@@ -149,8 +149,8 @@ def test_scores_of_a_stage_are_read_from_the_replies(whole: Report) -> None:
 
 
 def test_judgements_of_the_run_are_those_of_evaluate_judge(whole: Report, run: Path) -> None:
-    from evaluators.judge.from_run import read_run
     from evaluators.judge.metrics import judge_report
+    from evaluators.judge.reviews import read_run
 
     (pair,) = judge_report(read_run(run, []))["pairs"]
     (row,) = next(t for name, t in numbers(whole).items() if name.endswith("-two")).rows
@@ -159,8 +159,8 @@ def test_judgements_of_the_run_are_those_of_evaluate_judge(whole: Report, run: P
 
 
 def test_a_chart_of_verbs_needs_more_than_a_few(whole: Report, tmp_path: Path) -> None:
+    from evaluators.report.data import _verbs
     from evaluators.report.inputs import Evaluation
-    from evaluators.report.sections.statistics import _verbs
 
     few = {"texts": 9, "with_pair": 2, "verbs": [{"verb": "a", "nouns": [{"noun": "b", "count": 2}]}]}
     (said,) = _verbs(Evaluation("x", "verbs", {"data": {"d": few}}), 1)
@@ -450,7 +450,7 @@ async def test_rows_shown_depend_on_the_seed_alone(tmp_path: Path) -> None:
 
 
 def test_secrets_of_an_address_are_not_told(tmp_path: Path) -> None:
-    from evaluators.report.sections.run import hosts
+    from evaluators.report.run import hosts
 
     assert list(hosts({"base_url": "https://user:secret@api.example.com/v1?key=x"})) == ["api.example.com/v1"]
 

@@ -14,9 +14,18 @@ pytest.importorskip("rouge_score", reason="the layer 'evaluate' is not installed
 from cli import distill, write_pool
 from rouge_score.rouge_scorer import RougeScorer
 
-from evaluators.rouge.join import Joining, joined, read_references
-from evaluators.rouge.report import RougeOptions, bucket_of, measure, run_rouge
-from evaluators.rouge.score import METRICS, Pair, score, scorer, scoring, tokens_for
+from evaluators.data.rouge import RougeOptions, bucket_of, measure, run_rouge
+from evaluators.data.rouge_scores import (
+    METRICS,
+    Joining,
+    Pair,
+    joined,
+    read_references,
+    score,
+    scorer,
+    scoring,
+    tokens_for,
+)
 from store.errors import PoolError, UsageError
 from store.pool import Pool
 

@@ -17,9 +17,8 @@ from ledgers import Book, opened, reply
 from engine.tasks.language_check import language_of
 from evaluators.data import lengths, scores
 from evaluators.data import outcomes as shares
-from evaluators.records import Record, data_sets, row_of
+from evaluators.records import Record, data_sets, plain_words, row_of, word_count
 from evaluators.tables import Sheet, Span, print_sheets, write_sheet
-from evaluators.text import plain_words, word_count
 from store.errors import PoolError, UsageError
 
 

@@ -1,13 +1,10 @@
 """`distill annotate`: people vote on two models' answers, on a web page or on Mechanical Turk.
 
-    study       files of questions and answers -> pairs in RUN/votes.db
-    server      binds, prints the address with its token, serves until it is interrupted
-    doors       who gets in: token, host, origin; the headers of every reply
-    pages       what is shown and what is done with a vote
-    form        a submitted form -> a Ballot, or what is wrong with it
-    markdown    an answer -> HTML in which nothing works but reading
-    words       the criteria, in the words that the page and the HIT use
-    mturk       the HIT's page and its table; mturk_results: their way back
+    command     files of questions and answers -> pairs in RUN/votes.db; serve, write HITs, read them back
+    server      who gets in; binds, prints the address with its token, serves until it is interrupted
+    pages       what is shown, in safe HTML, and what is done with a vote
+    ballot      the criteria, the words of the pages; a submitted form -> a Ballot, or what is wrong
+    mturk       the HIT's page, its table, and its results
     templates/, static/   HTML, CSS and a script that the page can do without
 
 Needs the extra `evaluate`. The votes themselves are store/votes.py's.

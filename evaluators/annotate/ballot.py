@@ -113,9 +113,18 @@ def read_words(path: Path) -> dict[str, Any]:
             f"--words {path}: it takes up to {len(CRITERIA)} tables [[criterion]] and one [text]"
         )
     usual = words_of(None)
-    criteria = [_criterion(path, row) for row in rows] or [
-        {field: getattr(one, field) for field in FIELDS} for one in usual.criteria
-    ]
+    criteria: list[dict[str, str]] = []
+    for row in rows:
+        is_complete = isinstance(row, dict) and row.keys() == {*FIELDS}
+        if not is_complete or not all(isinstance(value, str) and value.strip() for value in row.values()):
+            needed = ", ".join(FIELDS)
+            raise UsageError(f"--words {path}: [[criterion]] needs the texts {needed}, and no others")
+        if not NAME.fullmatch(row["name"]):
+            raise UsageError(
+                f"--words {path}: name {row['name']!r}: wants lower-case letters, digits, - and _"
+            )
+        criteria.append({field: row[field].strip() for field in FIELDS})
+    criteria = criteria or [{field: getattr(one, field) for field in FIELDS} for one in usual.criteria]
     names = [row["name"] for row in criteria]
     if len(set(names)) < len(names) or {"note", "active"} & set(names):
         raise UsageError(f"--words {path}: each criterion needs a name of its own, and not note or active")
@@ -124,15 +133,6 @@ def read_words(path: Path) -> dict[str, Any]:
     for text, instead in texts.items():
         _check_text(path, known, text, instead)
     return {"language": str(told.get("language", "en")), "criteria": criteria, "texts": texts}
-
-
-def _criterion(path: Path, row: Any) -> dict[str, str]:
-    is_complete = isinstance(row, dict) and row.keys() == {*FIELDS}
-    if not is_complete or not all(isinstance(value, str) and value.strip() for value in row.values()):
-        raise UsageError(f"--words {path}: [[criterion]] needs the texts {', '.join(FIELDS)}, and no others")
-    if not NAME.fullmatch(row["name"]):
-        raise UsageError(f"--words {path}: name {row['name']!r}: wants lower-case letters, digits, - and _")
-    return {field: row[field].strip() for field in FIELDS}
 
 
 def _check_text(path: Path, known: set[str], text: str, instead: object) -> None:

@@ -14,22 +14,20 @@ import csv
 import hashlib
 import io
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
 from typing import Any
 
-from evaluators.annotate.ballot import HERE, Criterion, PageWords, read_ballot, words_of
-from evaluators.annotate.markdown import render
-from evaluators.annotate.pages import templates
-from evaluators.annotate.study import spoken
+from evaluators.annotate.ballot import HERE, Criterion, read_ballot, words_of
+from evaluators.annotate.pages import render, templates
 from store.errors import UsageError
 from store.files import replacing
 from store.pool import Pool
 from store.records import BadRow
 from store.votes import Votes
-from store.votes_schema import Ballot, Side, Study, VotePair, drawn_left, tidy
+from store.votes_schema import Ballot, Side, Study, drawn_left, tidy
 
 PAGE, TABLE, KEY = "hit.html", "hits.csv", "key.csv"
 COLUMNS = ("hit", "instruction", "input", "left", "right")
@@ -42,12 +40,24 @@ def write_hits(votes: Votes, out: Path) -> list[str]:
     study = votes.study
     assert study
     pairs = votes.pairs()
+    words, style = words_of(votes.page_words), (HERE / "static" / "annotate.css").read_text()
+    template = templates().get_template("hit.html")
+    page = str(template.render(words=words.criteria, page=words, t=words.say, style=style))
+    table: list[Sequence[str]] = []
+    key: list[Sequence[str]] = []
+    for pair in pairs:
+        hit, answers, names = hit_id(study, pair.id), [pair.answer_a, pair.answer_b], [study.a, study.b]
+        if left_of(study, pair.id) == "b":
+            answers, names = answers[::-1], names[::-1]
+        texts = (escape(pair.instruction), escape(pair.input), *map(render, answers))
+        table.append((hit, *(_ascii(text).replace("$", "&#36;") for text in texts)))
+        key.append((hit, str(pair.id), pair.question, *names))
     try:
         out.mkdir(parents=True, exist_ok=True)
         with replacing(out / PAGE) as file:
-            file.write(_page(words_of(votes.page_words)).encode("ascii"))
-        _write(out / TABLE, COLUMNS, (_row(study, pair) for pair in pairs))
-        _write(out / KEY, KEY_COLUMNS, (_key_row(study, pair) for pair in pairs))
+            file.write(_ascii(page).encode())
+        _write(out / TABLE, COLUMNS, table)
+        _write(out / KEY, KEY_COLUMNS, key)
     except OSError as error:
         raise UsageError(f"cannot write in {out}: {error.strerror}; name another folder") from error
     return [
@@ -67,34 +77,11 @@ def left_of(study: Study, pair: int) -> Side:
     return drawn_left(study.seed, pair, WHO)
 
 
-def _page(words: PageWords) -> str:
-    style = (HERE / "static" / "annotate.css").read_text()
-    page = (
-        templates()
-        .get_template("hit.html")
-        .render(words=words.criteria, page=words, t=words.say, style=style)
-    )
-    return _ascii(str(page))
-
-
-def _row(study: Study, pair: VotePair) -> Sequence[str]:
-    answers = [render(pair.answer_a), render(pair.answer_b)]
-    left, right = answers if left_of(study, pair.id) == "a" else answers[::-1]
-    texts = (escape(pair.instruction), escape(pair.input), left, right)
-    return hit_id(study, pair.id), *(_ascii(text).replace("$", "&#36;") for text in texts)
-
-
-def _key_row(study: Study, pair: VotePair) -> Sequence[str]:
-    names = [study.a, study.b]
-    left, right = names if left_of(study, pair.id) == "a" else names[::-1]
-    return hit_id(study, pair.id), str(pair.id), pair.question, left, right
-
-
 def _ascii(html: str) -> str:
     return html.encode("ascii", "xmlcharrefreplace").decode()
 
 
-def _write(path: Path, heads: Sequence[str], rows: Iterator[Sequence[str]]) -> None:
+def _write(path: Path, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     text = io.StringIO(newline="")
     writer = csv.writer(text, quoting=csv.QUOTE_ALL)
     writer.writerow(heads)
@@ -114,9 +101,6 @@ class ImportReport:
     known: int = 0
     rejected: int = 0
     bad: list[BadRow] = field(default_factory=list)
-
-    def lines(self) -> Sequence[str]:
-        return spoken(self.bad)
 
     def words(self) -> str:
         return (
@@ -150,15 +134,11 @@ def take_results(votes: Votes, path: Path) -> ImportReport:
         elif found is None:
             told.rejected += 1
         else:
-            _take(votes, study, found, told)
+            left = left_of(study, found.pair)
+            new = votes.take(found.worker, found.pair, left, found.ballot, found.seconds, found.assignment)
+            told.taken += new
+            told.known += not new
     return told
-
-
-def _take(votes: Votes, study: Study, found: Assignment, told: ImportReport) -> None:
-    left = left_of(study, found.pair)
-    new = votes.take(found.worker, found.pair, left, found.ballot, found.seconds, found.assignment)
-    told.taken += new
-    told.known += not new
 
 
 def _read(
@@ -181,17 +161,11 @@ def _read(
     ballot = read_ballot(form, left_of(study, pair), criteria)
     if isinstance(ballot, list):
         return f"no vote on {', '.join(ballot)} (expected left, tie or right)"
-    seconds = _seconds(row.get("WorkTimeInSeconds"))
-    if seconds is None:
+    try:
+        seconds = float(str(row.get("WorkTimeInSeconds") or 0))
+    except ValueError:
+        seconds = math.nan
+    if not (math.isfinite(seconds) and seconds >= 0):
         return f"WorkTimeInSeconds is {row.get('WorkTimeInSeconds')!r:.20}"
     assignment = str(row.get("AssignmentId") or "").strip() or f"{worker}/{row['Input.hit']}"
     return Assignment(assignment, worker, pair, ballot, seconds)
-
-
-def _seconds(given: object) -> float | None:
-    """0 where nothing is said, None where it is no time."""
-    try:
-        seconds = float(str(given or 0))
-    except ValueError:
-        return None
-    return seconds if math.isfinite(seconds) and seconds >= 0 else None

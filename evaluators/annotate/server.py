@@ -1,26 +1,32 @@
 """`distill annotate`: binds, prints the address with its token, serves until it is interrupted.
 
-The token is kept in RUN/annotate.token, so that whoever was voting goes on after a restart.
+The token is kept in RUN/annotate.token, so that whoever was voting goes on after a restart. It opens the door
+once (`/?token=…`, taken out of the address at once) and then lives in a cookie that no script reads and no
+other site sends. A page of another site can neither read (the Host must be ours: DNS rebinding) nor write (a
+POST must come from our own page: CSRF).
 """
 
 import asyncio
 import errno
+import hmac
 import ipaddress
 import os
 import secrets
 import socket
 import sys
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from aiohttp import web
+from aiohttp.typedefs import Handler, Middleware
 
 from engine.subprocesses import stop_signals
 from engine.terminal import plain, tell
-from evaluators.annotate.auth import Door, guard
 from evaluators.annotate.ballot import words_of
-from evaluators.annotate.pages import LEAD_PAGE, Site, add_routes, templates
-from store.errors import RunFolderError, UsageError
+from evaluators.annotate.pages import LEAD_PAGE, Site, add_routes, remember, templates
+from store.errors import RunFolderError, StorageError, UsageError
 from store.votes import Votes
 
 TOKEN_FILE, LEAD_FILE = "annotate.token", "annotate.lead-token"
@@ -85,7 +91,9 @@ def hosts_of(address: ListenAddress, port: int) -> frozenset[str]:
     """`name:port` under which requests may come."""
     names = {address.host, *(("localhost", LOOPBACK, "[::1]") if _is_here(address.host) else ())}
     if _is_any(address.host):
-        names |= {socket.gethostname(), *_own_addresses()}
+        names.add(socket.gethostname())
+        with suppress(OSError):  # of a machine that does not know its own name
+            names |= {str(found[4][0]) for found in socket.getaddrinfo(socket.gethostname(), None)}
     own = {f"[{name}]:{port}" if ":" in name and name[0] != "[" else f"{name}:{port}" for name in names}
     return frozenset(name.lower() for name in (*own, *address.names))
 
@@ -104,11 +112,85 @@ def _is_here(host: str) -> bool:
         return False
 
 
-def _own_addresses() -> set[str]:
-    try:
-        return {str(found[4][0]) for found in socket.getaddrinfo(socket.gethostname(), None)}
-    except OSError:
-        return set()
+HEADERS = {
+    "Content-Security-Policy": (
+        "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self'; form-action 'self'; "
+        "base-uri 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'"
+    ),
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "same-origin",  # no-referrer would make a form's Origin `null`
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Permissions-Policy": "camera=(), geolocation=(), microphone=()",
+    "Cache-Control": "no-store",
+    "Server": "distill",
+}
+OPEN = ("/static/", "/favicon.ico")  # nothing of the run is there
+Show = Callable[[int, str, str], web.Response]  # status, title, words -> a page
+
+
+@dataclass(frozen=True, slots=True)
+class Door:
+    """token: what opens it. hosts: under which names we are reached (`name:port`). cookie: its name. start:
+    the page to which it leads."""
+
+    token: str
+    hosts: frozenset[str]
+    cookie: str
+    show: Show
+    start: str = "/"
+
+
+def guard(everybody: Door, lead: Door) -> Middleware:
+    """The middleware. Refusals are pages like the others. The page of `lead` has a key of its own."""
+
+    @web.middleware
+    async def guarded(request: web.Request, handler: Handler) -> web.StreamResponse:
+        door = lead if request.path == lead.start else everybody
+        try:
+            response = _refusal(door, request) or await handler(request)
+        except web.HTTPRedirection as redirection:
+            redirection.headers.update(HEADERS)
+            raise
+        except web.HTTPException as error:
+            words = "There is no such page." if error.status == 404 else error.reason
+            response = door.show(error.status, error.reason, words)
+        except StorageError:
+            words = (
+                "The disk does not take it. What was saved before is safe: please tell the person who runs "
+                "this."
+            )
+            response = door.show(503, "Nothing can be saved", words)
+        response.headers.update(HEADERS)
+        return response
+
+    return guarded
+
+
+def _refusal(door: Door, request: web.Request) -> web.Response | None:
+    """A page, or the redirection of somebody who has just shown the token, or None to go on."""
+    if request.host.lower() not in door.hosts:
+        return door.show(403, "Wrong address", "This server is not reached under this name.")
+    if request.method not in ("GET", "HEAD"):  # every browser names the page from which a form was sent
+        _, _, origin = request.headers.get("Origin", "").partition("://")
+        if origin.lower() != request.host.lower():
+            return door.show(403, "Refused", "A vote can only be sent from the voting page itself.")
+    if request.path.startswith(OPEN):
+        return None
+    shown = request.query.get("token") if request.path == door.start else None
+    token = shown if shown is not None else request.cookies.get(door.cookie, "")
+    if not hmac.compare_digest(token.encode(errors="replace"), door.token.encode()):
+        return door.show(
+            403,
+            "This page needs its key",
+            "Open it with the complete address that you were given (…/?token=…).",
+        )
+    if shown is None:
+        return None
+    response = web.Response(status=303, headers={"Location": door.start})  # the address without the token
+    remember(response, door.cookie, token)
+    return response
 
 
 def application(
@@ -134,19 +216,15 @@ async def _serve(votes: Votes, bound: socket.socket, run: Path, address: ListenA
     await runner.setup()
     try:
         await web.SockSite(runner, bound).start()
-        _say_where(votes, address, port, token, lead_token)
+        study = votes.study
+        words = plain(f"{study.a} against {study.b}, {study.wanted} votes for each pair" if study else "")
+        host = LOOPBACK if _is_any(address.host) else address.host
+        site = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        print(f"{words}, at {site}/?token={token} (Ctrl-C ends it)", flush=True)
+        print(f"for you, who has voted how far: {site}{LEAD_PAGE}?token={lead_token}", flush=True)
+        if not _is_here(address.host) or _is_any(address.host):
+            tell("the page is open to the network without encryption: who listens there can read its key\n")
+        sys.stdout.flush()
         await done.wait()
     finally:
         await runner.cleanup()
-
-
-def _say_where(votes: Votes, address: ListenAddress, port: int, token: str, lead_token: str) -> None:
-    study = votes.study
-    words = plain(f"{study.a} against {study.b}, {study.wanted} votes for each pair" if study else "")
-    host = LOOPBACK if _is_any(address.host) else address.host
-    host = f"[{host}]" if ":" in host else host
-    print(f"{words}, at http://{host}:{port}/?token={token} (Ctrl-C ends it)", flush=True)
-    print(f"for you, who has voted how far: http://{host}:{port}{LEAD_PAGE}?token={lead_token}", flush=True)
-    if not _is_here(address.host) or _is_any(address.host):
-        tell("the page is open to the network without encryption: who listens there can read its key\n")
-    sys.stdout.flush()

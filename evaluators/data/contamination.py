@@ -14,9 +14,8 @@ from typing import Any
 
 import orjson
 
-from evaluators.records import DataSet, Record, data_sets, field_of
+from evaluators.records import DataSet, data_sets, field_of, plain_words
 from evaluators.tables import Sheet, Value, publish
-from evaluators.text import plain_words
 from store.datasets import write_lines
 from store.errors import UsageError
 
@@ -126,29 +125,30 @@ def measure(train: Path, tests: list[Path], n: int, fields: tuple[str, str]) -> 
     read = [EvaluationSet(one) for one in data_sets(tests)]
     for test in read:
         for row in test.data:
-            _enter(test, row, row.text(asked), n, index)
+            text = row.text(asked)
+            words = plain_words(text)
+            if len(words) < LEAST_WORDS:
+                test.too_short += 1
+                continue
+            grams = set(ngrams(words, min(n, len(words))))
+            tested = EvaluationRow(row.where, text[:TEXT], len(grams))
+            test.rows.append(tested)
+            for gram in grams:
+                index[gram].append(tested)
     (own,) = data_sets([train])
     heads = {" ".join(gram.split(" ")[:LEAST_WORDS]) for gram in index}
     lengths = sorted({gram.count(" ") + 1 for gram in index})
     for row in own:
         for gram in sorted(_common(plain_words(row.text(given)), index, heads, lengths)):
             for tested in index[gram]:
-                _meet(tested, gram, row)
+                tested.found[gram] = tested.found.get(gram, 0) + 1
+                if tested.last == row.line:  # it may hold many n-grams of one test row, and counts once
+                    continue
+                tested.last = row.line
+                tested.train_rows += 1
+                if len(tested.train) < TRAIN_SHOWN:
+                    tested.train.append(row.where)
     return OverlapReport(n, own, asked, given, read)
-
-
-def _enter(
-    test: EvaluationSet, row: Record, text: str, n: int, index: defaultdict[str, list[EvaluationRow]]
-) -> None:
-    words = plain_words(text)
-    if len(words) < LEAST_WORDS:
-        test.too_short += 1
-        return
-    grams = set(ngrams(words, min(n, len(words))))
-    tested = EvaluationRow(row.where, text[:TEXT], len(grams))
-    test.rows.append(tested)
-    for gram in grams:
-        index[gram].append(tested)
 
 
 def ngrams(words: Sequence[str], n: int) -> Iterator[str]:
@@ -163,17 +163,6 @@ def _common(words: Sequence[str], index: Index, heads: set[str], lengths: Sequen
             some = (" ".join(words[at : at + n]) for n in lengths if at + n <= len(words))
             found.update(gram for gram in some if gram in index)
     return found
-
-
-def _meet(tested: EvaluationRow, gram: str, row: Record) -> None:
-    """A training row may hold many n-grams of one test row; it counts once."""
-    tested.found[gram] = tested.found.get(gram, 0) + 1
-    if tested.last == row.line:
-        return
-    tested.last = row.line
-    tested.train_rows += 1
-    if len(tested.train) < TRAIN_SHOWN:
-        tested.train.append(row.where)
 
 
 def sheets(report: dict[str, Any]) -> list[Sheet]:

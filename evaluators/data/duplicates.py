@@ -22,9 +22,8 @@ from typing import Any
 
 import orjson
 
-from evaluators.records import DataSet, Field, data_sets, field_of
+from evaluators.records import DataSet, Field, data_sets, field_of, plain_words
 from evaluators.tables import Sheet, Value, publish
-from evaluators.text import plain_words
 from store.datasets import write_lines
 from store.errors import UsageError
 
@@ -58,7 +57,11 @@ class Near:
         """Keys of sets whose similarity is at least the threshold; none that are `together` already."""
         for one, other in self._candidates():
             keys = self._keys[one], self._keys[other]
-            if not together(*keys) and self._alike(self._sets[one], self._sets[other]):
+            if together(*keys):
+                continue
+            a, b = self._sets[one], self._sets[other]
+            both = len(set(a).intersection(b))
+            if both >= self._threshold * (len(a) + len(b) - both):
                 yield keys
 
     def _candidates(self) -> Iterator[tuple[int, int]]:
@@ -74,10 +77,6 @@ class Near:
             ends: Any = np.flatnonzero(np.diff(keys[order])) + 1
             for group in np.split(order, ends):
                 yield from combinations(group.tolist(), 2)
-
-    def _alike(self, one: "array[int]", other: "array[int]") -> bool:
-        both = len(set(one).intersection(other))
-        return both >= self._threshold * (len(one) + len(other) - both)
 
 
 LEVELS = ("exact", "normalised", "near")
@@ -138,50 +137,43 @@ class DuplicateReport:
         shown = {
             row for clusters in found.values() for c in clusters[:CLUSTERS_SHOWN] for row in c[:ROWS_SHOWN]
         }
-        texts = self._texts(shown)
+        # the rows that are shown, read once more; of a stream nothing is left but the line
+        texts: dict[int, dict[str, Any]] = {
+            n: {"file": self.name(n), "id": None, "line": self.places.line[n], "text": None} for n in shown
+        }
+        numbers = {(self.places.file[n], self.places.line[n]): n for n in shown}
+        for file, one in enumerate(self.sets):
+            for row in one if not one.pool.is_stream else ():
+                if (number := numbers.get((file, row.line))) is not None:
+                    texts[number] |= {"id": row.id, "text": row.text(self.field)[:TEXT]}
         files = {o.name: {"rows": o.rows, "empty": self.empty[o.name], "bad_rows": o.bad} for o in self.sets}
-        head = {
+        told: dict[str, Any] = {
             "field": self.field,
             "threshold": self.threshold,
             "files": files,
             "rows": len(self.places.file),
         }
-        return head | {level: self._level(clusters, texts) for level, clusters in found.items()}
-
-    def _level(self, clusters: list[list[int]], texts: dict[int, dict[str, Any]]) -> dict[str, Any]:
-        rows, extra = sum(map(len, clusters)), Counter(self.name(r) for c in clusters for r in c[1:])
-        return {
-            "clusters": len(clusters),
-            "rows": rows,
-            "extra": rows - len(clusters),
-            "share": (rows - len(clusters)) / len(self.places.file) if self.places.file else None,
-            "extra_by_file": {one.name: extra[one.name] for one in self.sets},
-            "across": sum(len({self.places.file[row] for row in c}) > 1 for c in clusters),
-            "examples": [
-                {**self._size(c), "rows": [texts[row] for row in c[:ROWS_SHOWN]]}
-                for c in clusters[:CLUSTERS_SHOWN]
-            ],
-        }
+        for level, clusters in found.items():
+            rows, extra = sum(map(len, clusters)), Counter(self.name(r) for c in clusters for r in c[1:])
+            told[level] = {
+                "clusters": len(clusters),
+                "rows": rows,
+                "extra": rows - len(clusters),
+                "share": (rows - len(clusters)) / len(self.places.file) if self.places.file else None,
+                "extra_by_file": {one.name: extra[one.name] for one in self.sets},
+                "across": sum(len({self.places.file[row] for row in c}) > 1 for c in clusters),
+                "examples": [
+                    {**self._size(c), "rows": [texts[row] for row in c[:ROWS_SHOWN]]}
+                    for c in clusters[:CLUSTERS_SHOWN]
+                ],
+            }
+        return told
 
     def _size(self, cluster: list[int]) -> dict[str, Any]:
         return {"size": len(cluster), "files": dict(Counter(map(self.name, cluster)))}
 
     def name(self, row: int) -> str:
         return self.sets[self.places.file[row]].name
-
-    def _texts(self, wanted: set[int]) -> dict[int, dict[str, Any]]:
-        """The rows that are shown, read once more; of a stream nothing is left but the line."""
-        lines = {(self.places.file[row], self.places.line[row]): row for row in wanted}
-        found = {
-            n: {"file": self.name(n), "id": None, "line": self.places.line[n], "text": None} for n in wanted
-        }
-        for file, one in enumerate(self.sets):
-            if one.pool.is_stream:
-                continue
-            for row in one:
-                if (n := lines.get((file, row.line))) is not None:
-                    found[n] |= {"id": row.id, "text": row.text(self.field)[:TEXT]}
-        return found
 
     def lines(self) -> Iterator[dict[str, Any]]:
         """All clusters, the largest first."""
@@ -216,6 +208,7 @@ def measure(sets: Sequence[DataSet], field: str, threshold: float) -> DuplicateR
     report = DuplicateReport(
         chosen, threshold, sets, Counter(), Places(), {level: Groups() for level in LEVELS}
     )
+    groups = report.levels["near"]
     exact: dict[bytes, int] = {}
     normalised: dict[bytes, int] = {}
     for file, one in enumerate(sets):
@@ -224,30 +217,23 @@ def measure(sets: Sequence[DataSet], field: str, threshold: float) -> DuplicateR
             report.empty[one.name] += not text.strip()
             report.places.file.append(file)
             report.places.line.append(row.line)
-            _place(report.levels, text, exact, normalised, near)
-    groups = report.levels["near"]
+            for level in report.levels.values():
+                number = level.add()
+            if not text.strip():
+                continue
+            # a row joins the first that is equal in each sense; an empty one joins none
+            words = plain_words(text)
+            same = exact.setdefault(_digest([text]), number)
+            alike = normalised.setdefault(_digest(words) if words else _digest([text, ""]), number)
+            report.levels["exact"].join(same, number)
+            for level in (report.levels["normalised"], groups):
+                level.join(alike, number)
+                level.join(same, number)
+            if alike == number and words:
+                near.add(number, shingles(words))
     for earlier, later in near.pairs(lambda a, b: groups.first(a) == groups.first(b)):
         groups.join(earlier, later)
     return report
-
-
-def _place(
-    levels: dict[str, Groups], text: str, exact: dict[bytes, int], normalised: dict[bytes, int], near: Near
-) -> None:
-    """Joins a row to the first that is equal in each sense; an empty one to none."""
-    for groups in levels.values():
-        number = groups.add()
-    if not text.strip():
-        return
-    words = plain_words(text)
-    same = exact.setdefault(_digest([text]), number)
-    alike = normalised.setdefault(_digest(words) if words else _digest([text, ""]), number)
-    levels["exact"].join(same, number)
-    for level in ("normalised", "near"):
-        levels[level].join(alike, number)
-        levels[level].join(same, number)
-    if alike == number and words:
-        near.add(number, shingles(words))
 
 
 def shingles(words: Sequence[str]) -> "array[int]":
@@ -261,11 +247,6 @@ def _digest(parts: Sequence[str]) -> bytes:
     return hashlib.blake2b("\0".join(parts).encode(errors="replace"), digest_size=16).digest()
 
 
-def _line(row: dict[str, Any], many: bool) -> str:
-    """A line, and where there are many files, whose."""
-    return f"{row['file']} {row['line']}" if many else str(row["line"])
-
-
 def sheets(report: dict[str, Any]) -> list[Sheet]:
     columns = ["level", "clusters", "rows in them", "beyond the first", "share", "across files"]
     rows: list[list[Value]] = [
@@ -273,16 +254,11 @@ def sheets(report: dict[str, Any]) -> list[Sheet]:
         for level, own in ((level, report[level]) for level in LEVELS)
     ]
     many = len(report["files"]) > 1
-    examples: list[list[Value]] = [
-        [
-            level,
-            cluster["size"],
-            ", ".join(_line(row, many) for row in cluster["rows"]),
-            cluster["rows"][0]["text"],
-        ]
-        for level in LEVELS
-        for cluster in report[level]["examples"][:5]
-    ]
+    examples: list[list[Value]] = []
+    for level in LEVELS:
+        for cluster in report[level]["examples"][:5]:
+            shown = (f"{row['file']} {row['line']}" if many else str(row["line"]) for row in cluster["rows"])
+            examples.append([level, cluster["size"], ", ".join(shown), cluster["rows"][0]["text"]])
     files = ", ".join(f"{name} {one['rows']:,}" for name, one in report["files"].items())
     note = f"`{report['field']}` of {files} rows; near: Jaccard of word trigrams ≥ {report['threshold']:g}."
     tables = [Sheet("Duplicates", columns, rows, [note])]

@@ -1,7 +1,7 @@
 """How long the texts of data sets are, side by side, on common bins (the paper's Figure 1d).
 
 Lengths are counted, not kept: a data set of any size takes as much memory as it has different lengths, and
-quantiles are exact. Words as in `evaluators.text.word_count`; tokens as a model's API bills them.
+quantiles are exact. Words as in `evaluators.records.word_count`; tokens as a model's API bills them.
 """
 
 import math
@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from engine.provider.tokens import tokenizer_for
-from evaluators.records import DataSet, Record, data_sets, field_of
+from evaluators.records import DataSet, Record, data_sets, field_of, word_count
 from evaluators.tables import Sheet, Value, publish
-from evaluators.text import word_count
 
 QUANTILES = (5, 25, 50, 75, 95, 99)
 MOST_BINS = 40  # up to the longest data set's 99th percentile; the last bin is open
@@ -155,12 +154,9 @@ def quantile(counts: Mapping[int, int], share: float) -> int | None:
 def common_edges(counts: Sequence[Mapping[int, int]]) -> list[int]:
     """Where bins begin, for all data sets alike. The last one is open."""
     high = max((quantile(own, 0.99) or 0 for own in counts if own), default=0)
-    width = next(w for w in _widths() if high / w < MOST_BINS)
+    widths = (step * 10**power for power in range(20) for step in STEPS)
+    width = next(w for w in widths if high / w < MOST_BINS)
     return list(range(0, high + width + 1, width))
-
-
-def _widths() -> Any:
-    return (step * 10**power for power in range(20) for step in STEPS)
 
 
 def histogram(counts: Mapping[int, int], edges: Sequence[int]) -> list[int]:

@@ -8,7 +8,7 @@ one of PHRASES. It misses polite refusals and takes 'I cannot … but' for one.
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -172,26 +172,22 @@ def refuses(text: str) -> bool:
 def sheets(report: dict[str, Any]) -> list[Sheet]:
     columns = ["data", "what", "rows", "share", "examples"]
     rows: list[list[Value]] = []
+    notes: list[str] = []
     for name, one in report["data"].items():
         parts = [(what, one[what]) for what in (*NAMED, *COUNTED)]
         parts += [(f"in {language}", part) for language, part in one["languages"].items()]
-        rows += [_row(name, what.replace("_", " "), part) for what, part in parts if part is not None]
-    notes = [*_notes(report), f"{report['heuristic']}."]
-    return [Sheet(f"Shares of {report['source']}", columns, rows, notes)]
-
-
-def _row(name: str, what: str, part: dict[str, Any]) -> list[Value]:
-    shown = ", ".join(one["id"] for one in part["examples"])
-    return [name, what, part["n"], Span(part["share"], part["low"], part["high"]), shown]
-
-
-def _notes(report: dict[str, Any]) -> Iterator[str]:
-    for name, one in report["data"].items():
+        for what, part in parts:
+            if part is not None:
+                share = Span(part["share"], part["low"], part["high"])
+                shown = ", ".join(example["id"] for example in part["examples"])
+                rows.append([name, what.replace("_", " "), part["n"], share, shown])
         failed = sum((one["failed"] or {}).values())
-        yield (
+        notes.append(
             f"{name}: {one['rows']:,} answers"
             + (f"; {failed:,} rows failed" if failed else "")
             + (f"; {one['bad_rows']:,} bad rows" if one["bad_rows"] else "")
             + ("; nobody knows how they ended" if one["outcomes"] is None else "")
             + "."
         )
+    notes.append(f"{report['heuristic']}.")
+    return [Sheet(f"Shares of {report['source']}", columns, rows, notes)]

@@ -47,7 +47,9 @@ class ScoreCounts:
     def as_json(self) -> dict[str, Any]:
         n = self.counts.total()
         mean = sum(score * count for score, count in self.counts.items()) / n if n else None
-        sd = _spread(self.counts, mean)
+        sd = spread(self.counts, mean) if mean is not None else None
+        # half of the scores are at most the median; between two, it is their mean
+        median = (_nth(self.counts, (n - 1) // 2) + _nth(self.counts, n // 2)) / 2 if n else None
         reach = Z * sd / math.sqrt(n) if sd is not None else None
         return {
             "n": n,
@@ -55,7 +57,7 @@ class ScoreCounts:
             "low": mean - reach if mean is not None and reach is not None else None,
             "high": mean + reach if mean is not None and reach is not None else None,
             "sd": sd,
-            "median": _median(self.counts),
+            "median": median,
             "outside": {f"{score:g}": count for score, count in sorted(self.outside.items())},
             "unscored": self.unscored,
             "shares": {f"{score:g}": count / n for score, count in sorted(self.counts.items())},
@@ -113,16 +115,6 @@ def _scored(row: dict[str, Any], file: Path, line: int) -> Iterator[tuple[str, o
     elif isinstance(scores, list) and isinstance(row.get("model"), str):
         for place, score in enumerate(scores):
             yield row["model"], score, where | {"id": str(place)}
-
-
-def _spread(counts: Counter[float], mean: float | None) -> float | None:
-    return None if mean is None else spread(counts, mean)
-
-
-def _median(counts: Mapping[float, int]) -> float | None:
-    """Half of the scores are at most this; between two, their mean."""
-    n = sum(counts.values())
-    return (_nth(counts, (n - 1) // 2) + _nth(counts, n // 2)) / 2 if n else None
 
 
 def _nth(counts: Mapping[float, int], place: int) -> float:

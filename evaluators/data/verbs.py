@@ -54,6 +54,11 @@ class Verbs:
 
     def as_json(self) -> dict[str, Any]:
         pairs = self.counts.total()
+        totals: Counter[str] = Counter()
+        nouns: defaultdict[str, dict[str, int]] = defaultdict(dict)
+        for (verb, noun), count in self.counts.items():
+            totals[verb] += count
+            nouns[verb][noun] = count
         return {
             "empty": self.empty,
             "repeated": self.repeated,
@@ -62,20 +67,13 @@ class Verbs:
             "verb_only": self.verb_only,
             "none": self.none,
             "distinct_pairs": len(self.counts),
-            "verbs": self._verbs(),
+            "verbs": [
+                {"verb": v, "count": c, "nouns": [self._noun(v, n, k) for n, k in _top(nouns[v])[:NOUNS]]}
+                for v, c in _top(totals)[:VERBS]
+            ],
             "pairs": [{"verb": v, **self._noun(v, n, c)} for (v, n), c in _top(self.counts)[:PAIRS]],
             "examples": {"verb_only": self.examples["", "verb"], "none": self.examples["", ""]},
         }
-
-    def _verbs(self) -> list[dict[str, Any]]:
-        totals: Counter[str] = Counter()
-        for (verb, _), count in self.counts.items():
-            totals[verb] += count
-        return [{"verb": v, "count": c, "nouns": self._nouns(v)} for v, c in _top(totals)[:VERBS]]
-
-    def _nouns(self, verb: str) -> list[dict[str, Any]]:
-        own = {noun: count for (v, noun), count in self.counts.items() if v == verb}
-        return [self._noun(verb, noun, count) for noun, count in _top(own)[:NOUNS]]
 
     def _noun(self, verb: str, noun: str, count: int) -> dict[str, Any]:
         return {"noun": noun, "count": count, "examples": self.examples[verb, noun]}
@@ -139,37 +137,30 @@ def parsed(
     parser: Any, rows: Iterable[Record], field: Field, told: Verbs, processes: int = 1
 ) -> Iterator[tuple[Record, Found]]:
     """Each distinct text of a data set with its verb and noun."""
-    texts = ((row.text(field), row) for row in _distinct(rows, field, told))
-    heads = ((_head(text), (text, row)) for text, row in texts)
+    heads = _heads(rows, field, told)
     for doc, (text, row) in parser.pipe(heads, as_tuples=True, batch_size=BATCH, n_process=processes):
-        if len(doc.text) < len(text) and _is_one_sentence(doc):
+        if len(doc.text) < len(text) and next(iter(doc.sents)).end == len(doc):  # the cut went through it
             doc = parser(text[:MOST])
         yield row, verb_and_noun(doc)
 
 
-def _distinct(rows: Iterable[Record], field: Field, told: Verbs) -> Iterator[Record]:
-    """Those with words in them, each text once; the others are counted."""
+def _heads(rows: Iterable[Record], field: Field, told: Verbs) -> Iterator[tuple[str, tuple[str, Record]]]:
+    """The rows with words in them, each text once (the others are counted), behind enough of their text to
+    hold its first sentence, mostly; cut between words."""
     seen: set[bytes] = set()
     for row in rows:
         text = row.text(field)
         key = hashlib.blake2b(text.encode(errors="replace"), digest_size=12).digest()
         told.empty += not text.strip()
         told.repeated += bool(text.strip()) and key in seen
-        if text.strip() and key not in seen:
-            seen.add(key)
-            yield row
-
-
-def _head(text: str) -> str:
-    """Enough of a text to hold its first sentence, mostly; cut between words."""
-    if len(text) <= HEAD:
-        return text
-    cut = max(text.rfind(" ", 0, HEAD), text.rfind("\n", 0, HEAD))
-    return text[: cut if cut > 0 else HEAD]
-
-
-def _is_one_sentence(doc: Any) -> bool:
-    return int(next(iter(doc.sents)).end) == len(doc)
+        if not text.strip() or key in seen:
+            continue
+        seen.add(key)
+        head = text
+        if len(text) > HEAD:
+            cut = max(text.rfind(" ", 0, HEAD), text.rfind("\n", 0, HEAD))
+            head = text[: cut if cut > 0 else HEAD]
+        yield head, (text, row)
 
 
 def verb_and_noun(doc: Any) -> Found:

@@ -10,10 +10,9 @@ from typing import Any, get_args
 import orjson
 
 from engine.terminal import plain, tell
-from evaluators.judge.from_run import read_run
 from evaluators.judge.judgements import Judgement, grouped
 from evaluators.judge.metrics import judge_report, judgements_of
-from evaluators.judge.reviews import Naming, ReviewSource, Word, read_preferences, read_reviews
+from evaluators.judge.reviews import Naming, ReviewSource, Word, read_preferences, read_reviews, read_run
 from evaluators.tables import write_csv
 from store.answers import identity
 from store.datasets import write_lines
@@ -49,31 +48,27 @@ def write_groups(path: Path, groups: Iterable[Mapping[str, Any]]) -> None:
 
 def write_rows(path: Path, judgements: Sequence[Judgement]) -> None:
     """A line for each reply: what was asked, what it got, in which order, and why. Raises StorageError."""
-    write_lines(path, map(orjson.dumps, map(_row, _in_order(judgements))))
-
-
-def _in_order(judgements: Sequence[Judgement]) -> Iterator[Judgement]:
-    for said in grouped(judgements).values():
-        yield from said
-
-
-def _row(said: Judgement) -> dict[str, Any]:
-    return {
-        "question": said.question,
-        "category": said.category,
-        "prompt": said.prompt,
-        "a": said.a,
-        "b": said.b,
-        "judge": said.judge,
-        "score_a": said.score_a,
-        "score_b": said.score_b,
-        "win": said.win,
-        "shown_first": None if said.a_first is None else said.a if said.a_first else said.b,
-        "lengths": said.lengths,
-        "reason": said.reason,
-        "source": said.source,
-        "line": said.line,
-    }
+    rows = (
+        {
+            "question": said.question,
+            "category": said.category,
+            "prompt": said.prompt,
+            "a": said.a,
+            "b": said.b,
+            "judge": said.judge,
+            "score_a": said.score_a,
+            "score_b": said.score_b,
+            "win": said.win,
+            "shown_first": None if said.a_first is None else said.a if said.a_first else said.b,
+            "lengths": said.lengths,
+            "reason": said.reason,
+            "source": said.source,
+            "line": said.line,
+        }
+        for of_a_pair in grouped(judgements).values()
+        for said in of_a_pair
+    )
+    write_lines(path, map(orjson.dumps, rows))
 
 
 @dataclass(frozen=True)
@@ -163,21 +158,18 @@ def read_sources(asked: JudgeOptions, some: bool = True) -> list[ReviewSource]:
     found += [source for run in asked.runs for source in read_run(run, list(asked.stages), next(judges))]
     if asked.questions is None:
         return found
-    told = read_questions(asked.questions)
-    return [_with_questions(source, told, asked.questions) for source in found]
-
-
-def _with_questions(source: ReviewSource, told: Mapping[str, tuple[str, str]], path: Path) -> ReviewSource:
-    """The same with the questions' categories and words, joined by id."""
-    judgements = [
-        replace(said, category=told[said.question][0] or said.category, prompt=told[said.question][1])
-        if said.question in told
-        else said
-        for said in source.judgements
-    ]
-    if not any(said.question in told for said in judgements):
-        raise UsageError(f"{path} has none of the questions of {source.name}; they are joined by id")
-    return replace(source, judgements=judgements)
+    questions = read_questions(asked.questions)  # their categories and words, joined by id
+    for place, source in enumerate(found):
+        if not any(said.question in questions for said in source.judgements):
+            raise UsageError(
+                f"{asked.questions} has none of the questions of {source.name}; they are joined by id"
+            )
+        judgements = []
+        for said in source.judgements:
+            category, prompt = questions.get(said.question, ("", said.prompt))
+            judgements.append(replace(said, category=category or said.category, prompt=prompt))
+        found[place] = replace(source, judgements=judgements)
+    return found
 
 
 def read_questions(path: Path) -> Mapping[str, tuple[str, str]]:

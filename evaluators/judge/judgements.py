@@ -13,6 +13,8 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from evaluators.stats import Floats
+
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
@@ -78,27 +80,19 @@ def told_apart(sources: Sequence[Sequence[Judgement]]) -> list[Judgement]:
     owners: dict[tuple[object, ...], set[int]] = defaultdict(set)
     for number, source in enumerate(sources):
         for said in source:
-            owners[_place(said)].add(number)
+            shown = (said.a, said.b) if said.a_first in (True, None) else (said.b, said.a)
+            owners[said.question, *shown, said.judge].add(number)
     clashing = {
         (number, place[-1]) for place, numbers in owners.items() if len(numbers) > 1 for number in numbers
     }
-    return [
-        replace(said, judge=_called(said)) if (number, said.judge) in clashing else said
-        for number, source in enumerate(sources)
-        for said in source
-    ]
+    found: list[Judgement] = []
+    for number, source in enumerate(sources):
+        for said in source:
+            own = f"{said.judge} ({said.source})" if said.judge else said.source
+            found.append(replace(said, judge=own) if (number, said.judge) in clashing else said)
+    return found
 
 
-def _place(said: Judgement) -> tuple[object, ...]:
-    first, second = (said.a, said.b) if said.a_first in (True, None) else (said.b, said.a)
-    return said.question, first, second, said.judge
-
-
-def _called(said: Judgement) -> str:
-    return f"{said.judge} ({said.source})" if said.judge else said.source
-
-
-Floats: TypeAlias = npt.NDArray[np.float64]
 Mask: TypeAlias = npt.NDArray[np.bool_]
 
 
@@ -160,12 +154,18 @@ def table_of(said: Sequence[Judgement]) -> PairTable:
         for name, column in columns.items()
     }
     whole = {name: _summed(where, column, len(place)) for name, column in columns.items()}
+    categories, lengths = [""] * len(place), np.full((2, len(place)), np.nan)
+    for one in said:  # the first category, the last lengths that are known
+        n = place[one.question]
+        categories[n] = categories[n] or one.category
+        if one.lengths:
+            lengths[:, n] = one.lengths
     return PairTable(
         a=said[0].a,
         b=said[0].b,
         judge=said[0].judge,
         questions=tuple(place),
-        categories=_categories(said, place),
+        categories=tuple(categories),
         replies=np.bincount(where, minlength=len(place)).astype(np.float64),
         read=whole["read"],
         sum_a=whole["a"],
@@ -175,7 +175,7 @@ def table_of(said: Sequence[Judgement]) -> PairTable:
         orders_a=by_order["a"],
         orders_b=by_order["b"],
         orders_win=by_order["win"],
-        lengths=_lengths(said, place),
+        lengths=lengths,
         scored=any(one.score_a is not None for one in said),
     )
 
@@ -186,19 +186,3 @@ def _column(values: Sequence[float | None]) -> Floats:
 
 def _summed(where: npt.NDArray[np.int64], values: Floats, count: int) -> Floats:
     return np.bincount(where, values, minlength=count).astype(np.float64)
-
-
-def _categories(said: Sequence[Judgement], place: dict[str, int]) -> tuple[str, ...]:
-    found = [""] * len(place)
-    for one in said:
-        found[place[one.question]] = found[place[one.question]] or one.category
-    return tuple(found)
-
-
-def _lengths(said: Sequence[Judgement], place: dict[str, int]) -> Floats:
-    """(2, questions)"""
-    found = np.full((2, len(place)), np.nan)
-    for one in said:
-        if one.lengths:
-            found[:, place[one.question]] = one.lengths
-    return found

@@ -103,16 +103,12 @@ def _by_others(tables: Sequence[PairTable]) -> Iterator[Floats]:
             place.setdefault(question, len(place))
     where = [np.array([place[question] for question in table.questions]) for table in tables]
     steps = [_surprise(table) for table in tables]
-    whole = sum(_spread(step, at, len(place)) for step, at in zip(steps, where, strict=True))
+    whole = np.zeros((2, len(place)))
+    for step, at in zip(steps, where, strict=True):
+        whole[:, at] += step
     for step, at in zip(steps, where, strict=True):
         surprise, weight = whole[:, at] - step
         yield surprise / (weight + 1)
-
-
-def _spread(step: Floats, at: Any, count: int) -> Any:
-    spread = np.zeros((2, count))
-    spread[:, at] = step
-    return spread
 
 
 def _surprise(table: PairTable) -> Floats:

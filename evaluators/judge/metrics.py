@@ -6,17 +6,18 @@ comes from questions that were asked in both orders: only these can tell the pos
 """
 
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
+from itertools import combinations
+from typing import Any, Literal
 
 import numpy as np
 
-from evaluators.judge.agreement import agreement
-from evaluators.judge.judgements import Floats, Judgement, Mask, PairTable, grouped, table_of, told_apart
+from evaluators.judge.judgements import Judgement, Mask, PairTable, grouped, table_of, told_apart
 from evaluators.judge.length_control import difficulties, length_controlled
 from evaluators.judge.reviews import ReviewSource
-from evaluators.stats import RESAMPLES, SEED, mean_interval, ratio_interval
+from evaluators.stats import RESAMPLES, SEED, Floats, mean_interval, ratio_interval
 
 SUMS = ("sum_a", "sum_b", "relative", "low", "high")
 
@@ -83,7 +84,12 @@ def balanced(table: PairTable) -> dict[str, Any] | None:
         return None
     a_first, b_first = _margins(table)
     win = (np.sign(a_first + b_first) + 1) / 2
-    return {"questions": len(win)} | (_sums(table) if table.scored else {}) | wins(win)
+    sums: dict[str, float | None] = {}
+    if table.scored:
+        read = table.orders_read[:, both]
+        a = (table.orders_a[:, both] / read).mean(axis=0)
+        sums = scores(a, (table.orders_b[:, both] / read).mean(axis=0))
+    return {"questions": len(win)} | sums | wins(win)
 
 
 def sign_test(one: int, other: int) -> float:
@@ -103,14 +109,6 @@ def _margins(table: PairTable) -> tuple[Floats, Floats]:
     else:
         margins = 2 * table.orders_win[:, both] / read - 1
     return margins[0], margins[1]
-
-
-def _sums(table: PairTable) -> dict[str, float | None]:
-    both = table.both
-    read = table.orders_read[:, both]
-    a = (table.orders_a[:, both] / read).mean(axis=0)
-    b = (table.orders_b[:, both] / read).mean(axis=0)
-    return scores(a, b)
 
 
 def pair_figures(table: PairTable, difficulty: Floats | None = None) -> dict[str, Any]:
@@ -185,3 +183,76 @@ def told_of(sources: Sequence[ReviewSource], word: str) -> dict[str, Any]:
         ],
         "settings": {"scores": word, "resamples": RESAMPLES, "seed": SEED},
     }
+
+
+Unit = tuple[str, str, str]  # a, b, question
+
+
+def agreement(tables: Sequence[PairTable]) -> dict[str, Any]:
+    """How far judges agree on the same answers: names, and the agreement of every two, and of all where
+    there are more. What a judge says of an answer is the mean over its replies (orders, samples)."""
+    names = list(dict.fromkeys(table.judge for table in tables))
+    groups = [list(pair) for pair in combinations(names, 2)]
+    groups += [names] if len(names) > 2 else []
+    # Of each question: mean score of a and of b (NaN without scores), and a's share of the win.
+    said: dict[str, dict[Unit, tuple[float, float, float]]] = {name: {} for name in names}
+    for table in tables:
+        win = table.win
+        for n in np.flatnonzero(table.read > 0):
+            pair = (table.sum_a[n], table.sum_b[n]) if table.scored else (np.nan, np.nan)
+            a, b = (float(value / table.read[n]) for value in pair)
+            said[table.judge][table.a, table.b, table.questions[n]] = (a, b, float(win[n]))
+    found = [_among(group, said) for group in groups]
+    return {"names": names, "agreement": [one for one in found if one["questions"]]}
+
+
+def _among(
+    judges: Sequence[str], said: Mapping[str, Mapping[Unit, tuple[float, float, float]]]
+) -> dict[str, Any]:
+    """Over the questions on which at least two of the judges gave a readable reply."""
+    count = Counter(unit for judge in judges for unit in said[judge])
+    units = [unit for unit, judges_of_it in count.items() if judges_of_it > 1]
+    nothing = (np.nan, np.nan, np.nan)
+    values = np.array([[said[judge].get(unit, nothing) for unit in units] for judge in judges])
+    values = values.reshape(len(judges), len(units), 3)
+    scores = np.concatenate([values[:, :, 0], values[:, :, 1]], axis=1)
+    winners = np.sign(values[:, :, 2] - 0.5)
+    return {
+        "judges": list(judges),
+        "questions": len(units),
+        "alpha_interval": alpha(scores, "interval"),
+        "alpha_ordinal": alpha(scores, "ordinal"),
+        "alpha_winner": alpha(winners, "ordinal"),
+        "spearman": _mean_of_pairs(scores, spearman),
+        "same_winner": _mean_of_pairs(winners, lambda one, other: float((one == other).mean())),
+    }
+
+
+def alpha(ratings: Floats, level: Literal["interval", "ordinal"]) -> float | None:
+    """Krippendorff's, of (judges, units) with NaN where a judge said nothing; None where there is no unit
+    with two ratings, or nothing varies."""
+    import krippendorff
+
+    rated = ratings[:, (~np.isnan(ratings)).sum(axis=0) > 1]
+    if not rated.size or len(np.unique(rated[~np.isnan(rated)])) < 2:
+        return None
+    return float(krippendorff.alpha(reliability_data=rated, level_of_measurement=level))
+
+
+def spearman(one: Floats, other: Floats) -> float | None:
+    """None where either does not vary."""
+    from scipy.stats import spearmanr
+
+    if len(one) < 2 or np.ptp(one) == 0 or np.ptp(other) == 0:
+        return None
+    return float(spearmanr(one, other).statistic)
+
+
+def _mean_of_pairs(ratings: Floats, measure: Any) -> float | None:
+    """Over all pairs of judges, each on what both rated."""
+    found = []
+    for one, other in combinations(ratings, 2):
+        both = ~np.isnan(one) & ~np.isnan(other)
+        value = measure(one[both], other[both]) if both.any() else None
+        found += [] if value is None else [value]
+    return float(np.mean(found)) if found else None

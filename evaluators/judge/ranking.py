@@ -29,14 +29,30 @@ def ranking_report(
     every = tables_of(judgements_of([*sources, *baselines]))
     own = {(said.a, said.b) for source in baselines for said in source.judgements}
     tables = in_rank_order([table for table in every if (table.a, table.b) not in own])
-    _check(tables, every)
-    a, b = _stacked(tables)
+    opponents = list(dict.fromkeys(table.b for table in every))
+    judges = list(dict.fromkeys(table.judge for table in every))
+    if len(opponents) > 1:
+        raise UsageError(f"rank groups meet one opponent; here are {', '.join(map(repr, opponents))}")
+    if len(judges) > 1:
+        raise UsageError(f"rank groups have one judge; here are {', '.join(map(repr, judges))}")
+    if len(tables) < LEAST:
+        raise UsageError(f"a ranking needs two or more rank groups; here is {len(tables)}")
+    if silent := [table.a for table in every if not table.scored]:
+        raise UsageError(f"no score could be read of what was said of {', '.join(map(repr, silent))}")
+    # (ranks, questions) of a's scores and of the opponent's; 0 in both where a rank was not judged
+    place = {name: n for n, name in enumerate(dict.fromkeys(q for table in tables for q in table.questions))}
+    a, b = np.zeros((2, len(tables), len(place)))
+    for rank, table in enumerate(tables):
+        at = [place[name] for name in table.questions]
+        a[rank, at], b[rank, at] = table.sum_a, table.sum_b
+    # what a sample drawn at random comes to: the ranks' sums, over how many ranks there are
+    at_random = scores(a.sum(axis=0) / len(a), b.sum(axis=0) / len(a))
     return {
         "opponent": tables[0].b,
         "judge": tables[0].judge,
         "groups": [{"rank": n, "name": table.a, **_all(table)} for n, table in enumerate(tables, 1)],
         "baselines": [
-            {"name": "mean over ranks", **_drawn_at_random(a, b)},
+            {"name": "mean over ranks", "questions": a.shape[1], **at_random},
             *({"name": table.a, **_all(table)} for table in every if table not in tables),
         ],
         **_trend(a, b),
@@ -54,36 +70,8 @@ def in_rank_order(tables: Sequence[PairTable]) -> list[PairTable]:
     return [tables[n] for _, _, n in sorted(numbered)]
 
 
-def _check(tables: Sequence[PairTable], every: Sequence[PairTable]) -> None:
-    opponents = list(dict.fromkeys(table.b for table in every))
-    judges = list(dict.fromkeys(table.judge for table in every))
-    if len(opponents) > 1:
-        raise UsageError(f"rank groups meet one opponent; here are {', '.join(map(repr, opponents))}")
-    if len(judges) > 1:
-        raise UsageError(f"rank groups have one judge; here are {', '.join(map(repr, judges))}")
-    if len(tables) < LEAST:
-        raise UsageError(f"a ranking needs two or more rank groups; here is {len(tables)}")
-    if silent := [table.a for table in every if not table.scored]:
-        raise UsageError(f"no score could be read of what was said of {', '.join(map(repr, silent))}")
-
-
 def _all(table: PairTable) -> dict[str, Any]:
     return figures(table, np.ones(len(table.questions), bool))
-
-
-def _stacked(tables: Sequence[PairTable]) -> tuple[Floats, Floats]:
-    """(ranks, questions) of a's scores and of the opponent's; 0 in both where a rank was not judged."""
-    place = {name: n for n, name in enumerate(dict.fromkeys(q for table in tables for q in table.questions))}
-    found = np.zeros((2, len(tables), len(place)))
-    for rank, table in enumerate(tables):
-        at = [place[name] for name in table.questions]
-        found[0, rank, at], found[1, rank, at] = table.sum_a, table.sum_b
-    return found[0], found[1]
-
-
-def _drawn_at_random(a: Floats, b: Floats) -> dict[str, Any]:
-    """What a sample drawn at random comes to: the ranks' sums, over how many ranks there are."""
-    return {"questions": a.shape[1], **scores(a.sum(axis=0) / len(a), b.sum(axis=0) / len(a))}
 
 
 def _trend(a: Floats, b: Floats) -> Mapping[str, Any]:

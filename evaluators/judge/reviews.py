@@ -1,4 +1,4 @@
-"""Reads published judgements: FastChat's reviews, ours, and AlpacaEval's preferences.
+"""Reads judgements: FastChat's reviews, ours, AlpacaEval's preferences, and what the judges of a run said.
 
 FastChat (`question_id`, `text`, maybe `score`) names no models: the file is called X_vs_Y, and X was shown
 first. Its scores may differ from its text, because published ones were corrected by hand. The caller
@@ -7,21 +7,35 @@ chooses which one counts, and the difference is reported. Our own files name the
 AlpacaEval has two outputs and 1 or 2 for the better one (1.5, or once 0: a tie). `model_2` or `generator_2`
 is the evaluated model, a here; the first is the reference, b. The order that the judge saw was random and
 is not in the file.
+
+Of a run, the stored raw replies are read here and now: a better reader than the one of the run costs nothing.
 """
 
 import re
-from collections.abc import Sequence
+import sqlite3
+from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from engine.answers import clean
+from engine.collect.other_settings import Counting, counting
+from engine.collect.plan import role
+from engine.provider.responses import answer_of
+from engine.tasks.datasets import by_file, verdict
+from engine.tasks.multi_answer import question
 from engine.tasks.parse_scores import two_scores
+from engine.terminal import plain, tell
 from evaluators.judge.judgements import Judgement, won
 from store.answers import identity, model_names
 from store.columns import columns_of
+from store.damage import Damages, words_of
+from store.datasets import stored
 from store.errors import PoolError, UsageError
 from store.pool import Pool
-from store.records import BadRow
+from store.queries import connect_reader, stage_status, stages
+from store.records import BadRow, Contest
 
 Word = Literal["file", "text"]
 Scores = tuple[float, float]
@@ -95,17 +109,19 @@ def _review(
     text = row.get("text") or ""
     question, b_first = _question(row), row.get("order") == [1, 0]
     a, b = row.get("models") or models_of(path, naming)
-    in_file, in_text = _in_file(row), two_scores(text)
+    given, in_text = row.get("score"), two_scores(text)
+    in_file = None if given in (None, UNREAD) else (float(given[0]), float(given[1]))
     if in_text and b_first:
         in_text = in_text[1], in_text[0]
     scores = in_text if word == "text" else in_file or in_text
     score_a, score_b = scores or (None, None)
-    category = row.get("category")
+    category, reviewer = row.get("category"), row.get("judge") or row.get("reviewer_id")
+    judge = naming.judge or (_KIND.sub("", reviewer) if isinstance(reviewer, str) else "")
     said = Judgement(
         question=question,
         a=a,
         b=b,
-        judge=naming.judge or _judge(row),
+        judge=judge,
         score_a=score_a,
         score_b=score_b,
         win=won(*scores) if scores else None,
@@ -129,21 +145,20 @@ def _fault(row: dict[str, Any]) -> str | None:
         return "no review: neither text nor score"
     if not isinstance(text, str | None):
         return f"text is not a string: {text!r:.60}"
-    if given not in (None, UNREAD) and not _is_pair(given):
-        return f"score is not two numbers from 0 to {MOST:,}: {given!r:.60}"
-    if models is not None and not _is_pair_of_names(models):
-        return f"models are no two names: {models!r:.60}"
+    if given not in (None, UNREAD):
+        numbers: list[Any] = given if isinstance(given, list) and len(given) == 2 else [None]
+        if not all(type(score) in (int, float) and 0 <= score <= MOST for score in numbers):
+            return f"score is not two numbers from 0 to {MOST:,}: {given!r:.60}"
+    if models is not None:
+        names = models if isinstance(models, list) and len(models) == 2 else [None]
+        if not all(isinstance(name, str) and name for name in names) or names[0] == names[1]:
+            return f"models are no two names: {models!r:.60}"
     return None
 
 
 def _question(row: dict[str, Any]) -> str:
     found = row.get("question_id") if row.get("question_id") is not None else row.get("id")
     return identity(found) if isinstance(found, str | int | float) else ""
-
-
-def _in_file(row: dict[str, Any]) -> Scores | None:
-    given = row.get("score")
-    return None if given in (None, UNREAD) else (float(given[0]), float(given[1]))
 
 
 def models_of(path: Path, naming: Naming) -> tuple[str, str]:
@@ -161,25 +176,6 @@ def models_of(path: Path, naming: Naming) -> tuple[str, str]:
     if a == b:
         raise UsageError(f"{path}: both models are called {a!r}; tell them apart with --a and --b")
     return a, b
-
-
-def _is_pair_of_names(models: object) -> bool:
-    if not (isinstance(models, list) and len(models) == 2 and models[0] != models[1]):
-        return False
-    return all(isinstance(name, str) and name for name in models)
-
-
-def _is_pair(given: object) -> bool:
-    return isinstance(given, list) and len(given) == 2 and all(map(_is_score, given))
-
-
-def _is_score(value: object) -> bool:
-    return type(value) in (int, float) and 0 <= value <= MOST  # type: ignore[operator]
-
-
-def _judge(row: dict[str, Any]) -> str:
-    named = row.get("judge") or row.get("reviewer_id")
-    return _KIND.sub("", named) if isinstance(named, str) else ""
 
 
 SHAPE = "prompt, output_1, model_1, output_2, model_2, preference"
@@ -227,3 +223,76 @@ def _preference(row: dict[str, Any], source: str, line: int, judge: str | None) 
         source=source,
         line=line,
     )
+
+
+JUDGING = ("judge", "compare")
+READABLE = ("stop", "length")  # a reply that was cut may have said its scores before
+
+
+def read_run(run: Path, names: list[str], judge: str | None = None) -> list[ReviewSource]:
+    """A source for each stage, in the order of `names`, or every stage in which somebody judged. `judge`:
+    instead of the model's name. Raises UsageError, RunFolderError."""
+    with closing(connect_reader(run)) as reader:
+        there = {name: (number, counting(reader, number)) for number, name in stages(reader)}
+        judged = [name for name, (_, counted) in there.items() if counted.settings.task in JUDGING]
+        for name in names:
+            if name not in judged:
+                known = f"stages with judges are: {', '.join(judged)}"
+                raise UsageError(
+                    f"{run}: nobody judged in a stage '{name}'; "
+                    f"{known if judged else 'no stage of it has a judge'}"
+                )
+        if not judged:
+            raise UsageError(f"{run}: nobody judged in it; its stages are: {', '.join(there) or 'none yet'}")
+        sources = []
+        for name in names or judged:
+            number, counted = there[name]
+            damages = Damages(name)
+            found = list(_judgements(reader, number, counted, judge or counted.settings.model, damages))
+            if words := words_of([damages], run):
+                tell(f"distill: {plain(words, 1000)}\n")
+            total = stage_status(reader, number)["total"]
+            sources.append(ReviewSource(name, found, unanswered=max(0, (total or 0) - len(found))))
+        return sources
+
+
+def _judgements(
+    reader: sqlite3.Connection, number: int, counted: Counting, judge: str, damages: Damages
+) -> Iterator[Judgement]:
+    """Of one setting: judgements after two prompts are two measurements."""
+    task = role(counted.settings)
+    for row in stored(reader, number, READABLE, unparsed=True, plans=counted.plans, damages=damages):
+        try:
+            contest, text = task.decode(row.item), clean(answer_of(row.raw)[0])
+        except Exception:  # of an older version's body, which has no checksum, or of a damaged row
+            damages.add(row.position, "it cannot be read", row.item.get("id"))
+            continue
+        if not isinstance(contest, Contest):
+            continue
+        record = task.record(contest, text)
+        said = verdict(contest, None if isinstance(record, str) else record, text)
+        if record == "tie":
+            win: float | None = 0.5
+        elif isinstance(record, str):  # what the file that was named first has of the preference
+            win = float(contest.order[0 if record == "first" else 1] == min(contest.order))
+        elif said.score_first is None or said.score_second is None:
+            win = None
+        else:
+            win = won(said.score_first, said.score_second)
+        (_, answer_a, _), (_, answer_b, _) = by_file(contest, (0.0, 0.0))
+        yield Judgement(
+            question=contest.id,
+            a=said.first,
+            b=said.second,
+            judge=judge,
+            score_a=said.score_first,
+            score_b=said.score_second,
+            win=win,
+            a_first=contest.order[0] < contest.order[1],
+            category=contest.category,
+            prompt=question(contest),
+            lengths=(len(answer_a), len(answer_b)),
+            reason=text,
+            source=damages.stage,
+            line=row.position,
+        )

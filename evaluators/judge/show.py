@@ -27,13 +27,32 @@ def print_judged(report: Figures) -> None:
     for (opponent, judge), pairs in groups.items():
         pairs.sort(key=_strength, reverse=True)
         console.print(Text(_heading(opponent, judge), style="bold"))
-        console.print(_sums(pairs))
+        # with scores the paper's sums, else the win rate; the length-controlled one where it is known
+        controlled = any(pair["length_controlled"] for pair in pairs)
+        measure = "score : opponent's" if any(pair["relative"] is not None for pair in pairs) else "win rate"
+        table = _table("model", measure, "won", "tied", "lost", *(["same length"] if controlled else []))
+        for pair in pairs:
+            found = pair["length_controlled"]
+            same = span(found["win_rate"], found["low"], found["high"]) if found else "-"
+            table.add_row(_name(pair["a"]), *_scored(pair), *([same] if controlled else []))
+        console.print(table)
         for table in _by_category(pairs):
             console.print(table)
-        for line in _beside(pairs):
-            console.print(Text(f"  {line}"))
+        for pair in pairs:
+            for line in _beside(pair):
+                console.print(Text(f"  {plain(pair['a'], NAME)}: {line}"))
         console.print()
-    for line in (*_agreement(report["judges"]), *notes(report)):
+    for found in report["judges"]["agreement"]:
+        who = " and ".join(plain(name, NAME) for name in found["judges"])
+        winners = "-" if found["same_winner"] is None else f"{found['same_winner']:.0%}"
+        alphas = (f"{_number(found[f'alpha_{level}'])} ({level})" for level in ("interval", "ordinal"))
+        line = (
+            f"{who} agree on {winners} of the winners of {found['questions']:,} questions; "
+            f"alpha {', '.join(alphas)}, {_number(found['alpha_winner'])} (winners); "
+            f"Spearman {_number(found['spearman'])}"
+        )
+        console.print(Text(line))
+    for line in notes(report):
         console.print(Text(line))
 
 
@@ -47,7 +66,17 @@ def print_ranking(report: Figures) -> None:
     for group in report["baselines"]:
         table.add_row("", _name(group["name"]), *_scored(group))
     console.print(table)
-    for line in (*_trend(report), *notes(report)):
+    gap = report["first_over_last"]
+    low, high = gap["low"], gap["high"]
+    between = "" if low is None else f" [{low * 100:+.1f}, {high * 100:+.1f}]"
+    falls = "never rises" if report["monotone"] else f"rises (by {report['violation'] * 100:.1f} points)"
+    trend = (
+        f"rank 1 over the last: {gap['difference'] * 100:+.1f} points{between}; "
+        f"better in {gap['probability']:.1%} of resamples",
+        f"the score {falls} from rank to rank; it never does in {report['monotone_share']:.0%} of resamples; "
+        f"Spearman {_number(report['spearman'])}",
+    )
+    for line in (*trend, *notes(report)):
         console.print(Text(line))
 
 
@@ -94,16 +123,6 @@ def _name(name: str) -> Text:
     return Text(plain(name, NAME))
 
 
-def _sums(pairs: Sequence[Figures]) -> Table:
-    """With scores the paper's sums, else the win rate; the length-controlled one where it is known."""
-    controlled = any(pair["length_controlled"] for pair in pairs)
-    measure = "score : opponent's" if any(pair["relative"] is not None for pair in pairs) else "win rate"
-    table = _table("model", measure, "won", "tied", "lost", *(["same length"] if controlled else []))
-    for pair in pairs:
-        table.add_row(_name(pair["a"]), *_scored(pair), *([_controlled(pair)] if controlled else []))
-    return table
-
-
 def _scored(figures: Figures) -> list[str]:
     counts = [f"{figures[name]:,}" if name in figures else "" for name in ("wins", "ties", "losses")]
     return [sums(figures), *counts]
@@ -130,11 +149,6 @@ def span(share: float | None, low: float | None, high: float | None) -> str:
     )
 
 
-def _controlled(pair: Figures) -> str:
-    found = pair["length_controlled"]
-    return span(found["win_rate"], found["low"], found["high"]) if found else "-"
-
-
 def _by_category(pairs: Sequence[Figures]) -> Iterator[Table]:
     """Relative scores (or win rates), some models side by side; not for a whole leaderboard."""
     names = list(dict.fromkeys(one["category"] for pair in pairs for one in pair["by_category"]))
@@ -142,77 +156,38 @@ def _by_category(pairs: Sequence[Figures]) -> Iterator[Table]:
         some = pairs[start : start + COLUMNS]
         table = _table("category", *(plain(pair["a"], WIDTH // len(some)) for pair in some))
         for name in names:
-            table.add_row(_name(name), *(_of_category(pair, name) for pair in some))
+            cells = []
+            for pair in some:
+                found = next((one for one in pair["by_category"] if one["category"] == name), None)
+                measure = found and found["relative" if found["sum_a"] is not None else "win_rate"]
+                cells.append("-" if measure is None else f"{measure:.0%}")
+            table.add_row(_name(name), *cells)
         yield table
 
 
-def _of_category(pair: Figures, name: str) -> str:
-    found = next((one for one in pair["by_category"] if one["category"] == name), None)
-    if not found:
-        return "-"
-    measure = found["relative"] if found["sum_a"] is not None else found["win_rate"]
-    return "-" if measure is None else f"{measure:.0%}"
-
-
-def _beside(pairs: Sequence[Figures]) -> Iterator[str]:
+def _beside(pair: Figures) -> Iterator[str]:
     """What needs words: replies that could not be read, the first place's worth."""
-    for pair in pairs:
-        who = plain(pair["a"], NAME)
-        if pair["unparsed"]:
-            yield (
-                f"{who}: {pair['unparsed']:,} of {pair['replies']:,} replies could not be read "
-                "and are left out of both sums"
-            )
-        if bias := pair["position_bias"]:
-            yield from _place(who, bias, pair["balanced"])
-
-
-def _place(who: str, bias: Figures, balanced: Figures) -> Iterator[str]:
-    yield (
-        f"{who}: in both orders {bias['questions']:,} questions; the first place wins {bias['first']:.0%} of "
-        f"replies, the second {bias['second']:.0%}"
-    )
-    yield (
-        f"{who}: same winner in both orders {bias['consistent']:.0%}, the other {bias['flips']:.0%}; being "
-        f"first is worth {bias['advantage']:+.2f} [{bias['low']:+.2f}, {bias['high']:+.2f}], "
-        f"p = {bias['p']:.2g}"
-    )
-    if balanced.get("sum_a") is not None:
-        yield f"{who}: balanced over orders {sums(balanced)}"
-
-
-def _agreement(judges: Figures) -> Iterator[str]:
-    for found in judges["agreement"]:
-        who = " and ".join(plain(name, NAME) for name in found["judges"])
+    if pair["unparsed"]:
         yield (
-            f"{who} agree on {_share(found['same_winner'])} of the winners of {found['questions']:,} "
-            f"questions; alpha {_number(found['alpha_interval'])} (interval), "
-            f"{_number(found['alpha_ordinal'])} (ordinal), "
-            f"{_number(found['alpha_winner'])} (winners); Spearman {_number(found['spearman'])}"
+            f"{pair['unparsed']:,} of {pair['replies']:,} replies could not be read "
+            "and are left out of both sums"
         )
-
-
-def _trend(report: Figures) -> Iterator[str]:
-    gap = report["first_over_last"]
-    low, high = gap["low"], gap["high"]
-    between = "" if low is None else f" [{low * 100:+.1f}, {high * 100:+.1f}]"
-    yield (
-        f"rank 1 over the last: {gap['difference'] * 100:+.1f} points{between}; "
-        f"better in {gap['probability']:.1%} of resamples"
-    )
-    falls = "never rises" if report["monotone"] else f"rises (by {report['violation'] * 100:.1f} points)"
-    yield (
-        f"the score {falls} from rank to rank; it never does in {report['monotone_share']:.0%} of resamples; "
-        f"Spearman {_number(report['spearman'])}"
-    )
+    if bias := pair["position_bias"]:
+        yield (
+            f"in both orders {bias['questions']:,} questions; the first place wins {bias['first']:.0%} of "
+            f"replies, the second {bias['second']:.0%}"
+        )
+        yield (
+            f"same winner in both orders {bias['consistent']:.0%}, the other {bias['flips']:.0%}; being "
+            f"first is worth {bias['advantage']:+.2f} [{bias['low']:+.2f}, {bias['high']:+.2f}], "
+            f"p = {bias['p']:.2g}"
+        )
+        if pair["balanced"].get("sum_a") is not None:
+            yield f"balanced over orders {sums(pair['balanced'])}"
 
 
 def _two(scores: Sequence[float]) -> str:
     return " ".join(f"{score:g}" for score in scores)
-
-
-def _share(value: float | None) -> str:
-    return "-" if value is None else f"{value:.0%}"
 
 
 def _number(value: float | None) -> str:

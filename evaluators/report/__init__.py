@@ -1,5 +1,9 @@
 """`distill report`: a run as one page that people read.
 
-Sections are made apart from each other, each from what it finds (inputs.py), as blocks of blocks.py;
-build.py makes HTML of them. A section without data says so in a line at the end.
+inputs, queries   what a run folder and its ledger hold
+figures, charts   tables, figures and blocks, of which sections are made; how a figure is drawn
+run, limits, data, training, judge, scores
+                  the sections, made apart from each other: `…_section(found)` gives one, or says in a few
+                  words why there is none, which becomes a line at the end
+build             all of them as one HTML page
 """

@@ -1,14 +1,38 @@
-"""Bar charts (with intervals, grouped, stacked to 100 %) and the paper's Figure 1a, b (verbs and nouns).
+"""Bars (with intervals, grouped, stacked to 100 %), the paper's Figure 1a, b (verbs and nouns), and lines
+(distributions, curves of a training, intervals, calibration).
 
 The first column of a table names the bar or the group. The other columns are described at each function.
 """
 
 from typing import Any
 
-from evaluators.report.figures import COLOURS, GRID, INK, PAPER, QUIET, FigureTable, bar, short
+from evaluators.report.figures import COLOURS, GRID, INK, PAPER, QUIET, FigureTable
 
+HATCHES = ("", "////", "....", "\\\\\\\\", "xxxx", "----", "oooo", "++++")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+DASHES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)), (0, (8, 2)))
+LABEL = {True: 30, False: 16}  # characters of a name beside an axis, by whether it is the wide one
 THICK = 0.62
+EVEN: dict[str, Any] = {"color": QUIET, "linewidth": 1, "linestyle": (0, (4, 3))}  # where both are equal
 ROOM = 1.0  # inches for axis and margins of a figure of horizontal bars
+
+
+def short(name: str, wide: bool) -> str:
+    """A name that fits beside an axis."""
+    most = LABEL[wide]
+    return name if len(name) <= most else name[: most - 1] + "…"
+
+
+def series(n: int) -> dict[str, Any]:
+    """Colour, dash and marker of the nth line."""
+    place = n % len(COLOURS)
+    return {"color": COLOURS[place], "linestyle": DASHES[place], "marker": MARKERS[place]}
+
+
+def bar(n: int) -> dict[str, Any]:
+    """Colour and hatch of the nth kind of bar."""
+    place = n % len(COLOURS)
+    return {"color": COLOURS[place], "hatch": HATCHES[place], "edgecolor": PAPER, "linewidth": 0.5}
 
 
 def height_for(bars: int, each: float = 0.34) -> float:
@@ -61,7 +85,7 @@ def relative(figure: Any, table: FigureTable, wide: bool) -> None:
     """The same as shares, with a line where both are equal."""
     measured(figure, table, wide)
     (axes,) = figure.axes
-    axes.axvline(1, color=QUIET, linewidth=1, linestyle=(0, (4, 3)), zorder=0)
+    axes.axvline(1, **EVEN, zorder=0)
     percents(axes, "x")
 
 
@@ -69,7 +93,7 @@ def shares(figure: Any, table: FigureTable, wide: bool) -> None:
     """The same as shares of a whole, with a line at a half."""
     measured(figure, table, wide)
     (axes,) = figure.axes
-    axes.axvline(0.5, color=QUIET, linewidth=1, linestyle=(0, (4, 3)), zorder=0)
+    axes.axvline(0.5, **EVEN, zorder=0)
     axes.set_xticks([0, 0.25, 0.5, 0.75, 1])
     percents(axes, "x")
 
@@ -177,3 +201,91 @@ def _ring(
         angle = (wedge.theta1 + wedge.theta2) / 2
         text.set_rotation(angle if -90 <= (angle + 180) % 360 - 180 <= 90 else angle + 180)
         text.set_rotation_mode("anchor")
+
+
+SPARSE = 40  # points, up to which each has its marker
+
+
+def marked(n: int, points: int) -> dict[str, Any]:
+    """The nth line's look; many points have few markers."""
+    return {**series(n), "markevery": max(1, points // 12) if points > SPARSE else 1}
+
+
+def distributions(figure: Any, table: FigureTable, wide: bool) -> None:
+    """A line for each data set over bins; columns: where a bin begins, then a share for each."""
+    axes = figure.subplots()
+    begin = table.numbers(table.columns[0])
+    for n, name in enumerate(table.columns[1:]):
+        values = table.numbers(name)
+        axes.plot(begin, values, label=short(name, wide), **marked(n, len(begin)))
+        axes.fill_between(begin, values, color=COLOURS[n % len(COLOURS)], alpha=0.12, linewidth=0)
+    axes.set_xlabel(table.columns[0])
+    axes.set_ylabel("share")
+    axes.set_xlim(left=0)
+    axes.set_ylim(bottom=0)
+    percents(axes, "y")
+    legend(figure, wide)
+
+
+def curves(figure: Any, table: FigureTable, wide: bool) -> None:
+    """A training; columns: step, training loss, smoothed, held-out loss, held-out accuracy."""
+    accuracy = table.numbers("held-out accuracy")
+    with_accuracy = any(a == a for a in accuracy)
+    found = figure.subplots(2, 1, sharex=True) if with_accuracy else [figure.subplots()]
+    steps, axes = table.numbers("step"), found[0]
+    axes.plot(*_known(steps, table.numbers("training loss")), color=COLOURS[0], alpha=0.35, linewidth=0.8)
+    smooth = {"color": COLOURS[0], "linewidth": 1.8, "label": "training (smoothed)"}
+    axes.plot(*_known(steps, table.numbers("smoothed")), **smooth)
+    held = {"color": COLOURS[3], "marker": "o", "linestyle": "--", "label": "held out"}
+    axes.plot(*_known(steps, table.numbers("held-out loss")), **held)
+    axes.set_ylabel("loss (nats)")
+    if with_accuracy:
+        axes = found[1]
+        axes.plot(*_known(steps, accuracy), color=COLOURS[2], marker="s", linestyle="-.")
+        axes.axhline(0.5, **EVEN)
+        axes.set_ylim(0, 1.02)
+        axes.set_ylabel("held-out accuracy")
+        percents(axes, "y")
+    axes.set_xlabel("step")
+    axes.locator_params(axis="x", integer=True)
+    legend(figure, wide)
+
+
+def _known(at: list[float], values: list[float]) -> tuple[list[float], list[float]]:
+    pairs = [(x, y) for x, y in zip(at, values, strict=True) if y == y]
+    return [x for x, _ in pairs], [y for _, y in pairs]
+
+
+def intervals(figure: Any, table: FigureTable, wide: bool) -> None:
+    """What was expected, as an interval, and what came, as a diamond; columns: name, expected, low, high,
+    came."""
+    axes = figure.subplots()
+    names = table.names(table.columns[0])
+    places = list(range(len(names)))
+    low, high = table.numbers("low"), table.numbers("high")
+    spans = [b - a for a, b in zip(low, high, strict=True)]
+    axes.barh(places, spans, left=low, height=0.34, label="estimate, 95 %", **bar(5))
+    line = {"linestyle": "none", "zorder": 3}
+    axes.plot(
+        table.numbers("expected"), places, marker="|", markersize=13, color=INK, label="expected", **line
+    )
+    came = {"marker": "D", "color": COLOURS[3], "markeredgecolor": PAPER, "markersize": 8, "label": "came"}
+    axes.plot(table.numbers("came"), places, **line, **came)
+    named(axes, names, wide)
+    axes.set_xlim(left=0)
+    legend(figure, wide, 3)
+
+
+def calibration(figure: Any, table: FigureTable, wide: bool) -> None:
+    """How sure, and how often right; columns: confidence, accuracy, pairs."""
+    axes = figure.subplots()
+    axes.plot([0.5, 1], [0.5, 1], **EVEN, label="as sure as right")
+    sure, right = table.numbers("confidence"), table.numbers("accuracy")
+    axes.plot(*_known(sure, right), **series(0), label="the model")
+    for x, y, pairs in zip(sure, right, table.numbers("pairs"), strict=True):
+        if y == y:
+            axes.annotate(f"{pairs:,.0f}", (x, y), xytext=(5, -11), textcoords="offset points", fontsize=8)
+    axes.set(xlim=(0.48, 1.02), ylim=(0, 1.04), xlabel="says", ylabel="is right")
+    percents(axes, "x")
+    percents(axes, "y")
+    legend(figure, wide)

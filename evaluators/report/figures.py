@@ -1,4 +1,6 @@
-"""The look of all figures, the table behind each, and matplotlib's SVG as part of a page.
+"""What a report is made of, before it is a page: tables, figures, and sections of blocks.
+
+A teacher's words are plain text everywhere here; they become HTML in the templates, which escape all.
 
 Colours are Okabe and Ito's, which colour-blind people can tell apart. Bars have hatches, lines have markers
 and dashes, so grey prints work. In the SVG a colour is a CSS variable: the page sets the light and the dark
@@ -10,8 +12,8 @@ import io
 import re
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any, TypeAlias
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, TypeAlias
 
 from engine.terminal import dollars, duration, percent, plain
 from evaluators.tables import csv_text
@@ -52,7 +54,17 @@ class FigureTable:
     @property
     def shown(self) -> list[list[str]]:
         """The cells as people read them."""
-        return [[_shown(v, kind) for v, kind in zip(row, self.kinds, strict=True)] for row in self.rows]
+        shown: list[list[str]] = []
+        for row in self.rows:
+            shown.append([])
+            for value, kind in zip(row, self.kinds, strict=True):
+                if value is None or value != value:
+                    shown[-1].append("–")
+                elif isinstance(value, int | float) or kind == "text":
+                    shown[-1].append(KINDS[kind](value))
+                else:
+                    shown[-1].append(plain(str(value)))
+        return shown
 
     @property
     def csv(self) -> str:
@@ -66,22 +78,12 @@ def table(name: str, columns: Sequence[str], rows: Iterable[Sequence[Cell]]) -> 
     return FigureTable(name, names, kinds, tuple(tuple(row) for row in rows))
 
 
-def _shown(value: Cell, kind: str) -> str:
-    if value is None or value != value:
-        return "–"
-    return KINDS[kind](value) if isinstance(value, int | float) or kind == "text" else plain(str(value))
-
-
 COLOURS = ("#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9", "#8c6d1f", "#7f7f7f")
-HATCHES = ("", "////", "....", "\\\\\\\\", "xxxx", "----", "oooo", "++++")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
-DASHES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)), (0, (8, 2)))
 INK, QUIET, GRID, PAPER = "#1b2733", "#5d6a77", "#d5dbe1", "#fefefe"
 VARIABLES = {colour: f"--series-{n}" for n, colour in enumerate(COLOURS)} | {
     INK: "--ink", QUIET: "--quiet", GRID: "--grid", PAPER: "--paper",
 }  # fmt: skip
 WIDE, NARROW = 7.4, 4.0  # inches; a page shows the narrow one where there is no room for the other
-LABEL = {True: 30, False: 16}  # characters of a name beside an axis, by whether it is the wide one
 SETTINGS: dict[str, Any] = {
     "svg.fonttype": "none",
     "text.parse_math": False,  # a model's name may hold a dollar sign
@@ -184,27 +186,112 @@ def inlined(text: str, alt: str) -> str:
 
 def _styled(style: str) -> str:
     style = re.sub(r"font-family:[^;]*;? ?", "", style)
-    style = re.sub(r"#[0-9a-f]{6}\b", lambda m: _variable(m[0]), style).strip("; ")
+    for colour, variable in VARIABLES.items():
+        style = style.replace(colour, f"var({variable}, {colour})")
+    style = style.strip("; ")
     return f' style="{style}"' if style else ""
 
 
-def _variable(colour: str) -> str:
-    return f"var({VARIABLES[colour]}, {colour})" if colour in VARIABLES else colour
+@dataclass(frozen=True, slots=True)
+class Words:
+    """A paragraph. weak: it says what a reader must not overlook before believing a number."""
+
+    text: str
+    weak: bool = False
+    kind: ClassVar[str] = "words"
 
 
-def short(name: str, wide: bool) -> str:
-    """A name that fits beside an axis."""
-    most = LABEL[wide]
-    return name if len(name) <= most else name[: most - 1] + "…"
+@dataclass(frozen=True, slots=True)
+class Heading:
+    text: str
+    kind: ClassVar[str] = "heading"
 
 
-def series(n: int) -> dict[str, Any]:
-    """Colour, dash and marker of the nth line."""
-    place = n % len(COLOURS)
-    return {"color": COLOURS[place], "linestyle": DASHES[place], "marker": MARKERS[place]}
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """Names with a short value each."""
+
+    pairs: Sequence[tuple[str, str]]
+    kind: ClassVar[str] = "facts"
 
 
-def bar(n: int) -> dict[str, Any]:
-    """Colour and hatch of the nth kind of bar."""
-    place = n % len(COLOURS)
-    return {"color": COLOURS[place], "hatch": HATCHES[place], "edgecolor": PAPER, "linewidth": 0.5}
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """A table. caption: what it shows. folded: what it is called where it is folded away."""
+
+    table: FigureTable
+    caption: str
+    folded: str = ""
+    kind: ClassVar[str] = "listing"
+
+
+@dataclass(frozen=True, slots=True)
+class Drawing:
+    """A figure with its numbers beside it."""
+
+    figure: Figure
+    kind: ClassVar[str] = "drawing"
+
+
+@dataclass(frozen=True, slots=True)
+class Quote:
+    """Somebody's words: what they are, and the text as it came."""
+
+    label: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """A row behind a number: where it stands, a few facts, and its words."""
+
+    title: str
+    about: str
+    quotes: Sequence[Quote]
+
+
+@dataclass(frozen=True, slots=True)
+class Samples:
+    """Rows behind a number, folded away. summary: what they are, how they were drawn."""
+
+    summary: str
+    samples: Sequence[Sample]
+    kind: ClassVar[str] = "samples"
+
+
+Block: TypeAlias = Words | Heading | Facts | Listing | Drawing | Samples
+
+
+@dataclass(frozen=True, slots=True)
+class Headline:
+    """A number for the front. weak: the reason why it proves little, where there is one."""
+
+    value: str
+    label: str
+    note: str = ""
+    weak: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """id: its anchor. about: a sentence under the title."""
+
+    id: str
+    title: str
+    about: str
+    blocks: Sequence[Block]
+    headlines: Sequence[Headline] = field(default_factory=tuple)
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """left_out: (what, why) of what could not be told."""
+
+    title: str
+    about: Sequence[tuple[str, str]]
+    sections: Sequence[Section]
+    left_out: Sequence[tuple[str, str]]
+
+    @property
+    def headlines(self) -> list[tuple[str, Headline]]:
+        return [(section.id, found) for section in self.sections for found in section.headlines]

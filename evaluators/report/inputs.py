@@ -13,7 +13,7 @@ from typing import Any
 
 import orjson
 
-from evaluators.report.blocks import Block
+from evaluators.report.figures import Block
 from store.damage import Damages
 from store.errors import UsageError
 from store.queries import last_runs, stage_status, stages
@@ -95,24 +95,27 @@ def look(
 ) -> Inputs:
     """Everything below RUN, and what was named. Raises UsageError for a named one that is none."""
     unread: list[tuple[str, str]] = []
-    folders = dict.fromkeys([*_below(run, DEEP), *map(_named, trainings)])
+    for folder in trainings:
+        if not _is_training(folder):
+            expected = folder / "metrics.jsonl"
+            raise UsageError(f"--training {folder}: no training is there (expected {expected})")
+    folders = dict.fromkeys([*_below(run, DEEP), *trainings])
     files = dict.fromkeys([*sorted((run / "evaluations").glob("*.json")), *evaluations])
     read = [_evaluation(file, file in evaluations, unread) for file in files]
+    found: list[StageInput] = []
+    for number, name in stages(reader):
+        task, samples = reader.execute("SELECT task, samples FROM stages WHERE id = ?", (number,)).fetchone()
+        runs = last_runs(reader, number, RUNS)[::-1]
+        found.append(StageInput(number, name, task, samples, stage_status(reader, number), runs))
     return Inputs(
         run,
         reader,
-        [_stage(reader, number, name) for number, name in stages(reader)],
-        [found for folder in folders if (found := _training(run, folder, unread))],
-        [found for found in read if found],
+        found,
+        [one for folder in folders if (one := _training(run, folder, unread))],
+        [one for one in read if one],
         unread,
         seed,
     )
-
-
-def _stage(reader: sqlite3.Connection, number: int, name: str) -> StageInput:
-    task, samples = reader.execute("SELECT task, samples FROM stages WHERE id = ?", (number,)).fetchone()
-    runs = last_runs(reader, number, RUNS)[::-1]
-    return StageInput(number, name, task, samples, stage_status(reader, number), runs)
 
 
 def _is_training(folder: Path) -> bool:
@@ -132,20 +135,26 @@ def _below(folder: Path, deep: int) -> Iterator[Path]:
                 yield from _below(found, deep - 1)
 
 
-def _named(folder: Path) -> Path:
-    if not _is_training(folder):
-        raise UsageError(f"--training {folder}: no training is there (expected {folder / 'metrics.jsonl'})")
-    return folder
-
-
 def _training(run: Path, folder: Path, unread: list[tuple[str, str]]) -> TrainingInput | None:
     name = str(folder.relative_to(run)) if folder.is_relative_to(run) else folder.name
+    title, card = "", folder / "README.md"
     try:
+        if card.is_file():  # its first heading
+            with card.open(encoding="utf-8", errors="replace") as lines:
+                title = next((line[2:].strip() for line in lines if line.startswith("# ")), "")
+        metrics, log = [], folder / "metrics.jsonl"
+        for text in log.read_bytes().splitlines() if log.is_file() else ():
+            try:
+                record = orjson.loads(text)
+            except orjson.JSONDecodeError:  # a last line that is not complete
+                continue
+            if isinstance(record, dict) and isinstance(record.get("step"), int):
+                metrics.append(record)
         return TrainingInput(
             name,
-            _title(folder / "README.md"),
+            title,
             _object(folder / "training" / "run.json"),
-            _lines(folder / "metrics.jsonl"),
+            metrics,
             _object(folder / "training" / "finished.json"),
             _object(folder / "report.json"),
         )
@@ -154,32 +163,11 @@ def _training(run: Path, folder: Path, unread: list[tuple[str, str]]) -> Trainin
         return None
 
 
-def _title(card: Path) -> str:
-    """The first heading of a model card."""
-    if not card.is_file():
-        return ""
-    with card.open(encoding="utf-8", errors="replace") as lines:
-        return next((line[2:].strip() for line in lines if line.startswith("# ")), "")
-
-
 def _object(path: Path) -> Json:
     if not path.is_file():
         return {}
     found = orjson.loads(path.read_bytes())
     return found if isinstance(found, dict) else {}
-
-
-def _lines(path: Path) -> list[Json]:
-    """The records with a kind and a step; a torn last line is not there."""
-    found = []
-    for line in path.read_bytes().splitlines() if path.is_file() else ():
-        try:
-            record = orjson.loads(line)
-        except orjson.JSONDecodeError:
-            continue
-        if isinstance(record, dict) and isinstance(record.get("step"), int):
-            found.append(record)
-    return found
 
 
 def _evaluation(path: Path, is_named: bool, unread: list[tuple[str, str]]) -> Evaluation | None:

@@ -95,8 +95,10 @@ def drawn(of: Inputs, stage: StageInput, count: int, what: str) -> list[SampleRo
     if last is None:
         return []
     random = Random(f"{of.seed} {what} {stage.number}")
-    some = last + 1 <= count * TRIES
-    places = random.sample(range(last + 1), last + 1) if some else _places(random, last, count * TRIES)
+    if last + 1 <= count * TRIES:
+        places = random.sample(range(last + 1), last + 1)
+    else:
+        places = [random.randrange(last + 1) for _ in range(count * TRIES)]
     found: dict[int, SampleRow] = {}
     for place in places:
         if len(found) == count:
@@ -105,10 +107,6 @@ def drawn(of: Inputs, stage: StageInput, count: int, what: str) -> list[SampleRo
         if row and (read := _row(row, of.damaged(stage))):
             found[place] = read
     return [found[place] for place in sorted(found)]
-
-
-def _places(random: Random, last: int, count: int) -> list[int]:
-    return [random.randrange(last + 1) for _ in range(count)]
 
 
 def answered(of: Inputs, stage: StageInput, most: int, what: str) -> Iterator[SampleRow]:

@@ -7,7 +7,7 @@ reference.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,22 @@ from typing import Any
 import numpy as np
 import orjson
 
-from evaluators.records import at_least_one
-from evaluators.rouge.join import Joined, Joining, References, joined, read_references
-from evaluators.rouge.score import METRICS, Asked, Pair, ScoreAll, Tokens, asked_of, scoring, tokens_for
+from evaluators.data.rouge_scores import (
+    METRICS,
+    Asked,
+    Joining,
+    Pair,
+    References,
+    Tokens,
+    asked_of,
+    joined,
+    read_references,
+    scoring,
+    tokens_for,
+)
+from evaluators.records import at_least_one, word_count
 from evaluators.stats import RESAMPLES, Floats, column_means
 from evaluators.tables import Sheet, Span, Value, publish
-from evaluators.text import word_count
 from store.answers import model_names
 from store.datasets import write_lines
 from store.errors import UsageError
@@ -60,44 +70,43 @@ class RougeReport:
     against: str | None
 
     def as_json(self) -> dict[str, Any]:
+        expected, differences = self.references, {}
+        if self.against is not None:
+            base = {(row.place, row.nth): row for row in self.models[self.against]}
+            others = [name for name in self.models if name != self.against]
+            differences = {name: compared(self.models[name], base) for name in others}
+        tokens_of = {row.place: row.tokens for rows in self.models.values() for row in rows}
+        used = Counter(tokens_of.values())
         return {
             "models": {name: by_length(rows, measured) for name, rows in self.models.items()},
             "against": self.against,
-            "differences": self._differences(),
-            "references": self._references(),
+            "differences": differences,
+            "references": {
+                "file": expected.source,
+                "rows": len(expected.rows),
+                "empty": expected.empty,
+                "bad_rows": expected.bad,
+            },
             "joined": {
                 n: {how: j.by[how] for how in ("id", "prompt", "line")} for n, j in self.joinings.items()
             },
-            "unmatched": {name: self._unmatched(joining) for name, joining in self.joinings.items()},
+            "unmatched": {
+                name: {
+                    "predictions": joining.unmatched,
+                    "references": len(expected.rows) - len(joining.found),
+                    "examples": joining.examples,
+                }
+                for name, joining in self.joinings.items()
+            },
             "bad_rows": {name: joining.bad for name, joining in self.joinings.items()},
-            "tokenizer": {"asked": self.asked, "stemmer": self.stemmer, "used": self._used()},
+            "tokenizer": {
+                "asked": self.asked,
+                "stemmer": self.stemmer,
+                "used": {tokens: used[tokens] for tokens in ("default", "unicode")},
+            },
             "length": LENGTH,
             "interval": INTERVAL,
         }
-
-    def _differences(self) -> dict[str, Any]:
-        if self.against is None:
-            return {}
-        base = {(row.place, row.nth): row for row in self.models[self.against]}
-        others = [name for name in self.models if name != self.against]
-        return {name: compared(self.models[name], base) for name in others}
-
-    def _references(self) -> dict[str, Any]:
-        own = self.references
-        return {"file": own.source, "rows": len(own.rows), "empty": own.empty, "bad_rows": own.bad}
-
-    def _unmatched(self, joining: Joining) -> dict[str, Any]:
-        rest = len(self.references.rows) - len(joining.found)
-        return {"predictions": joining.unmatched, "references": rest, "examples": joining.examples}
-
-    def _used(self) -> dict[str, int]:
-        used = {row.place: row.tokens for rows in self.models.values() for row in rows}
-        return {tokens: Counter(used.values())[tokens] for tokens in ("default", "unicode")}
-
-
-def scored(row: Joined, tokens: Tokens, scores: tuple[float, ...]) -> Scored:
-    own = row.reference
-    return Scored(own.place, row.nth, own.id, row.line, bucket_of(own.texts[0]), tokens, scores)
 
 
 def bucket_of(reference: str) -> str:
@@ -141,20 +150,16 @@ def compared(rows: Sequence[Scored], base: Mapping[tuple[int, int], Scored]) -> 
     }
 
     def differences(part: Sequence[Scored]) -> dict[str, Any]:
-        return _difference([gaps[id(row)] for row in part])
+        if not part:
+            return {"n": 0, **{metric: dict.fromkeys(("difference", "low", "high")) for metric in METRICS}}
+        values = _table([gaps[id(row)] for row in part])
+        columns = zip(METRICS, values.mean(axis=0), *column_means(values), strict=True)
+        found = {
+            m: {"difference": float(d), "low": float(low), "high": float(high)} for m, d, low, high in columns
+        }
+        return {"n": len(part), **found}
 
     return by_length([mine for mine, _ in pairs], differences)
-
-
-def _difference(gaps: Sequence[tuple[float, ...]]) -> dict[str, Any]:
-    if not gaps:
-        return {"n": 0, **{metric: dict.fromkeys(("difference", "low", "high")) for metric in METRICS}}
-    values = _table(gaps)
-    columns = zip(METRICS, values.mean(axis=0), *column_means(values), strict=True)
-    found = {
-        m: {"difference": float(d), "low": float(low), "high": float(high)} for m, d, low, high in columns
-    }
-    return {"n": len(gaps), **found}
 
 
 def _table(rows: Sequence[tuple[float, ...]]) -> Floats:
@@ -190,7 +195,19 @@ def run_rouge(
     """Prints the report; writes each row's scores to `out`. Raises UsageError, PoolError."""
     report = measure(predictions, references, told)
     if out is not None:
-        write_lines(out, map(orjson.dumps, _lines(report)))
+        lines = (
+            {
+                "model": name,
+                "id": row.id,
+                "line": row.line,
+                "length": row.bucket,
+                "tokenizer": row.tokens,
+                **dict(zip(METRICS, row.scores, strict=True)),
+            }
+            for name, rows in report.models.items()
+            for row in rows
+        )
+        write_lines(out, map(orjson.dumps, lines))
     found = report.as_json()
     publish(found, sheets(found), json, csv)
     return 0
@@ -203,67 +220,34 @@ def measure(predictions: Sequence[Path], references: Path, told: RougeOptions) -
     at_least_one("--processes", told.processes)
     expected = read_references(Pool(references))
     joinings = {name: Joining() for name in names}
+    models: dict[str, list[Scored]] = {}
     with scoring(told.processes) as score_all:
-        models = {
-            name: _scored(list(joined(Pool(file), expected, joinings[name])), score_all, asked, told.stemmer)
-            for name, file in zip(names, predictions, strict=True)
-        }
+        for name, file in zip(names, predictions, strict=True):
+            rows, pairs = list(joined(Pool(file), expected, joinings[name])), []
+            for row in rows:
+                texts = row.reference.texts
+                pairs.append(Pair(texts, row.text, tokens_for(texts, asked), told.stemmer))
+            models[name] = []
+            for row, pair, scores in zip(rows, pairs, score_all(pairs), strict=True):
+                own, bucket = row.reference, bucket_of(row.reference.texts[0])
+                found = Scored(own.place, row.nth, own.id, row.line, bucket, pair.tokens, scores)
+                models[name].append(found)
     return RougeReport(models, joinings, expected, asked, told.stemmer, told.against)
-
-
-def _scored(rows: Sequence[Joined], score_all: ScoreAll, asked: Asked, stemmer: bool) -> list[Scored]:
-    pairs = [_pair(row, asked, stemmer) for row in rows]
-    found = zip(rows, pairs, score_all(pairs), strict=True)
-    return [scored(row, pair.tokens, scores) for row, pair, scores in found]
-
-
-def _pair(row: Joined, asked: Asked, stemmer: bool) -> Pair:
-    texts = row.reference.texts
-    return Pair(texts, row.text, tokens_for(texts, asked), stemmer)
-
-
-def _lines(report: RougeReport) -> Iterator[dict[str, Any]]:
-    """The rows behind the numbers."""
-    for name, rows in report.models.items():
-        for row in rows:
-            scores = dict(zip(METRICS, row.scores, strict=True))
-            place = {"model": name, "id": row.id, "line": row.line, "length": row.bucket}
-            yield {**place, "tokenizer": row.tokens, **scores}
 
 
 def sheets(found: dict[str, Any]) -> list[Sheet]:
     """For people: means with intervals, then differences."""
-    tables = [_means(found)]
-    if found["differences"]:
-        tables.append(_differences(found))
-    return tables
-
-
-def _means(found: dict[str, Any]) -> Sheet:
-    title = "ROUGE, F-measure (95 %), by length of the reference"
-    return Sheet(title, COLUMNS, _rows(found["models"], _mean), _notes(found))
-
-
-def _mean(part: dict[str, Any], metric: str) -> Span:
-    return Span(part[metric], part["low"][metric], part["high"][metric])
-
-
-def _differences(found: dict[str, Any]) -> Sheet:
-    title = f"Differences to {found['against']} (95 %), on the same rows"
-    return Sheet(
-        title, COLUMNS, _rows(found["differences"], lambda part, metric: Span(*part[metric].values()))
-    )
-
-
-def _rows(models: dict[str, Any], cell: Callable[[dict[str, Any], str], Span]) -> list[list[Value]]:
-    return [
-        [name, length, parts[length]["n"], *(cell(parts[length], metric) for metric in METRICS)]
-        for name, parts in models.items()
-        for length in (ALL, *BUCKETS)
-    ]
-
-
-def _notes(found: dict[str, Any]) -> list[str]:
+    means: list[list[Value]] = []
+    differences: list[list[Value]] = []
+    for name, parts in found["models"].items():
+        for length in (ALL, *BUCKETS):
+            part = parts[length]
+            spans = [Span(part[m], part["low"][m], part["high"][m]) for m in METRICS]
+            means.append([name, length, part["n"], *spans])
+    for name, parts in found["differences"].items():
+        for length in (ALL, *BUCKETS):
+            part = parts[length]
+            differences.append([name, length, part["n"], *(Span(*part[m].values()) for m in METRICS)])
     used, stemmer = found["tokenizer"]["used"], "with" if found["tokenizer"]["stemmer"] else "without"
     notes = [
         f"Length: {found['length']}. Intervals: {found['interval']}.",
@@ -275,4 +259,8 @@ def _notes(found: dict[str, Any]) -> list[str]:
         alone, bad = found["unmatched"][name], found["bad_rows"][name]
         rest = f"; without partner {alone['predictions']:,} predictions, {alone['references']:,} references"
         notes.append(f"{name}: joined {by}{rest}" + (f"; {bad:,} bad rows" if bad else "") + ".")
-    return notes
+    tables = [Sheet("ROUGE, F-measure (95 %), by length of the reference", COLUMNS, means, notes)]
+    if differences:
+        title = f"Differences to {found['against']} (95 %), on the same rows"
+        tables.append(Sheet(title, COLUMNS, differences))
+    return tables

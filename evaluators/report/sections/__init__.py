@@ -1,1 +1,0 @@
-"""A module for each section: `section(found)` gives it, or says in a few words why there is none."""

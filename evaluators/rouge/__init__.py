@@ -1,1 +1,0 @@
-"""ROUGE by reference length: joined, tokenised, scored, compared."""
