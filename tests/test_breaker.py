@@ -220,7 +220,7 @@ def test_a_probe_that_ends_without_a_verdict_hands_over_to_another(ending: str) 
         else:
             done, waiting = await asyncio.wait(rows, return_when=asyncio.FIRST_COMPLETED)
             assert [await row for row in done] == [True]
-            breaker.abandoned(True)
+            breaker.abandoned()
             rows = list(waiting)
         assert await rows[0]
         assert now() < 10
@@ -248,7 +248,7 @@ def test_failures_after_it_has_closed_open_it_again_with_short_intervals() -> No
             fail(breaker, probe=True)
         assert await breaker.admit(Effort())
         breaker.succeeded()
-        breaker.abandoned(True)
+        breaker.abandoned()
         for _ in range(THRESHOLD):
             fail(breaker)
         start = now()

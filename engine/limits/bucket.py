@@ -157,8 +157,6 @@ class DayWindow:
 
     def add(self, amount: float, at: float) -> None:
         """Counts what was sent at a time (loop clock; earlier runs lie in the past)."""
-        if self.limit is None:
-            return
         start = at - at % SLOT
         if self._slots and self._slots[-1][0] >= start:
             self._slots[-1] = (self._slots[-1][0], self._slots[-1][1] + amount)
