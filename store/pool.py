@@ -176,9 +176,10 @@ def _first_instance(instances: object) -> dict[str, Any]:
 
 @contextmanager
 def rereadable(source: str) -> Iterator[str]:
-    """A file with what standard input or a pipe holds, for as long as it is wanted; a file is itself. Raises
-    PoolError where there is no room for it."""
-    if source != "-" and not Path(source).is_fifo():
+    """A file with what standard input, a pipe or a device holds, while it is wanted; a file is itself.
+    Raises PoolError where there is no room for it."""
+    path = Path(source)
+    if source != "-" and (path.is_file() or path.is_dir() or not path.exists()):
         yield source
         return
     with tempfile.TemporaryDirectory(prefix="distill-") as folder:

@@ -19,7 +19,7 @@ CHILD = """
 import json, os, sys
 import engine.cli.app, engine.run.status, engine.run.tables, engine.export, engine.check.command
 import engine.run.collect
-import engine.cli.commands, engine.run.session, engine.cli.crash_report
+import engine.run.retry, engine.run.session, engine.cli.crash_report
 from engine.provider.tokens import tokenizer_for
 tokenizer_for("gpt-4")
 for line in sys.stdin:

@@ -4,7 +4,7 @@ What is lost (a step that failed, a stage that was stopped) takes with it what n
 """
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -16,7 +16,8 @@ from engine.recipe.stages import Graph, Served
 from engine.recipe.step_runner import run_step
 from engine.recipe.steps import Step, left_by
 from engine.run.build import Job, StageJob, StageResult
-from engine.run.collect import SURVEY_SECONDS, ask_leave_for, budget_warning, sum_of
+from engine.run.collect import SURVEY_SECONDS, Confirm, ask_leave_for, budget_warning, sum_of
+from engine.run.control import Control
 from engine.run.estimate import Estimate
 from engine.run.session import run_job
 from engine.run.tables import print_plan
@@ -29,14 +30,16 @@ from store.step_records import StepResult
 
 @dataclass(frozen=True, slots=True)
 class How:
-    """What the command line says of how to run."""
+    """What the command line, or a program, says of how to run. control: of the program, which has started
+    this thread."""
 
     yes: bool
     quiet: bool
     metrics_port: int | None
-    confirm: Callable[[str], bool]
+    confirm: Confirm
     reuse: bool = False
     replace: bool = False
+    control: Control | None = None
 
 
 @dataclass(slots=True)
@@ -107,10 +110,10 @@ def run_phases(
         _ask(recipe, stages_now, stages, steps, run, how, course, phase == 0)
         for name in now:
             if name in steps and not steps[name].is_last:
-                _step(recipe, steps[name], run, how.quiet, course)
+                _step(recipe, steps[name], run, how, course)
     for name in chosen:
         if name in steps and steps[name].is_last:
-            _step(recipe, steps[name], run, how.quiet, course)
+            _step(recipe, steps[name], run, how, course)
 
 
 def _ask(
@@ -159,10 +162,10 @@ def _find_incomplete(
                 course.incomplete[name] = f"is incomplete: {lack.words}"
 
 
-def _step(recipe: Recipe, step: Step, run: Path, quiet: bool, course: Course) -> None:
+def _step(recipe: Recipe, step: Step, run: Path, how: How, course: Course) -> None:
     if course.is_interrupted or course.waits(recipe, step.name):
         return
-    result = run_step(recipe, step, run, quiet)
+    result = run_step(recipe, step, run, how.quiet, how.control)
     course.steps[step.name] = result
     if result.state in ("failed", "interrupted"):
         course.lose(step.name, result.why, result.exit_code)
@@ -226,7 +229,8 @@ def _serving(recipe: Recipe, names: Sequence[str], run: Path, course: Course) ->
 
 def _run(chosen: Sequence[StageJob], recipe: Recipe, run: Path, how: How) -> list[StageResult]:
     knob = "budget in the recipe"
-    return run_job(Job(chosen, run, known_keys(run), recipe.budget, how.quiet, how.metrics_port, knob))
+    index, budget = known_keys(run), recipe.budget
+    return run_job(Job(chosen, run, index, budget, how.quiet, how.metrics_port, knob, how.control))
 
 
 def _capped(job: StageJob) -> Settings:

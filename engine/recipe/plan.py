@@ -1,18 +1,16 @@
 """What a recipe's stages will cost, and whether they can run: nothing is asked here."""
 
 import hashlib
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
-import orjson
-
-from engine.collect.other_settings import settled
+from engine.collect.other_settings import Standing, settled
 from engine.recipe.schema import OfStep, Recipe
 from engine.recipe.stages import Graph
 from engine.run.build import StageJob
-from engine.run.collect import observed, price_steps, sum_of, told
+from engine.run.collect import Confirm, observed, price_steps, sum_of, told
 from engine.run.estimate import Estimate, Survey, survey
 from engine.run.tables import print_plan, print_planned_steps
 from engine.terminal import plain
@@ -95,7 +93,7 @@ def _check_rows_of_others(graph: Graph, chosen: Sequence[str]) -> None:
             raise recipe.wrong(("stage", name), f"it {words}")
 
 
-def settle(graph: Graph, chosen: Sequence[str], confirm: Callable[[str], bool], quiet: bool) -> Iterator[str]:
+def settle(graph: Graph, chosen: Sequence[str], confirm: Confirm, quiet: bool) -> Iterator[str]:
     """Asks what becomes of answers under other settings; gives the stages where a yes was said. Raises
     UsageError with the line of a stage where nothing was."""
     for name in chosen:
@@ -140,36 +138,47 @@ def without_missing(recipe: Recipe, chosen: Sequence[str]) -> tuple[Recipe, Mapp
     return recipe.model_copy(update={"stage": there}), {f: m for f, m in missing.items() if m.needed_by}
 
 
-def show_plan(
-    planned: Planned,
-    graph: Graph,
-    steps: Sequence[str],
-    missing: Mapping[str, Missing],
-    as_json: bool,
-) -> None:
-    recipe = graph.given
-    of_steps = {name: _step_told(recipe, name, graph.run) for name in steps}
-    others = {name: found for name in planned if (found := graph.standing(name)).others}
-    if not as_json:
-        if planned:
-            print_plan(planned, recipe.budget, to_stdout=True)
-        print_planned_steps(of_steps)
-        _print_missing(recipe, missing, bool(planned))
-        for name, found in others.items():
-            print(
-                f"stage '{plain(name, 40)}': {found.words}: a run will want reuse, replace or another stage"
-            )
-        return
-    stages_told: dict[str, dict[str, object]] = {name: told.as_json() for name, (_, told) in planned.items()}
-    for name, found in others.items():
-        stages_told[name]["other_settings"] = found.as_json()
-    total: dict[str, object] = {"requests": sum(told.requests for _, told in planned.values())}
-    costs = [told.cost_as_asked(job.settings.batch) for job, told in planned.values()]
-    known = sum_of([cost for cost in costs if cost is not None])
-    total["cost_usd"] = None if None in costs else asdict(known)
-    shown = {"stages": stages_told, "total": total, "steps": of_steps}
-    shown["missing"] = {file: asdict(one) for file, one in missing.items()}
-    sys.stdout.write(orjson.dumps(shown).decode() + "\n")
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A dry run's result: stages with a price, steps, and files that are not there."""
+
+    graph: Graph
+    planned: Planned
+    steps: Sequence[str]
+    missing: Mapping[str, Missing]
+
+    @property
+    def others(self) -> dict[str, Standing]:
+        """The stages with answers under other settings."""
+        return {name: found for name in self.planned if (found := self.graph.standing(name)).others}
+
+    @property
+    def steps_told(self) -> dict[str, dict[str, object]]:
+        return {name: _step_told(self.graph.given, name, self.graph.run) for name in self.steps}
+
+    def as_json(self) -> dict[str, Any]:
+        stages: dict[str, dict[str, object]]
+        stages = {name: told.as_json() for name, (_, told) in self.planned.items()}
+        for name, found in self.others.items():
+            stages[name]["other_settings"] = found.as_json()
+        costs = [told.cost_as_asked(job.settings.batch) for job, told in self.planned.values()]
+        known = sum_of([cost for cost in costs if cost is not None])
+        total = {
+            "requests": sum(told.requests for _, told in self.planned.values()),
+            "cost_usd": None if None in costs else asdict(known),
+        }
+        missing = {file: asdict(one) for file, one in self.missing.items()}
+        return {"stages": stages, "total": total, "steps": self.steps_told, "missing": missing}
+
+
+def print_dry_run(plan: Plan) -> None:
+    recipe = plan.graph.given
+    if plan.planned:
+        print_plan(plan.planned, recipe.budget, to_stdout=True)
+    print_planned_steps(plan.steps_told)
+    _print_missing(recipe, plan.missing, bool(plan.planned))
+    for name, found in plan.others.items():
+        print(f"stage '{plain(name, 40)}': {found.words}: a run will want reuse, replace or another stage")
 
 
 def _print_missing(recipe: Recipe, missing: Mapping[str, Missing], is_rest_priced: bool) -> None:

@@ -11,7 +11,7 @@ from engine.provider.errors import Incomplete
 from engine.recipe.completeness import Completeness
 from engine.recipe.load import load
 from engine.recipe.phases import Course, How, run_phases
-from engine.recipe.plan import plan_stages, show_plan, unserved, without_missing
+from engine.recipe.plan import Plan, plan_stages, print_dry_run, unserved, without_missing
 from engine.recipe.schema import OfStep, Recipe
 from engine.recipe.stages import Graph
 from engine.recipe.steps import Commands, Step, steps_of
@@ -35,26 +35,15 @@ DRY_SECONDS = 5.0  # of counting for each stage; what is not counted by then is 
 def run_recipe(
     file: Path, run: Path, commands: Commands, only: Sequence[str], dry_run: bool, as_json: bool, how: How
 ) -> int:
-    """Returns the exit code; raises UsageError before anything is asked, and Incomplete where a step
-    would run on a part of its data."""
-    recipe = with_choice(load(file, may_lack_files=dry_run), how.reuse, how.replace)
-    steps = steps_of(recipe, commands)
-    chosen = _chosen(recipe, run, only)
-    if not dry_run:
-        require(*_extras(recipe, steps, chosen), purpose=f"recipe {plain(file.name)}")
+    """`run`, as the command line shows it. Returns the exit code."""
     if dry_run:
-        recipe, missing = without_missing(recipe, chosen)
-        graph = Graph(recipe, run, unserved(recipe, run))
-        stages = [name for name in chosen if name in recipe.stage]
-        planned = plan_stages(graph, stages, run, known_keys(run), DRY_SECONDS, asks=False)
-        show_plan(planned, graph, [name for name in chosen if name in steps], missing, as_json)
+        plan = plan_recipe(file, run, commands, only, how)
+        if as_json:
+            sys.stdout.write(orjson.dumps(plan.as_json()).decode() + "\n")
+        else:
+            print_dry_run(plan)
         return 0
-    graph = Graph(recipe, run, unserved(recipe, run))
-    with held(run):
-        connect_writer(run).close()
-        _check_complete(graph, steps, chosen, run)
-        course = Course()
-        run_phases(recipe, chosen, steps, run, how, course)
+    course = take_course(file, run, commands, only, how)
     if as_json:
         _print_results(course)
     elif not how.quiet or course.exit_code:
@@ -64,6 +53,32 @@ def run_recipe(
         print_steps(course.steps, course.waiting, others)
     print_bad_rows(course.results)
     return course.exit_code
+
+
+def plan_recipe(file: Path, run: Path, commands: Commands, only: Sequence[str], how: How) -> Plan:
+    """What a recipe will cost; nothing is asked, and files may be missing. Raises UsageError."""
+    recipe = with_choice(load(file, may_lack_files=True), how.reuse, how.replace)
+    steps, chosen = steps_of(recipe, commands), _chosen(recipe, run, only)
+    recipe, missing = without_missing(recipe, chosen)
+    graph = Graph(recipe, run, unserved(recipe, run))
+    stages = [name for name in chosen if name in recipe.stage]
+    planned = plan_stages(graph, stages, run, known_keys(run), DRY_SECONDS, asks=False)
+    return Plan(graph, planned, [name for name in chosen if name in steps], missing)
+
+
+def take_course(file: Path, run: Path, commands: Commands, only: Sequence[str], how: How) -> Course:
+    """Runs a recipe. Raises UsageError before anything is asked, and Incomplete where a step would run on a
+    part of its data; what becomes of stages and steps is in the result."""
+    recipe = with_choice(load(file), how.reuse, how.replace)
+    steps, chosen = steps_of(recipe, commands), _chosen(recipe, run, only)
+    require(*_extras(recipe, steps, chosen), purpose=f"recipe {plain(file.name)}")
+    graph = Graph(recipe, run, unserved(recipe, run))
+    with held(run):
+        connect_writer(run).close()
+        _check_complete(graph, steps, chosen, run)
+        course = Course()
+        run_phases(recipe, chosen, steps, run, how, course)
+    return course
 
 
 def with_choice(recipe: Recipe, reuse: bool, replace: bool) -> Recipe:
