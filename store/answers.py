@@ -17,7 +17,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from store.columns import columns_of, text_of
+from store.columns import columns_of, kind_of, missing, text_of
 from store.errors import PoolError, StorageError, UsageError
 from store.pool import Pool, as_instruction
 from store.records import BadRow, Instruction
@@ -215,10 +215,14 @@ def _as_answer(row: dict[str, Any], position: int, has_questions: bool) -> tuple
     if named is None or "text" not in row:
         return f"no answer: neither `instruction` and `output` nor `id` and `text`; {columns_of(row)}"
     if (text := text_of(row["text"])) is None:
-        return f"no answer: `text` is {row['text']!r:.60}"
+        return f"no answer: {_not_text('text', row['text'])}"
     if not has_questions:
         return "it has an id alone, so the questions must be given (--questions)"
     return _id_key(identity(named)), text, NO_HEAD
+
+
+def _not_text(name: str, value: object) -> str:
+    return f"`{name}` is {kind_of(value)}, not text"
 
 
 def _as_alpaca_answer(
@@ -229,8 +233,9 @@ def _as_alpaca_answer(
         return item
     given = row.get("prediction", row.get("output", item.output or None))
     if (text := text_of(given)) is None:
-        there = "" if "prediction" in row or "output" in row else f"; {columns_of(row)}"
-        return f"no answer: `output` is {given!r:.60}{there}"
+        if given is None and "prediction" not in row:
+            return f"no answer: {missing(row, 'output')}"
+        return f"no answer: {_not_text('prediction' if 'prediction' in row else 'output', given)}"
     return _prompt_key(item), text, NO_HEAD if has_questions else _head(item, row)
 
 

@@ -77,6 +77,12 @@ def no_text(name: str, value: object) -> str:
     return f"{name} is not text: {value!r:.60}"
 
 
+def kind_of(value: object) -> str:
+    """A value of JSON by its kind, in JSON's words."""
+    kinds = {dict: "object", list: "list", str: "text", bool: "true or false", int: "number", float: "number"}
+    return "null" if value is None else kinds.get(type(value), type(value).__name__)
+
+
 def missing(row: Mapping[str, Any], wanted: str) -> str:
     """That a column is not there or empty, which ones are there, and which may be meant."""
     if wanted in row:

@@ -18,7 +18,7 @@ from typing import IO, Any
 
 import orjson
 
-from store.columns import as_text, missing, no_text, with_known_names
+from store.columns import as_text, kind_of, missing, no_text, with_known_names
 from store.errors import PoolError
 from store.json_lines import json_lines
 from store.json_lists import json_lists
@@ -26,6 +26,7 @@ from store.records import BadRow, Instruction
 from store.tables import names_columns, parquet_rows, table_rows
 from store.text_streams import PARQUET, Complaint, Raw, Stream, stdin, unpacked
 
+PACKED = {".parquet": "a Parquet file", ".gz": "gzipped"}
 TABLES = {".csv": ",", ".tsv": "\t", ".tab": "\t", ".psv": "|"}  # and what usually separates their fields
 LONGEST_HEADER = 1 << 16
 
@@ -110,13 +111,18 @@ class Pool:
             return json_lists(stream)
         name = self.source.lower().removesuffix(".gz")
         usual = next((separator for end, separator in TABLES.items() if name.endswith(end)), "")
-        if not line.startswith(b"{") and (usual or names_columns(line)):
+        if line.startswith(b"{"):
+            return json_lines(stream)
+        if usual or names_columns(line):
             return table_rows(stream, usual or ",")
+        for end, kind in PACKED.items():
+            if line and self.source.lower().endswith(end):
+                raise PoolError(f"pool {self.source} is not {kind}, though its name ends in {end}")
         return json_lines(stream)
 
 
 def _no_object(raw: object) -> str:
-    return raw if isinstance(raw, Complaint) else f"not an object but {type(raw).__name__}"
+    return raw if isinstance(raw, Complaint) else f"not an object but {kind_of(raw)}"
 
 
 def _first_line(stream: Stream) -> bytes:

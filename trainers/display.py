@@ -113,16 +113,14 @@ CHANCE = 0.5
 
 def draw(records: Sequence[dict[str, Any]], path: Path, title: str, loss_name: str) -> None:
     """Writes a PNG; nothing where nothing was measured yet."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib.figure import Figure  # not pyplot: what a notebook draws with is its own choice
 
     steps = [(r["step"], r["loss"]) for r in records if r["kind"] == "step"]
     held = [(r["step"], r["held_out_loss"]) for r in records if r["kind"] == "held_out"]
     if not steps:
         return
-    figure, axes = pyplot.subplots(figsize=SIZE, dpi=DPI, layout="constrained")
+    figure = Figure(figsize=SIZE, dpi=DPI, layout="constrained")
+    axes = figure.add_subplot()
     places = [step for step, _ in steps]
     each = [loss for _, loss in steps]
     axes.plot(places, each, color=TRAINING, alpha=0.25, linewidth=0.8, label="training, each step")
@@ -138,7 +136,6 @@ def draw(records: Sequence[dict[str, Any]], path: Path, title: str, loss_name: s
     axes.legend(frameon=False)
     with whole(path) as file:
         figure.savefig(file, format="png")
-    pyplot.close(figure)
 
 
 def _accuracy(axes: Any, records: Sequence[dict[str, Any]]) -> None:

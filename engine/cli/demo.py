@@ -25,7 +25,7 @@ from engine.run.status import status_of
 from engine.serve.launch import served
 from engine.subprocesses import command
 from engine.terminal import plain
-from store.errors import DistillError, RunFolderError
+from store.errors import DistillError, RunFolderError, UsageError
 from store.extras import require
 from store.run_folder import LEDGER
 
@@ -158,7 +158,7 @@ def _start_afresh(out: Path) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise DemoFailed(f"cannot write {out}: {error.strerror}; name another with --out") from error
+        raise UsageError(f"cannot write {out}: {error.strerror}; name another with --out") from error
 
 
 def _collect_and_kill(asking: list[str], run: Path) -> None:

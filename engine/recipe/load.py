@@ -33,7 +33,7 @@ from pydantic import ValidationError
 
 from engine.collect.setting_fields import POOLED, TASKS, StageSettings, declared
 from engine.recipe.schema import OfStage, OfStep, Path_, Recipe, StageTable, StepTable, line_numbers, wrong
-from store.errors import UsageError, wrong_value
+from store.errors import UsageError, why_unread, wrong_value
 
 ONLY_FOR = {  # keys that other tasks would not heed
     name: tasks
@@ -220,7 +220,7 @@ def load(file: Path, may_lack_files: bool = False) -> Recipe:
         text = file.read_text(encoding="utf-8")
         tables = tomllib.loads(text)
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"cannot read recipe {file}: {error}") from error
+        raise UsageError(f"cannot read recipe {file}: {why_unread(error)}") from error
     except tomllib.TOMLDecodeError as error:
         raise UsageError(f"{file} is not valid TOML: {error}") from error
     lines = line_numbers(text)

@@ -1,6 +1,7 @@
 """What a recipe's stages will cost, and whether they can run: nothing is asked here."""
 
 import hashlib
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -188,7 +189,7 @@ def _print_missing(recipe: Recipe, missing: Mapping[str, Missing], is_rest_price
     rest = "the rest is priced above" if is_rest_priced else "without them no stage can be priced"
     print(f"\nfiles that are not there yet ({rest}):")
     for file, one in missing.items():
-        print(f"  {plain(str(recipe.path(file)), 200)}")
+        print(f"  {plain(os.path.normpath(recipe.path(file)), 200)}")
         print(f"    {plain(one.where or 'the recipe does not say where to get it', 400)}")
     names = dict.fromkeys(name for one in missing.values() for name in one.needed_by)
     stages = [plain(name, 40) for name in names if name not in recipe.step]

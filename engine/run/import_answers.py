@@ -20,7 +20,7 @@ from engine.collect.rows import Surveyed, pool_of
 from engine.collect.settings import Settings
 from engine.provider.tokens import tokenizer_for
 from engine.run.control import Control
-from engine.terminal import plain
+from engine.terminal import counted, plain
 from store.columns import missing
 from store.errors import PoolError, UsageError
 from store.ledger import Ledger, connect_writer
@@ -171,12 +171,12 @@ async def _close_books(ledger: Ledger, stage: int, run: int, counts: ImportCount
 
 def _say(found: Imported, settings: Settings) -> None:
     """What the file brought comes last, because that line is read first."""
-    counts, told = found.counts, f"stage '{settings.stage}' has {found.rows:,} rows"
+    counts, told = found.counts, f"stage '{settings.stage}' has {counted(found.rows, 'row')}"
     if found.pending:
         what = "of them" if settings.samples == 1 else f"samples of them ({settings.samples} to a row)"
         told += f"; {found.pending:,} {what} have no answer yet, and generate asks for them"
-    parts = f"{counts.taken:,} answers taken in, {counts.known:,} were there already, "
-    parts += f"{counts.empty:,} rows had none"
+    parts = f"{counted(counts.taken, 'answer')} taken in, {counts.known:,} were there already, "
+    parts += f"{counted(counts.empty, 'row')} had none"
     if counts.others:
         parts += f", {counts.others:,} not taken in, because their requests have another reply already"
     print(f"{told}\n{parts}{_bad(counts)}", file=sys.stderr)
@@ -187,4 +187,4 @@ def _bad(counts: ImportCounts) -> str:
         return ""
     first = counts.first_bad
     why = f"; the first is line {first.line}: {plain(first.reason, 200)}" if first else ""
-    return f"; {counts.bad:,} bad rows left out{why}"
+    return f"; {counted(counts.bad, 'bad row')} left out{why}"

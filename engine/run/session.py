@@ -38,6 +38,7 @@ from engine.run.build import (
 )
 from engine.run.control import Control
 from engine.subprocesses import stop_signals
+from engine.terminal import counted
 from store.errors import DamagedLedger, DiskFull, PoolError
 from store.failures import note_stop
 from store.ledger import Ledger
@@ -199,7 +200,7 @@ async def _run_stage(stage: Stage) -> None:
         and not stage.job.after
     ):
         why = "; ".join(f"line {bad.line}: {bad.reason}" for bad in state.bad_shown[:1])
-        rows = f"{state.bad_rows:,} bad rows; {why}" if why else "it is empty"
+        rows = f"{counted(state.bad_rows, 'bad row')}; {why}" if why else "it is empty"
         stage.stopped = PoolError(f"no usable row in pool {stage.job.rows.source} ({rows})")
     code = stage.stopped.exit_code if stage.stopped else (1 if state.failed.total() else 0)
     used, seconds = stage.view.teacher.utilisation(), time.monotonic() - stage.started

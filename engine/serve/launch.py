@@ -1,14 +1,16 @@
 """A teacher of our own in a process beside us, for as long as it is needed (demo, recipes)."""
 
 import contextlib
+import errno
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from engine.subprocesses import command, mortal
-from store.errors import DistillError
+from store.errors import DistillError, UsageError
 
 PATIENCE = 120.0  # seconds until it must have said its address
 
@@ -17,6 +19,27 @@ class ServingFailed(DistillError):
     """The teacher did not start."""
 
     exit_code = 1
+
+
+def check_port(port: int) -> None:
+    """Before a model is loaded, which takes its time. Raises UsageError."""
+    if not 0 <= port <= 65535:
+        raise UsageError(f"--port {port}: wants 0 (any that is free) to 65535")
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+            probe.listen()
+        except OSError as error:
+            words = "is in use" if error.errno == errno.EADDRINUSE else f"cannot be had: {error.strerror}"
+            raise UsageError(
+                f"port {port} {words}; name another with --port, or 0 for any that is free"
+            ) from None
+
+
+def check_parallel(parallel: int) -> None:
+    if parallel < 1:
+        raise UsageError(f"--parallel {parallel}: must be at least 1")
 
 
 @contextlib.contextmanager

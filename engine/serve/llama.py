@@ -12,6 +12,7 @@ import sys
 import threading
 from pathlib import Path
 
+from engine.serve.launch import check_parallel, check_port
 from engine.serve.model_folder import check
 from engine.subprocesses import stop_signals
 from store.errors import MissingExtra, UsageError
@@ -46,7 +47,7 @@ def model_file(model: str) -> Path:
     except OSError as error:
         raise UsageError(f"cannot read model {path}: {error.strerror}") from error
     if magic != GGUF_MAGIC:
-        raise UsageError(f"{path} is no GGUF file (it begins with {magic!r}); expected a llama.cpp model")
+        raise UsageError(f"{path} is not a GGUF file: expected a model for llama.cpp")
     return path
 
 
@@ -54,6 +55,8 @@ def run_server(model: str, port: int, parallel: int, precision: str | None = Non
     """Serves until it is told to stop; prints the address on stdout when it is ready."""
     if precision not in (None, *PRECISIONS):
         raise UsageError(f"--precision {precision}: expected {' or '.join(PRECISIONS)}")
+    check_port(port)
+    check_parallel(parallel)
     if model != SMOLLM2 and Path(model).is_dir():
         _run_student(Path(model), port, parallel, precision)
         return
@@ -63,8 +66,6 @@ def run_server(model: str, port: int, parallel: int, precision: str | None = Non
         model_file(model)  # is it there?
     require(*extras_of(model), purpose="serving a model")
     path = model_file(model)
-    if not (0 <= port <= 65535 and parallel > 0):
-        raise UsageError("--port wants 0 to 65535, --parallel at least 1")
     _silence_stderr()
     server = _start(path, port, parallel)
     print(

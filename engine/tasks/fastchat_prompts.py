@@ -11,6 +11,7 @@ from typing import Any
 
 import orjson
 
+from store.columns import kind_of
 from store.errors import UsageError
 
 SHOWN = ("question", "answer_1", "answer_2")
@@ -56,7 +57,7 @@ def _prompt(line: bytes, where: str) -> ReviewPrompt:
     except orjson.JSONDecodeError as error:
         raise UsageError(f"{where}: not JSON ({error}); expected one prompt in FastChat's shape") from error
     if not isinstance(row, dict):
-        raise UsageError(f"{where}: not an object but {type(row).__name__}")
+        raise UsageError(f"{where}: not an object but {kind_of(row)}")
     defaults = row.get("defaults") or {}
     if not isinstance(defaults, dict) or not all(isinstance(text, str) for text in defaults.values()):
         raise UsageError(f"{where}: `defaults` must be an object of texts")

@@ -15,7 +15,7 @@ import orjson
 
 from evaluators.report.figures import Block
 from store.damage import Damages
-from store.errors import UsageError
+from store.errors import UsageError, why_unread
 from store.queries import last_runs, stage_status, stages
 
 DEEP = 3  # folders below the run folder in which trainings are looked for
@@ -176,7 +176,8 @@ def _evaluation(path: Path, is_named: bool, unread: list[tuple[str, str]]) -> Ev
             raise ValueError(f"it is larger than {MOST_JSON >> 20} MiB")
         data = orjson.loads(path.read_bytes())
     except (OSError, ValueError) as error:
-        _refuse(path, f"cannot be read: {error}", is_named, unread)
+        why = why_unread(error) if isinstance(error, OSError) else str(error)
+        _refuse(path, f"cannot be read: {why}", is_named, unread)
         return None
     kind = kind_of(data)
     if kind is None:
