@@ -110,6 +110,17 @@ def test_a_port_that_is_in_use_is_told_before_a_model_is_read() -> None:
     assert "--parallel 0: must be at least 1" in refused("serve", "model", "--port", 0, "--parallel", 0)
 
 
+def test_usage_shows_arguments_as_they_are_called() -> None:
+    for words, usage in (
+        (("generate",), "Usage: distill generate [OPTIONS] POOL\n"),
+        (("score",), "Usage: distill score [OPTIONS] ANSWERS...\n"),
+        (("serve",), "Usage: distill serve [OPTIONS] [MODEL]\n"),
+        (("evaluate", "lengths"), "Usage: distill evaluate lengths [OPTIONS] FILE...\n"),
+    ):
+        code, out, _ = tiny.distill(*words, "--help")
+        assert (code, out[: len(usage)]) == (0, usage)
+
+
 @pytest.mark.skipif(not installed("train"), reason="the extra `train` is not installed")
 def test_data_that_is_not_there_is_told_before_libraries_are_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("trainers.sft", "trainers.reward", "trainers.rank", "trainers.scoring"):

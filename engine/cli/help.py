@@ -64,6 +64,16 @@ class Panels:
     def format_options(self, ctx: Any, formatter: Any) -> None:
         _write_sections(self, ctx, formatter)
 
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        """Arguments as we call them: `POOL`, `[MODEL]`, `FILE...`, without braces of typer's around them."""
+        pieces = super().collect_usage_pieces(ctx)  # type: ignore[misc]
+        for param in self.get_params(ctx):  # type: ignore[attr-defined]
+            if param.param_type_name == "argument" and param.metavar:
+                (theirs,) = param.get_usage_pieces(ctx)
+                needed = param.required or param.metavar.startswith("[")
+                pieces[pieces.index(theirs)] = param.metavar if needed else f"[{param.metavar}]"
+        return list(pieces)
+
 
 class PanelGroup(Panels, typer.core.TyperGroup):
     pass
