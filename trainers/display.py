@@ -23,7 +23,8 @@ class Display:
 
     def __init__(self, quiet: bool) -> None:
         self._console = Console(stderr=True, highlight=False, soft_wrap=True)
-        self._live = self._console.is_terminal and not quiet
+        # Not the console's word: FORCE_COLOR, which notebooks set for what they start, makes it a terminal.
+        self._live = sys.stderr.isatty() and not quiet
         self._quiet = quiet
         self._bar = Progress(
             TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),

@@ -15,6 +15,7 @@ from typing import IO, Any
 
 import orjson
 
+from store.columns import missing
 from store.errors import PoolError, UsageError
 from store.files import is_plain, replacing
 from store.pool import Pool
@@ -96,7 +97,7 @@ def _own_id(given: object, seen: set[Any], where: str) -> None:
 
 def fault(raw: Row) -> str | None:
     if not isinstance(raw.get("prompt"), str) or not raw["prompt"].strip():
-        return "no prompt"
+        return missing(raw, "prompt")
     found = raw.get("candidates")
     if not isinstance(found, list) or not all(isinstance(text, str) for text in found):
         return "candidates is not a list of texts"
