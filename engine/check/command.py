@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +21,12 @@ import orjson
 
 from engine.check.damage import find
 from engine.check.integrity import faults_of, faults_of_log
-from engine.check.repair import Log, mend
+from engine.check.repair import mend
 from engine.check.report import CheckReport, lines, told
 from engine.terminal import plain, tell
 from store.errors import RunFolderError, StorageError
 from store.ledger import connect_writer
+from store.queries import connect_reader
 from store.run_folder import LEDGER, held, is_held, ledger_path
 from store.salvage import salvage
 from store.schema import VERSION, is_newer, version_words
@@ -69,7 +70,8 @@ def _salvaged(run: Path, fresh: Path) -> int:
 def _check(run: Path, as_json: bool) -> int:
     faults = [] if is_held(run) else faults_of_log(run)
     if not faults:
-        _bring_up_to_date(run)
+        with contextlib.suppress(Exception):  # an older version; where that cannot be, the check says why
+            connect_reader(run).close()
         faults = faults_of(run)
     if faults:
         with tempfile.TemporaryDirectory(prefix="distill-check-") as folder:
@@ -86,14 +88,6 @@ def _check(run: Path, as_json: bool) -> int:
         if not result.is_intact:
             print(f"repair it with: distill check --run {run} --repair")
     return 0 if result.is_intact else DAMAGED
-
-
-def _bring_up_to_date(run: Path) -> None:
-    """A ledger of an older version; where that is not possible the check says why."""
-    from store.queries import connect_reader
-
-    with contextlib.suppress(Exception):
-        connect_reader(run).close()
 
 
 def _look(path: Path, run: Path, faults: list[str]) -> CheckReport:
@@ -116,7 +110,8 @@ def _repair(run: Path, as_json: bool) -> int:
     with held(run):
         faults = faults_of_log(run)
         if not faults:
-            _bring_up_to_date_held(run)
+            with contextlib.suppress(Exception):
+                connect_writer(run).close()
             faults = faults_of(run)
         kept, unreadable = None, 0
         log = run / f"repair-{time.strftime('%Y%m%d-%H%M%S')}.jsonl"
@@ -144,13 +139,9 @@ def _repair(run: Path, as_json: bool) -> int:
     return 0 if is_intact else DAMAGED
 
 
-def _bring_up_to_date_held(run: Path) -> None:
-    with contextlib.suppress(Exception):
-        connect_writer(run).close()
-
-
 def _mended(path: Path, run: Path, faults: list[str], log: Path) -> tuple[CheckReport, dict[str, int]]:
-    """Looks and repairs in one transaction: what was found at first, and what was done."""
+    """Looks and repairs in one transaction: what was found at first, and what was done. What was there
+    before goes into `log`, which is on the disk before the repair is."""
     connection = sqlite3.connect(path, isolation_level=None, timeout=60)
     connection.text_factory = lambda text: text.decode(errors="replace")
     done: Counter[str] = Counter()
@@ -160,32 +151,25 @@ def _mended(path: Path, run: Path, faults: list[str], log: Path) -> tuple[CheckR
         connection.execute("BEGIN IMMEDIATE")
         found = find(connection)
         first = result = told(connection, str(run / LEDGER), faults, found)
-        with _logging(log) as write:
+        with log.open("a", encoding="utf-8") as file:
+
+            def write(line: Mapping[str, Any]) -> None:
+                file.write(json.dumps(line, ensure_ascii=False, default=repr) + "\n")
+
             for _ in range(PASSES):
                 if result.is_intact or not (result.counts.total() or result.loose):
                     break
                 done += mend(connection, found, write)
                 found = find(connection)
                 result = told(connection, str(run / LEDGER), [], found)
+            file.flush()
+            os.fsync(file.fileno())
+            is_empty = file.tell() == 0
+        if is_empty:
+            log.unlink()
         connection.execute("COMMIT")
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     return first, {what: count for what, count in done.items() if count}
-
-
-@contextlib.contextmanager
-def _logging(log: Path) -> Iterator[Log]:
-    """What was there before goes into a file, which is on the disk before the repair is."""
-    with log.open("a", encoding="utf-8") as file:
-
-        def write(line: Mapping[str, Any]) -> None:
-            file.write(json.dumps(line, ensure_ascii=False, default=repr) + "\n")
-
-        yield write
-        file.flush()
-        os.fsync(file.fileno())
-        empty = file.tell() == 0
-    if empty:
-        log.unlink()
 
 
 def _put_in_place(run: Path, fresh: Path) -> Path:

@@ -20,9 +20,9 @@ from engine.recipe.schema import OfStep, Recipe
 from engine.recipe.stages import Graph
 from engine.recipe.step_runner import is_as_recorded
 from engine.recipe.steps import Step
-from engine.run.build import StageJob
 from engine.run.collect import observed, price_steps, sum_of, told
 from engine.run.estimate import Estimate, Survey, survey
+from engine.run.job import StageJob
 from engine.run.tables import print_plan, print_planned_steps
 from engine.terminal import plain
 from store.errors import PoolError, UsageError

@@ -19,10 +19,9 @@ from engine.recipe.schema import OfStep, Recipe
 from engine.recipe.stages import Graph, Served
 from engine.recipe.step_runner import run_step
 from engine.recipe.steps import Commands, Step, extras_for, left_by, steps_of
-from engine.run.bills import bill_json
-from engine.run.build import Job, StageJob, StageResult
 from engine.run.collect import SURVEY_SECONDS, ask_leave_for, budget_warning, sum_of
-from engine.run.result_tables import print_bad_rows, print_results
+from engine.run.job import Job, StageJob, StageResult
+from engine.run.results import bill_json, print_bad_rows, print_results
 from engine.run.session import run_job
 from engine.run.tables import print_plan, print_steps
 from engine.serve.launch import ServingFailed, served

@@ -30,7 +30,7 @@ from engine.provider.tokens import tokenizer_for
 from engine.recipe.load import RANKED
 from engine.recipe.schema import EndpointTable, OfStep, Path_, Recipe
 from engine.recipe.steps import placed
-from engine.run.build import StageJob
+from engine.run.job import StageJob
 from store.errors import UsageError
 from store.queries import connect_reader
 from store.records import BadRow, Item, Outcome

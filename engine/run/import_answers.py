@@ -37,7 +37,17 @@ def run_import(settings: Settings, source: str, run: Path) -> int:
         with held(run):  # a folder that is in use is told first
             pass
     if not rows.is_stream:  # a file without an answer leaves nothing behind
-        _check_answers(rows, source)
+        counts = ImportCounts()
+        for row in rows:
+            if isinstance(row, Instruction) and row.output.strip():
+                break
+            if isinstance(row, BadRow):
+                counts.count_bad(row)
+        else:
+            pool = Pool(source)
+            next(iter(pool), None)
+            columns = f": {missing(pool.raw, 'output')}" if pool.raw else ""
+            raise PoolError(f"no row of {source} has an answer{columns}{_bad(counts)}")
     with held(run):
         plan = _plan(settings, run)
         connect_writer(run).close()
@@ -46,20 +56,6 @@ def run_import(settings: Settings, source: str, run: Path) -> int:
         raise PoolError(f"no row of {source} has an answer{_bad(counts)}")
     _say(counts, settings, placed, pending)
     return 0
-
-
-def _check_answers(rows: Surveyed, source: str) -> None:
-    """Raises PoolError."""
-    counts = ImportCounts()
-    for row in rows:
-        if isinstance(row, Instruction) and row.output.strip():
-            return
-        if isinstance(row, BadRow):
-            counts.count_bad(row)
-    pool = Pool(source)
-    next(iter(pool), None)
-    columns = f": {missing(pool.raw, 'output')}" if pool.raw else ""
-    raise PoolError(f"no row of {source} has an answer{columns}{_bad(counts)}")
 
 
 def _plan(settings: Settings, run: Path) -> Plan:
@@ -105,24 +101,20 @@ async def _import(
         stage, number = ledger.begin(settings.stage, settings.task, settings.samples, told)
         importer = Importer(settings, plan, ledger, stage, number)
         try:
-            await _take_all(importer, rows, ledger, settings.limit)
+            for turn, row in enumerate(rows, 1):
+                importer.take(row)
+                if turn % (ROWS_A_TURN * TURNS_AHEAD) == 0:
+                    await ledger.committed()
+                elif turn % ROWS_A_TURN == 0:
+                    await asyncio.sleep(0)  # the writer commits what there is while the next rows are read
+                if settings.limit is not None and importer.counts.rows >= settings.limit:
+                    break
         finally:
             importer.close()
         await ledger.committed()
         return importer.counts, await _close_books(ledger, stage, number, importer.counts)
     finally:
         await ledger.close()
-
-
-async def _take_all(importer: Importer, rows: Surveyed, ledger: Ledger, limit: int | None) -> None:
-    for turn, row in enumerate(rows, 1):
-        importer.take(row)
-        if turn % (ROWS_A_TURN * TURNS_AHEAD) == 0:
-            await ledger.committed()
-        elif turn % ROWS_A_TURN == 0:
-            await asyncio.sleep(0)  # the writer commits what there is while the next rows are read
-        if limit is not None and importer.counts.rows >= limit:
-            return
 
 
 async def _close_books(ledger: Ledger, stage: int, run: int, counts: ImportCounts) -> tuple[int, int]:
