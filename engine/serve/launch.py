@@ -30,17 +30,17 @@ def served(model: str, log: Path) -> Iterator[tuple[str, str]]:
             words, stdout=sink, stderr=sink, start_new_session=True, preexec_fn=mortal(signal.SIGTERM)
         )
     try:
-        yield _address(server, log)
+        address, deadline = None, time.monotonic() + PATIENCE
+        while address is None:
+            if time.monotonic() >= deadline or server.poll() is not None:
+                raise ServingFailed(f"the teacher did not start; see {log}")
+            for line in log.read_text(errors="replace").splitlines(keepends=True):
+                if line.startswith("serving ") and line.endswith(")\n"):
+                    address = line.split(" at ")[1].split(" ")[0], line.rsplit(": ", 1)[1].rstrip(")\n")
+                    break
+            else:
+                time.sleep(0.05)
+        yield address
     finally:
         server.terminate()
         server.wait()
-
-
-def _address(server: "subprocess.Popen[bytes]", log: Path) -> tuple[str, str]:
-    deadline = time.monotonic() + PATIENCE
-    while time.monotonic() < deadline and server.poll() is None:
-        for line in log.read_text(errors="replace").splitlines(keepends=True):
-            if line.startswith("serving ") and line.endswith(")\n"):
-                return line.split(" at ")[1].split(" ")[0], line.rsplit(": ", 1)[1].rstrip(")\n")
-        time.sleep(0.05)
-    raise ServingFailed(f"the teacher did not start; see {log}")
