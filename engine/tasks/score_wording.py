@@ -133,18 +133,14 @@ _RANGE = re.compile(
 )
 
 
-def _list_of(count: int) -> str:
-    """`count` numbers in a row: either each out of ten or none ('8/10' is one number, not two)."""
-    none = _SEPARATOR.join([f"({_NUM})"] * count) + f"(?: ?(?:{_IN_WORDS}))?"
-    each = rf"{_OUT_OF}(?:{_SEPARATOR}|)".join([f"({_NUM})"] * count) + _OUT_OF
-    return rf"[(\[<{{\"']{{0,3}}(?:{each}|{none})[)\]>}}\"']{{0,3}}"
-
-
 class Rules:
     """The rules for replies that score `count` answers; compiled once for each count."""
 
     def __init__(self, count: int) -> None:
-        numbers = _list_of(count)
+        # `count` numbers in a row: either each out of ten or none ('8/10' is one number, not two)
+        none = _SEPARATOR.join([f"({_NUM})"] * count) + f"(?: ?(?:{_IN_WORDS}))?"
+        each = rf"{_OUT_OF}(?:{_SEPARATOR}|)".join([f"({_NUM})"] * count) + _OUT_OF
+        numbers = rf"[(\[<{{\"']{{0,3}}(?:{each}|{none})[)\]>}}\"']{{0,3}}"
         self._count = count
         self._bare = re.compile(rf"{numbers}[.!]?", re.I)
         self._opening = re.compile(rf"{numbers}(?: ?[:.;]| [-–—])? (?=[A-Z(]|{LABEL}|{BOTH})")
