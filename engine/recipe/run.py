@@ -24,7 +24,7 @@ from engine.run.job import Job, StageJob, StageResult
 from engine.run.results import bill_json, print_bad_rows, print_results
 from engine.run.session import run_job
 from engine.run.tables import print_plan, print_steps
-from engine.serve.launch import ServingFailed, served
+from engine.subprocesses import ServingFailed, served
 from engine.terminal import plain, tell
 from store.errors import DistillError, UsageError
 from store.extras import require

@@ -4,9 +4,9 @@ Three reviewers by the question's category (general, coding, math), asking what 
 ask, in our words. The same in Chinese.
 
 FastChat's published reviewer prompts can take their place, for exact reproduction: one JSON object a line,
-with `system_prompt`, `prompt_template` with {question}, {answer_1}, {answer_2} and the names of `defaults` (there
-{prompt}), `category`. Filled in as FastChat's eval_gpt_review.py does, with str.format, which never looks for
-braces in the values.
+with `system_prompt`, `prompt_template` with {question}, {answer_1}, {answer_2} and the names of `defaults`
+(there {prompt}), `category`. Filled in as FastChat's eval_gpt_review.py does, with str.format, which never
+looks for braces in the values.
 """
 
 from collections.abc import Mapping

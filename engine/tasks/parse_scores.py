@@ -19,6 +19,7 @@ Preference = Literal["first", "second", "tie"]
 
 _FENCED = re.compile(r"```(?:json\w*)?[ \t]*\n?(.*?)```", re.S | re.I)
 MOST_OBJECTS = 20
+_rules = cache(Rules)  # by the count of answers
 _PREFERENCES = ("preference", "verdict", "winner", "better", "choice")
 _LISTS = ("scores", "score", "ratings", "rating", "评分", "分数", "得分")
 _NAME = r"(?:assistant|answer|response|model|candidate|score|rating|助手|回答|答案|模型|评分|得分|分数)"
@@ -74,11 +75,6 @@ def preference(text: str) -> Preference | None:
         return in_brackets[0] if len(set(in_brackets)) == 1 else None
     match = _FIRST_LINE.fullmatch(first_line)
     return _verdict(match[1]) if match else None
-
-
-@cache
-def _rules(count: int) -> Rules:
-    return Rules(count)
 
 
 def _verdict(name: str) -> Preference | None:
