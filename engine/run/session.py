@@ -59,8 +59,8 @@ def run_job(job: Job) -> list[StageResult]:
         limit = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
         with contextlib.suppress(ValueError, OSError):
             resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
-    # Replies make many short-lived objects and no circles: the garbage collector looks at them less often, and
-    # not at what was there before (a tenth of the time for each reply)
+    # Replies make many short-lived objects and no circles: the garbage collector looks at them less often,
+    # and not at what was there before (a tenth of the time for each reply)
     before = gc.get_threshold()
     gc.freeze()
     gc.set_threshold(GC_ALLOCATIONS, 20, 50)
