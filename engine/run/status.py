@@ -12,11 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import orjson
-from rich.text import Text
 
 from engine.collect.other_settings import counting, differences
-from engine.run.results import spent_in_vain
-from engine.run.tables import done_of, failed_words, used_words
 from engine.terminal import (
     Cell,
     Column,
@@ -153,6 +150,10 @@ def list_failures(run: Path, stage: str | None, cause: str | None, as_json: bool
 
 def print_status(status: Mapping[str, Any], run: Path, failed: Mapping[str, Sequence[Alike]]) -> None:
     """`status` for people, on stdout. failed: by stage, what was said of the rows that failed."""
+    from rich.text import Text  # `status --json` starts without it
+
+    from engine.run.tables import done_of
+
     columns = [
         Column("stage", is_text=True), Column("done"), Column("failed", is_text=True, wraps=True),
         Column("outcomes", is_text=True, wraps=True), Column("tokens in"), Column("tokens out"),
@@ -179,6 +180,9 @@ def _status_lines(
     status: Mapping[str, Any], run: Path, failed: Mapping[str, Sequence[Alike]]
 ) -> Iterator[str]:
     """What the table does not hold, in the order in which people ask."""
+    from engine.run.results import spent_in_vain
+    from engine.run.tables import failed_words, used_words
+
     yield from _how_stopped(status)
     for name, groups in failed.items():
         yield from failed_words(f"stage {plain(name, 40)}", groups)
