@@ -17,10 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from engine.collect.drain import DRAIN_SECONDS
 from engine.collect.plan import Plan
 from engine.collect.rows import Rows
-from engine.collect.runner import Interrupted, Runner
 from engine.collect.settings import Settings
 from engine.collect.stats import RunState
 from engine.run.estimate import Estimate
@@ -31,6 +29,7 @@ from store.key_index import KeyIndex
 
 if TYPE_CHECKING:
     from engine.batch.runner import Batches
+    from engine.collect.runner import Runner
 
 T = TypeVar("T")
 
@@ -232,6 +231,8 @@ async def in_thread_async(work: Callable[[], T], control: Control) -> T:
 @contextlib.contextmanager
 def stoppable(runners: Sequence["Runner | Batches"], control: Control | None) -> Iterator[None]:
     """By signals, or by whoever has started this thread: only the main thread hears of signals."""
+    from engine.collect.drain import DRAIN_SECONDS  # `import distill` is faster without the loop
+    from engine.collect.runner import Interrupted
 
     def stop(by: str, is_urgent: bool) -> None:
         words = f"stopped by {by}; what was answered is stored: run the same command to continue"
