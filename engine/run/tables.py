@@ -27,6 +27,7 @@ from store.failures import Alike
 from store.step_records import StepResult
 
 TAKEN_AS_FREE = "taken as free: a local server"
+MESSAGES_SHOWN = 5  # of one stage
 
 
 def grid() -> Table:
@@ -40,6 +41,21 @@ def grid() -> Table:
 def tell_shown(shown: Table | Text) -> None:
     """On stderr, which may be gone. Texts are for the terminal to wrap."""
     show(shown, stderr=True)
+
+
+def interval(found: Range, as_text: str = "{:,.0f}") -> str:
+    return f"95 %: {as_text.format(found.low)} to {as_text.format(found.high)}"
+
+
+def bound_words(bound: Bound, is_inside: bool) -> str:
+    """How the bound on a reply is made up."""
+    if bound.answer is None:
+        return "none"
+    if not bound.thinking:
+        return f"{bound.answer:,} tokens"
+    if is_inside:
+        return f"{bound.answer:,} for the answer + {bound.thinking:,} to think"
+    return f"{bound.answer:,} for the answer; this model thinks beside it, up to {bound.thinking:,} assumed"
 
 
 def _price(price: Price, source: str) -> str:
@@ -192,24 +208,6 @@ def used_words(utilisation: Mapping[str, Any]) -> list[str]:
 def done_of(done: int, total: int | None) -> Cell:
     """`20,000 of 52,002`, or shorter."""
     return lambda count: f"{count(done)} of {'?' if total is None else count(total)}"
-
-
-def interval(found: Range, as_text: str = "{:,.0f}") -> str:
-    return f"95 %: {as_text.format(found.low)} to {as_text.format(found.high)}"
-
-
-def bound_words(bound: Bound, is_inside: bool) -> str:
-    """How the bound on a reply is made up."""
-    if bound.answer is None:
-        return "none"
-    if not bound.thinking:
-        return f"{bound.answer:,} tokens"
-    if is_inside:
-        return f"{bound.answer:,} for the answer + {bound.thinking:,} to think"
-    return f"{bound.answer:,} for the answer; this model thinks beside it, up to {bound.thinking:,} assumed"
-
-
-MESSAGES_SHOWN = 5  # of one stage
 
 
 def failed_words(who: str, groups: Sequence[Alike]) -> Iterator[str]:
