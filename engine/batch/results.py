@@ -25,7 +25,7 @@ from engine.provider.pricing import Price, Prices
 from engine.provider.responses import Reply, claim_in
 from store import provider_batches as batches
 from store.provider_batches import BatchRow, Enqueued, Items
-from store.records import UNUSABLE, Cause, Usage
+from store.records import UNUSABLE, Cause
 
 LINES_A_COMMIT = 256
 DAMAGED = "the line of the batch's results cannot be read"
@@ -155,7 +155,13 @@ class Collector:
         elif isinstance(meaning, BadReply):
             self._malformed(reading, entry, meaning)
         elif isinstance(meaning, RowRefused):
-            self._refused(reading, entry, meaning)
+            number = self._record(reading, entry, meaning)
+            self._settle(reading, entry)
+            if self._proven:
+                self.intake.failed(entry.request, meaning.cause, number, own=reading.own)
+            else:
+                failed = Failed(meaning.cause, meaning.status, str(meaning), number, refused=True)
+                self._refusals.append((entry.request, failed, reading.own))
         elif isinstance(meaning, Unclear):
             most = self.attempts.parse + 1 if meaning.is_refusal else None
             self._asked_again(reading, entry, ServerFault(meaning.words, meaning.status or 0), most=most)
@@ -196,39 +202,29 @@ class Collector:
                 self._in_vain.clear()
                 self._fail_refusals()
             self.intake.answered(entry.request, own=reading.own)
-        elif outcome == "unparsed":
-            self._unparsed(reading, entry, reply)
-        else:
-            self._unusable(reading, entry, reply, response.usage, number)
+        elif outcome == "unparsed":  # no record in it: a further sample goes into a next batch
+            words = unread_words(reply)
+            error = self.ledger.error(
+                stage, entry.attempt, entry.request, "unparsed", 200, words, 0, ended=False
+            )
+            if not (self._proven or self.state.was_read):
+                self._unread[entry.request] = Failed("unparsed", 200, words, error, refused=False)
+            self._again(reading, entry, "unparsed", error, most=self.attempts.parse + 1)
+        else:  # no answer in it: another is bought in a next batch, a few times
+            if not self._proven and self.give_up_share < 1:
+                self._in_vain[entry.request] = unusable(reply, response.usage, number)
+            if reply.outcome == "tool_calls" or entry.tries + 1 >= self.attempts.empty:
+                self.intake.unusable(entry.request, reply.outcome, number, own=reading.own)
+            else:
+                reading.found.again[entry.key] = RetryLine(
+                    entry.request, entry.prompt_tokens, entry.worst, entry.tries + 1, reading.own
+                )
 
     def _asked(self, entry: Enqueued) -> Measure:
         """What its reply is measured by; its body is at the provider, not here."""
         size = MOST_BYTES_A_TOKEN * entry.prompt_tokens
         most = entry.prompt_tokens if self.tokenizer.exact else size
         return Measure(entry.prompt_tokens, most, size, self.intake.plan.max_tokens)
-
-    def _unusable(
-        self, reading: _Reading, entry: Enqueued, reply: Reply, usage: Usage, response: int
-    ) -> None:
-        """Stored and billed, and no answer in it: another is bought in a next batch, a few times."""
-        if not self._proven and self.give_up_share < 1:
-            self._in_vain[entry.request] = unusable(reply, usage, response)
-        if reply.outcome == "tool_calls" or entry.tries + 1 >= self.attempts.empty:
-            self.intake.unusable(entry.request, reply.outcome, response, own=reading.own)
-            return
-        reading.found.again[entry.key] = RetryLine(
-            entry.request, entry.prompt_tokens, entry.worst, entry.tries + 1, reading.own
-        )
-
-    def _unparsed(self, reading: _Reading, entry: Enqueued, reply: Reply) -> None:
-        """Stored and billed, and no record in it: a further sample goes into a next batch."""
-        words = unread_words(reply)
-        number = self.ledger.error(
-            reading.row.stage, entry.attempt, entry.request, "unparsed", 200, words, 0, ended=False
-        )
-        if not (self._proven or self.state.was_read):
-            self._unread[entry.request] = Failed("unparsed", 200, words, number, refused=False)
-        self._again(reading, entry, "unparsed", number, most=self.attempts.parse + 1)
 
     def _record(self, reading: _Reading, entry: Enqueued, error: AskError, lost: int = 0) -> int:
         return self.ledger.error(
@@ -283,15 +279,6 @@ class Collector:
         reading.found.again[entry.key] = RetryLine(
             entry.request, entry.prompt_tokens, entry.worst, tries, reading.own
         )
-
-    def _refused(self, reading: _Reading, entry: Enqueued, error: RowRefused) -> None:
-        number = self._record(reading, entry, error)
-        self._settle(reading, entry)
-        if self._proven:
-            self.intake.failed(entry.request, error.cause, number, own=reading.own)
-        else:
-            failed = Failed(error.cause, error.status, str(error), number, refused=True)
-            self._refusals.append((entry.request, failed, reading.own))
 
     def _fail_refusals(self) -> None:
         for request, failed, own in self._refusals:

@@ -39,15 +39,7 @@ PASSES = 4  # what is made up from what others name is looked at again
 def run_check(run: Path, repair: bool, as_json: bool) -> int:
     """0 for an intact ledger, or one that has been repaired; 1 for a damaged one."""
     ledger = ledger_path(run)
-    _refuse_newer(ledger)
-    try:
-        return _repair(run, as_json) if repair else _check(run, as_json)
-    except (sqlite3.Error, OSError) as error:
-        raise StorageError(f"{ledger} cannot be checked: {error}") from error
-
-
-def _refuse_newer(ledger: Path) -> None:
-    """One that a newer version has written is not damaged, and one in the making is not either."""
+    # one that a newer version has written is not damaged, and one in the making is not either
     log = ledger.with_name(ledger.name + "-wal")
     if not ledger.stat().st_size and not (log.exists() and log.stat().st_size):
         raise RunFolderError(version_words(ledger, 0))
@@ -57,6 +49,10 @@ def _refuse_newer(ledger: Path) -> None:
             is_too_new = version > VERSION and is_newer(connection)
         if is_too_new:
             raise RunFolderError(version_words(ledger, version))
+    try:
+        return _repair(run, as_json) if repair else _check(run, as_json)
+    except (sqlite3.Error, OSError) as error:
+        raise StorageError(f"{ledger} cannot be checked: {error}") from error
 
 
 def _salvaged(run: Path, fresh: Path) -> int:
@@ -132,7 +128,16 @@ def _repair(run: Path, as_json: bool) -> int:
         names = {"kept": str(kept) if kept else None, "log": str(log) if log.exists() else None}
         sys.stdout.write(orjson.dumps({**result.as_json(), **repaired, **names}).decode() + "\n")
     else:
-        _tell_repair(run, result, done, kept, log)
+        print(*lines(result, str(run)), sep="\n")
+        if not result.is_intact:
+            print("repaired:")
+            for what, count in done.items():
+                print(f"  {count:,} {what}")
+            if kept:
+                print(f"  what could be read is in a fresh ledger; the damaged one is kept as {kept}")
+            if log.exists():
+                print(f"  what was changed, and what it was before, is in {log}")
+            print("run the same command as before: it puts rows back and sends what is pending")
     if not is_intact:
         words = "; ".join(left or list(lines(after, str(run)) if after else []))
         tell(f"distill: {run / LEDGER} is still damaged: {plain(words, 600)}\n")
@@ -198,19 +203,3 @@ def _put_in_place(run: Path, fresh: Path) -> Path:
     finally:
         os.close(descriptor)
     return kept
-
-
-def _tell_repair(
-    run: Path, result: CheckReport, done: Mapping[str, int], kept: Path | None, log: Path
-) -> None:
-    print(*lines(result, str(run)), sep="\n")
-    if result.is_intact:
-        return
-    print("repaired:")
-    for what, count in done.items():
-        print(f"  {count:,} {what}")
-    if kept:
-        print(f"  what could be read is in a fresh ledger; the damaged one is kept as {kept}")
-    if log.exists():
-        print(f"  what was changed, and what it was before, is in {log}")
-    print("run the same command as before: it puts rows back and sends what is pending")

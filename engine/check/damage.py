@@ -134,7 +134,15 @@ def find(connection: sqlite3.Connection) -> Findings:
     connection.execute(_MISPLACED)
     for sql in _ANSWERS:
         connection.execute(sql)
-    found.most_request = most = _note_lost(connection)
+    # requests that rows or replies name and that are missing; a number beyond `most` is damaged
+    (count,) = connection.execute("SELECT count(*) FROM requests").fetchone()
+    most = 2 * count + STRAY
+    connection.execute(_LOST, {"most": most})
+    (top,) = connection.execute("SELECT ifnull(max(id), 0) FROM requests WHERE id <= ?", (most,)).fetchone()
+    beyond_top = "SELECT count(*) FROM temp.lost_requests WHERE request > ?"
+    (beyond,) = connection.execute(beyond_top, (top,)).fetchone()
+    found.most_request = most = int(top + (beyond + SLACK if beyond else 0))
+    connection.execute("DELETE FROM temp.lost_requests WHERE request > ?", (most,))
     for sql in _PLACES:
         connection.execute(sql, {"most": most} if ":most" in sql else {})
     for stage, name in connection.execute("SELECT id, name FROM stages ORDER BY id").fetchall():
@@ -144,21 +152,6 @@ def find(connection: sqlite3.Connection) -> Findings:
             connection.execute("INSERT OR IGNORE INTO orphans VALUES (?, ?)", (response, request))
     connection.execute(_MENDS)
     return found
-
-
-def _note_lost(connection: sqlite3.Connection) -> int:
-    """Requests that rows or replies name and that are missing. Returns the highest number that a request
-    can have: what is said to be beyond is damaged."""
-    (count,) = connection.execute("SELECT count(*) FROM requests").fetchone()
-    most = 2 * count + STRAY
-    connection.execute(_LOST, {"most": most})
-    (top,) = connection.execute("SELECT ifnull(max(id), 0) FROM requests WHERE id <= ?", (most,)).fetchone()
-    (beyond,) = connection.execute(
-        "SELECT count(*) FROM temp.lost_requests WHERE request > ?", (top,)
-    ).fetchone()
-    most = top + (beyond + SLACK if beyond else 0)
-    connection.execute("DELETE FROM temp.lost_requests WHERE request > ?", (most,))
-    return int(most)
 
 
 def why_damaged(outcome: str, raw: bytes | None, kind: str, checksum: int | None) -> str | None:

@@ -174,22 +174,18 @@ def wrong_accounts(connection: sqlite3.Connection) -> Iterator[tuple[int, Accoun
     for (stage,) in connection.execute("SELECT id FROM stages ORDER BY id").fetchall():
         cost, *tokens = replies.get(stage, (0, 0, 0))
         least = (cost + by_hand.get(stage, 0), *tokens, *attempts.get(stage, (0, 0)))
-        right = _righted(stored.get(stage), least, may_be_more=bool(lost or figureless))
-        if right != stored.get(stage, Account(0, 0, 0, 0, 0, 0)):
+        # spent, tokens of both kinds, sent, ended, as the ledger's rows show them
+        if (has := stored.get(stage)) is None:
+            right = Account(least[0], 0, *least[1:])
+        else:
+            told = (has.spent, has.prompt_tokens, has.completion_tokens, has.sent, has.ended)
+            spent, *others = (
+                said if said == shown or ((lost or figureless) and shown < said < shown + MOST) else shown
+                for said, shown in zip(told, least, strict=True)
+            )
+            right = Account(spent, has.at_risk if 0 <= has.at_risk < MOST else 0, *others)
+        if right != (has or Account(0, 0, 0, 0, 0, 0)):
             yield stage, right
-
-
-def _righted(stored: Account | None, least: tuple[int, ...], may_be_more: bool) -> Account:
-    """`least`: spent, tokens of both kinds, sent, ended, as the ledger's rows show them."""
-    if stored is None:
-        return Account(least[0], 0, *least[1:])
-    told = (stored.spent, stored.prompt_tokens, stored.completion_tokens, stored.sent, stored.ended)
-    right = [
-        said if said == shown or (may_be_more and shown < said < shown + MOST) else shown
-        for said, shown in zip(told, least, strict=True)
-    ]
-    at_risk = stored.at_risk if 0 <= stored.at_risk < MOST else 0
-    return Account(right[0], at_risk, *right[1:])
 
 
 def loose_ends(connection: sqlite3.Connection) -> list[tuple[str, str, str, int]]:
@@ -229,8 +225,18 @@ def mend_settings(
         log({"what": "settings", "run": run, "was": raw.decode(errors="backslashreplace")})
         if (found := _with_one_bit_right(connection, stage, raw)) is not None:
             done["settings of runs restored"] += 1
-        else:
-            found = orjson.dumps(_of_stage(connection, stage)).decode()
+        else:  # the least that a stage can be exported with
+            sql = "SELECT name, task, samples FROM stages WHERE id = ?"
+            told = connection.execute(sql, (stage,)).fetchone()
+            name, task, samples = told or (f"stage-{stage}", "generate", 1)
+            model = connection.execute(
+                "SELECT p.model FROM responses p JOIN attempts t ON t.id = p.attempt JOIN runs u "
+                "ON u.id = t.run WHERE u.stage = ? AND p.model <> '' LIMIT 1",
+                (stage,),
+            ).fetchone()
+            least = {"stage": name, "task": task, "samples": max(1, samples)}
+            least["model"] = model[0] if model else "unknown"
+            found = orjson.dumps(least).decode()
             done[MADE_UP] += 1
         connection.execute("UPDATE runs SET settings = ? WHERE id = ?", (found, run))
 
@@ -251,20 +257,3 @@ def _with_one_bit_right(connection: sqlite3.Connection, stage: int, raw: bytes) 
                 return text
         tried[place // 8] ^= 1 << place % 8
     return None
-
-
-def _of_stage(connection: sqlite3.Connection, stage: int) -> dict[str, Any]:
-    """The least that a stage can be exported with."""
-    told = connection.execute("SELECT name, task, samples FROM stages WHERE id = ?", (stage,)).fetchone()
-    name, task, samples = told or (f"stage-{stage}", "generate", 1)
-    model = connection.execute(
-        "SELECT p.model FROM responses p JOIN attempts t ON t.id = p.attempt JOIN runs u ON u.id = t.run "
-        "WHERE u.stage = ? AND p.model <> '' LIMIT 1",
-        (stage,),
-    ).fetchone()
-    return {
-        "stage": name,
-        "task": task,
-        "samples": max(1, samples),
-        "model": model[0] if model else "unknown",
-    }

@@ -137,7 +137,19 @@ class Graph:
         settings, table = self.settings[name], self.recipe.stage[name]
         capped = settings.model_copy(update={} if table.budget is None else {"budget": table.budget})
         if asks:
-            self._check_keys(table.teacher, settings)
+            teacher = self.recipe.teacher[table.teacher]
+            places: list[Path_] = [
+                ("teacher", table.teacher, "endpoint", n) for n in range(len(teacher.endpoint))
+            ]
+            tables: list[EndpointTable] = [*teacher.endpoint]
+            if len(tables) < len(settings.servers()):
+                places.insert(0, ("teacher", table.teacher))
+                tables.insert(0, teacher)
+            for place, one, server in zip(places, tables, settings.servers(), strict=True):
+                is_named = "api_key_env" in one.model_fields_set  # then it is meant, on loopback too
+                if server.api_key is None and (is_named or not is_loopback(server.base_url)):
+                    words = f"no API key for {server.base_url}: {one.api_key_env} is not set"
+                    raise self.recipe.wrong((*place, "api_key_env"), words)
         try:
             capped.check(settings.price(), needs_keys=False)
             plan = self.standing(name).plan
@@ -155,19 +167,6 @@ class Graph:
             plan = plan_of(settings, tokenizer_for(settings.model))
             self._standing[name] = standing(self.run, settings, plan)
         return self._standing[name]
-
-    def _check_keys(self, teacher: str, settings: Settings) -> None:
-        table = self.recipe.teacher[teacher]
-        places: list[Path_] = [("teacher", teacher, "endpoint", n) for n in range(len(table.endpoint))]
-        tables: list[EndpointTable] = [*table.endpoint]
-        if len(tables) < len(settings.servers()):
-            places.insert(0, ("teacher", teacher))
-            tables.insert(0, table)
-        for place, one, server in zip(places, tables, settings.servers(), strict=True):
-            is_named = "api_key_env" in one.model_fields_set  # then it is meant, on loopback too
-            if server.api_key is None and (is_named or not is_loopback(server.base_url)):
-                words = f"no API key for {server.base_url}: {one.api_key_env} is not set"
-                raise self.recipe.wrong((*place, "api_key_env"), words)
 
     def expected(self, name: str) -> Surveyed:
         """The rows of a stage for its estimate: of its files, or of answers, imagined where there are

@@ -54,7 +54,16 @@ def run_import(settings: Settings, source: str, run: Path) -> int:
         counts, (placed, pending) = asyncio.run(_import(settings, plan, rows, run))
     if not counts.rows - counts.empty:
         raise PoolError(f"no row of {source} has an answer{_bad(counts)}")
-    _say(counts, settings, placed, pending)
+    told = f"stage '{settings.stage}' has {placed:,} rows"
+    if pending:
+        what = "of them" if settings.samples == 1 else f"samples of them ({settings.samples} to a row)"
+        told += f"; {pending:,} {what} have no answer yet, and generate asks for them"
+    parts = f"{counts.taken:,} answers taken in, {counts.known:,} were there already, "
+    parts += f"{counts.empty:,} rows had none"
+    if counts.others:
+        parts += f", {counts.others:,} not taken in, because their requests have another reply already"
+    # what the file brought comes last, because that line is read first
+    print(f"{told}\n{parts}{_bad(counts)}", file=sys.stderr)
     return 0
 
 
@@ -131,19 +140,6 @@ async def _close_books(ledger: Ledger, stage: int, run: int, counts: ImportCount
     ledger.note("UPDATE runs SET ended = ?, exit_code = 0 WHERE id = ?", time.time(), run)
     await ledger.committed()
     return rows, pending
-
-
-def _say(counts: ImportCounts, settings: Settings, placed: int, pending: int) -> None:
-    """What the file brought comes last, because that line is read first."""
-    told = f"stage '{settings.stage}' has {placed:,} rows"
-    if pending:
-        what = "of them" if settings.samples == 1 else f"samples of them ({settings.samples} to a row)"
-        told += f"; {pending:,} {what} have no answer yet, and generate asks for them"
-    parts = f"{counts.taken:,} answers taken in, {counts.known:,} were there already, "
-    parts += f"{counts.empty:,} rows had none"
-    if counts.others:
-        parts += f", {counts.others:,} not taken in, because their requests have another reply already"
-    print(f"{told}\n{parts}{_bad(counts)}", file=sys.stderr)
 
 
 def _bad(counts: ImportCounts) -> str:

@@ -188,8 +188,15 @@ def reply(messages: Sequence[Message], response_format: Mapping[str, Any] | None
     elif wanted.get("type") == "json_object":
         schema = {}
     found = TRANSLATE.match(asked)
-    if found is not None:
-        return _translated(asked, found[1], schema)
+    if found is not None:  # the tagged parts, each translated, in their tags again
+        try:
+            language = find_language(found[1])
+        except UsageError:
+            return f"(scripted: no language {found[1]})"
+        parts = [(tag, part, translate(text, language)) for tag, part, text in TAGGED.findall(asked)]
+        if schema is not None:
+            return _json({part: text for _, part, text in parts})
+        return "\n".join(f"<{tag}>\n{text}\n</{tag}>" for tag, _, text in parts)
     question, answers = _contest(asked)
     if answers:
         return _verdict(asked, question, answers, schema)
@@ -199,21 +206,6 @@ def reply(messages: Sequence[Message], response_format: Mapping[str, Any] | None
 
 def _json(value: object) -> str:
     return orjson.dumps(value).decode()
-
-
-# Translate
-
-
-def _translated(asked: str, name: str, schema: Mapping[str, Any] | None) -> str:
-    """The tagged parts, each translated, in their tags again."""
-    try:
-        language = find_language(name)
-    except UsageError:
-        return f"(scripted: no language {name})"
-    parts = [(tag, part, translate(text, language)) for tag, part, text in TAGGED.findall(asked)]
-    if schema is not None:
-        return _json({part: text for _, part, text in parts})
-    return "\n".join(f"<{tag}>\n{text}\n</{tag}>" for tag, _, text in parts)
 
 
 # Score, judge, compare
