@@ -171,6 +171,7 @@ def wrong_accounts(connection: sqlite3.Connection) -> Iterator[tuple[int, Accoun
     by_hand = billed_by_hand(connection)
     (lost,) = connection.execute(_LOST).fetchone()
     (figureless,) = connection.execute("SELECT count(*) FROM temp.figureless").fetchone()
+    may_be_more = bool(lost or figureless)
     for (stage,) in connection.execute("SELECT id FROM stages ORDER BY id").fetchall():
         cost, *tokens = replies.get(stage, (0, 0, 0))
         least = (cost + by_hand.get(stage, 0), *tokens, *attempts.get(stage, (0, 0)))
@@ -180,7 +181,7 @@ def wrong_accounts(connection: sqlite3.Connection) -> Iterator[tuple[int, Accoun
         else:
             told = (has.spent, has.prompt_tokens, has.completion_tokens, has.sent, has.ended)
             spent, *others = (
-                said if said == shown or ((lost or figureless) and shown < said < shown + MOST) else shown
+                said if may_be_more and shown < said < shown + MOST else shown
                 for said, shown in zip(told, least, strict=True)
             )
             right = Account(spent, has.at_risk if 0 <= has.at_risk < MOST else 0, *others)
