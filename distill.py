@@ -30,8 +30,8 @@ from engine.library import (
     stage_of_result,
     with_settings,
 )
-from engine.run.control import Progress
 from engine.run.estimate import Estimate
+from engine.run.job import Progress
 from store.errors import DistillError, MissingExtra, PoolError, RunFolderError, StorageError, UsageError
 from store.extras import require
 from store.pool import rereadable, spooled

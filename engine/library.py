@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 from engine.collect.build_settings import engine_fields, settings_from
 from engine.collect.setting_fields import DEFAULTS
 from engine.environment import OPENAI_KEY, check_key
-from engine.run.control import Control, Progress, in_thread, in_thread_async
 from engine.run.estimate import Estimate
+from engine.run.job import Control, Progress, in_thread, in_thread_async
 from store.errors import UsageError
 from store.pool import spooled
 

@@ -15,7 +15,7 @@ from ledgers import opened
 
 from engine.batch.client import Remote
 from engine.batch.files import body_of, input_line
-from engine.batch.quota import MOST_ALIVE, BatchLimits, Load, Queue, told_limit
+from engine.batch.packer import MOST_ALIVE, BatchLimits, Load, Queue, told_limit
 from engine.batch.states import best_of, next_step, poll_seconds, refusal, state_of
 from engine.provider.errors import BatchRefused, QuotaExhausted
 from store import provider_batches as batches

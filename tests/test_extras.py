@@ -15,8 +15,7 @@ from typer.main import get_command
 
 import store.extras
 from engine.cli.app import app
-from engine.recipe.phases import How
-from engine.recipe.run import run_recipe
+from engine.recipe.run import How, run_recipe
 from engine.recipe.steps import commands_of
 from store.errors import MissingExtra
 from store.extras import NO_DEPENDENCIES, PINS, installed, pin_files, require

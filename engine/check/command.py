@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +21,12 @@ import orjson
 
 from engine.check.damage import find
 from engine.check.integrity import faults_of, faults_of_log
-from engine.check.repair import Log, mend
+from engine.check.repair import mend
 from engine.check.report import CheckReport, lines, told
 from engine.terminal import plain, tell
 from store.errors import RunFolderError, StorageError
 from store.ledger import connect_writer
+from store.queries import connect_reader
 from store.run_folder import LEDGER, held, is_held, ledger_path
 from store.salvage import salvage
 from store.schema import VERSION, is_newer, version_words
@@ -38,15 +39,7 @@ PASSES = 4  # what is made up from what others name is looked at again
 def run_check(run: Path, repair: bool, as_json: bool) -> int:
     """0 for an intact ledger, or one that has been repaired; 1 for a damaged one."""
     ledger = ledger_path(run)
-    _refuse_newer(ledger)
-    try:
-        return _repair(run, as_json) if repair else _check(run, as_json)
-    except (sqlite3.Error, OSError) as error:
-        raise StorageError(f"{ledger} cannot be checked: {error}") from error
-
-
-def _refuse_newer(ledger: Path) -> None:
-    """One that a newer version has written is not damaged, and one in the making is not either."""
+    # one that a newer version has written is not damaged, and one in the making is not either
     log = ledger.with_name(ledger.name + "-wal")
     if not ledger.stat().st_size and not (log.exists() and log.stat().st_size):
         raise RunFolderError(version_words(ledger, 0))
@@ -56,6 +49,10 @@ def _refuse_newer(ledger: Path) -> None:
             is_too_new = version > VERSION and is_newer(connection)
         if is_too_new:
             raise RunFolderError(version_words(ledger, version))
+    try:
+        return _repair(run, as_json) if repair else _check(run, as_json)
+    except (sqlite3.Error, OSError) as error:
+        raise StorageError(f"{ledger} cannot be checked: {error}") from error
 
 
 def _salvaged(run: Path, fresh: Path) -> int:
@@ -69,7 +66,8 @@ def _salvaged(run: Path, fresh: Path) -> int:
 def _check(run: Path, as_json: bool) -> int:
     faults = [] if is_held(run) else faults_of_log(run)
     if not faults:
-        _bring_up_to_date(run)
+        with contextlib.suppress(Exception):  # an older version; where that cannot be, the check says why
+            connect_reader(run).close()
         faults = faults_of(run)
     if faults:
         with tempfile.TemporaryDirectory(prefix="distill-check-") as folder:
@@ -86,14 +84,6 @@ def _check(run: Path, as_json: bool) -> int:
         if not result.is_intact:
             print(f"repair it with: distill check --run {run} --repair")
     return 0 if result.is_intact else DAMAGED
-
-
-def _bring_up_to_date(run: Path) -> None:
-    """A ledger of an older version; where that is not possible the check says why."""
-    from store.queries import connect_reader
-
-    with contextlib.suppress(Exception):
-        connect_reader(run).close()
 
 
 def _look(path: Path, run: Path, faults: list[str]) -> CheckReport:
@@ -116,7 +106,8 @@ def _repair(run: Path, as_json: bool) -> int:
     with held(run):
         faults = faults_of_log(run)
         if not faults:
-            _bring_up_to_date_held(run)
+            with contextlib.suppress(Exception):
+                connect_writer(run).close()
             faults = faults_of(run)
         kept, unreadable = None, 0
         log = run / f"repair-{time.strftime('%Y%m%d-%H%M%S')}.jsonl"
@@ -137,20 +128,25 @@ def _repair(run: Path, as_json: bool) -> int:
         names = {"kept": str(kept) if kept else None, "log": str(log) if log.exists() else None}
         sys.stdout.write(orjson.dumps({**result.as_json(), **repaired, **names}).decode() + "\n")
     else:
-        _tell_repair(run, result, done, kept, log)
+        print(*lines(result, str(run)), sep="\n")
+        if not result.is_intact:
+            print("repaired:")
+            for what, count in done.items():
+                print(f"  {count:,} {what}")
+            if kept:
+                print(f"  what could be read is in a fresh ledger; the damaged one is kept as {kept}")
+            if log.exists():
+                print(f"  what was changed, and what it was before, is in {log}")
+            print("run the same command as before: it puts rows back and sends what is pending")
     if not is_intact:
         words = "; ".join(left or list(lines(after, str(run)) if after else []))
         tell(f"distill: {run / LEDGER} is still damaged: {plain(words, 600)}\n")
     return 0 if is_intact else DAMAGED
 
 
-def _bring_up_to_date_held(run: Path) -> None:
-    with contextlib.suppress(Exception):
-        connect_writer(run).close()
-
-
 def _mended(path: Path, run: Path, faults: list[str], log: Path) -> tuple[CheckReport, dict[str, int]]:
-    """Looks and repairs in one transaction: what was found at first, and what was done."""
+    """Looks and repairs in one transaction: what was found at first, and what was done. What was there
+    before goes into `log`, which is on the disk before the repair is."""
     connection = sqlite3.connect(path, isolation_level=None, timeout=60)
     connection.text_factory = lambda text: text.decode(errors="replace")
     done: Counter[str] = Counter()
@@ -160,32 +156,25 @@ def _mended(path: Path, run: Path, faults: list[str], log: Path) -> tuple[CheckR
         connection.execute("BEGIN IMMEDIATE")
         found = find(connection)
         first = result = told(connection, str(run / LEDGER), faults, found)
-        with _logging(log) as write:
+        with log.open("a", encoding="utf-8") as file:
+
+            def write(line: Mapping[str, Any]) -> None:
+                file.write(json.dumps(line, ensure_ascii=False, default=repr) + "\n")
+
             for _ in range(PASSES):
                 if result.is_intact or not (result.counts.total() or result.loose):
                     break
                 done += mend(connection, found, write)
                 found = find(connection)
                 result = told(connection, str(run / LEDGER), [], found)
+            file.flush()
+            os.fsync(file.fileno())
+            is_empty = file.tell() == 0
+        if is_empty:
+            log.unlink()
         connection.execute("COMMIT")
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     return first, {what: count for what, count in done.items() if count}
-
-
-@contextlib.contextmanager
-def _logging(log: Path) -> Iterator[Log]:
-    """What was there before goes into a file, which is on the disk before the repair is."""
-    with log.open("a", encoding="utf-8") as file:
-
-        def write(line: Mapping[str, Any]) -> None:
-            file.write(json.dumps(line, ensure_ascii=False, default=repr) + "\n")
-
-        yield write
-        file.flush()
-        os.fsync(file.fileno())
-        empty = file.tell() == 0
-    if empty:
-        log.unlink()
 
 
 def _put_in_place(run: Path, fresh: Path) -> Path:
@@ -214,19 +203,3 @@ def _put_in_place(run: Path, fresh: Path) -> Path:
     finally:
         os.close(descriptor)
     return kept
-
-
-def _tell_repair(
-    run: Path, result: CheckReport, done: Mapping[str, int], kept: Path | None, log: Path
-) -> None:
-    print(*lines(result, str(run)), sep="\n")
-    if result.is_intact:
-        return
-    print("repaired:")
-    for what, count in done.items():
-        print(f"  {count:,} {what}")
-    if kept:
-        print(f"  what could be read is in a fresh ledger; the damaged one is kept as {kept}")
-    if log.exists():
-        print(f"  what was changed, and what it was before, is in {log}")
-    print("run the same command as before: it puts rows back and sends what is pending")

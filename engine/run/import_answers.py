@@ -37,29 +37,34 @@ def run_import(settings: Settings, source: str, run: Path) -> int:
         with held(run):  # a folder that is in use is told first
             pass
     if not rows.is_stream:  # a file without an answer leaves nothing behind
-        _check_answers(rows, source)
+        counts = ImportCounts()
+        for row in rows:
+            if isinstance(row, Instruction) and row.output.strip():
+                break
+            if isinstance(row, BadRow):
+                counts.count_bad(row)
+        else:
+            pool = Pool(source)
+            next(iter(pool), None)
+            columns = f": {missing(pool.raw, 'output')}" if pool.raw else ""
+            raise PoolError(f"no row of {source} has an answer{columns}{_bad(counts)}")
     with held(run):
         plan = _plan(settings, run)
         connect_writer(run).close()
         counts, (placed, pending) = asyncio.run(_import(settings, plan, rows, run))
     if not counts.rows - counts.empty:
         raise PoolError(f"no row of {source} has an answer{_bad(counts)}")
-    _say(counts, settings, placed, pending)
+    told = f"stage '{settings.stage}' has {placed:,} rows"
+    if pending:
+        what = "of them" if settings.samples == 1 else f"samples of them ({settings.samples} to a row)"
+        told += f"; {pending:,} {what} have no answer yet, and generate asks for them"
+    parts = f"{counts.taken:,} answers taken in, {counts.known:,} were there already, "
+    parts += f"{counts.empty:,} rows had none"
+    if counts.others:
+        parts += f", {counts.others:,} not taken in, because their requests have another reply already"
+    # what the file brought comes last, because that line is read first
+    print(f"{told}\n{parts}{_bad(counts)}", file=sys.stderr)
     return 0
-
-
-def _check_answers(rows: Surveyed, source: str) -> None:
-    """Raises PoolError."""
-    counts = ImportCounts()
-    for row in rows:
-        if isinstance(row, Instruction) and row.output.strip():
-            return
-        if isinstance(row, BadRow):
-            counts.count_bad(row)
-    pool = Pool(source)
-    next(iter(pool), None)
-    columns = f": {missing(pool.raw, 'output')}" if pool.raw else ""
-    raise PoolError(f"no row of {source} has an answer{columns}{_bad(counts)}")
 
 
 def _plan(settings: Settings, run: Path) -> Plan:
@@ -105,24 +110,20 @@ async def _import(
         stage, number = ledger.begin(settings.stage, settings.task, settings.samples, told)
         importer = Importer(settings, plan, ledger, stage, number)
         try:
-            await _take_all(importer, rows, ledger, settings.limit)
+            for turn, row in enumerate(rows, 1):
+                importer.take(row)
+                if turn % (ROWS_A_TURN * TURNS_AHEAD) == 0:
+                    await ledger.committed()
+                elif turn % ROWS_A_TURN == 0:
+                    await asyncio.sleep(0)  # the writer commits what there is while the next rows are read
+                if settings.limit is not None and importer.counts.rows >= settings.limit:
+                    break
         finally:
             importer.close()
         await ledger.committed()
         return importer.counts, await _close_books(ledger, stage, number, importer.counts)
     finally:
         await ledger.close()
-
-
-async def _take_all(importer: Importer, rows: Surveyed, ledger: Ledger, limit: int | None) -> None:
-    for turn, row in enumerate(rows, 1):
-        importer.take(row)
-        if turn % (ROWS_A_TURN * TURNS_AHEAD) == 0:
-            await ledger.committed()
-        elif turn % ROWS_A_TURN == 0:
-            await asyncio.sleep(0)  # the writer commits what there is while the next rows are read
-        if limit is not None and importer.counts.rows >= limit:
-            return
 
 
 async def _close_books(ledger: Ledger, stage: int, run: int, counts: ImportCounts) -> tuple[int, int]:
@@ -139,19 +140,6 @@ async def _close_books(ledger: Ledger, stage: int, run: int, counts: ImportCount
     ledger.note("UPDATE runs SET ended = ?, exit_code = 0 WHERE id = ?", time.time(), run)
     await ledger.committed()
     return rows, pending
-
-
-def _say(counts: ImportCounts, settings: Settings, placed: int, pending: int) -> None:
-    """What the file brought comes last, because that line is read first."""
-    told = f"stage '{settings.stage}' has {placed:,} rows"
-    if pending:
-        what = "of them" if settings.samples == 1 else f"samples of them ({settings.samples} to a row)"
-        told += f"; {pending:,} {what} have no answer yet, and generate asks for them"
-    parts = f"{counts.taken:,} answers taken in, {counts.known:,} were there already, "
-    parts += f"{counts.empty:,} rows had none"
-    if counts.others:
-        parts += f", {counts.others:,} not taken in, because their requests have another reply already"
-    print(f"{told}\n{parts}{_bad(counts)}", file=sys.stderr)
 
 
 def _bad(counts: ImportCounts) -> str:

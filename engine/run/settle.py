@@ -3,6 +3,7 @@
 Only the provider's bill can tell. Until it does, a budget counts these requests at the most they can cost.
 """
 
+import contextlib
 import sqlite3
 import sys
 import time
@@ -38,59 +39,34 @@ class Settlement:
 
 def run_settle(run: Path, asked: Settlement, as_json: bool) -> None:
     """Lists what is in doubt, or settles it. Raises UsageError, RunFolderError."""
-    billed, usd = asked.billed, asked.usd
     ledger_path(run)
-    _check(asked.lost, billed, usd)
+    if asked.lost and (asked.billed or asked.usd is not None):
+        raise UsageError("--lost means that nothing was billed: leave out --billed and --usd")
+    if asked.usd is not None and not 0 <= asked.usd < 1e9:
+        raise UsageError(f"--usd {asked.usd}: must be an amount of dollars, 0 or more")
     if asked.stage is not None:
         stage_of(run, asked.stage)
-    chosen = (asked.stage, asked.id, asked.attempt)
-    if not (asked.lost or billed or usd is not None):
-        _list(run, *chosen, as_json)
+    if asked.lost or asked.billed or asked.usd is not None:
+        with held(run), contextlib.closing(connect_writer(run)) as connection:
+            _settle(run, connection, asked)
         return
-    with held(run):
-        connection = connect_writer(run)
-        try:
-            _settle(run, connection, billed, usd, *chosen)
-        finally:
-            connection.close()
-
-
-def _check(lost: bool, billed: bool, usd: float | None) -> None:
-    if lost and (billed or usd is not None):
-        raise UsageError("--lost means that nothing was billed: leave out --billed and --usd")
-    if usd is not None and not 0 <= usd < 1e9:
-        raise UsageError(f"--usd {usd}: must be an amount of dollars, 0 or more")
-
-
-def _choose(
-    run: Path,
-    connection: sqlite3.Connection,
-    stage: str | None,
-    ids: Collection[str],
-    attempts: Collection[int],
-) -> dict[str, int]:
-    """Leaves what was named; returns the sums that belong to it. Raises UsageError for what is not there."""
-    doubt.look(connection)
-    sums = {} if ids or attempts else doubt.rest(connection, stage)
-    if missing := doubt.choose(connection, stage, ids, attempts):
-        names = ", ".join(sorted(missing)[:10])
-        raise UsageError(f"nothing is in doubt for {names}; `distill settle --run {run}` lists what is")
-    return sums
-
-
-def _list(
-    run: Path, stage: str | None, ids: Collection[str], attempts: Collection[int], as_json: bool
-) -> None:
-    reader = connect_reader(run)
-    try:
-        sums = _choose(run, reader, stage, ids, attempts)
+    with contextlib.closing(connect_reader(run)) as reader:
+        sums = _choose(run, reader, asked)
         total = doubt.most(reader) + sum(sums.values())
         if as_json:
             _write_json(doubt.listed(reader), sums, total, is_held(run))
         else:
             _print(run, doubt.listed(reader), sums, total)
-    finally:
-        reader.close()
+
+
+def _choose(run: Path, connection: sqlite3.Connection, asked: Settlement) -> dict[str, int]:
+    """Leaves what was named; returns the sums that belong to it. Raises UsageError for what is not there."""
+    doubt.look(connection)
+    sums = {} if asked.id or asked.attempt else doubt.rest(connection, asked.stage)
+    if missing := doubt.choose(connection, asked.stage, asked.id, asked.attempt):
+        names = ", ".join(sorted(missing)[:10])
+        raise UsageError(f"nothing is in doubt for {names}; `distill settle --run {run}` lists what is")
+    return sums
 
 
 def _write_json(found: Iterator[Doubt], sums: dict[str, int], total: int, running: bool) -> None:
@@ -145,20 +121,14 @@ def _print(run: Path, found: Iterator[Doubt], sums: dict[str, int], total: int) 
     )
 
 
-def _settle(
-    run: Path,
-    connection: sqlite3.Connection,
-    billed: bool,
-    usd: float | None,
-    stage: str | None,
-    ids: Collection[str],
-    attempts: Collection[int],
-) -> None:
-    sums = _choose(run, connection, stage, ids, attempts)
+def _settle(run: Path, connection: sqlite3.Connection, asked: Settlement) -> None:
+    sums = _choose(run, connection, asked)
     total = doubt.most(connection) + sum(sums.values())
-    amount = round(usd * 1e6) if usd is not None else total if billed else 0
+    amount = round(asked.usd * 1e6) if asked.usd is not None else total if asked.billed else 0
     if amount > total:
-        raise UsageError(f"--usd {usd}: these requests can cost {exact_dollars(total)} together at the most")
+        raise UsageError(
+            f"--usd {asked.usd}: these requests can cost {exact_dollars(total)} together at the most"
+        )
     found = doubt.settle(connection, sums, amount)
     if not (found.attempts or sums):
         print("nothing was in doubt", file=sys.stderr)

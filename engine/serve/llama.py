@@ -55,7 +55,11 @@ def run_server(model: str, port: int, parallel: int, precision: str | None = Non
     if precision not in (None, *PRECISIONS):
         raise UsageError(f"--precision {precision}: expected {' or '.join(PRECISIONS)}")
     if model != SMOLLM2 and Path(model).is_dir():
-        _run_student(Path(model), port, parallel, precision)
+        check(Path(model))
+        require(*FOR_FOLDERS, purpose="serving a transformers folder")
+        from engine.serve.transformers_server import run_student
+
+        run_student(Path(model), port, parallel, precision)
         return
     if precision:
         raise UsageError(f"--precision is for a transformers folder; {model} has its own")
@@ -65,7 +69,8 @@ def run_server(model: str, port: int, parallel: int, precision: str | None = Non
     path = model_file(model)
     if not (0 <= port <= 65535 and parallel > 0):
         raise UsageError("--port wants 0 to 65535, --parallel at least 1")
-    _silence_stderr()
+    if not os.environ.get("DISTILL_LLAMA_LOG"):  # it talks to the descriptor itself, page after page
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     server = _start(path, port, parallel)
     print(
         f"serving {path.stem} at {server.listening_address}/v1 (model name: {alias(path)})",
@@ -79,14 +84,6 @@ def run_server(model: str, port: int, parallel: int, precision: str | None = Non
     os._exit(0)  # llama.cpp's threads need no farewell
 
 
-def _run_student(folder: Path, port: int, parallel: int, precision: str | None) -> None:
-    check(folder)
-    require(*FOR_FOLDERS, purpose="serving a transformers folder")
-    from engine.serve.transformers_server import run_student
-
-    run_student(folder, port, parallel, precision)
-
-
 def alias(path: Path) -> str:
     """The model's name with a hash of its weights: another file is another model, with other keys."""
     import hashlib
@@ -94,12 +91,6 @@ def alias(path: Path) -> str:
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return f"{path.stem}-{digest[:8]}"
-
-
-def _silence_stderr() -> None:
-    """llama.cpp talks to the descriptor itself, page after page."""
-    if not os.environ.get("DISTILL_LLAMA_LOG"):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
 
 
 def _start(path: Path, port: int, parallel: int):  # type: ignore[no-untyped-def]

@@ -24,8 +24,8 @@ from engine.collect.other_settings import Counting, counting
 from engine.collect.plan import role
 from engine.provider.responses import answer_of
 from engine.tasks.datasets import by_file, verdict
-from engine.tasks.multi_answer import question
 from engine.tasks.parse_scores import two_scores
+from engine.tasks.task import question
 from engine.terminal import plain, tell
 from evaluators.judge.judgements import Judgement, won
 from store.answers import identity, model_names

@@ -1,20 +1,94 @@
-"""Runs a job in a thread of its own, for callers that have an event loop or a display: notebooks, programs.
+"""A job: the stages to run in a folder, how far they are, what stops them, and how they ended.
 
-The caller waits for the thread, is told how far it is, and stops it. Knows nothing of what the job is.
+Signals stop it, or `Control` where it runs in a thread of its own, for callers that have an event loop or a
+display (notebooks, programs): the caller waits for the thread, is told how far it is, and stops it.
 """
 
 import asyncio
 import contextlib
 import contextvars
+import signal
 import threading
+import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
-from typing import TypeVar
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from engine.collect.plan import Plan
+from engine.collect.rows import Rows
+from engine.collect.settings import Settings
+from engine.collect.stats import RunState
+from engine.run.estimate import Estimate
 from engine.run.progress import LIVE_SECONDS, View
+from engine.subprocesses import stop_signals
+from store.errors import DistillError
+from store.key_index import KeyIndex
+
+if TYPE_CHECKING:
+    from engine.batch.runner import Batches
+    from engine.collect.runner import Runner
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class StageJob:
+    """One stage: what is asked, of which rows. `after`: the stages whose answers they are made of,
+    which may run at the same time; `cap`: dollars for this stage alone; `lacking`: of `after` those that
+    do not run now and are incomplete."""
+
+    settings: Settings
+    plan: Plan
+    rows: Rows
+    estimate: Estimate | None = None
+    after: tuple[str, ...] = ()
+    cap: float | None = None
+    lacking: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """Stages to run in a folder that this process holds; `cap`: dollars for the whole folder, and
+    `knob`: what the user turns to raise it. control: of whoever runs the job in a thread of its own."""
+
+    stages: Sequence[StageJob]
+    run: Path
+    index: KeyIndex
+    cap: float | None
+    quiet: bool
+    metrics_port: int | None = None
+    knob: str = "--budget"
+    control: "Control | None" = None
+
+
+@dataclass(frozen=True, slots=True)
+class StageResult:
+    """How a stage ended: counts, exit code, the reason if it ended early; and its estimate."""
+
+    state: RunState
+    exit_code: int
+    stopped: DistillError | None
+    utilisation: dict[str, Any]
+    seconds: float
+    estimate: Estimate | None = None
+    is_batch: bool = False
+
+
+@dataclass(eq=False)
+class Stage:
+    """A stage that runs."""
+
+    job: StageJob
+    number: int
+    run: int
+    runner: "Runner | Batches"
+    view: View
+    started: float = field(default_factory=time.monotonic)
+    stopped: DistillError | None = None
+    result: StageResult | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,3 +226,41 @@ async def in_thread_async(work: Callable[[], T], control: Control) -> T:
                 await asyncio.wait([future])
         future.exception()  # was seen
         raise
+
+
+@contextlib.contextmanager
+def stoppable(runners: Sequence["Runner | Batches"], control: Control | None) -> Iterator[None]:
+    """By signals, or by whoever has started this thread: only the main thread hears of signals."""
+    from engine.collect.stopping import DRAIN_SECONDS  # `import distill` is faster without the loop
+    from engine.provider.errors import Interrupted
+
+    def stop(by: str, is_urgent: bool) -> None:
+        words = f"stopped by {by}; what was answered is stored: run the same command to continue"
+        for runner in runners:
+            runner.stop(Interrupted(words), drain=0.0 if is_urgent else DRAIN_SECONDS)
+
+    with control.attached(stop) if control else _signals(stop):
+        yield
+
+
+@contextlib.contextmanager
+def _signals(stop_runners: Callable[[str, bool], None]) -> Iterator[None]:
+    """First SIGINT, SIGTERM or SIGHUP: drain for some seconds; a second SIGINT or SIGTERM: at once."""
+    loop = asyncio.get_running_loop()
+    before = {number: signal.getsignal(number) for number in stop_signals()}
+    seen: Counter[signal.Signals] = Counter()
+
+    def stop(number: signal.Signals) -> None:
+        seen[number] += 1
+        # A lost terminal is told by the shell and by the kernel: it is no sign of impatience.
+        is_urgent = number != signal.SIGHUP and seen[signal.SIGINT] + seen[signal.SIGTERM] > 1
+        stop_runners(number.name, is_urgent)
+
+    for number in before:
+        loop.add_signal_handler(number, stop, number)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            loop.remove_signal_handler(number)
+            signal.signal(number, signal.SIG_IGN if number == signal.SIGHUP and seen[number] else handler)
