@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 from aiohttp import web
-from cli import bare, generate, ledger, rows, stage, write_pool
-from scripted import completion, scripted
+
+from tests.support.cli import bare, generate, ledger, rows, stage, write_pool
+from tests.support.scripted import completion, scripted
 
 
 @pytest.fixture

@@ -12,14 +12,13 @@ import pytest
 pytest.importorskip("torch", reason="the trainers' packages are not installed (requirements/train.txt)")
 pytest.importorskip("transformers")
 
-import tiny
-from cli import ROOT
-from student import served
-
 from engine.export import ExportOptions, run_export
 from engine.tasks.datasets import comparison_line, comparisons
 from store.answers import Answers
 from store.records import Contest
+from tests.support import tiny
+from tests.support.cli import ROOT
+from tests.support.student import served
 from trainers.rank import run_rank, split
 
 pytestmark = pytest.mark.filterwarnings("default")

@@ -14,10 +14,23 @@ from typing import Any
 
 import orjson
 import pytest
-from cli import ROOT, Ended, Row, distill, environment, export, generate, ledger, rows, status, write_pool
-from provider import Provider
-from test_older_ledgers import unpacked
-from zygote import Zygote
+
+from tests.support.cli import (
+    ROOT,
+    Ended,
+    Row,
+    distill,
+    environment,
+    export,
+    generate,
+    ledger,
+    rows,
+    status,
+    write_pool,
+)
+from tests.support.provider import Provider
+from tests.support.zygote import Zygote
+from tests.test_older_ledgers import unpacked
 
 COUNT = 12
 
@@ -234,9 +247,9 @@ def commits(run: Path, count: int) -> None:
     """A process that is killed when it has made so many commits of ten answers."""
     code = f"""
 import asyncio, os, sys
-sys.path[:0] = {[str(ROOT), str(ROOT / "tests")]!r}
+sys.path.insert(0, {str(ROOT)!r})
 from pathlib import Path
-from ledgers import Book, opened
+from tests.support.ledgers import Book, opened
 async def main():
     async with opened(Path(sys.argv[1])) as ledger:
         book = Book(ledger)
@@ -294,7 +307,7 @@ def zeroed(raw: bytearray, dice: random.Random) -> None:
 def served() -> Iterator[str]:
     """A provider in a process of its own; its root URL."""
     provider = subprocess.Popen(
-        [sys.executable, str(ROOT / "tests" / "provider.py")], stdout=subprocess.PIPE, text=True,
+        [sys.executable, "-P", "-m", "tests.support.provider"], stdout=subprocess.PIPE, text=True,
         env=environment(),
     )  # fmt: skip
     assert provider.stdout

@@ -9,10 +9,11 @@ from typing import Any
 
 import orjson
 import pytest
-from cli import distill, generate, ledger, rows, started, until, write_pool
-from judging import Judge
-from provider import Config, Provider
-from recipe_files import (
+
+from tests.support.cli import distill, generate, ledger, rows, started, until, write_pool
+from tests.support.judging import Judge
+from tests.support.provider import Config, Provider
+from tests.support.recipe_files import (
     PAID,
     after,
     run_recipe,
@@ -20,10 +21,10 @@ from recipe_files import (
     teacher,
     write_recipe,
 )
-from recipe_files import (
+from tests.support.recipe_files import (
     generate as asked,
 )
-from scripted import scripted
+from tests.support.scripted import scripted
 
 Tables = dict[str, dict[str, Any]]
 

@@ -9,10 +9,11 @@ from typing import Any
 
 import orjson
 import pytest
-from cli import Row, distill, ledger, rows, until, write_pool
-from judging import Judge
-from provider import Config, Provider
-from recipe_files import (
+
+from tests.support.cli import Row, distill, ledger, rows, until, write_pool
+from tests.support.judging import Judge
+from tests.support.provider import Config, Provider
+from tests.support.recipe_files import (
     after,
     export,
     generate,
@@ -22,7 +23,7 @@ from recipe_files import (
     teacher,
     write_recipe,
 )
-from scripted import completion, scripted
+from tests.support.scripted import completion, scripted
 
 
 @pytest.fixture

@@ -7,10 +7,11 @@ import re
 from pathlib import Path
 
 import pytest
-from cli import belongs, distill, rows, until, write_pool
-from judging import Judge
-from provider import Config, Provider
-from recipe_files import (
+
+from tests.support.cli import belongs, distill, rows, until, write_pool
+from tests.support.judging import Judge
+from tests.support.provider import Config, Provider
+from tests.support.recipe_files import (
     after,
     export,
     files_of,
@@ -22,8 +23,8 @@ from recipe_files import (
     write_bare,
     write_recipe,
 )
-from scripted import scripted
-from test_graph import json_of, positions, whole
+from tests.support.scripted import scripted
+from tests.test_graph import json_of, positions, whole
 
 
 @pytest.fixture

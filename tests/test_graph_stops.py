@@ -9,10 +9,11 @@ from typing import Any
 
 import orjson
 import pytest
-from cli import MODEL, distill, environment, ledger, rows, started, until, write_pool
-from judging import Judge
-from provider import Config, Provider
-from recipe_files import (
+
+from tests.support.cli import MODEL, distill, environment, ledger, rows, started, until, write_pool
+from tests.support.judging import Judge
+from tests.support.provider import Config, Provider
+from tests.support.recipe_files import (
     PAID,
     after,
     export,
@@ -24,9 +25,9 @@ from recipe_files import (
     teacher,
     write_recipe,
 )
-from scripted import scripted
-from test_graph import positions, whole
-from test_kill import assert_books_balance, counting, kill_at, moments, stored
+from tests.support.scripted import scripted
+from tests.test_graph import positions, whole
+from tests.test_kill import assert_books_balance, counting, kill_at, moments, stored
 
 
 @pytest.fixture

@@ -16,7 +16,8 @@ from typing import Any
 import aiohttp
 import orjson
 import pytest
-from cli import (
+
+from tests.support.cli import (
     ROOT,
     Command,
     asking,
@@ -77,8 +78,8 @@ async def counting(folder: Path, **config: Any) -> AsyncIterator[Counted]:
     settings.write_bytes(orjson.dumps(config))
     file.touch()
     process = await asyncio.create_subprocess_exec(
-        sys.executable, ROOT / "tests/provider.py", "--config", settings, "--counts", file,
-        stdout=asyncio.subprocess.PIPE,
+        sys.executable, "-m", "tests.support.provider", "--config", settings, "--counts", file,
+        cwd=ROOT, stdout=asyncio.subprocess.PIPE,
     )  # fmt: skip
     try:
         assert process.stdout

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from cli import Row, asking, distill, stage, started, until, write_pool
-from provider import Provider
+
+from tests.support.cli import Row, asking, distill, stage, started, until, write_pool
+from tests.support.provider import Provider
 
 DUE = 2000  # rows that nobody has answered yet, spread over the pool
 

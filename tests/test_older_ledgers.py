@@ -14,8 +14,9 @@ from typing import Any
 import orjson
 import pytest
 from aiohttp import web
-from cli import MODEL, distill, ledger
-from scripted import completion, scripted
+
+from tests.support.cli import MODEL, distill, ledger
+from tests.support.scripted import completion, scripted
 
 DATA = Path(__file__).parent / "data" / "version2"
 MONEY = ("--model", MODEL, "--price-in", 10, "--price-out", 30)

@@ -8,10 +8,21 @@ from typing import Any
 
 import orjson
 import pytest
-from cli import rows, write_pool
-from judging import Judge
-from recipe_files import FREE, PAID, Tables, after, generate, run_recipe, score, teacher, write_recipe
-from scripted import scripted
+
+from tests.support.cli import rows, write_pool
+from tests.support.judging import Judge
+from tests.support.recipe_files import (
+    FREE,
+    PAID,
+    Tables,
+    after,
+    generate,
+    run_recipe,
+    score,
+    teacher,
+    write_recipe,
+)
+from tests.support.scripted import scripted
 
 TAGGED = re.compile(r"<(instruction|input|output)>\n(.*?)\n</\1>", re.DOTALL)
 

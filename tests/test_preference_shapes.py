@@ -11,9 +11,8 @@ import pytest
 pytest.importorskip("torch", reason="the trainers' packages are not installed (requirements/train.txt)")
 pytest.importorskip("transformers")
 
-import tiny
-
 from store.errors import PoolError
+from tests.support import tiny
 from trainers.comparisons import Read, as_pairs, read_groups
 from trainers.config import RewardRecipe
 from trainers.reward_data import prepared

@@ -10,8 +10,9 @@ from typing import Any
 import orjson
 import pytest
 from aiohttp import web
-from cli import MODEL, distill, ledger, rows, started, status, write_pool
-from scripted import completion, scripted
+
+from tests.support.cli import MODEL, distill, ledger, rows, started, status, write_pool
+from tests.support.scripted import completion, scripted
 
 USAGE = {"prompt_tokens": 400, "completion_tokens": 100, "total_tokens": 500}
 TAKEN_AS_FREE = "taken as free: a local server"

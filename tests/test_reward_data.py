@@ -14,12 +14,12 @@ pytest.importorskip("torch", reason="the trainers' packages are not installed (r
 pytest.importorskip("transformers")
 
 import numpy as np
-import tiny
 
 from engine.tasks.datasets import comparison_line, comparisons, ranking_line
 from store.errors import PoolError, UsageError
 from store.records import Contest
 from store.special_tokens import TextTokens
+from tests.support import tiny
 from trainers.comparisons import Read, as_pairs, parts, read_groups
 from trainers.config import RewardRecipe
 from trainers.reward_data import Parts, encoded, prepared, template_for

@@ -16,11 +16,11 @@ import pytest
 pytest.importorskip("torch", reason="the trainers' packages are not installed (requirements/train.txt)")
 pytest.importorskip("transformers")
 
-import tiny
 import torch
 from safetensors.torch import load_file, save_file
 
 from store.errors import PoolError, UsageError
+from tests.support import tiny
 from trainers import rank as ranking
 from trainers import scoring
 from trainers.rank import fault, ranked, run_rank, split

@@ -11,7 +11,6 @@ import pytest
 
 pytest.importorskip("rouge_score", reason="the layer 'evaluate' is not installed")
 
-from cli import distill, write_pool
 from rouge_score.rouge_scorer import RougeScorer
 
 from evaluators.rouge.join import Joining, joined, read_references
@@ -19,6 +18,7 @@ from evaluators.rouge.report import RougeOptions, bucket_of, measure, run_rouge
 from evaluators.rouge.score import METRICS, Pair, score, scorer, scoring, tokens_for
 from store.errors import PoolError, UsageError
 from store.pool import Pool
+from tests.support.cli import distill, write_pool
 
 Rows = list[dict[str, Any]]
 

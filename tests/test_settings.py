@@ -11,9 +11,7 @@ from typing import Any
 import orjson
 import pytest
 import typer.main
-from cli import distill, environment, rows, write_pool
 from pydantic import BaseModel
-from terminals import on_terminal
 
 from engine.cli.app import PANELS as COMMAND_PANELS
 from engine.cli.app import app
@@ -24,6 +22,8 @@ from engine.collect.settings import Settings
 from engine.recipe.load import load
 from engine.recipe.schema import EndpointTable, StageTable, TeacherTable
 from store.errors import UsageError
+from tests.support.cli import distill, environment, rows, write_pool
+from tests.support.terminals import on_terminal
 from trainers.config import RewardRecipe, SftRecipe, recipe_from
 
 ROOT: Any = typer.main.get_command(app)

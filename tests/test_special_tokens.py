@@ -11,14 +11,14 @@ pytest.importorskip("torch", reason="the trainers' packages are not installed (r
 pytest.importorskip("transformers")
 
 import orjson
-import tiny
 from hypothesis import given
 from hypothesis import strategies as st
-from student import ask, served, session
 
 from engine.serve.model_loader import prompt_tokens
 from store.records import Instruction
 from store.special_tokens import TextTokens, named
+from tests.support import tiny
+from tests.support.student import ask, served, session
 from trainers.encoding import alpaca_prompt, encode
 from trainers.reward_data import encoded
 

@@ -11,9 +11,6 @@ from rich.console import Console
 
 pytest.importorskip("numpy", reason="the layer 'evaluate' is not installed")
 
-from cli import distill, write_pool
-from ledgers import Book, opened, reply
-
 from engine.tasks.language_check import language_of
 from evaluators.data import lengths, scores
 from evaluators.data import outcomes as shares
@@ -21,6 +18,8 @@ from evaluators.records import Record, data_sets, row_of
 from evaluators.tables import Sheet, Span, print_sheets, write_sheet
 from evaluators.text import plain_words, word_count
 from store.errors import PoolError, UsageError
+from tests.support.cli import distill, write_pool
+from tests.support.ledgers import Book, opened, reply
 
 
 def words(count: int) -> str:

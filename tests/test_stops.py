@@ -15,7 +15,8 @@ from typing import Any
 import orjson
 import pytest
 from aiohttp import web
-from cli import (
+
+from tests.support.cli import (
     KEY,
     MODEL,
     asking,
@@ -32,8 +33,8 @@ from cli import (
     until,
     write_pool,
 )
-from provider import Config, Provider
-from scripted import completion, listening, scripted
+from tests.support.provider import Config, Provider
+from tests.support.scripted import completion, listening, scripted
 
 REPLIES = "SELECT count(*) FROM responses"
 ERRORS = "SELECT count(*) FROM errors"

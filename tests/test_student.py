@@ -16,9 +16,7 @@ import pytest
 pytest.importorskip("torch", reason="the trainers' packages are not installed (requirements/train.txt)")
 pytest.importorskip("transformers")
 
-import tiny
 import torch
-from cli import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -28,6 +26,8 @@ from engine.serve.sampler import next_tokens, nucleus
 from engine.serve.sequence import Writing
 from store.errors import UsageError
 from store.special_tokens import TextTokens
+from tests.support import tiny
+from tests.support.cli import ROOT
 from trainers.encoding import ALPACA_CHAT_TEMPLATE, alpaca_chat_template, alpaca_prompt, prompt_ids
 
 pytestmark = pytest.mark.filterwarnings("default")

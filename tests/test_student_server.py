@@ -18,8 +18,8 @@ import pytest
 pytest.importorskip("torch", reason="the trainers' packages are not installed (requirements/train.txt)")
 pytest.importorskip("transformers")
 
-import tiny
-from student import Place, ask, served, session, texts
+from tests.support import tiny
+from tests.support.student import Place, ask, served, session, texts
 
 pytestmark = pytest.mark.filterwarnings("default")
 LENGTHS = (3, 40, 9, 1, 25, 60, 14, 5)

@@ -10,9 +10,10 @@ from typing import Any
 
 import orjson
 import pytest
-from cli import Ended, asking, distill, ledger, rows, stage, status, write_pool
-from provider import Config, Provider
-from thinking import Server, Thinker, teaching
+
+from tests.support.cli import Ended, asking, distill, ledger, rows, stage, status, write_pool
+from tests.support.provider import Config, Provider
+from tests.support.thinking import Server, Thinker, teaching
 
 MODEL = ("--model", "gpt-5-mini")
 PRICE = (0.25, 2.0)  # of MODEL, USD a million tokens

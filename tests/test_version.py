@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import re
 
-from cli import distill
-
 from engine import __version__
 from engine.cli.app import COMMANDS, app
+from tests.support.cli import distill
 
 
 async def test_the_version_is_told() -> None:

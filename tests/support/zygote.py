@@ -13,7 +13,8 @@ from types import TracebackType
 from typing import Any, Self
 
 import orjson
-from cli import environment
+
+from tests.support.cli import environment
 
 CHILD = """
 import json, os, sys

@@ -12,10 +12,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cli import MODEL, Ended, Row, distill
-
 from engine.export import ExportOptions, run_export
 from store.queries import connect_reader, stage_of, stage_status
+from tests.support.cli import MODEL, Ended, Row, distill
 
 Tables = Mapping[str, Mapping[str, Any]]
 FREE = {"price_in": 0, "price_out": 0}

@@ -24,7 +24,7 @@ from typing import Any
 
 import orjson
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 KEY = "sk-test-5f0c0ffee5f0c0ffee5f0c0ffee"  # what OPENAI_API_KEY holds
 MODEL = "gpt-4"  # its vocabulary loads in half the time of the newer ones
 FREE = (

@@ -11,8 +11,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import tiny
-from cli import ROOT
+from tests.support import tiny
+from tests.support.cli import ROOT
 
 TRIES = 3
 

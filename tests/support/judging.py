@@ -12,7 +12,8 @@ from typing import Any
 
 import orjson
 from aiohttp import web
-from scripted import completion
+
+from tests.support.scripted import completion
 
 SHOWN = re.compile(r"### Answer (?:of Assistant )?(?:\d+|[AB])\n(.*?)\n\n### End of", re.DOTALL)
 
