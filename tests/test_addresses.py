@@ -9,13 +9,8 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 
-from tests.support.cli import bare, generate, ledger, rows, stage, write_pool
+from tests.support.cli import bare, generate, ledger, stage
 from tests.support.scripted import completion, scripted
-
-
-@pytest.fixture
-def pool(tmp_path: Path) -> Path:
-    return write_pool(tmp_path / "pool.jsonl", rows(12))
 
 
 @pytest.mark.parametrize(

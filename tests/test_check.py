@@ -40,11 +40,6 @@ def pool(tmp_path: Path) -> Path:
     return write_pool(tmp_path / "pool.jsonl", rows(COUNT))
 
 
-@pytest.fixture
-def run(tmp_path: Path) -> Path:
-    return tmp_path / "run"
-
-
 def change(run: Path, sql: str, *values: object) -> None:
     """As a disk would: nothing else is changed with it."""
     connection = sqlite3.connect(run / "ledger.db")

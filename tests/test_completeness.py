@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import orjson
-import pytest
 
 from tests.support.cli import distill, generate, ledger, rows, started, until, write_pool
 from tests.support.judging import Judge
@@ -27,16 +26,6 @@ from tests.support.recipe_files import (
 from tests.support.scripted import scripted
 
 Tables = dict[str, dict[str, Any]]
-
-
-@pytest.fixture
-def run(tmp_path: Path) -> Path:
-    return tmp_path / "run"
-
-
-@pytest.fixture
-def pool(tmp_path: Path) -> Path:
-    return write_pool(tmp_path / "pool.jsonl", rows(12))
 
 
 def recipe_with(folder: Path, tables: Tables, steps: str, **head: Any) -> Path:

@@ -46,11 +46,6 @@ def and_slowly(value: object) -> Any:
     return pytest.param(value, marks=pytest.mark.slow)
 
 
-@pytest.fixture
-def run(tmp_path: Path) -> Path:
-    return tmp_path / "run"
-
-
 def pool_of(folder: Path, count: int) -> Path:
     return write_pool(folder / "pool.jsonl", rows(count))
 

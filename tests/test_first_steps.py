@@ -27,11 +27,6 @@ from tests.support.scripted import scripted
 PAID = ("--price-in", 1, "--price-out", 1)
 
 
-@pytest.fixture
-def pool(tmp_path: Path) -> Path:
-    return write_pool(tmp_path / "pool.jsonl", rows(12))
-
-
 # Why there is no connection.
 
 

@@ -26,11 +26,6 @@ from tests.support.recipe_files import (
 from tests.support.scripted import completion, scripted
 
 
-@pytest.fixture
-def run(tmp_path: Path) -> Path:
-    return tmp_path / "run"
-
-
 def whole(run: Path) -> None:
     assert ledger(run, "SELECT ifnull(max(id), 0) = count(*) FROM requests") == [(1,)]
     assert ledger(run, "PRAGMA integrity_check") == [("ok",)]

@@ -6,8 +6,6 @@ import asyncio
 import re
 from pathlib import Path
 
-import pytest
-
 from tests.support.cli import belongs, distill, rows, until, write_pool
 from tests.support.judging import Judge
 from tests.support.provider import Config, Provider
@@ -25,11 +23,6 @@ from tests.support.recipe_files import (
 )
 from tests.support.scripted import scripted
 from tests.test_graph import json_of, positions, whole
-
-
-@pytest.fixture
-def run(tmp_path: Path) -> Path:
-    return tmp_path / "run"
 
 
 async def test_a_pool_may_grow_shrink_and_be_reordered_between_runs(tmp_path: Path, run: Path) -> None:

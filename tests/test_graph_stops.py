@@ -30,16 +30,6 @@ from tests.test_graph import positions, whole
 from tests.test_kill import assert_books_balance, counting, kill_at, moments, stored
 
 
-@pytest.fixture
-def run(tmp_path: Path) -> Path:
-    return tmp_path / "run"
-
-
-@pytest.fixture
-def pool(tmp_path: Path) -> Path:
-    return write_pool(tmp_path / "pool.jsonl", rows(12))
-
-
 def stages_of(out: str) -> dict[str, Any]:
     found: dict[str, Any] = orjson.loads(out)["stages"]
     return found

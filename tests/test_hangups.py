@@ -35,11 +35,6 @@ REPLIES = "SELECT count(*) FROM responses"
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> Path:
-    return tmp_path / "run"
-
-
-@pytest.fixture
 def pool(tmp_path: Path) -> Path:
     return write_pool(tmp_path / "pool.jsonl", rows(60))
 

@@ -39,11 +39,6 @@ CHOICES = ("--reuse", "--replace", "--stage")
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> Path:
-    return tmp_path / "run"
-
-
-@pytest.fixture
 def pool(tmp_path: Path) -> Path:
     return write_pool(tmp_path / "pool.jsonl", rows(8))
 

@@ -23,11 +23,6 @@ def pool(tmp_path: Path) -> Path:
     return write_pool(tmp_path / "pool.jsonl", rows(20))
 
 
-@pytest.fixture
-def run(tmp_path: Path) -> Path:
-    return tmp_path / "run"
-
-
 async def fine(_: web.Request) -> web.Response:
     return web.Response(body=completion("Fine.", usage=USAGE), content_type="application/json")
 

@@ -28,11 +28,6 @@ from trainers.token_rows import load, save
 pytestmark = pytest.mark.filterwarnings("default")
 
 
-@pytest.fixture(scope="module")
-def tokenizer() -> Any:
-    return tiny.tokenizer()
-
-
 def recipe(path: Path, **more: Any) -> RewardRecipe:
     return RewardRecipe(data=path, model="m", out=path.parent / "out", **({"template": "alpaca"} | more))
 

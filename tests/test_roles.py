@@ -19,11 +19,6 @@ SAID = {"short": "No.", "middle": "Maybe.", "long": "Perhaps it is."}
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> Path:
-    return tmp_path / "run"
-
-
-@pytest.fixture
 def files(tmp_path: Path) -> list[Path]:
     return answers_to(QUESTIONS, tmp_path)
 

@@ -33,11 +33,6 @@ FLAGS = (*PRICES, "--max-tokens", 100, "--yes")
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> Path:
-    return tmp_path / "run"
-
-
-@pytest.fixture
 def pool(tmp_path: Path) -> Path:
     return write_pool(tmp_path / "pool.jsonl", rows(6))
 

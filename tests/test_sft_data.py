@@ -31,11 +31,6 @@ from trainers.token_rows import drawn
 pytestmark = pytest.mark.filterwarnings("default")
 
 
-@pytest.fixture(scope="module")
-def tokenizer() -> Any:
-    return tiny.tokenizer()
-
-
 def test_a_student_reads_the_prompts_that_its_teacher_was_sent() -> None:
     assert templates.WITH_INPUT.encode() == generate.WITH_INPUT.encode()
     assert templates.WITHOUT_INPUT.encode() == generate.WITHOUT_INPUT.encode()

@@ -45,11 +45,6 @@ def pool(tmp_path: Path) -> Path:
     return write_pool(tmp_path / "pool.jsonl", rows(20))
 
 
-@pytest.fixture
-def run(tmp_path: Path) -> Path:
-    return tmp_path / "run"
-
-
 async def assert_the_rest_is_answered(run: Path, pool: Path, url: str, *flags: object) -> None:
     """The same command, once the cause is gone, does what is left to do."""
     ended = await generate(run, pool, url, *flags)

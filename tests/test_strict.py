@@ -32,11 +32,6 @@ from tests.support.scripted import scripted
 LEFT_OUT = "2 bad rows left out; the first is line 2: input is not text: []"
 
 
-@pytest.fixture
-def run(tmp_path: Path) -> Path:
-    return tmp_path / "run"
-
-
 def with_bad_rows(path: Path, count: int = 4) -> Path:
     """Lines 2 and `count + 2` of the file are bad."""
     good = [json.dumps(row) for row in rows(count)]

@@ -25,11 +25,6 @@ def pool(tmp_path: Path) -> Path:
     return write_pool(tmp_path / "pool.jsonl", rows(160))
 
 
-@pytest.fixture
-def run(tmp_path: Path) -> Path:
-    return tmp_path / "run"
-
-
 async def estimated(pool: Path, run: Path, url: str, *flags: object) -> dict[str, Any]:
     ended = await distill(*asking(pool, run, url, "--json", *MODEL, *flags, command="estimate"))
     assert ended.code == 0, ended.err
