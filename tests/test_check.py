@@ -15,6 +15,7 @@ from typing import Any
 import orjson
 import pytest
 
+from tests.support import zygote
 from tests.support.cli import (
     ROOT,
     Ended,
@@ -29,7 +30,6 @@ from tests.support.cli import (
     write_pool,
 )
 from tests.support.provider import Provider
-from tests.support.zygote import Zygote
 from tests.test_older_ledgers import unpacked
 
 COUNT = 12
@@ -322,41 +322,40 @@ def test_flipped_bits_end_no_command_and_lose_nothing_that_is_not_asked_again(
     good, out = tmp_path / "good", tmp_path / "out.jsonl"
     asking = ("--base-url", served, "--model", "gpt-4", "--price-in", 0, "--price-out", 0, "--quiet")
     damages: list[Callable[[bytearray, random.Random], None]] = [*[flipped] * 10, *[zeroed] * 3]
-    with Zygote(tmp_path) as distill:
 
-        def run(*words: object, ends: tuple[int, ...]) -> str:
-            code, said, err = distill(*words)
-            assert "Traceback" not in err
-            assert "unexpected" not in err
-            assert code in ends, f"{words}: {code} {said} {err}"
-            return said
+    def run(*words: object, ends: tuple[int, ...]) -> str:
+        code, said, err = zygote.run(words, environment())
+        assert "Traceback" not in err
+        assert "unexpected" not in err
+        assert code in ends, f"{words}: {code} {said} {err}"
+        return said
 
-        run("generate", pool, "--run", good, *asking, ends=(0,))
-        run("export", good, "--format", "alpaca", "--out", out, ends=(0,))
-        wanted = out.read_bytes()
-        for number, damage in enumerate(damages):
-            dice, copy, other = random.Random(100 * part + number), tmp_path / "copy", tmp_path / "other"
-            shutil.rmtree(copy, ignore_errors=True)
-            shutil.copytree(good, copy)
-            raw = bytearray((copy / "ledger.db").read_bytes())
-            damage(raw, dice)
-            (copy / "ledger.db").write_bytes(raw)
-            shutil.rmtree(other, ignore_errors=True)
-            shutil.copytree(copy, other)
-            export = ("export", copy, "--format", "alpaca", "--stage", "generate", "--out", out)
-            run("status", copy, ends=(0, 2))
-            run(*export, ends=(0, 1, 2))
-            run("check", copy, ends=(0, 1))
-            run("generate", pool, "--run", other, *asking, ends=(0, 1, 2, 3))
-            found = orjson.loads(run("check", copy, "--repair", "--json", ends=(0,)))
-            if not found["intact"]:
-                assert found["intact_now"]
-            run("check", copy, ends=(0,))
-            run(*export, ends=(0, 2))
-            run("generate", pool, "--run", copy, *asking, ends=(0,))
-            run(*export, ends=(0,))
-            assert out.read_bytes() == wanted
-            run("check", copy, ends=(0,))
+    run("generate", pool, "--run", good, *asking, ends=(0,))
+    run("export", good, "--format", "alpaca", "--out", out, ends=(0,))
+    wanted = out.read_bytes()
+    for number, damage in enumerate(damages):
+        dice, copy, other = random.Random(100 * part + number), tmp_path / "copy", tmp_path / "other"
+        shutil.rmtree(copy, ignore_errors=True)
+        shutil.copytree(good, copy)
+        raw = bytearray((copy / "ledger.db").read_bytes())
+        damage(raw, dice)
+        (copy / "ledger.db").write_bytes(raw)
+        shutil.rmtree(other, ignore_errors=True)
+        shutil.copytree(copy, other)
+        export = ("export", copy, "--format", "alpaca", "--stage", "generate", "--out", out)
+        run("status", copy, ends=(0, 2))
+        run(*export, ends=(0, 1, 2))
+        run("check", copy, ends=(0, 1))
+        run("generate", pool, "--run", other, *asking, ends=(0, 1, 2, 3))
+        found = orjson.loads(run("check", copy, "--repair", "--json", ends=(0,)))
+        if not found["intact"]:
+            assert found["intact_now"]
+        run("check", copy, ends=(0,))
+        run(*export, ends=(0, 2))
+        run("generate", pool, "--run", copy, *asking, ends=(0,))
+        run(*export, ends=(0,))
+        assert out.read_bytes() == wanted
+        run("check", copy, ends=(0,))
 
 
 async def test_a_checksum_is_that_of_the_bytes_that_came(run: Path, pool: Path) -> None:

@@ -476,8 +476,8 @@ async def test_a_reader_of_the_words_that_goes_away_does_not_end_the_run(tmp_pat
         words = asking(pool, run, p.base_url, "--concurrency", 4)
         async with started(*words) as command:
             await until(lambda: p.counts.billed > 3)
-            transport: Any = command.process._transport  # type: ignore[attr-defined]
-            transport.get_pipe_transport(2).close()
+            transport: Any = command.stderr._transport  # type: ignore[attr-defined]
+            transport.close()
             code = await asyncio.wait_for(command.process.wait(), 30)
     assert p.counts.billed == 60
     assert (await stage(run))["done"] == 60

@@ -27,7 +27,7 @@ async def peak_of_generate(folder: Path, count: int, url: str) -> int:
     assert ended.code == 0, ended.err
     peak = 0
 
-    async with started(*asking(pool, run, url, "--concurrency", 32, "--quiet")) as command:
+    async with started(*asking(pool, run, url, "--concurrency", 32, "--quiet"), fresh=True) as command:
 
         def ended_or_measured() -> bool:
             nonlocal peak

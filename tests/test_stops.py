@@ -115,7 +115,7 @@ async def test_a_refused_key_stops_the_run_at_once_and_is_told_to_nobody(
     run: Path, pool: Path, state: str
 ) -> None:
     async with Provider(Config(**{state: True}, latency=0.3)).running() as p:
-        async with started(*asking(pool, run, p.base_url)) as command:
+        async with started(*asking(pool, run, p.base_url), fresh=True) as command:
             await until(lambda: p.counts.requests or command.process.returncode is not None)
             words = command_line(command.process.pid)
             ended = await command.ended()
