@@ -2,6 +2,7 @@
 
 Most of what a short command costs is the start of the interpreter and its imports. A fork is a process like
 any other, with an environment and files of its own; signals end it, and its interpreter shuts down as ever.
+It asks after a batch ten times as often (`WAITS`).
 
     python -m tests.support.zygote SOCKET     forks for each connection, until its standard input ends
 
@@ -34,6 +35,7 @@ from typing import IO
 
 EARLY = ("PYTHON", "LANG", "LC_")  # what an interpreter reads when it starts
 ROOT = Path(__file__).resolve().parents[2]
+WAITS = {"FIRST_WAIT": 0.05, "FIRST_POLL": 0.05}  # seconds; of batches; half a second for users
 APART = ("engine.serve", "engine.browse", "engine.__main__")  # what few commands need, and the start itself
 
 
@@ -187,9 +189,15 @@ def _fork(connection: socket.socket, waiting: selectors.BaseSelector) -> list[st
 
 def _import_all() -> None:
     for package in map(importlib.import_module, ("store", "engine")):
-        for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
-            if not module.name.startswith(APART):
-                importlib.import_module(module.name)
+        for known in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+            if not known.name.startswith(APART):
+                importlib.import_module(known.name)
+
+    for name, seconds in WAITS.items():
+        found = [m for n, m in sys.modules.items() if n.startswith("engine.batch.") and hasattr(m, name)]
+        assert found, f"no {name} to shorten"
+        for module in found:
+            setattr(module, name, seconds)
 
     from engine.provider.tokens import tokenizer_for
 
