@@ -36,6 +36,9 @@ from typing import IO
 EARLY = ("PYTHON", "LANG", "LC_")  # what an interpreter reads when it starts
 ROOT = Path(__file__).resolve().parents[2]
 WAITS = {"FIRST_WAIT": 0.05, "FIRST_POLL": 0.05}  # seconds; of batches; half a second for users
+# What commands import as they run.
+LATE = ("encodings.idna", "genai_prices.data", "pyarrow.compute", "uvloop")
+NO_THREADS = {"OPENBLAS_NUM_THREADS": "1", "JE_ARROW_MALLOC_CONF": "background_thread:false"}  # at an import
 APART = ("engine.serve", "engine.browse", "engine.__main__")  # what few commands need, and the start itself
 
 
@@ -118,7 +121,7 @@ def _address() -> str:
     """Of this process's zygote, which is started now."""
     folder = tempfile.mkdtemp(prefix="zygote-")
     address = f"{folder}/socket"
-    env = _environment({*os.environ, "PYTHONPATH"})
+    env = _environment({*os.environ, "PYTHONPATH"}) | NO_THREADS
     command = [sys.executable, "-P", "-m", "tests.support.zygote", address]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env)
     assert process.stdin
@@ -193,6 +196,8 @@ def _import_all() -> None:
             if not known.name.startswith(APART):
                 importlib.import_module(known.name)
 
+    for late in LATE:
+        importlib.import_module(late)
     for name, seconds in WAITS.items():
         found = [m for n, m in sys.modules.items() if n.startswith("engine.batch.") and hasattr(m, name)]
         assert found, f"no {name} to shorten"
