@@ -29,8 +29,8 @@ from tests.support.cli import (
     status,
     write_pool,
 )
+from tests.support.ledgers import unpacked
 from tests.support.provider import Provider
-from tests.test_older_ledgers import unpacked
 
 COUNT = 12
 

@@ -21,7 +21,7 @@ from store.errors import UsageError
 from store.pool import Pool
 from tests.support.cli import distill
 from tests.support.ledgers import Book, opened, reply
-from tests.test_steps import GOOD
+from tests.support.recipe_files import GOOD
 
 TEXTS = ["One.", 'Two, "quoted"\nand a line', "=3+4", ""]
 

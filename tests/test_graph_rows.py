@@ -11,9 +11,12 @@ from tests.support.judging import Judge
 from tests.support.provider import Config, Provider
 from tests.support.recipe_files import (
     after,
+    assert_intact,
     export,
     files_of,
     generate,
+    json_of,
+    positions,
     run_recipe,
     score,
     stage_told,
@@ -22,7 +25,6 @@ from tests.support.recipe_files import (
     write_recipe,
 )
 from tests.support.scripted import scripted
-from tests.test_graph import json_of, positions, whole
 
 
 async def test_a_pool_may_grow_shrink_and_be_reordered_between_runs(tmp_path: Path, run: Path) -> None:
@@ -47,7 +49,7 @@ async def test_a_pool_may_grow_shrink_and_be_reordered_between_runs(tmp_path: Pa
                 assert [row["instruction"] for row in exported] == [f"Tell me of {n}." for n in order]
             lines = export(run, stage="s", format="scores")
             assert [line["prompt"] for line in lines] == [f"Tell me of {n}." for n in order]
-        whole(run)
+        assert_intact(run)
 
 
 async def test_a_limit_takes_the_first_rows_of_the_pool_whichever_are_answered_first(

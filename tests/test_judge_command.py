@@ -16,9 +16,8 @@ from evaluators.judge.reviews import ReviewSource
 from evaluators.judge.show import sums
 from store.errors import PoolError, RunFolderError, UsageError
 from tests.support.cli import distill, write_pool
-from tests.support.judging import Judge
+from tests.support.judging import Judge, review, said, written
 from tests.support.scripted import scripted
-from tests.test_judge_figures import review, said, written
 
 Row = dict[str, Any]
 HOSTILE = "[bold]x[/bold]\x1b[31m\u202e=cmd()"

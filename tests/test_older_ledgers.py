@@ -6,7 +6,6 @@ version exported, and what its `status --json` said.
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,9 +15,9 @@ import pytest
 from aiohttp import web
 
 from tests.support.cli import MODEL, distill, ledger
+from tests.support.ledgers import unpacked
 from tests.support.scripted import completion, scripted
 
-DATA = Path(__file__).parent / "data" / "version2"
 MONEY = ("--model", MODEL, "--price-in", 10, "--price-out", 30)
 EXPORTS = {
     "plain": (
@@ -36,13 +35,6 @@ EXPORTS = {
 @pytest.fixture(params=["plain", "recipe"])
 def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     return unpacked(request.param, tmp_path)
-
-
-def unpacked(name: str, folder: Path) -> Path:
-    with zipfile.ZipFile(DATA / f"{name}.zip") as file:
-        file.extractall(folder / name)
-    assert ledger(folder / name / "run", "PRAGMA user_version") == [(2,)]
-    return folder / name
 
 
 def equal_where_told(old: Any, new: Any, where: str = "") -> None:

@@ -28,12 +28,11 @@ from tests.support.cli import (
     status,
     write_pool,
 )
-from tests.support.judging import Judge
+from tests.support.judging import Judge, translation
 from tests.support.provider import Config, Provider
 from tests.support.recipe_files import after, run_recipe, teacher, write_recipe
 from tests.support.recipe_files import generate as asked
 from tests.support.scripted import completion, scripted
-from tests.test_plan_counts import translation
 
 CHOICES = ("--reuse", "--replace", "--stage")
 

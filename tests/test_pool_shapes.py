@@ -19,7 +19,7 @@ import pytest
 from store.errors import PoolError
 from store.pool import Pool
 from store.records import BadRow, Instruction
-from tests.test_pool import Reader, bad_lines, complaint, good, instructions, pool_of
+from tests.support.pools import Reader, bad_lines, complaint, good, instructions, pool_of
 
 ROWS = [
     {"instruction": 'Say "a; b", please.', "input": "x\ty|z", "output": "one\ntwo"},

@@ -11,8 +11,7 @@ import pytest
 from store.ledger import connect_writer
 from store.salvage import salvage
 from store.sqlite_leaves import places
-from tests.support.ledgers import Book, opened, reply
-from tests.test_older_ledgers import unpacked
+from tests.support.ledgers import Book, opened, reply, unpacked
 
 TABLES = (
     "stages", "runs", "rows", "samples", "requests", "attempts", "responses", "bodies", "errors", "spending",

@@ -25,8 +25,8 @@ from tests.support.cli import (
     until,
     write_pool,
 )
+from tests.support.ledgers import unpacked
 from tests.support.provider import Config, Provider
-from tests.test_older_ledgers import unpacked
 
 PRICES = ("--model", MODEL, "--price-in", 1000, "--price-out", 1000)
 FLAGS = (*PRICES, "--max-tokens", 100, "--yes")
