@@ -11,7 +11,6 @@ import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from ledgers import opened
 
 from engine.batch.client import Remote
 from engine.batch.files import body_of, input_line
@@ -23,6 +22,7 @@ from store.ledger import connect_writer
 from store.provider_batches import BatchRow
 from store.queries import connect_reader
 from store.schema import TABLES, VERSION, VIEWS
+from tests.support.ledgers import opened
 
 KEY = hashlib.sha256(b"one").digest()
 ROW = BatchRow(1, 1, 1, 7, "http://127.0.0.1/v1", "[]", 10, 1000, 100, 5000, 0.0)

@@ -16,8 +16,9 @@ import aiohttp
 import orjson
 import pytest
 import pytest_asyncio
-from cli import distill, started, until
-from ledgers import Book, chat, opened, reply, rows
+
+from tests.support.cli import distill, started, until
+from tests.support.ledgers import Book, chat, opened, reply, rows
 
 pytest.importorskip("datasette", reason="the extra `browse` is not installed; bin/test installs it")
 

@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from ledgers import PLAN, Book, chat, item, opened, reply, request, rows
 
 from store.errors import DiskFull, DistillError, RunFolderError, StorageError
 from store.ledger import Ledger, connect_writer
@@ -21,6 +20,7 @@ from store.queries import connect_reader, stage_status
 from store.records import Response, Usage
 from store.run_folder import RESERVE, give_up_reserve, held, ledger_path, make_reserve
 from store.schema import VERSION
+from tests.support.ledgers import PLAN, Book, chat, item, opened, reply, request, rows
 
 ROOT = Path(__file__).parent.parent
 PATIENCE = 2.0  # seconds that a commit may take before a test calls it hung
@@ -30,7 +30,7 @@ def started(program: str, *arguments: object) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-c", program, *map(str, arguments)],
         cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"},
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,
         text=True,
     )
@@ -53,7 +53,7 @@ def killed(process: subprocess.Popen[str]) -> list[str]:
 FILLS = """
 import asyncio, sys
 from pathlib import Path
-from ledgers import Book, opened
+from tests.support.ledgers import Book, opened
 
 async def main():
     async with opened(Path(sys.argv[1])) as ledger:
@@ -97,7 +97,7 @@ async def test_a_killed_run_goes_on_where_it_was(tmp_path: Path) -> None:
 SENDS = """
 import asyncio, sys
 from pathlib import Path
-from ledgers import Book, opened
+from tests.support.ledgers import Book, opened
 
 async def main():
     async with opened(Path(sys.argv[1])) as ledger:

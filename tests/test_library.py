@@ -21,16 +21,16 @@ from typing import Any, TypeVar
 import orjson
 import pyarrow.parquet
 import pytest
-from cli import KEY, MODEL, ROOT, environment, rows, until, write_pool
-from judging import Judge
-from provider import Config, Provider
-from scripted import scripted
 
 import distill
 from engine.collect.build_settings import engine_fields
 from engine.collect.setting_fields import TASKS
 from engine.collect.stopping import DRAIN_SECONDS
 from store.extras import installed
+from tests.support.cli import KEY, MODEL, ROOT, environment, rows, until, write_pool
+from tests.support.judging import Judge
+from tests.support.provider import Config, Provider
+from tests.support.scripted import scripted
 
 FREE = {"model": MODEL, "price_in": 0, "price_out": 0, "progress": False}
 

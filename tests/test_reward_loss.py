@@ -10,10 +10,10 @@ import pytest
 pytest.importorskip("torch", reason="the trainers' packages are not installed (requirements/train.txt)")
 pytest.importorskip("transformers")
 
-import tiny
 import torch
 
 from store.errors import UsageError
+from tests.support import tiny
 from trainers.reward_loss import collated, loss_sum, measured, prompts_in
 from trainers.reward_model import (
     check_family,

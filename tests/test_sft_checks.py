@@ -15,9 +15,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import tiny
 
 from store.errors import UsageError
+from tests.support import tiny
 from trainers import checkpoints, preflight
 from trainers.config import SftRecipe, recipe_from
 from trainers.deepspeed_config import as_configured, deepspeed_config, stage_of

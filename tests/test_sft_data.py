@@ -15,12 +15,12 @@ pytest.importorskip("torch", reason="the trainers' packages are not installed (r
 pytest.importorskip("transformers")
 
 import numpy as np
-import tiny
 import torch
 
 from store.errors import PoolError, UsageError
 from store.records import Instruction
 from store.special_tokens import TextTokens
+from tests.support import tiny
 from trainers.batching import IGNORED, example, loss_sum, order, packed, padded, steps_of
 from trainers.config import SftRecipe
 from trainers.encoding import encode
@@ -29,11 +29,6 @@ from trainers.sft_data import SftCounts, as_lesson, fit, tokenized
 from trainers.token_rows import drawn
 
 pytestmark = pytest.mark.filterwarnings("default")
-
-
-@pytest.fixture(scope="module")
-def tokenizer() -> Any:
-    return tiny.tokenizer()
 
 
 def test_a_student_reads_the_prompts_that_its_teacher_was_sent() -> None:

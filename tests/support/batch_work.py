@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
-from provider_chat import answer, reply_body, understand
+
+from tests.support.provider_chat import answer, reply_body, understand
 
 MOST_REQUESTS, MOST_BYTES = 50_000, 200 * 10**6
 ENDPOINT = "/v1/chat/completions"

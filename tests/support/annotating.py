@@ -19,7 +19,6 @@ from typing import Any
 import aiohttp
 import orjson
 from aiohttp import web
-from cli import Command, Ended, distill, started, until
 
 from evaluators.annotate.command import Files, begin
 from evaluators.annotate.server import ListenAddress, application, bind, hosts_of
@@ -27,6 +26,7 @@ from store.run_folder import held
 from store.votes import Votes
 from store.votes_queries import Vote, read_poll
 from store.votes_schema import LOCK
+from tests.support.cli import Command, Ended, distill, started, until
 
 TOKEN = "a-token-of-the-tests-0123456789"
 ADDRESS = re.compile(rb"http://\S+/\?token=\S+")

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import orjson
-from ledgers import PLAN, Book, chat, opened, request
 
 from engine.collect.settings import Settings
 from store.records import Response, Usage
+from tests.support.ledgers import PLAN, Book, chat, opened, request
 
 HOSTILE = (
     '</script><script>alert(1)</script><img src=x onerror=alert(2)>" onmouseover="alert(3)'

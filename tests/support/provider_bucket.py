@@ -1,4 +1,4 @@
-"""What the fake provider (tests/provider.py) decides by the clock: rate limits and service slots.
+"""What the fake provider (provider.py) decides by the clock: rate limits and service slots.
 
 `Bucket` refills continuously, `Limits` pairs one for requests with one for tokens, `Slots` is a
 server with a fixed number of parallel workers behind a first-come queue. The time comes in with

@@ -12,12 +12,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-import provider_bucket
-from virtual_time import now
-
 from engine.limits.charging import RequestSize
 from engine.limits.rate_limiter import Limiter
 from store.records import Usage
+from tests.support import provider_bucket
+from tests.support.virtual_time import now
 
 Way = Literal["upfront", "larger", "actual"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from dialects import COST, PRICE_IN, PRICE_OUT, Row, Sent, chat, refusal, reply, used
+from tests.support.dialects import COST, PRICE_IN, PRICE_OUT, Row, Sent, chat, refusal, reply, used
 
 LONG = "word " * 200
 LONG_COST = (150 * PRICE_OUT, 300 * PRICE_OUT)

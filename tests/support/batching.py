@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from batch_server import BatchServer
-from cli import asking, bare, belongs, export, ledger, rows, write_pool
+from tests.support.batch_server import BatchServer
+from tests.support.cli import asking, bare, belongs, export, ledger, rows, write_pool
 
 MONEY = ("--price-in", 10, "--price-out", 30, "--yes")
 GRACE = ("--batch-grace", 0.3)

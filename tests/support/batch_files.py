@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from itertools import repeat
 
 from aiohttp import web
-from batch_work import Stored
-from provider_replies import drop
+
+from tests.support.batch_work import Stored
+from tests.support.provider_replies import drop
 
 MIB = 2**20
 

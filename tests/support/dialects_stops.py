@@ -7,8 +7,8 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from dialects import Sent, anthropic, error, refusal, says
-from dialects_refusals import FLAGGED, GLM, GROK, HTML, MODERATED, openrouter, xai
+from tests.support.dialects import Sent, anthropic, error, refusal, says
+from tests.support.dialects_refusals import FLAGGED, GLM, GROK, HTML, MODERATED, openrouter, xai
 
 
 @dataclass(frozen=True)

@@ -12,12 +12,66 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cli import MODEL, Ended, Row, distill
+import orjson
 
 from engine.export import ExportOptions, run_export
 from store.queries import connect_reader, stage_of, stage_status
+from tests.support.cli import MODEL, Ended, Row, distill, ledger
 
 Tables = Mapping[str, Mapping[str, Any]]
+# Stages and steps that feed each other; nothing is wrong with it.
+GOOD = """\
+[teacher.t]
+model = "gpt-4"
+
+[teacher.own]
+serve = { step = "student" }  # line 5
+
+[teacher.vllm]
+model = "student"
+base_url = "http://127.0.0.1:1/v1"
+after = "student"  # line 10
+
+[stage.a]
+task = "generate"
+teacher = "t"
+pool = "pool.jsonl"
+
+[step.student]
+run = "train sft"  # line 18
+data = { stage = "a", format = "chat" }
+model = "small"  # line 20
+zero = 3
+lr = 2e-5
+recompute = true
+
+[stage.five]
+task = "generate"
+teacher = "own"
+pool = "pool.jsonl"
+samples = 5
+
+[step.best]
+run = "rank"
+reward = "small"
+candidates = { stage = "five", format = "candidates" }
+
+[stage.judged]
+task = "judge"  # line 37
+teacher = "t"
+answers = { step = "best", file = "rank1.jsonl" }
+against = "a"
+
+[stage.elsewhere]
+task = "generate"
+teacher = "vllm"
+pool = "pool.jsonl"
+
+[step.lengths]
+run = "evaluate lengths"
+files = [{ stage = "five" }, "pool.jsonl"]
+csv = "lengths.csv"  # line 50
+"""
 FREE = {"price_in": 0, "price_out": 0}
 PAID = {"price_in": 10, "price_out": 30}
 
@@ -81,3 +135,19 @@ def write_bare(folder: Path) -> str:
     """A prompt that is the instruction alone, beside the recipe."""
     (folder / "bare.txt").write_text("{instruction}")
     return "bare.txt"
+
+
+def assert_intact(run: Path) -> None:
+    assert ledger(run, "SELECT ifnull(max(id), 0) = count(*) FROM requests") == [(1,)]
+    assert ledger(run, "PRAGMA integrity_check") == [("ok",)]
+    assert ledger(run, "PRAGMA foreign_key_check") == []
+
+
+def positions(run: Path, name: str) -> list[int]:
+    sql = "SELECT position FROM samples a JOIN stages s ON s.id = a.stage WHERE s.name = ? ORDER BY 1"
+    return [position for (position,) in ledger(run, sql, name)]
+
+
+def json_of(out: str) -> dict[str, Any]:
+    found: dict[str, Any] = orjson.loads(out)
+    return found

@@ -20,8 +20,9 @@ from typing import Any
 
 import orjson
 from aiohttp import BodyPartReader, web
-from batch_files import Serve, send
-from batch_work import (
+
+from tests.support.batch_files import Serve, send
+from tests.support.batch_work import (
     ENDPOINT,
     Bills,
     Made,
@@ -33,7 +34,7 @@ from batch_work import (
     shuffled,
     tokens_of,
 )
-from provider_replies import drop, json_response
+from tests.support.provider_replies import drop, json_response
 
 CHUNK = 4096
 

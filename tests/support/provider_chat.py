@@ -1,4 +1,4 @@
-"""The chat API as the fake provider (tests/provider.py) speaks it: questions, answers, errors.
+"""The chat API as the fake provider (provider.py) speaks it: questions, answers, errors.
 
 An answer depends on the question alone: `[` + 12 hex digits of the question's SHA-256 + `] ` and
 then words, in a number drawn from the same hash, so that a test can tell whose answer it holds and
@@ -22,7 +22,8 @@ from typing import Any
 
 import orjson
 import tiktoken
-from provider_config import Config
+
+from tests.support.provider_config import Config
 
 MOST_SHOWN = 2000  # words of thinking
 PREFIX_TOKENS = 9  # about what `[0123456789ab] ` takes

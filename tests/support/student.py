@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
-import tiny
-from cli import ROOT
+
+from tests.support import tiny
+from tests.support.cli import ROOT
 
 QUESTION = "Say sea."
 ON_CPU = tiny.env() | {"CUDA_VISIBLE_DEVICES": ""}

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from ledgers import Book, opened, request
 
 from store.key_index import ANSWERED, DUE, FAILED, TAKEN, KeyIndex, load_index
 from store.queries import connect_reader
+from tests.support.ledgers import Book, opened, request
 
 
 def key(number: int) -> bytes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from dialects import Row, Sent, anthropic, error, refusal
+from tests.support.dialects import Row, Sent, anthropic, error, refusal
 
 AZURE_WORDS = (
     "The response was filtered due to the prompt triggering Azure OpenAI's content management policy."

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import sqlite3
+import zipfile
 from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import orjson
 
 from store.ledger import Ledger
 from store.records import Request, Response, Usage
+from tests.support.cli import ROOT, ledger
 
 USAGE = Usage(100, 50)
 PLAN = 7  # any number: what decides a key beside the item
@@ -92,3 +94,14 @@ def rows(run: Path, sql: str, *values: object) -> list[tuple[Any, ...]]:
         return connection.execute(sql, values).fetchall()
     finally:
         connection.close()
+
+
+VERSIONS = (2, 3)  # of the ledger's schema, with run folders in tests/data/
+
+
+def unpacked(name: str, folder: Path, version: int = 2) -> Path:
+    """A run folder of an older version, and what that said of it: tests/data/make_older.py tells more."""
+    with zipfile.ZipFile(ROOT / f"tests/data/version{version}/{name}.zip") as file:
+        file.extractall(folder / name)
+    assert ledger(folder / name / "run", "PRAGMA user_version") == [(version,)]
+    return folder / name

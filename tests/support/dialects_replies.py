@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from dialects import COST, PRICE_IN, PRICE_OUT, Row, Sent, chat, healed, read, reply, used
+from tests.support.dialects import COST, PRICE_IN, PRICE_OUT, Row, Sent, chat, healed, read, reply, used
 
 PARTS = {"type": "text", "text": "Two "}, {"type": "text", "text": "parts."}
 CALL = {"id": "call_1", "type": "function", "function": {"name": "search", "arguments": "{}"}}

@@ -1,4 +1,4 @@
-"""How replies of the fake provider (tests/provider.py) leave: whole, torn, huge, or not at all.
+"""How replies of the fake provider (provider.py) leave: whole, torn, huge, or not at all.
 
 Knows aiohttp and bytes; what is said, and why, is decided elsewhere.
 """

@@ -1,6 +1,6 @@
 """A misbehaving OpenAI-compatible chat provider on loopback: a real HTTP server for tests.
 
-    python tests/provider.py --port 0 --config config.json --counts counts.jsonl
+    python -m tests.support.provider --port 0 --config config.json --counts counts.jsonl
     async with Provider(Config(rpm=60, p_500=0.1)).running() as p: ... p.base_url, p.counts
 
 A request meets: global states, refused parameters, poison, limits, the faults at the door (503,
@@ -22,8 +22,9 @@ from typing import Any, BinaryIO
 
 import orjson
 from aiohttp import web
-from provider_bucket import Limits, Shortage, Slots, duration, retry_after
-from provider_chat import (
+
+from tests.support.provider_bucket import Limits, Shortage, Slots, duration, retry_after
+from tests.support.provider_chat import (
     Answer,
     Ask,
     Refused,
@@ -35,8 +36,8 @@ from provider_chat import (
     understand,
     written,
 )
-from provider_config import Config, Content, Counts
-from provider_replies import drop, huge, json_response, torn
+from tests.support.provider_config import Config, Content, Counts
+from tests.support.provider_replies import drop, huge, json_response, torn
 
 __all__ = ["Config", "Content", "Counts", "Provider", "content_key"]
 

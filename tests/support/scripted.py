@@ -1,6 +1,6 @@
 """Small servers for tests, told word for word what to say: over HTTP, or on the bare connection.
 
-For replies that the provider (tests/provider.py) cannot give, since it is a sane server with faults.
+For replies that the provider (provider.py) cannot give, since it is a sane server with faults.
 """
 
 from __future__ import annotations

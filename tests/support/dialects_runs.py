@@ -10,8 +10,8 @@ from datetime import UTC, datetime
 from email.utils import formatdate
 from typing import Any
 
-from dialects import GOOD, Asked, Row, Sent, Serve, error, good, refusal, says
-from dialects_stops import violated
+from tests.support.dialects import GOOD, Asked, Row, Sent, Serve, error, good, refusal, says
+from tests.support.dialects_stops import violated
 
 # Models that are known: with the usual flags nothing is sent that they refuse.
 

@@ -3,6 +3,7 @@
     ended = await generate(run, pool, p.base_url, "--limit", 3)
     async with started("generate", pool, "--run", run) as command: ... command.send(SIGINT)
 
+Most are forked from a process that has imported the engine already (zygote.py).
 Every process that ends here must leave no traceback and no warning of the interpreter behind.
 What a run holds is read as its users read it: `export`, `status --json`, and SQL on the ledger.
 """
@@ -17,14 +18,17 @@ import signal
 import sqlite3
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from asyncio.subprocess import DEVNULL, PIPE
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import orjson
 
-ROOT = Path(__file__).resolve().parent.parent
+from tests.support import zygote
+from tests.support.zygote import ROOT, Forked
+
 KEY = "sk-test-5f0c0ffee5f0c0ffee5f0c0ffee"  # what OPENAI_API_KEY holds
 MODEL = "gpt-4"  # its vocabulary loads in half the time of the newer ones
 FREE = (
@@ -60,7 +64,9 @@ class Ended:
 class Command:
     """A process that runs. What it has said so far is in `out` and `err`."""
 
-    process: asyncio.subprocess.Process
+    process: asyncio.subprocess.Process | Forked
+    stdout: asyncio.StreamReader
+    stderr: asyncio.StreamReader
     out: bytearray = field(default_factory=bytearray)
     err: bytearray = field(default_factory=bytearray)
     _reading: asyncio.Future[list[None]] = field(init=False)
@@ -79,11 +85,7 @@ class Command:
         return _sound(Ended(code, _text(self.out), _text(self.err)))
 
     def read(self) -> None:
-        assert self.process.stdout
-        assert self.process.stderr
-        self._reading = asyncio.gather(
-            _collect(self.process.stdout, self.out), _collect(self.process.stderr, self.err)
-        )
+        self._reading = asyncio.gather(_collect(self.stdout, self.out), _collect(self.stderr, self.err))
 
     async def end(self) -> None:
         """Leaves nothing behind, whatever the test has done."""
@@ -120,15 +122,13 @@ def environment(**more: str) -> dict[str, str]:
 
 @contextlib.asynccontextmanager
 async def started(
-    *words: object, stdin: int = asyncio.subprocess.DEVNULL, env: Mapping[str, str] | None = None
+    *words: object, stdin: int = DEVNULL, env: Mapping[str, str] | None = None, fresh: bool = False
 ) -> AsyncIterator[Command]:
-    """`distill WORDS...`, as a process that is killed in the end if it still runs."""
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-P", "-m", "engine", *map(str, words),
-        stdin=stdin, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
-        env=dict(env or environment()),
-    )  # fmt: skip
-    command = Command(process)
+    """`distill WORDS...`, as a process that is killed in the end if it still runs. fresh: not forked from one
+    that has imported it already, but with an interpreter and memory of its own from the start."""
+    env = env or environment()
+    fresh = fresh or stdin != DEVNULL or not zygote.can(env)
+    command = await (_fresh(words, stdin, env) if fresh else _forked(words, env))
     command.read()
     try:
         yield command
@@ -137,6 +137,34 @@ async def started(
         raise
     finally:
         await command.end()
+
+
+async def _fresh(words: Sequence[object], stdin: int, env: Mapping[str, str]) -> Command:
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-P", "-m", "engine", *map(str, words),
+        stdin=stdin, stdout=PIPE, stderr=PIPE, env=dict(env),
+    )  # fmt: skip
+    assert process.stdout
+    assert process.stderr
+    return Command(process, process.stdout, process.stderr)
+
+
+async def _forked(words: Sequence[object], env: Mapping[str, str]) -> Command:
+    (out, its_out), (err, its_err) = os.pipe(), os.pipe()
+    files = [os.open(os.devnull, os.O_RDONLY), its_out, its_err]
+    try:
+        process = Forked(*zygote.fork(words, env, files))
+    finally:
+        for file in files:
+            os.close(file)
+    return Command(process, await _reader(out), await _reader(err))
+
+
+async def _reader(file: int) -> asyncio.StreamReader:
+    reader = asyncio.StreamReader()
+    pipe = open(file, "rb", buffering=0)  # noqa: ASYNC230, SIM115 - the loop reads it, and closes it
+    await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), pipe)
+    return reader
 
 
 async def distill(*words: object, seconds: float = 150, env: Mapping[str, str] | None = None) -> Ended:

@@ -6,7 +6,8 @@ from __future__ import annotations
 from typing import Any
 
 import orjson
-from dialects import (
+
+from tests.support.dialects import (
     COST,
     Row,
     Sent,
@@ -22,7 +23,7 @@ from dialects import (
     says,
     used,
 )
-from dialects_replies import ODD
+from tests.support.dialects_replies import ODD
 
 STREAM = "text/event-stream"
 HTML = "text/html; charset=utf-8"

@@ -11,7 +11,8 @@ from typing import Any
 
 import orjson
 import pytest
-from cli import ROOT, environment
+
+from tests.support.cli import ROOT, environment
 
 SECONDS = 600  # that nothing takes, on a busy machine either
 WORDS = ("sea", "moon", "river", "stone", "cloud", "lamp", "bird", "road")

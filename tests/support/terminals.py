@@ -15,7 +15,7 @@ import termios
 from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 
-from cli import environment
+from tests.support.cli import environment
 
 
 class OnTerminal:

@@ -1,4 +1,4 @@
-"""How the fake provider (tests/provider.py) misbehaves, and what it has seen: `Config`, `Counts`.
+"""How the fake provider (provider.py) misbehaves, and what it has seen: `Config`, `Counts`.
 
 `Config` is a value: it is given at the start and replaced as a whole while the server runs.
 `Counts` only grows, serialises with orjson as it stands, and knows nothing of how it is served.

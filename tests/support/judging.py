@@ -8,12 +8,19 @@ from __future__ import annotations
 
 import asyncio
 import re
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import orjson
 from aiohttp import web
-from scripted import completion
 
+from evaluators.judge.judgements import Judgement, won
+from tests.support.cli import Row
+from tests.support.scripted import completion
+
+Scores = tuple[float, float] | None
+TAGGED = re.compile(r"<(instruction|input|output)>\n(.*?)\n</\1>", re.DOTALL)
 SHOWN = re.compile(r"### Answer (?:of Assistant )?(?:\d+|[AB])\n(.*?)\n\n### End of", re.DOTALL)
 
 
@@ -63,3 +70,31 @@ class Judge:
 
     def count(self, words: str) -> int:
         return sum(words in system + text for system, text in self.asked)
+
+
+def translation(text: str) -> str | None:
+    """What it says when it is asked for a translation: Chinese, another for each text."""
+    parts = TAGGED.findall(text)
+    if "Translate the text below" not in text:
+        return None
+    return "\n".join(f"<{tag}>请把这件事情告诉我：{abs(hash(part))}</{tag}>" for tag, part in parts)
+
+
+# Reviews as a judge's stage and its files hold them.
+
+
+def said(
+    question: int, scores: Scores, a_first: bool = True, a: str = "ours", judge: str = "gpt-4", **more: Any
+) -> Judgement:
+    score_a, score_b = scores or (None, None)
+    win = won(*scores) if scores else None
+    return Judgement(str(question), a, "theirs", judge, score_a, score_b, win, a_first, **more)
+
+
+def written(path: Path, rows: Sequence[object]) -> Path:
+    path.write_bytes(b"".join(orjson.dumps(row) + b"\n" for row in rows))
+    return path
+
+
+def review(question: object, text: str, **more: object) -> Row:
+    return {"question_id": question, "text": text, **more}
