@@ -135,7 +135,7 @@ def reward(
 ) -> None:
     """Measure how often a reward model prefers the better answer."""
     quieten()
-    from trainers.scoring import run_evaluation
+    from trainers.reward_model import run_evaluation
 
     raise typer.Exit(run_evaluation(reward, data, limit, json, quiet))
 

@@ -23,7 +23,7 @@ from tests.support import tiny
 from trainers.comparisons import Read, as_pairs, parts, read_groups
 from trainers.config import RewardRecipe
 from trainers.reward_data import Parts, encoded, prepared, template_for
-from trainers.token_rows import load, save
+from trainers.rows import load, save
 
 pytestmark = pytest.mark.filterwarnings("default")
 

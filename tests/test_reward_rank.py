@@ -22,9 +22,9 @@ from safetensors.torch import load_file, save_file
 from store.errors import PoolError, UsageError
 from tests.support import tiny
 from trainers import rank as ranking
-from trainers import scoring
+from trainers import reward_model
 from trainers.rank import fault, ranked, run_rank, split
-from trainers.scoring import Precision, Readable, Scorer, planned, precision_for, run_evaluation
+from trainers.reward_model import Precision, Readable, Scorer, planned, precision_for, run_evaluation
 
 pytestmark = pytest.mark.filterwarnings("default")
 
@@ -41,7 +41,7 @@ def candidates(tmp_path: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scoring, "ROWS_AT_ONCE", 4)
+    monkeypatch.setattr(reward_model, "ROWS_AT_ONCE", 4)
     monkeypatch.setattr(ranking, "WINDOW", 9)
 
 
@@ -210,7 +210,7 @@ def test_equals_keep_their_order() -> None:
 
 
 def test_batches_are_of_like_length_and_hold_every_answer_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scoring, "TOKENS_AT_ONCE", 30)
+    monkeypatch.setattr(reward_model, "TOKENS_AT_ONCE", 30)
     answers = [Readable([0] * n, False) for n in (9, 1, 30, 2, 2, 9, 1, 9, 9, 40)]
     batches = planned(answers)
     assert batches == [[1, 6, 3, 4], [0, 5, 7], [8], [2], [9]]
@@ -233,7 +233,7 @@ def test_a_ranking_continues_in_the_precision_that_it_was_begun_in(
     out = tmp_path / "ranked.jsonl"
     other: Precision = "bf16" if Scorer(reward).precision == "fp32" else "fp32"
     with monkeypatch.context() as patch:
-        patch.setattr(scoring, "precision_for", lambda config: other)
+        patch.setattr(reward_model, "precision_for", lambda config: other)
         sizes = dies_after(2, patch)
         with pytest.raises(Killed):
             run_rank(reward, candidates, out, quiet=True)

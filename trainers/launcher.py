@@ -22,26 +22,27 @@ from typing import IO, Any
 from trainers.config import Training
 from trainers.display import Display, draw
 from trainers.errors import Stopped, TrainingFailed
+from trainers.process import parsed
 from trainers.run_folder import Folder, read_metrics
-from trainers.worker import parsed
 
 _PR_SET_PDEATHSIG = 1
+WORKER = "trainers.worker"
 FULL = 64 << 20  # bytes left on a disk that could not take a checkpoint
 ALONE = {
     "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1",
 }  # fmt: skip
 
 
-def command(recipe: Training, module: str, job: Path) -> list[str]:
+def command(recipe: Training, job: Path) -> list[str]:
     if recipe.processes == 1:
-        return [sys.executable, "-P", "-m", module, str(job)]
+        return [sys.executable, "-P", "-m", WORKER, str(job)]
     where = ["--standalone"]
     if recipe.nnodes > 1:
         host, port = str(recipe.master).rsplit(":", 1)
         where = [f"--node-rank={recipe.node_rank}", f"--master-addr={host}", f"--master-port={port}"]
     size = [f"--nnodes={recipe.nnodes}", f"--nproc-per-node={recipe.nproc}"]
     torchrun = [sys.executable, "-P", "-m", "torch.distributed.run"]
-    return [*torchrun, *size, *where, "-m", module, str(job)]
+    return [*torchrun, *size, *where, "-m", WORKER, str(job)]
 
 
 def environment(recipe: Training, given: Mapping[str, str], on_cpu: bool) -> dict[str, str]:
@@ -127,13 +128,11 @@ def _free_port() -> int:
 PLOTTED = {"loss", "held_out_loss", "held_out_accuracy", "lr", "grad_norm"}
 
 
-def run(
-    recipe: Training, module: str, folder: Folder, env: Mapping[str, str], on_cpu: bool, quiet: bool
-) -> None:
+def run(recipe: Training, folder: Folder, env: Mapping[str, str], on_cpu: bool, quiet: bool) -> None:
     """Returns when the result lies in the folder's `result`. Raises Stopped, TrainingFailed."""
     folder.stop.unlink(missing_ok=True)
     shutil.rmtree(folder.result, ignore_errors=True)  # of a training that was killed while it wrote it
-    words = command(recipe, module, folder.job(recipe.node_rank))
+    words = command(recipe, folder.job(recipe.node_rank))
     processes = Processes(words, environment(recipe, env, on_cpu), folder.log(recipe.node_rank))
     stopped, board = 0, _board(recipe, folder)
     display = Display(quiet)

@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from trainers.batching import steps_of
 from trainers.config import Training
 from trainers.launcher import title_of
+from trainers.rows import steps_of
 from trainers.run_folder import Folder, write
 
 VERSIONS = ("torch", "transformers", "accelerate", "deepspeed", "peft")

@@ -20,7 +20,7 @@ from store.files import is_plain, replacing
 from store.pool import Pool
 from store.records import BadRow
 from trainers.display import Display
-from trainers.scoring import Precision, Scorer, planned
+from trainers.reward_model import Precision, Scorer, planned
 
 WINDOW = 2000  # questions that are sorted together, and in memory
 BAD_SHOWN = 3

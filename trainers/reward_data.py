@@ -20,7 +20,7 @@ from store.special_tokens import TextTokens
 from trainers.comparisons import Group, Pair, Read, contradicted, parts, read_groups
 from trainers.config import RewardRecipe
 from trainers.encoding import Template, encode, prompt_length
-from trainers.token_rows import digest_of, drawn
+from trainers.rows import digest_of, drawn
 
 Ints: TypeAlias = npt.NDArray[np.int64]
 

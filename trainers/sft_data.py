@@ -18,7 +18,7 @@ from store.records import BadRow, Instruction
 from store.special_tokens import TextTokens
 from trainers.config import SftRecipe
 from trainers.encoding import THOUGHT, Encoded, Messages, Template, encode
-from trainers.token_rows import TokenRows, gathered
+from trainers.rows import TokenRows, gathered
 
 ROLES = ("system", "user", "assistant")
 BAD_SHOWN = 3
