@@ -1,9 +1,11 @@
 """The types that flow: what goes in, what is asked, what came back, what goes out.
 
-Frozen dataclasses without behaviour. Money is integer micro-dollars, times are Unix seconds.
+Frozen dataclasses without behaviour, and Alpaca's two prompts. Money is integer micro-dollars, times are Unix
+seconds.
 """
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, TypeAlias, get_args
 
@@ -40,6 +42,46 @@ class Instruction:
     input: str = ""
     output: str = ""
     category: str = ""
+
+
+# As the paper's Algorithm 1 quotes them.
+ALPACA_WITH_INPUT = """\
+Below is an instruction that describes a task, paired with an input that provides further context. \
+Write a response that appropriately completes the request.
+
+### Instruction:
+{instruction}
+
+### Input:
+{input}
+
+### Response:"""
+
+ALPACA_WITHOUT_INPUT = """\
+Below is an instruction that describes a task. \
+Write a response that appropriately completes the request.
+
+### Instruction:
+{instruction}
+
+### Response:"""
+
+_FIELD = re.compile(r"(\{instruction\}|\{input\})")
+
+
+def template_parts(template: str) -> list[str]:
+    """Of a text with {instruction} and {input}; other braces are left alone."""
+    return _FIELD.split(template)
+
+
+def filled(parts: Sequence[str], instruction: str, input: str) -> str:
+    """A template's text with these values, which are not expanded themselves."""
+    values = {"{instruction}": instruction, "{input}": input}
+    return "".join(values.get(part, part) for part in parts)
+
+
+def alpaca_prompt(instruction: str, input: str = "") -> str:
+    return filled(template_parts(ALPACA_WITH_INPUT if input else ALPACA_WITHOUT_INPUT), instruction, input)
 
 
 @dataclass(frozen=True, slots=True)

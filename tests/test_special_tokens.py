@@ -15,11 +15,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.serve.model_loader import prompt_tokens
-from store.records import Instruction
+from store.records import Instruction, alpaca_prompt
 from store.special_tokens import TextTokens, named
 from tests.support import tiny
 from tests.support.student import ask, served, session
-from trainers.encoding import alpaca_prompt, encode
+from trainers.encoding import encode
 from trainers.reward_data import encoded
 
 pytestmark = pytest.mark.filterwarnings("default")

@@ -25,10 +25,11 @@ from engine.serve.model_loader import alpaca, fastest, load, prompt_tokens
 from engine.serve.sampler import next_tokens, nucleus
 from engine.serve.sequence import Writing
 from store.errors import UsageError
+from store.records import alpaca_prompt
 from store.special_tokens import TextTokens
 from tests.support import tiny
 from tests.support.cli import ROOT
-from trainers.encoding import ALPACA_CHAT_TEMPLATE, alpaca_chat_template, alpaca_prompt, prompt_ids
+from trainers.encoding import ALPACA_CHAT_TEMPLATE, alpaca_chat_template, prompt_ids
 
 pytestmark = pytest.mark.filterwarnings("default")
 

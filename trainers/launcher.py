@@ -57,7 +57,9 @@ def environment(recipe: Training, given: Mapping[str, str], on_cpu: bool) -> dic
     for name in (*ALONE, "MASTER_PORT"):
         found.pop(name, None)  # torchrun sets them, and where nothing is to be joined they would mislead
     if recipe.processes == 1 and recipe.with_deepspeed:
-        found |= ALONE | {"MASTER_PORT": str(_free_port())}
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            found |= ALONE | {"MASTER_PORT": str(free.getsockname()[1])}
     return found
 
 
@@ -118,13 +120,6 @@ def _die_with_parent() -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def _free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port: int = found.getsockname()[1]
-        return port
-
-
 PLOTTED = {"loss", "held_out_loss", "held_out_accuracy", "lr", "grad_norm"}
 
 
@@ -145,7 +140,8 @@ def run(recipe: Training, folder: Folder, env: Mapping[str, str], on_cpu: bool, 
                 elif record["kind"] == "held_out":
                     board(record)
                     display.held_out(record)
-                    _draw(record["step"], folder, recipe)
+                    if record["step"]:
+                        draw(read_metrics(folder.metrics), folder.curves, title_of(recipe), recipe.loss_name)
                 elif record["kind"] == "stopping":
                     stopped = record["step"]
     finally:
@@ -177,11 +173,6 @@ def _stoppable(folder: Folder, processes: Processes, display: Display) -> Iterat
         for number, handler in before.items():
             if signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, handler)
-
-
-def _draw(step: int, folder: Folder, recipe: Training) -> None:
-    if step:
-        draw(read_metrics(folder.metrics), folder.curves, title_of(recipe), recipe.loss_name)
 
 
 def _board(recipe: Training, folder: Folder) -> Callable[[dict[str, Any]], None]:

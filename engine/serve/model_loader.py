@@ -16,9 +16,8 @@ from transformers.cache_utils import DynamicLayer
 
 from engine.serve.http import Refused
 from engine.serve.model_folder import EXPECTED
-from engine.tasks.generate import WITHOUT_INPUT
 from store.errors import UsageError, first_line
-from store.records import Message
+from store.records import ALPACA_WITHOUT_INPUT, Message, alpaca_prompt
 from store.special_tokens import TextTokens
 from store.weights import check_weights
 
@@ -170,7 +169,7 @@ def takes(model: Any, argument: str) -> bool:
     return argument in inspect.signature(model.forward).parameters
 
 
-END_OF_PROMPT = WITHOUT_INPUT[WITHOUT_INPUT.index("### Response:") :]
+END_OF_PROMPT = ALPACA_WITHOUT_INPUT[ALPACA_WITHOUT_INPUT.index("### Response:") :]
 
 
 def prompt_tokens(messages: Sequence[Message], texts: TextTokens) -> list[int]:
@@ -202,5 +201,5 @@ def alpaca(messages: Sequence[Message], end: str) -> str:
         elif content.endswith(END_OF_PROMPT):
             turns.append(content)
         else:
-            turns.append(WITHOUT_INPUT.replace("{instruction}", content))
+            turns.append(alpaca_prompt(content))
     return "".join(turns)
