@@ -17,8 +17,7 @@ from typing import IO, Any
 from store import text_streams as streams
 from store.columns import KNOWN, known_name
 from store.errors import PoolError
-from store.json_lines import too_long
-from store.text_streams import Complaint, Raw, Stream
+from store.text_streams import Complaint, Raw, Stream, too_long
 
 SEPARATORS = (",", ";", "\t", "|")
 _SEP_LINE = re.compile(r'"?sep=(.)"?\s*\Z', re.IGNORECASE)  # Excel's own first line

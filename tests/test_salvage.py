@@ -9,9 +9,8 @@ from pathlib import Path
 import pytest
 
 from store.ledger import connect_writer
-from store.salvage import salvage
-from store.sqlite_leaves import places
 from tests.support.ledgers import VERSIONS, Book, opened, reply, unpacked
+from store.salvage import places, salvage
 
 TABLES = (
     "stages", "runs", "rows", "samples", "requests", "attempts", "responses", "bodies", "errors", "spending",

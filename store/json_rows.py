@@ -1,16 +1,139 @@
-"""Rows of a file that begins with a JSON list, and of whatever stands behind that list.
+"""Rows of JSON text: a file of lines, or one that begins with a list.
 
-Nothing between, inside or behind lists is passed over: it is a row or a complaint. Numbers are items.
-Knows nothing about what the columns mean.
+A line may also hold a list of rows, or an object with such a list in it (`{"data": [...]}`), and a value may
+go over several lines. Nothing between, inside or behind lists is passed over: it is a row or a complaint.
+Numbers are lines, or items of a list. Knows nothing about what the columns mean.
 """
 
 import re
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
+from typing import Any
 
 from store import text_streams as streams
 from store.errors import PoolError
-from store.json_lines import OF_A_ROW, line_rows, parsed, too_long
-from store.text_streams import BYTE_ORDER_MARK, PIECE, Complaint, Raw, Stream
+from store.text_streams import BYTE_ORDER_MARK, PIECE, Complaint, Raw, Stream, parsed, too_long
+
+_LINE_TEXT = re.compile(rb'"(?:[^"\\]|\\.)*"')
+_OPEN_END = re.compile(rb"[{\[,:]\s*\Z")
+_OBJECT = ord("{")
+_CLOSED_BY = {_OBJECT: ord("}"), ord("["): ord("]")}
+# What marks an object as a row, and the names under which published files keep their list of rows.
+_OF_A_ROW = frozenset(
+    ("instruction", "question", "prompt", "question_id", "user_input", "messages", "conversations", "turns",
+     "instances", "answers", "candidates", "scores", "models", "text", "chosen")
+)  # fmt: skip
+_OF_A_PROMPT = frozenset(("instruction", "question", "prompt", "question_id", "messages", "conversations"))
+_WRAPPERS = frozenset(
+    ("data", "dataset", "rows", "items", "records", "examples", "samples", "entries", "instructions",
+     "questions", "prompts", "pool", "train", "results")
+)  # fmt: skip
+
+
+def json_lines(stream: Stream) -> Iterator[Raw]:
+    number = 0
+    while line := stream.readline(streams.MAX_ROW_BYTES + 1):
+        number += 1
+        rows, more = line_rows(stream, line, number)
+        for row in rows:
+            yield number, row
+        number += more
+
+
+def line_rows(stream: Stream, line: bytes, number: int) -> tuple[list[object], int]:
+    """The rows of a line, and how many more lines they took."""
+    if len(line) > streams.MAX_ROW_BYTES and not line.endswith(b"\n"):
+        stream.skip_line()
+        return [too_long()], 0
+    if not (stripped := line.strip().removeprefix(BYTE_ORDER_MARK)):
+        return [], 0
+    inside = stripped.removesuffix(b",") if stripped.endswith(b"},") else stripped  # of a list without ends
+    value, more = parsed(inside, stream.encoding, torn=not line.endswith(b"\n")), 0
+    if isinstance(value, Complaint) and _OPEN_END.search(stripped):
+        value, more = _over_lines(stream, stripped, number) or (value, 0)
+    if isinstance(value, dict):
+        if not _OF_A_ROW.isdisjoint(value):
+            return [value], more
+        if name := _wrapped(value, stream.source, number):
+            value = value[name]
+    if isinstance(value, list) and any(isinstance(item, dict) for item in value):
+        return value, more
+    return [value], more
+
+
+def _wrapped(value: Mapping[str, Any], source: str, number: int) -> str:
+    """The name of the list of rows that an object holds; empty where it is a row itself."""
+    if any(name.lower() in _OF_A_ROW for name in value):
+        return ""
+    lists = {n: v for n, v in value.items() if isinstance(v, list) and v and isinstance(v[0], dict)}
+    found = [n for n, v in lists.items() if any(key.lower() in _OF_A_PROMPT for key in v[0])]
+    if len(found) > 1:
+        names = " and ".join(f"`{name:.40}`" for name in found)
+        raise PoolError(
+            f"pool {source}, line {number}: an object with several lists of rows, {names}: "
+            "write the one that you mean to a file of its own"
+        )
+    return found[0] if found else next((n for n in lists if len(lists) == 1 and n.lower() in _WRAPPERS), "")
+
+
+def _over_lines(stream: Stream, first: bytes, number: int) -> tuple[object, int] | None:
+    """A value that is written over several lines, and how many more than the first. None where these
+    lines are no such value: then nothing was taken. Each line must go on where the one before it
+    stopped, so that a torn line does not take others with it."""
+    open_: list[int] = []
+    lines, last, size = [first], 0, 0
+    raw: list[bytes] = []
+    while True:
+        bare = _LINE_TEXT.sub(b'"', lines[-1])
+        if bare.count(b'"') != len(_LINE_TEXT.findall(lines[-1])) or not _follows(last, bare, open_):
+            break
+        if not _balance(bare, open_):
+            break
+        if not open_:
+            value = parsed(b"\n".join(lines), stream.encoding)
+            if isinstance(value, Complaint):
+                break
+            return value, len(raw)
+        size += len(lines[-1])
+        if size > streams.MAX_ROW_BYTES:
+            raise PoolError(
+                f"pool {stream.source}, line {number}: one JSON value of more than "
+                f"{streams.MAX_ROW_BYTES >> 20} MiB: write a row a line, for example with "
+                f"`jq -c '.NAME[]'`"
+            )
+        last = bare.rstrip()[-1] if bare.strip() else last
+        line = stream.readline(streams.MAX_ROW_BYTES + 1)
+        if not line and raw:
+            return Complaint("the file ends in the middle of the value that begins here"), len(raw)
+        if not line:
+            break
+        raw.append(line)
+        lines.append(line.strip())
+    stream.give_back(b"".join(raw))
+    return None
+
+
+def _follows(last: int, line: bytes, open_: list[int]) -> bool:
+    """Whether JSON can go on with this line behind that byte."""
+    if not (line and open_):
+        return not (line and last)
+    first, is_object = line[0], open_[-1] == _OBJECT
+    if last in b"{,":
+        wanted = b'"}' if last == _OBJECT else b'"'
+        return first in wanted if is_object else first not in b",:}]"
+    if last in b"[:":
+        return first not in b",:}" and (first not in b"]" or last in b"[")
+    return first in b",}]:"
+
+
+def _balance(line: bytes, open_: list[int]) -> bool:
+    """Takes the brackets of a line without its texts; False where one closes what is not open."""
+    for sign in line:
+        if sign in b"{[":
+            open_.append(sign)
+        elif sign in b"}]" and (not open_ or _CLOSED_BY[open_.pop()] != sign):
+            return False
+    return True
+
 
 # The gaps of a JSON list: what may stand between two items, and inside one. Loops are unrolled (Friedl): they
 # never look twice, and need no possessive quantifiers, which are wrong in Python 3.11.0 to 3.11.4.
@@ -160,7 +283,7 @@ class _List:
         """Where it begins, among what was read from the item's beginning to `end`; 0 for nowhere."""
         for match in _NEXT_ITEM.finditer(self._data, self._start + 1, end):
             value = _object_at(self._data, match.end(), self._stream.encoding)
-            if isinstance(value, dict) and any(name.lower() in OF_A_ROW for name in value):
+            if isinstance(value, dict) and any(name.lower() in _OF_A_ROW for name in value):
                 return match.end()
         return 0
 
