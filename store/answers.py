@@ -154,8 +154,9 @@ class Answers:
         for table, key, nth in _KEYS:
             db.executescript(_NUMBER.format(table=table, key=key, nth=nth))
         db.executescript(_INDEXES + (_PROMPTS_OF_QUESTIONS if self._questions else _PROMPTS_OF_ANSWERS))
-        if self._questions:
-            _report_strays(db, self._files)
+        for file, count, line in db.execute(_STRAY).fetchall() if self._questions else ():
+            what = "the answer belongs" if count == 1 else f"{count:,} answers, this the first, belong"
+            _complain(db, self._files[file], line, f"{what} to none of the questions")
         (self.total,) = db.execute("SELECT count(*) FROM prompts").fetchone()
         return db
 
@@ -209,8 +210,15 @@ def _insert(db: sqlite3.Connection, table: str, rows: Iterator[tuple[object, ...
 
 def _as_answer(row: dict[str, Any], position: int, has_questions: bool) -> tuple[bytes, str, Head] | str:
     """(key, answer, what it answers) of a row, or what is wrong with it."""
-    if row.get("instruction") is not None:
-        return _as_alpaca_answer(row, position, has_questions)
+    if row.get("instruction") is not None:  # Alpaca's shape
+        item = as_instruction(row, position)
+        if isinstance(item, str):
+            return item
+        given = row.get("prediction", row.get("output", item.output or None))
+        if (text := text_of(given)) is None:
+            there = "" if "prediction" in row or "output" in row else f"; {columns_of(row)}"
+            return f"no answer: `output` is {given!r:.60}{there}"
+        return _prompt_key(item), text, NO_HEAD if has_questions else _head(item, row)
     named = row.get("question_id") if row.get("question_id") is not None else row.get("id")
     if named is None or "text" not in row:
         return f"no answer: neither `instruction` and `output` nor `id` and `text`; {columns_of(row)}"
@@ -219,25 +227,6 @@ def _as_answer(row: dict[str, Any], position: int, has_questions: bool) -> tuple
     if not has_questions:
         return "it has an id alone, so the questions must be given (--questions)"
     return _id_key(identity(named)), text, NO_HEAD
-
-
-def _as_alpaca_answer(
-    row: dict[str, Any], position: int, has_questions: bool
-) -> tuple[bytes, str, Head] | str:
-    item = as_instruction(row, position)
-    if isinstance(item, str):
-        return item
-    given = row.get("prediction", row.get("output", item.output or None))
-    if (text := text_of(given)) is None:
-        there = "" if "prediction" in row or "output" in row else f"; {columns_of(row)}"
-        return f"no answer: `output` is {given!r:.60}{there}"
-    return _prompt_key(item), text, NO_HEAD if has_questions else _head(item, row)
-
-
-def _report_strays(db: sqlite3.Connection, pools: Sequence[Pool]) -> None:
-    for file, count, line in db.execute(_STRAY).fetchall():
-        what = "the answer belongs" if count == 1 else f"{count:,} answers, this the first, belong"
-        _complain(db, pools[file], line, f"{what} to none of the questions")
 
 
 def model_names(files: Sequence[Path | str], names: Sequence[str] | None) -> list[str]:

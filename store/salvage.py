@@ -36,7 +36,7 @@ class Column:
 
 
 @dataclass(frozen=True, slots=True)
-class Shape:
+class TableShape:
     """A table as its records show it. `by_rowid`: its first column is the rowid, which records leave out."""
 
     table: str
@@ -94,7 +94,7 @@ def salvage(damaged: Path, fresh: Path) -> Salvaged:
         migrate(connection)
         shapes = shapes_of(connection)
         waiting: dict[str, list[Sequence[Value]]] = {shape.table: [] for shape in shapes}
-        doubtful: list[tuple[Shape, Sequence[Value]]] = []
+        doubtful: list[tuple[TableShape, Sequence[Value]]] = []
         with Pages(damaged) as pages:
             bounds = pages.bounds()
             for number in pages.in_use():
@@ -124,7 +124,7 @@ def salvage(damaged: Path, fresh: Path) -> Salvaged:
     return found
 
 
-def shapes_of(connection: sqlite3.Connection) -> list[Shape]:
+def shapes_of(connection: sqlite3.Connection) -> list[TableShape]:
     """The tables of a sound ledger."""
     tables = connection.execute(
         "SELECT name, sql LIKE '%WITHOUT ROWID%' FROM sqlite_master WHERE type = 'table' ORDER BY rowid"
@@ -136,11 +136,11 @@ def shapes_of(connection: sqlite3.Connection) -> list[Shape]:
             Column(name, kind.upper(), not notnull, default) for _, name, kind, notnull, default, _ in told
         ]
         by_rowid = not is_index and bool(told[0][5])
-        shapes.append(Shape(table, by_rowid, columns))
+        shapes.append(TableShape(table, by_rowid, columns))
     return shapes
 
 
-def _shape_of(shapes: Sequence[Shape], rowid: int | None, values: Sequence[Value]) -> Shape | None:
+def _shape_of(shapes: Sequence[TableShape], rowid: int | None, values: Sequence[Value]) -> TableShape | None:
     """The table of which a record is: one that has all its columns before one that has had more since."""
     if rowid is not None and not 0 < rowid < LARGEST_ID:
         return None
@@ -160,7 +160,7 @@ def _may_hold(column: Column, value: Value) -> bool:
     return isinstance(value, bytes if column.kind == "BLOB" else str | bytes)
 
 
-def _row(shape: Shape, rowid: int | None, values: Sequence[Value]) -> Sequence[Value]:
+def _row(shape: TableShape, rowid: int | None, values: Sequence[Value]) -> Sequence[Value]:
     """As it is inserted: texts that are not UTF-8 are kept as bytes where a column takes these, else with
     the wrong bytes replaced."""
     row = [rowid, *values[1:]] if shape.by_rowid else list(values)
@@ -172,7 +172,7 @@ def _row(shape: Shape, rowid: int | None, values: Sequence[Value]) -> Sequence[V
 
 def _insert(
     connection: sqlite3.Connection,
-    shape: Shape,
+    shape: TableShape,
     rows: list[Sequence[Value]],
     found: Salvaged,
     is_certain: bool = True,
