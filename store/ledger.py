@@ -21,7 +21,7 @@ from queue import SimpleQueue
 
 from store.damage import WAS_ONE, is_damage, is_foreign
 from store.errors import DamagedLedger, DiskFull, RunFolderError, StorageError
-from store.records import Cause, Request, Response
+from store.records import Fault, Request, Response
 from store.run_folder import LEDGER, give_up_reserve
 from store.schema import STAGE_SHIFT, VERSION, is_newer, migrate, version_words
 from store.transaction import Transaction
@@ -69,13 +69,13 @@ class Ledger:
         self._batch, self._busy, self._scheduled = Transaction(), False, False
         self._broken: StorageError | None = None
         self._handed: SimpleQueue[Transaction | None] = SimpleQueue()
-        self._last = {t: self._max_id(t) for t in ("requests", "attempts", "responses", "errors", "batches")}
+        self._last: dict[str, int] = {}
+        for table in ("requests", "attempts", "responses", "errors", "batches"):
+            highest = self._connection.execute(f"SELECT ifnull(max(id), 0) FROM {table}").fetchone()
+            self._last[table] = int(highest[0])
         self._using = threading.Lock()
         self._thread = threading.Thread(target=self._write, name="ledger", daemon=True)
         self._thread.start()
-
-    def _max_id(self, table: str) -> int:
-        return int(self._connection.execute(f"SELECT ifnull(max(id), 0) FROM {table}").fetchone()[0])
 
     @property
     def last_request(self) -> int:
@@ -200,9 +200,7 @@ class Ledger:
         stage: int,
         attempt: int,
         request: int,
-        cause: Cause,
-        status: int | None,
-        message: str,
+        fault: Fault,
         released_micro: int,
         ended: bool = True,
         at_risk_micro: int = 0,
@@ -214,7 +212,7 @@ class Ledger:
         """
         self._last["errors"] += 1
         number = self._last["errors"]
-        self._batch.add_error(number, attempt, request, cause, status, message, time.time(), at_risk_micro)
+        self._batch.add_error(number, attempt, request, fault, time.time(), at_risk_micro)
         account = self._batch.account(stage)
         account.at_risk -= released_micro
         account.ended += ended
@@ -243,14 +241,11 @@ class Ledger:
         finally:
             self._handed.put(None)
             await asyncio.to_thread(self._thread.join)
-            self._fold()
+            # SQLite itself folds the WAL in at the last close, but somebody may be reading still.
+            with contextlib.suppress(sqlite3.Error):  # a full disk: the WAL stays, and is valid
+                self._connection.execute(f"PRAGMA busy_timeout = {FOLD_MS}")
+                self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
             self._connection.close()
-
-    def _fold(self) -> None:
-        """SQLite itself folds the WAL in at the last close, but somebody may be reading still."""
-        with contextlib.suppress(sqlite3.Error):  # a full disk: the WAL stays, and is valid
-            self._connection.execute(f"PRAGMA busy_timeout = {FOLD_MS}")
-            self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
     def _schedule(self) -> None:
         if not (self._busy or self._scheduled):

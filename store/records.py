@@ -169,6 +169,15 @@ class Response(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
+class Fault:
+    """What went wrong with an attempt. status: of HTTP, if there was an answer; words: what is said of it."""
+
+    cause: Cause
+    status: int | None
+    words: str
+
+
+@dataclass(frozen=True, slots=True)
 class Comparison:
     """One prompt with a better and a worse answer; the scores are None where none were given."""
 

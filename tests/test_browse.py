@@ -26,7 +26,7 @@ from engine.browse import cells
 from engine.browse.app import build
 from engine.browse.queries import QUESTIONS
 from store.failures import note_stop
-from store.records import Response, Usage
+from store.records import Fault, Response, Usage
 from store.run_folder import held
 from store.schema import STAGE_SHIFT
 
@@ -58,7 +58,7 @@ async def fill(run: Path) -> None:
         torn = Response("malformed", "", Usage(5, 6), b"\xff{" + HOSTILE.encode(), 3, 0.0, "")
         attempt = book.ask(7)
         ledger.put(book.stage, attempt, 7, torn, 0, final=False)
-        ledger.error(book.stage, attempt, 7, "malformed", 200, "the reply was cut off", 0, ended=False)
+        ledger.error(book.stage, attempt, 7, Fault("malformed", 200, "the reply was cut off"), 0, ended=False)
         book.answer(7)
         both = Book(ledger, "both", samples=2)
         ledger.place(

@@ -17,7 +17,7 @@ import pytest
 from store.errors import DiskFull, DistillError, RunFolderError, StorageError
 from store.ledger import Ledger, connect_writer
 from store.queries import connect_reader, stage_status
-from store.records import Response, Usage
+from store.records import Fault, Response, Usage
 from store.run_folder import RESERVE, give_up_reserve, held, ledger_path, make_reserve
 from store.schema import VERSION
 from tests.support.ledgers import PLAN, Book, chat, item, opened, reply, request, rows
@@ -223,7 +223,7 @@ async def test_a_malformed_reply_is_kept_and_is_no_answer(tmp_path: Path) -> Non
         book.place(1)
         attempt = book.ask(1)
         ledger.put(book.stage, attempt, 1, reply("?", "malformed"), 0, final=False)
-        ledger.error(book.stage, attempt, 1, "malformed", 200, "no text", 0, ended=False)
+        ledger.error(book.stage, attempt, 1, Fault("malformed", 200, "no text"), 0, ended=False)
     assert rows(tmp_path, "SELECT outcome FROM responses") == [("malformed",)]
     assert rows(tmp_path, "SELECT * FROM answers") == []
     assert rows(tmp_path, "SELECT sent, unanswered FROM costs") == [(1, 0)]
@@ -234,7 +234,7 @@ async def test_every_attempt_is_journalled_before_its_answer(tmp_path: Path) -> 
         book = Book(ledger)
         book.place(1)
         attempts = [book.ask(1, worst) for worst in (10, 20, 30)]
-        ledger.error(book.stage, attempts[0], 1, "server", 503, "HTTP 503: busy", 10)
+        ledger.error(book.stage, attempts[0], 1, Fault("server", 503, "HTTP 503: busy"), 10)
         ledger.withdraw(book.stage, attempts[1], 20)
         ledger.put(book.stage, attempts[2], 1, reply(), 30, final=True)
     assert rows(tmp_path, "SELECT id, run, request, worst_micro FROM attempts") == [

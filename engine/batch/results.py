@@ -25,7 +25,7 @@ from engine.provider.pricing import Price, Prices
 from engine.provider.responses import Reply, claim_in
 from store import provider_batches as batches
 from store.provider_batches import BatchRow, Enqueued, Items
-from store.records import UNUSABLE, Cause
+from store.records import UNUSABLE, Cause, Fault
 
 LINES_A_COMMIT = 256
 DAMAGED = "the line of the batch's results cannot be read"
@@ -167,10 +167,8 @@ class Collector:
             self._asked_again(reading, entry, ServerFault(meaning.words, meaning.status or 0), most=most)
         elif isinstance(meaning, RunStopped):
             # the row stays due; the run ends when all of the batch has been read
-            self.ledger.error(
-                reading.row.stage, entry.attempt, entry.request, meaning.cause, line.status, str(meaning),
-                entry.worst,
-            )  # fmt: skip
+            fault = Fault(meaning.cause, line.status, str(meaning))
+            self.ledger.error(reading.row.stage, entry.attempt, entry.request, fault, entry.worst)
             self._settle(reading, entry)
             reading.found.reason = reading.found.reason or meaning
         else:
@@ -204,9 +202,8 @@ class Collector:
             self.intake.answered(entry.request, own=reading.own)
         elif outcome == "unparsed":  # no record in it: a further sample goes into a next batch
             words = unread_words(reply)
-            error = self.ledger.error(
-                stage, entry.attempt, entry.request, "unparsed", 200, words, 0, ended=False
-            )
+            fault = Fault("unparsed", 200, words)
+            error = self.ledger.error(stage, entry.attempt, entry.request, fault, 0, ended=False)
             if not (self._proven or self.state.was_read):
                 self._unread[entry.request] = Failed("unparsed", 200, words, error, refused=False)
             self._again(reading, entry, "unparsed", error, most=self.attempts.parse + 1)
@@ -228,14 +225,13 @@ class Collector:
 
     def _record(self, reading: _Reading, entry: Enqueued, error: AskError, lost: int = 0) -> int:
         return self.ledger.error(
-            reading.row.stage, entry.attempt, entry.request, error.cause, error.status, str(error),
+            reading.row.stage, entry.attempt, entry.request, Fault(error.cause, error.status, str(error)),
             entry.worst - lost, at_risk_micro=lost,
         )  # fmt: skip
 
     def _not_run(self, reading: _Reading, entry: Enqueued, words: str) -> None:
-        number = self.ledger.error(
-            reading.row.stage, entry.attempt, entry.request, "timeout", None, words, entry.worst
-        )
+        fault = Fault("timeout", None, words)
+        number = self.ledger.error(reading.row.stage, entry.attempt, entry.request, fault, entry.worst)
         self._settle(reading, entry)
         self._again(reading, entry, "timeout", number, tried=reading.idle)
 
@@ -247,8 +243,8 @@ class Collector:
         released = 0 if claim.is_empty and error.maybe_billed else entry.worst
         self.ledger.put(row.stage, entry.attempt, entry.request, response, released, final=False)
         number = self.ledger.error(
-            row.stage, entry.attempt, entry.request, error.cause, error.status, str(error), 0, ended=False,
-            at_risk_micro=entry.worst - released,
+            row.stage, entry.attempt, entry.request, Fault(error.cause, error.status, str(error)), 0,
+            ended=False, at_risk_micro=entry.worst - released,
         )  # fmt: skip
         self.state.count_malformed(response)
         self._settle(reading, entry, response.cost_micro, entry.worst - released)

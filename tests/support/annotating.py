@@ -24,8 +24,7 @@ from evaluators.annotate.command import Files, begin
 from evaluators.annotate.server import ListenAddress, application, bind, hosts_of
 from store.run_folder import held
 from store.votes import Votes
-from store.votes_queries import Vote, read_poll
-from store.votes_schema import LOCK
+from store.votes_schema import LOCK, Vote, read_poll
 from tests.support.cli import Command, Ended, distill, started, until
 
 TOKEN = "a-token-of-the-tests-0123456789"

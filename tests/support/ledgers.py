@@ -13,7 +13,7 @@ from typing import Any
 import orjson
 
 from store.ledger import Ledger
-from store.records import Request, Response, Usage
+from store.records import Fault, Request, Response, Usage
 from tests.support.cli import ROOT, ledger
 
 USAGE = Usage(100, 50)
@@ -83,7 +83,7 @@ class Book:
 
     def fail(self, number: int, cause: Any = "bad_request", words: str = "HTTP 400: No.") -> None:
         attempt = self.ask(number)
-        error = self.ledger.error(self.stage, attempt, number, cause, 400, words, 5000)
+        error = self.ledger.error(self.stage, attempt, number, Fault(cause, 400, words), 5000)
         self.ledger.fail(number, error)
 
 

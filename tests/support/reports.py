@@ -11,7 +11,7 @@ from typing import Any
 import orjson
 
 from engine.collect.settings import Settings
-from store.records import Response, Usage
+from store.records import Fault, Response, Usage
 from tests.support.ledgers import PLAN, Book, chat, opened, request
 
 HOSTILE = (
@@ -56,7 +56,7 @@ async def fill(run: Path, word: str = "", rows: int = 12) -> None:
                 ),
             )
         limited = book.ask(1)
-        ledger.error(book.stage, limited, 1, "rate_limit", 429, f"HTTP 429: {word}", 5000)
+        ledger.error(book.stage, limited, 1, Fault("rate_limit", 429, f"HTTP 429: {word}"), 5000)
         book.place(rows + 1, f"Bad {word}")
         book.fail(rows + 1, words=f"HTTP 400: {word}")
         _contests(ledger, "score", rows + 2, 8, word)
