@@ -26,8 +26,8 @@ from engine.answers import (
 )
 from engine.collect.other_settings import Other, counting
 from engine.terminal import plain, tell
-from store.damage import Damages, words_of
 from store.datasets import check_name, write, write_lines
+from store.errors import Damages, words_of
 from store.files import is_stdout, shape_of
 from store.queries import connect_reader, stage_of, stage_status
 

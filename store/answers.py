@@ -17,10 +17,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from store.columns import columns_of, text_of
 from store.errors import PoolError, StorageError, UsageError
 from store.pool import Pool, as_instruction
-from store.records import BadRow, Instruction
+from store.records import BadRow, Instruction, columns_of, text_of
 
 SUFFIXES = (".jsonl", ".json", ".ndjson", ".csv", ".tsv", ".parquet")
 CACHE_KIB = 32 * 1024

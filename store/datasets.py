@@ -17,8 +17,7 @@ from typing import IO, Any
 
 import orjson
 
-from store.damage import Damages, is_damage, is_intact
-from store.errors import UsageError
+from store.errors import Damages, UsageError, is_damage, is_intact
 from store.files import descriptor_of, is_plain, packed, replacing, shape_of
 from store.records import OUTCOMES, Instruction
 from store.schema import STAGE_SHIFT

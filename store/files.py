@@ -20,13 +20,13 @@ from typing import IO, Any, cast
 import orjson
 
 from store.errors import StorageError, UsageError
-from store.run_folder import LEDGER, LOCK, RESERVE
 
 # A place where no file can be, whatever the disk.
 NO_PLACE = (IsADirectoryError, NotADirectoryError, FileExistsError, PermissionError)
 _NO_PLACE = (errno.EBADF, errno.ENXIO, errno.ENODEV, errno.EROFS, errno.ENAMETOOLONG)
 STDOUT = "-"
 SQLITE = b"SQLite format 3\0"
+LEDGER, LOCK, RESERVE = "ledger.db", "lock", "reserve"  # of a run folder
 RUN_FILES = (LEDGER, LOCK, RESERVE)
 MOST_LINKS = 40
 LONGEST_NAME = 255

@@ -50,11 +50,9 @@ def line_rows(stream: Stream, line: bytes, number: int) -> tuple[list[object], i
     value, more = parsed(inside, stream.encoding, torn=not line.endswith(b"\n")), 0
     if isinstance(value, Complaint) and _OPEN_END.search(stripped):
         value, more = _over_lines(stream, stripped, number) or (value, 0)
-    if isinstance(value, dict):
-        if not _OF_A_ROW.isdisjoint(value):
-            return [value], more
-        if name := _wrapped(value, stream.source, number):
-            value = value[name]
+    if isinstance(value, dict) and _OF_A_ROW.isdisjoint(value):
+        name = _wrapped(value, stream.source, number)
+        value = value[name] if name else value
     if isinstance(value, list) and any(isinstance(item, dict) for item in value):
         return value, more
     return [value], more

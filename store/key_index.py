@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from store.errors import DamagedLedger
+from store.files import LEDGER
 from store.queries import IN_UNUSABLE, PAGE_OF_KEYS, connect_reader, ledger_name, note_asked, times_asked
-from store.run_folder import LEDGER
 
 DUE, ANSWERED, FAILED, TAKEN = 0, 1, 2, 3  # taken: being asked in this run
 _BUCKET_BITS = 12

@@ -19,43 +19,15 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from queue import SimpleQueue
 
-from store.damage import WAS_ONE, is_damage, is_foreign
-from store.errors import DamagedLedger, DiskFull, RunFolderError, StorageError
+from store.errors import DamagedLedger, DiskFull, StorageError, is_damage
+from store.files import LEDGER
 from store.records import Fault, Request, Response
-from store.run_folder import LEDGER, give_up_reserve
-from store.schema import STAGE_SHIFT, VERSION, is_newer, migrate, version_words
+from store.run_folder import give_up_reserve
+from store.schema import STAGE_SHIFT, connect_writer
 from store.transaction import Transaction
 
-CHECKPOINT_PAGES = 4000
 FOLD_MS = 2000  # to wait at the end for readers that are in the middle of a query
-LOCK_SECONDS = 600.0  # another program may hold SQLite's write lock; paid replies wait for it
 _IOERR, _FULL = 10, 13  # primary SQLite result codes
-
-
-def connect_writer(run: Path) -> sqlite3.Connection:
-    """The one writing connection, with the schema brought up to date."""
-    try:
-        connection = sqlite3.connect(
-            run / LEDGER, isolation_level=None, check_same_thread=False, timeout=LOCK_SECONDS
-        )
-        connection.execute("PRAGMA page_size = 8192")
-        connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute("PRAGMA synchronous = FULL")
-        connection.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}")
-        (version,) = connection.execute("PRAGMA user_version").fetchone()
-        if version > VERSION:
-            if not is_newer(connection):
-                raise DamagedLedger(run / LEDGER, f"its version is given as {version}")
-            raise RunFolderError(version_words(run / LEDGER, version))
-        migrate(connection)
-    except UnicodeDecodeError as error:  # in the words of SQLite, which quotes the schema
-        raise DamagedLedger(run / LEDGER, "its schema cannot be read") from error
-    except sqlite3.Error as error:
-        if is_damage(error) and not is_foreign(error):
-            raise DamagedLedger(run / LEDGER, error) from error
-        more = WAS_ONE if is_foreign(error) else ""
-        raise RunFolderError(f"cannot open {run / LEDGER}: {error}{more}") from error
-    return connection
 
 
 class Ledger:

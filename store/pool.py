@@ -18,10 +18,9 @@ from typing import IO, Any
 
 import orjson
 
-from store.columns import as_text, missing, no_text, with_known_names
 from store.errors import PoolError
 from store.json_rows import json_lines, json_lists
-from store.records import BadRow, Instruction
+from store.records import BadRow, Instruction, as_text, missing, no_text, with_known_names
 from store.tables import names_columns, parquet_rows, table_rows
 from store.text_streams import PARQUET, Complaint, Raw, Stream, stdin, unpacked
 

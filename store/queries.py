@@ -8,12 +8,10 @@ from typing import Any
 import orjson
 
 from store.costs import billed, in_vain
-from store.damage import WAS_ONE, is_foreign
-from store.errors import DamagedLedger, RunFolderError, UsageError
-from store.ledger import connect_writer
+from store.errors import WAS_ONE, DamagedLedger, RunFolderError, UsageError, is_foreign
 from store.records import OUTCOMES, UNUSABLE
 from store.run_folder import held, ledger_path
-from store.schema import STAGE_SHIFT, VERSION, is_newer, version_words
+from store.schema import STAGE_SHIFT, VERSION, connect_writer, is_newer, version_words
 
 PAGE_OF_KEYS = 4096
 IN_UNUSABLE = f"({', '.join(repr(outcome) for outcome in UNUSABLE)})"

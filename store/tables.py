@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from typing import IO, Any
 
 from store import text_streams as streams
-from store.columns import KNOWN, known_name
 from store.errors import PoolError
+from store.records import KNOWN, known_name
 from store.text_streams import Complaint, Raw, Stream, too_long
 
 SEPARATORS = (",", ";", "\t", "|")

@@ -18,10 +18,9 @@ from engine.batch.packer import MOST_ALIVE, BatchLimits, Load, Queue, told_limit
 from engine.batch.states import best_of, next_step, poll_seconds, refusal, state_of
 from engine.provider.errors import BatchRefused, QuotaExhausted
 from store import provider_batches as batches
-from store.ledger import connect_writer
 from store.provider_batches import BatchRow
 from store.queries import connect_reader
-from store.schema import TABLES, VERSION, VIEWS
+from store.schema import TABLES, VERSION, VIEWS, connect_writer
 from tests.support.ledgers import opened
 
 KEY = hashlib.sha256(b"one").digest()

@@ -25,10 +25,10 @@ pytest.importorskip("datasette", reason="the extra `browse` is not installed; bi
 from engine.browse import cells
 from engine.browse.app import build
 from engine.browse.queries import QUESTIONS
-from store.failures import note_stop
 from store.records import Fault, Response, Usage
 from store.run_folder import held
 from store.schema import STAGE_SHIFT
+from store.stage_rows import note_stop
 
 HOSTILE = '<script>alert(1)</script><img src=x onerror=alert(2)>" onmouseover="alert(3)'
 ARABIC = "مرحبا بالعالم \u202e reversed"

@@ -15,11 +15,12 @@ from pathlib import Path
 import pytest
 
 from store.errors import DiskFull, DistillError, RunFolderError, StorageError
-from store.ledger import Ledger, connect_writer
+from store.files import RESERVE
+from store.ledger import Ledger
 from store.queries import connect_reader, stage_status
 from store.records import Fault, Response, Usage
-from store.run_folder import RESERVE, give_up_reserve, held, ledger_path, make_reserve
-from store.schema import VERSION
+from store.run_folder import give_up_reserve, held, ledger_path, make_reserve
+from store.schema import VERSION, connect_writer
 from tests.support.ledgers import PLAN, Book, chat, item, opened, reply, request, rows
 
 ROOT = Path(__file__).parent.parent
@@ -405,7 +406,7 @@ INTERRUPTED = """
 import os, sqlite3, sys
 from pathlib import Path
 from store import schema
-from store.ledger import connect_writer
+from store.schema import connect_writer
 
 for stop in range(1, 41, 3):
     run = Path(sys.argv[1], str(stop))

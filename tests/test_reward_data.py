@@ -18,7 +18,7 @@ import numpy as np
 from engine.tasks.datasets import comparison_line, comparisons, ranking_line
 from store.errors import PoolError, UsageError
 from store.records import Contest
-from store.special_tokens import TextTokens
+from store.student import TextTokens
 from tests.support import tiny
 from trainers.comparisons import Read, as_pairs, parts, read_groups
 from trainers.config import RewardRecipe

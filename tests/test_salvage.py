@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from store.ledger import connect_writer
-from tests.support.ledgers import VERSIONS, Book, opened, reply, unpacked
 from store.salvage import places, salvage
+from store.schema import connect_writer
+from tests.support.ledgers import VERSIONS, Book, opened, reply, unpacked
 
 TABLES = (
     "stages", "runs", "rows", "samples", "requests", "attempts", "responses", "bodies", "errors", "spending",

@@ -18,7 +18,7 @@ import torch
 
 from store.errors import PoolError, UsageError
 from store.records import Instruction, alpaca_prompt
-from store.special_tokens import TextTokens
+from store.student import TextTokens
 from tests.support import tiny
 from trainers.config import SftRecipe
 from trainers.encoding import encode

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from engine.serve.model_loader import prompt_tokens
 from store.records import Instruction, alpaca_prompt
-from store.special_tokens import TextTokens, named
+from store.student import TextTokens, named
 from tests.support import tiny
 from tests.support.student import ask, served, session
 from trainers.encoding import encode

@@ -13,10 +13,9 @@ import pytest
 
 from engine.collect.rows import Gone, Reach
 from engine.collect.upstream import PAGE, StageRows, Upstream
-from store.ledger import connect_writer
 from store.queries import connect_reader
 from store.records import Instruction
-from store.schema import STAGE_SHIFT
+from store.schema import STAGE_SHIFT, connect_writer
 
 
 @dataclass

@@ -26,7 +26,7 @@ from engine.serve.sampler import next_tokens, nucleus
 from engine.serve.sequence import Writing
 from store.errors import UsageError
 from store.records import alpaca_prompt
-from store.special_tokens import TextTokens
+from store.student import TextTokens
 from tests.support import tiny
 from tests.support.cli import ROOT
 from trainers.encoding import ALPACA_CHAT_TEMPLATE, alpaca_chat_template, prompt_ids

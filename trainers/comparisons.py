@@ -15,10 +15,9 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from store.columns import content_of, text_of
 from store.errors import PoolError
 from store.pool import Pool
-from store.records import BadRow
+from store.records import BadRow, content_of, text_of
 
 BAD_SHOWN = 3
 PUBLISHED = ("user_input", "completion_a", "completion_b")  # a is the better

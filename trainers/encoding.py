@@ -2,14 +2,14 @@
 
 A row teaches what the student will be asked to write: the response and its end-of-sequence, after exactly
 the tokens of its prompt. The prompt is the student's own chat template or one of Alpaca's two. Thinking is
-learnt inside the marks of the template. Control tokens in texts are read as text (store/special_tokens.py).
+learnt inside the marks of the template. Control tokens in texts are read as text (store/student.py).
 """
 
 from collections.abc import Iterable
 from typing import Any, Literal
 
 from store.records import ALPACA_WITHOUT_INPUT, Instruction, alpaca_prompt
-from store.special_tokens import TextTokens
+from store.student import TextTokens
 
 # Of a student trained with Alpaca's templates, so that any chat server asks it as it was taught. A message
 # that is in the template's form already, as `distill generate` sends it, goes through as it is.

@@ -6,7 +6,7 @@ The figures of the card are of the folder as it is published, on prompts that we
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
-from store.special_tokens import named
+from store.student import named
 from trainers.comparisons import Group
 from trainers.config import RewardRecipe
 from trainers.model_card import Table, file_table, finish, losses, recipe_table

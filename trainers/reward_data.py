@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from store.errors import PoolError, UsageError
 from store.records import Instruction
-from store.special_tokens import TextTokens
+from store.student import TextTokens
 from trainers.comparisons import Group, Pair, Read, contradicted, parts, read_groups
 from trainers.config import RewardRecipe
 from trainers.encoding import Template, encode, prompt_length

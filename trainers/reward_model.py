@@ -26,7 +26,7 @@ from transformers import AutoModelForSequenceClassification
 from transformers.modeling_outputs import SequenceClassifierOutputWithPast
 
 from store.errors import UsageError
-from store.special_tokens import TextTokens, named
+from store.student import TextTokens, named
 from trainers.comparisons import Group, read_groups
 from trainers.display import Display
 from trainers.encoding import Template

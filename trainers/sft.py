@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from store.errors import UsageError
-from store.special_tokens import named
+from store.student import named
 from trainers.config import SftRecipe
 from trainers.model_card import Table, file_table, finish, losses, recipe_table
 from trainers.models import check_whole, packs_exactly, skeleton, tokenizer_of

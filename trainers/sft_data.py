@@ -10,12 +10,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from store.columns import content_of, text_of
 from store.errors import PoolError, UsageError
 from store.pool import Pool, as_instruction
-from store.reasoning import apart, reasoning_in
-from store.records import BadRow, Instruction
-from store.special_tokens import TextTokens
+from store.records import BadRow, Instruction, content_of, text_of
+from store.student import TextTokens, apart, reasoning_in
 from trainers.config import SftRecipe
 from trainers.encoding import THOUGHT, Encoded, Messages, encode
 from trainers.rows import TokenRows, gathered

@@ -21,10 +21,10 @@ from engine.browse import cells
 from engine.browse.cells import row_link
 from engine.browse.queries import QUESTIONS
 from engine.provider.responses import stored_answer
-from store.damage import is_intact
-from store.failures import stop_reason_in
+from store.errors import is_intact
 from store.queries import stage_status, stages
 from store.run_folder import holder
+from store.stage_rows import stop_reason_in
 
 COUNT_MS = 2500  # for what the front page counts: a million rows take about one second
 HISTORY_MS = 2000

@@ -25,11 +25,11 @@ from engine.check.repair import mend
 from engine.check.report import CheckReport, lines, told
 from engine.terminal import plain, tell
 from store.errors import RunFolderError, StorageError
-from store.ledger import connect_writer
+from store.files import LEDGER
 from store.queries import connect_reader
-from store.run_folder import LEDGER, held, is_held, ledger_path
+from store.run_folder import held, is_held, ledger_path
 from store.salvage import salvage
-from store.schema import VERSION, is_newer, version_words
+from store.schema import VERSION, connect_writer, is_newer, version_words
 
 SALVAGED = ".ledger.db.salvaged"
 DAMAGED = 1

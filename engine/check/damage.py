@@ -17,7 +17,7 @@ import orjson
 from engine.collect.plan import Plan, plan_of, settings_in
 from engine.provider.responses import answer_of
 from engine.provider.tokens import Tokenizer
-from store.damage import is_intact
+from store.errors import is_intact
 from store.records import OUTCOMES, UNUSABLE
 from store.schema import STAGE_SHIFT
 

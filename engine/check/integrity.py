@@ -19,11 +19,11 @@ import orjson
 
 from engine.collect.plan import plan_of, settings_in
 from engine.provider.tokens import Tokenizer
-from store.run_folder import LEDGER
+from store.costs import billed_by_hand
+from store.files import LEDGER
 from store.salvage import shapes_of
 from store.schema import STAGE_SHIFT, VERSION, migrate
 from store.sqlite_pages import Pages
-from store.unconfirmed import billed_by_hand
 
 MOST_TOLD = 20
 STEPS = 100_000  # of SQLite's machine, between two looks at the clock

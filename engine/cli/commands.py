@@ -18,8 +18,7 @@ from engine.tasks.task import Task
 
 if TYPE_CHECKING:
     from engine.collect.rows import Surveyed
-from store.damage import is_intact
-from store.errors import DistillError, UsageError
+from store.errors import DistillError, UsageError, is_intact
 from store.queries import stage_of
 from store.records import CAUSES, UNUSABLE
 from store.run_folder import held, ledger_path
@@ -77,7 +76,7 @@ def run_estimate(settings: Settings, pool: "Surveyed", run: Path | None, sent: i
 
 def run_retry(run: Path, cause: str | None, stage: str | None) -> None:
     """Makes failed requests pending again; stored replies that can be parsed by now become answers."""
-    from store.ledger import connect_writer
+    from store.schema import connect_writer
 
     outcomes = UNUSABLE if cause is None else tuple(o for o in (*UNUSABLE, *IF_NAMED) if o == cause)
     if cause is not None and not outcomes and cause not in CAUSES:

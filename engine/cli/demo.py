@@ -26,7 +26,7 @@ from engine.subprocesses import command, served
 from engine.terminal import plain
 from store.errors import DistillError, RunFolderError
 from store.extras import require
-from store.run_folder import LEDGER
+from store.files import LEDGER
 
 
 class DemoFailed(DistillError):

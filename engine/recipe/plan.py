@@ -26,12 +26,12 @@ from engine.run.job import StageJob
 from engine.run.tables import print_plan, print_planned_steps
 from engine.terminal import plain
 from store.errors import PoolError, UsageError
+from store.files import LEDGER
 from store.key_index import ANSWERED, DUE, KeyIndex, Known
 from store.queries import Page, connect_reader, has_row, placed_page, stages
 from store.records import BadRow
-from store.run_folder import LEDGER
+from store.run_folder import is_whole, record_of
 from store.stage_rows import settings_of_runs, stage_number
-from store.step_records import is_whole, record_of
 
 NOWHERE = "http://127.0.0.1:0/v1"  # where a teacher is that a dry run need not start
 Planned = dict[str, tuple[StageJob, Estimate]]

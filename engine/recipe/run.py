@@ -28,11 +28,11 @@ from engine.subprocesses import ServingFailed, served
 from engine.terminal import plain, tell
 from store.errors import DistillError, UsageError
 from store.extras import require
+from store.files import LEDGER
 from store.key_index import known_keys
-from store.ledger import connect_writer
 from store.queries import connect_reader, stages
-from store.run_folder import LEDGER, held
-from store.step_records import StepResult, is_whole, record_of
+from store.run_folder import StepResult, held, is_whole, record_of
+from store.schema import connect_writer
 
 
 @dataclass(frozen=True, slots=True)

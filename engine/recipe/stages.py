@@ -32,9 +32,9 @@ from engine.recipe.schema import EndpointTable, OfStep, Path_, Recipe
 from engine.recipe.steps import placed
 from engine.run.job import StageJob
 from store.errors import UsageError
+from store.files import LEDGER
 from store.queries import connect_reader
 from store.records import BadRow, Item, Outcome
-from store.run_folder import LEDGER
 from store.stage_rows import stage_number
 
 MARK = 10  # hexadecimal digits: of a million rows no two are alike but for one time in two

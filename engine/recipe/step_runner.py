@@ -27,10 +27,9 @@ from engine.recipe.schema import READ_THE_RUN, OfStage, OfStep, Recipe, Value
 from engine.recipe.steps import EVALUATIONS, MADE, WRITTEN, Flag, Step, folder_of, is_file, left_by
 from engine.subprocesses import command, run_to_end
 from engine.terminal import plain, tell
-from store.damage import words_of
-from store.errors import DistillError
+from store.errors import DistillError, words_of
 from store.queries import connect_reader, stage_of, stage_status
-from store.step_records import STEPS, Record, StepResult, is_whole, record_of, write_record
+from store.run_folder import STEPS, Record, StepResult, is_whole, record_of, write_record
 
 BEGUN = Path("training") / "run.json"  # where a training was begun, which can be resumed
 

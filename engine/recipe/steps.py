@@ -26,7 +26,7 @@ from engine.recipe.schema import READ_THE_RUN, OfStage, OfStep, Path_, Recipe, V
 from engine.serve.llama import FOR_FOLDERS, SMOLLM2, extras_of
 from store.answers import stem
 from store.errors import UsageError
-from store.step_records import STEPS
+from store.run_folder import STEPS
 
 FIRST_WORDS = ("train", "rank", "evaluate", "report")
 # What is the recipe's to say: where results go, what is resumed, in which form it is told.

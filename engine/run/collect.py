@@ -23,10 +23,11 @@ from engine.run.tables import TAKEN_AS_FREE, print_estimate, tell_shown
 from engine.terminal import dollars, exact_dollars, tell
 from store.costs import paid_requests
 from store.errors import UsageError
+from store.files import LEDGER
 from store.key_index import KeyIndex, known_keys
-from store.ledger import connect_writer
 from store.queries import account, connect_reader
-from store.run_folder import LEDGER, held
+from store.run_folder import held
+from store.schema import connect_writer
 
 ASK_OVER_USD = 1.0
 SURVEY_SECONDS = 2.0  # before a run; `estimate` itself counts everything

@@ -18,13 +18,14 @@ from engine.collect.rows import Surveyed, pool_of
 from engine.collect.settings import Settings
 from engine.provider.tokens import tokenizer_for
 from engine.terminal import plain
-from store.columns import missing
 from store.errors import PoolError, UsageError
-from store.ledger import Ledger, connect_writer
+from store.files import LEDGER
+from store.ledger import Ledger
 from store.pool import Pool
 from store.queries import connect_reader, last_runs
-from store.records import BadRow, Instruction
-from store.run_folder import LEDGER, held
+from store.records import BadRow, Instruction, missing
+from store.run_folder import held
+from store.schema import connect_writer
 from store.stage_rows import one_row_of_each_plan, rows_and_pending, stage_facts
 
 ROWS_A_TURN, TURNS_AHEAD = 500, 8  # rows between two looks at the writer; what may wait for its disk

@@ -17,9 +17,9 @@ from engine.run.job import StageResult
 from engine.run.tables import done_of, failed_words, grid, interval, tell_shown, used_words
 from engine.terminal import Cell, Column, dollars, duration, plain, print_columns
 from store.errors import DistillError
-from store.failures import alike, failures
 from store.queries import connect_reader, stages
 from store.records import UNUSABLE
+from store.stage_rows import alike, failures
 
 Line = tuple[str, str]
 

@@ -32,12 +32,13 @@ from engine.provider.pricing import FREE, UNKNOWN, Prices
 from engine.run import metrics, progress
 from engine.run.job import Job, Stage, StageJob, StageResult, stoppable
 from store.errors import DamagedLedger, DiskFull, PoolError
-from store.failures import note_stop
+from store.files import LEDGER
 from store.ledger import Ledger
 from store.provider_batches import has_batches
 from store.queries import account, connect_reader, day_usage, has_answer, stage_account
-from store.run_folder import LEDGER, make_reserve
+from store.run_folder import make_reserve
 from store.schema import STAGE_SHIFT
+from store.stage_rows import note_stop
 
 # The reserve takes in what is in flight when the disk is full: a reply's text and the JSON around it,
 # twice, for the pages of the write-ahead log.

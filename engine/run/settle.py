@@ -14,12 +14,12 @@ from pathlib import Path
 import orjson
 
 from engine.terminal import console_of, exact_dollars, plain
-from store import unconfirmed as doubt
+from store import costs
+from store.costs import Doubt
 from store.errors import UsageError
-from store.ledger import connect_writer
 from store.queries import connect_reader, stage_of
 from store.run_folder import held, is_held, ledger_path
-from store.unconfirmed import Doubt
+from store.schema import connect_writer
 
 SHOWN = 50
 UNEXPLAINED = "requests of earlier versions, which kept no figure for each"
@@ -52,18 +52,18 @@ def run_settle(run: Path, asked: Settlement, as_json: bool) -> None:
         return
     with contextlib.closing(connect_reader(run)) as reader:
         sums = _choose(run, reader, asked)
-        total = doubt.most(reader) + sum(sums.values())
+        total = costs.most_in_doubt(reader) + sum(sums.values())
         if as_json:
-            _write_json(doubt.listed(reader), sums, total, is_held(run))
+            _write_json(costs.in_doubt(reader), sums, total, is_held(run))
         else:
-            _print(run, doubt.listed(reader), sums, total)
+            _print(run, costs.in_doubt(reader), sums, total)
 
 
 def _choose(run: Path, connection: sqlite3.Connection, asked: Settlement) -> dict[str, int]:
     """Leaves what was named; returns the sums that belong to it. Raises UsageError for what is not there."""
-    doubt.look(connection)
-    sums = {} if asked.id or asked.attempt else doubt.rest(connection, asked.stage)
-    if missing := doubt.choose(connection, asked.stage, asked.id, asked.attempt):
+    costs.note_doubt(connection)
+    sums = {} if asked.id or asked.attempt else costs.unexplained(connection, asked.stage)
+    if missing := costs.choose(connection, asked.stage, asked.id, asked.attempt):
         names = ", ".join(sorted(missing)[:10])
         raise UsageError(f"nothing is in doubt for {names}; `distill settle --run {run}` lists what is")
     return sums
@@ -123,13 +123,13 @@ def _print(run: Path, found: Iterator[Doubt], sums: dict[str, int], total: int) 
 
 def _settle(run: Path, connection: sqlite3.Connection, asked: Settlement) -> None:
     sums = _choose(run, connection, asked)
-    total = doubt.most(connection) + sum(sums.values())
+    total = costs.most_in_doubt(connection) + sum(sums.values())
     amount = round(asked.usd * 1e6) if asked.usd is not None else total if asked.billed else 0
     if amount > total:
         raise UsageError(
             f"--usd {asked.usd}: these requests can cost {exact_dollars(total)} together at the most"
         )
-    found = doubt.settle(connection, sums, amount)
+    found = costs.settle(connection, sums, amount)
     if not (found.attempts or sums):
         print("nothing was in doubt", file=sys.stderr)
         return

@@ -25,12 +25,11 @@ from engine.terminal import (
     tell,
 )
 from store.errors import UsageError
-from store.failures import Alike, Failure, alike, failures, stop_reason
 from store.provider_batches import enqueued_count, open_batches_told
 from store.queries import connect_reader, endpoint_accounts, last_runs, stage_of, stage_status, stages
 from store.records import CAUSES, UNUSABLE
-from store.run_folder import holder
-from store.step_records import steps_told
+from store.run_folder import holder, steps_told
+from store.stage_rows import Alike, Failure, alike, failures, stop_reason
 
 
 def status_of(run: Path) -> dict[str, Any]:

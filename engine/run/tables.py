@@ -23,8 +23,8 @@ from engine.terminal import (
     print_columns,
     show,
 )
-from store.failures import Alike
-from store.step_records import StepResult
+from store.run_folder import StepResult
+from store.stage_rows import Alike
 
 TAKEN_AS_FREE = "taken as free: a local server"
 MESSAGES_SHOWN = 5  # of one stage

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
-from store.reasoning import Marks
+from store.student import Marks
 
 UNFINISHED = "\ufffd"  # how a piece of a character decodes
 LONGEST_CHARACTER = 8  # tokens; more of them unfinished are no character at all

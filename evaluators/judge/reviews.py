@@ -29,13 +29,11 @@ from engine.tasks.task import question
 from engine.terminal import plain, tell
 from evaluators.judge.judgements import Judgement, won
 from store.answers import identity, model_names
-from store.columns import columns_of
-from store.damage import Damages, words_of
 from store.datasets import stored
-from store.errors import PoolError, UsageError
+from store.errors import Damages, PoolError, UsageError, words_of
 from store.pool import Pool
 from store.queries import connect_reader, stage_status, stages
-from store.records import BadRow, Contest
+from store.records import BadRow, Contest, columns_of
 
 Word = Literal["file", "text"]
 Scores = tuple[float, float]
