@@ -37,7 +37,7 @@ try:
 except MissingExtra as missing:
     start_again(missing)
     sys.exit(f"distill: {missing}")
-from tests.support import tiny
+import tiny
 print(os.getpid(), sys.argv[1:], sys.stdin.read())
 """
 
