@@ -36,7 +36,9 @@ class Book:
 
     def row(self, name: str, position: int, answer: str | None = None, outcome: str = "stop") -> None:
         stage, item = self.stages[name], orjson.dumps({"id": str(position)}).decode()
-        self.db.execute("INSERT OR REPLACE INTO rows (id, item, plan) VALUES (?, ?, 0)", (row_id(stage, position), item))
+        self.db.execute(
+            "INSERT OR REPLACE INTO rows (id, item, plan) VALUES (?, ?, 0)", (row_id(stage, position), item)
+        )
         number = self.db.execute(
             "INSERT INTO requests (key, sample, prompt_tokens) VALUES (zeroblob(32), 0, 1)"
         ).lastrowid
