@@ -32,8 +32,8 @@ from engine.library import (
     recipe_ran,
     with_settings,
 )
-from engine.run.control import Progress
 from engine.run.estimate import Estimate
+from engine.run.job import Progress
 from engine.run_calls import (
     answers,
     check,
@@ -169,11 +169,9 @@ def run(
 
 def plan(recipe: Name, *, run: Name, only: Sequence[str] = ()) -> dict[str, Any]:
     """What a recipe will cost, and which of its files are missing: as `run --dry-run --json` prints it."""
-    from engine.recipe.phases import How
-    from engine.recipe.run import plan_recipe
+    from engine.recipe.plan import plan_recipe
 
-    how = How(yes=False, quiet=True, metrics_port=None, confirm=None)
-    return plan_recipe(Path(recipe), Path(run), _commands(), only, how).as_json()
+    return plan_recipe(Path(recipe), Path(run), _commands(), only).as_json()
 
 
 def _commands() -> "Commands":

@@ -73,8 +73,8 @@ class Provider:
 def serving(folder: Path, **config: Any) -> Iterator[Provider]:
     settings = folder / "config.json"
     settings.write_text(json.dumps(TEACHER | config))
-    command = [sys.executable, str(ROOT / "tests/provider.py"), "--port", "0", "--config", str(settings)]
-    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    command = [sys.executable, "-m", "tests.support.provider", "--port", "0", "--config", str(settings)]
+    server = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     try:
         assert server.stdout
         yield Provider(server.stdout.readline().split()[-1])

@@ -75,7 +75,7 @@ def unpacked(folder: Path) -> str:
 
 def sft_rows(data: Path, folder: Path, model: str) -> tuple[Path, Path]:
     """The first rows of Alpaca that fit, as ours and as TRL's prompt and completion."""
-    from trainers.encoding import alpaca_prompt
+    from store.records import alpaca_prompt
     from trainers.models import tokenizer_of
 
     tokenizer, rows = tokenizer_of(model), []

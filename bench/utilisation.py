@@ -91,8 +91,8 @@ def measure(client: Callable[[Path, str, Path], None], bucket: int, way: str) ->
         pool, settings = Path(folder) / "pool.jsonl", Path(folder) / "config.json"
         make_pool(pool, ROWS[bucket])
         settings.write_text(json.dumps(config(bucket, way)))
-        command = [sys.executable, str(ROOT / "tests/provider.py"), "--port", "0", "--config", str(settings)]
-        server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        command = [sys.executable, "-m", "tests.support.provider", "--port", "0", "--config", str(settings)]
+        server = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
         assert server.stdout
         url = server.stdout.readline().split()[-1]
         started = time.monotonic()

@@ -20,9 +20,8 @@ from engine.collect.settings import Settings
 from engine.provider.responses import stored_answer
 from engine.tasks.datasets import agreed, comparison_line, comparisons, ranking_line, review_line, verdict
 from engine.tasks.task import Task
-from store.damage import Damages, words_of
 from store.datasets import ExportRow, Stored, line_of, question, stored
-from store.errors import UsageError
+from store.errors import Damages, UsageError, words_of
 from store.queries import connect_reader, stage_of
 from store.records import OUTCOMES, Instruction
 

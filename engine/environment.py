@@ -18,7 +18,15 @@ SECRET_NAME = re.compile(r"^(?:.*[-_])?(?:key|apikey|token|secret|sig|signature|
 
 def server_values(url: str, key_variable: str) -> dict[str, Any]:
     """Address, key and proxy of one server. Raises UsageError."""
-    return {"base_url": checked_url(url), "api_key": _key(key_variable), "proxy": _proxy_for(url)}
+    import urllib.request
+
+    from engine.provider.pricing import is_loopback
+
+    checked, key, proxy, parts = checked_url(url), _key(key_variable), None, urlsplit(url)
+    # the proxy that the environment names for this address, as every HTTP client takes it
+    if not (is_loopback(url) or urllib.request.proxy_bypass(parts.hostname or "")):
+        proxy = urllib.request.getproxies().get(parts.scheme)
+    return {"base_url": checked, "api_key": key, "proxy": proxy}
 
 
 def _key(variable: str) -> str | None:
@@ -54,19 +62,6 @@ def checked_url(url: str) -> str:
             )
     path = parts.path.rstrip("/").removesuffix("/chat/completions").rstrip("/")
     return urlunsplit((parts.scheme, parts.netloc, path, parts.query, ""))
-
-
-def _proxy_for(url: str) -> str | None:
-    """The proxy that the environment names for this address, as every HTTP client does."""
-    import urllib.request
-
-    from engine.provider.pricing import is_loopback
-
-    parts = urlsplit(url)
-
-    if is_loopback(url) or urllib.request.proxy_bypass(parts.hostname or ""):
-        return None
-    return urllib.request.getproxies().get(parts.scheme)
 
 
 def default_url() -> str:

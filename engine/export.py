@@ -25,10 +25,9 @@ from engine.answers import (
     read_stage,
 )
 from engine.collect.other_settings import Other, counting
-from engine.collect.settings import Settings
 from engine.terminal import counted, plain, tell
-from store.damage import Damages, words_of
 from store.datasets import check_name, write, write_lines
+from store.errors import Damages, words_of
 from store.files import is_stdout, shape_of
 from store.queries import connect_reader, stage_of, stage_status
 
@@ -112,7 +111,10 @@ def export_stage(run: Path, out: Path, chosen: ExportOptions) -> Exported:
     try:
         counted = counting(reader, number)
         settings = counted.settings
-        format = chosen.format or _usual_format(settings.task, out)
+        shapes = SHAPES[settings.task]
+        format = chosen.format or shapes[0]
+        if chosen.format is None and shape_of(out).kind == "parquet" and "parquet" in shapes:
+            format = "parquet"
         check_name(out, format)
         check_task(format, settings.task, name)
         check_reasoning(chosen.reasoning, format, settings.task, settings.field)
@@ -122,7 +124,12 @@ def export_stage(run: Path, out: Path, chosen: ExportOptions) -> Exported:
         found = read_stage(reader, number, settings, format, outcomes, plans, left_out, unread, damages)
         pairs: Counter[str] = Counter()
         found = _counting_pairs(found, settings.task, pairs)
-        count = _write(out, format, found, settings, chosen.min_margin, chosen.reasoning)
+        if format in POOLED:
+            answers = pooled_rows(found, settings, chosen.reasoning)
+            is_kept = chosen.reasoning == "keep"
+            count = write(out, format, answers, settings.samples, settings.system, is_kept)
+        else:
+            count = write_lines(out, map(orjson.dumps, LINES[format](found, settings, chosen.min_margin)))
         mixed = counted.rows if chosen.all_settings else None
         unpaired = pairs.total() - count if format == "comparisons" else 0
         told = stage_status(reader, number)
@@ -137,11 +144,6 @@ def export_stage(run: Path, out: Path, chosen: ExportOptions) -> Exported:
         reader.close()
 
 
-def _usual_format(task: str, out: Path) -> str:
-    shapes = SHAPES[task]
-    return "parquet" if shape_of(out).kind == "parquet" and "parquet" in shapes else shapes[0]
-
-
 def _counting_pairs(found: Iterator[Read], task: str, pairs: Counter[str]) -> Iterator[Read]:
     """Counts how many pairs of answers were judged: of K scores each with each, and two that were compared
     (in both orders) once."""
@@ -151,12 +153,3 @@ def _counting_pairs(found: Iterator[Read], task: str, pairs: Counter[str]) -> It
         elif task == "compare" and row.sample == 0 and item.order[0] < item.order[1]:
             pairs[task] += 1
         yield row, item, record
-
-
-def _write(
-    out: Path, format: str, found: Iterator[Read], settings: Settings, min_margin: float, reasoning: str
-) -> int:
-    if format not in POOLED:
-        return write_lines(out, map(orjson.dumps, LINES[format](found, settings, min_margin)))
-    answers = pooled_rows(found, settings, reasoning)
-    return write(out, format, answers, settings.samples, settings.system, reasoning == "keep")

@@ -18,17 +18,17 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 from engine.collect.build_settings import engine_fields, settings_from
 from engine.collect.setting_fields import DEFAULTS
 from engine.environment import OPENAI_KEY, check_key
-from engine.run.control import Control, Progress, in_thread, in_thread_async
 from engine.run.estimate import Estimate
+from engine.run.job import Control, Progress, in_thread, in_thread_async
 from store.errors import DistillError, UsageError
 from store.pool import rereadable, spooled
-from store.step_records import StepResult
+from store.run_folder import StepResult
 
 if TYPE_CHECKING:
     from engine.collect.rows import Surveyed
     from engine.collect.settings import Settings
     from engine.recipe.steps import Commands
-    from engine.run.build import StageResult
+    from engine.run.job import StageResult
 
 Name = str | os.PathLike[str]  # of a file or folder; a Result stands for its run folder
 Rows = Name | Iterable[Mapping[str, Any]]  # a file, or rows: dicts, a pandas.DataFrame, a datasets.Dataset
@@ -251,8 +251,7 @@ def recipe_ran(
     recipe: Path, run: Path, commands: "Commands", only: Sequence[str], progress: Shown, **how: Any
 ) -> RecipeResult:
     """how: what phases.How has beside. Raises what has stopped a stage, or kept a step from its end."""
-    from engine.recipe.phases import How
-    from engine.recipe.run import take_course
+    from engine.recipe.run import How, take_course
 
     def work(control: Control) -> RecipeResult:
         asked = How(quiet=progress is not True, confirm=None, control=control, **how)

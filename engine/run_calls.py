@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import pandas
 
     from engine.run.retry import Retried
-    from store.unconfirmed import Settled
+    from store.costs import Settled
 
 
 def answers(

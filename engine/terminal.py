@@ -62,14 +62,14 @@ def outlive_the_terminal() -> None:
 
 def stop_on_signals() -> None:
     """All of them are a KeyboardInterrupt until somebody handles them otherwise."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGHUP:  # the shell and the kernel both send it
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
     for number in stop_signals():
-        signal.signal(number, _interrupt)
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    if number == signal.SIGHUP:  # the shell and the kernel both send it
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    raise KeyboardInterrupt
+        signal.signal(number, interrupt)
 
 
 def plain(text: str, width: int | None = None) -> str:
@@ -204,7 +204,10 @@ def _table(
 
     table = Table(box=None, pad_edge=False, padding=(0, gap, 0, 0), header_style="dim")
     places = [n for n, column in enumerate(columns) if has_spare or not column.is_spare]
-    texts = [[_cell(row[place], count) for place in places] for row in rows]
+    texts: list[list[str]] = []
+    for row in rows:
+        cells = [row[place] for place in places]
+        texts.append([c if isinstance(c, str) else c(count) if callable(c) else count(c) for c in cells])
     least = gap * (len(places) - 1)
     for n, column in enumerate(columns[place] for place in places):
         head = column.head if count is full else column.head.replace(" ", "\n")
@@ -216,7 +219,3 @@ def _table(
     for row in texts:
         table.add_row(*map(Text, row))
     return table, least
-
-
-def _cell(cell: Cell, count: Callable[[float], str]) -> str:
-    return cell if isinstance(cell, str) else cell(count) if callable(cell) else count(cell)

@@ -139,7 +139,7 @@ def reward(
         raise UsageError(f"--limit {limit}: must be greater than 0")
     Pool(data)  # is it there? Told at once: libraries take their time to load
     quieten()
-    from trainers.scoring import run_evaluation
+    from trainers.reward_model import run_evaluation
 
     raise typer.Exit(run_evaluation(reward, data, limit, json, quiet))
 

@@ -21,8 +21,7 @@ import orjson
 from engine.terminal import percent, plain
 from evaluators.tables import write_csv
 from store.errors import UsageError
-from store.votes_queries import Poll, Vote, read_poll
-from store.votes_schema import CRITERIA
+from store.votes_schema import CRITERIA, Poll, Vote, read_poll
 
 ALPHA_RESAMPLES = 500
 CHOICES = ("a", "tie", "b")

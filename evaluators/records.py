@@ -16,11 +16,10 @@ from typing import Any, Literal
 from engine.tasks.language_check import PACKED
 from engine.tasks.languages import LETTERS
 from store.answers import model_names
-from store.columns import as_text, columns_of, content_of, no_text, text_of
 from store.errors import PoolError, UsageError
 from store.pool import Pool
-from store.reasoning import apart, reasoning_in
-from store.records import BadRow
+from store.records import BadRow, as_text, columns_of, content_of, no_text, text_of
+from store.student import apart, reasoning_in
 
 SHOWN = 3
 Field = Literal["instruction", "input", "output", "prompt", "all"]

@@ -51,12 +51,16 @@ class Contests:
         for row in self._answers:
             self._read += 1
             if len(row.answers) < LEAST:
-                yield _too_few(row, self._answers.names)
+                who = f"only {self._answers.names[next(iter(row.answers))]}" if row.answers else "no model"
+                why = f"{row.where}: {who} has answered {row.prompt!r:.60} (id {row.id})"
+                yield BadRow(row.line, why)
                 continue
             found = True
             yield from shown(row, self._answers.names, self._orders)
         if not found:
-            raise _nothing_joined(self._answers)
+            first = next(self._answers.bad_rows(), None)
+            why = f"; line {first.line} of {first.reason}" if first else ""
+            raise PoolError(f"no prompt has the answers of two models in {self._answers.source}{why}")
 
 
 def score_contests(
@@ -104,21 +108,9 @@ def fixed_orders(both: bool) -> Orders:
 
 def shown(row: PromptAnswers, names: Sequence[str], orders: Orders) -> list[Contest]:
     """The contests of a prompt, one for each order in which its answers are shown."""
-    return [_in_order(row, names, order) for order in orders(row)]
-
-
-def _in_order(row: PromptAnswers, names: Sequence[str], order: tuple[int, ...]) -> Contest:
-    models = tuple(names[file] for file in order)
-    answers = tuple(row.answers[file] for file in order)
-    return Contest(row.id, row.prompt, row.input, row.category, models, answers, order)
-
-
-def _too_few(row: PromptAnswers, names: Sequence[str]) -> BadRow:
-    who = f"only {names[next(iter(row.answers))]}" if row.answers else "no model"
-    return BadRow(row.line, f"{row.where}: {who} has answered {row.prompt!r:.60} (id {row.id})")
-
-
-def _nothing_joined(answers: Answers) -> PoolError:
-    first = next(answers.bad_rows(), None)
-    why = f"; line {first.line} of {first.reason}" if first else ""
-    return PoolError(f"no prompt has the answers of two models in {answers.source}{why}")
+    found = []
+    for order in orders(row):
+        models = tuple(names[file] for file in order)
+        answers = tuple(row.answers[file] for file in order)
+        found.append(Contest(row.id, row.prompt, row.input, row.category, models, answers, order))
+    return found

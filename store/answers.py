@@ -17,10 +17,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from store.columns import columns_of, kind_of, missing, text_of
 from store.errors import PoolError, StorageError, UsageError
 from store.pool import Pool, as_instruction
-from store.records import BadRow, Instruction
+from store.records import BadRow, Instruction, columns_of, kind_of, missing, text_of
 
 SUFFIXES = (".jsonl", ".json", ".ndjson", ".csv", ".tsv", ".parquet")
 CACHE_KIB = 32 * 1024
@@ -154,8 +153,9 @@ class Answers:
         for table, key, nth in _KEYS:
             db.executescript(_NUMBER.format(table=table, key=key, nth=nth))
         db.executescript(_INDEXES + (_PROMPTS_OF_QUESTIONS if self._questions else _PROMPTS_OF_ANSWERS))
-        if self._questions:
-            _report_strays(db, self._files)
+        for file, count, line in db.execute(_STRAY).fetchall() if self._questions else ():
+            what = "the answer belongs" if count == 1 else f"{count:,} answers, this the first, belong"
+            _complain(db, self._files[file], line, f"{what} to none of the questions")
         (self.total,) = db.execute("SELECT count(*) FROM prompts").fetchone()
         return db
 
@@ -209,40 +209,25 @@ def _insert(db: sqlite3.Connection, table: str, rows: Iterator[tuple[object, ...
 
 def _as_answer(row: dict[str, Any], position: int, has_questions: bool) -> tuple[bytes, str, Head] | str:
     """(key, answer, what it answers) of a row, or what is wrong with it."""
-    if row.get("instruction") is not None:
-        return _as_alpaca_answer(row, position, has_questions)
+    if row.get("instruction") is not None:  # Alpaca's shape
+        item = as_instruction(row, position)
+        if isinstance(item, str):
+            return item
+        given = row.get("prediction", row.get("output", item.output or None))
+        if (text := text_of(given)) is None:
+            name = "prediction" if "prediction" in row else "output"
+            if given is None and name == "output":
+                return f"no answer: {missing(row, name)}"
+            return f"no answer: `{name}` is {kind_of(given)}, not text"
+        return _prompt_key(item), text, NO_HEAD if has_questions else _head(item, row)
     named = row.get("question_id") if row.get("question_id") is not None else row.get("id")
     if named is None or "text" not in row:
         return f"no answer: neither `instruction` and `output` nor `id` and `text`; {columns_of(row)}"
     if (text := text_of(row["text"])) is None:
-        return f"no answer: {_not_text('text', row['text'])}"
+        return f"no answer: `text` is {kind_of(row['text'])}, not text"
     if not has_questions:
         return "it has an id alone, so the questions must be given (--questions)"
     return _id_key(identity(named)), text, NO_HEAD
-
-
-def _not_text(name: str, value: object) -> str:
-    return f"`{name}` is {kind_of(value)}, not text"
-
-
-def _as_alpaca_answer(
-    row: dict[str, Any], position: int, has_questions: bool
-) -> tuple[bytes, str, Head] | str:
-    item = as_instruction(row, position)
-    if isinstance(item, str):
-        return item
-    given = row.get("prediction", row.get("output", item.output or None))
-    if (text := text_of(given)) is None:
-        if given is None and "prediction" not in row:
-            return f"no answer: {missing(row, 'output')}"
-        return f"no answer: {_not_text('prediction' if 'prediction' in row else 'output', given)}"
-    return _prompt_key(item), text, NO_HEAD if has_questions else _head(item, row)
-
-
-def _report_strays(db: sqlite3.Connection, pools: Sequence[Pool]) -> None:
-    for file, count, line in db.execute(_STRAY).fetchall():
-        what = "the answer belongs" if count == 1 else f"{count:,} answers, this the first, belong"
-        _complain(db, pools[file], line, f"{what} to none of the questions")
 
 
 def model_names(files: Sequence[Path | str], names: Sequence[str] | None) -> list[str]:

@@ -17,8 +17,7 @@ from typing import IO, Any
 
 import orjson
 
-from store.damage import Damages, is_damage, is_intact
-from store.errors import UsageError
+from store.errors import Damages, UsageError, is_damage, is_intact
 from store.files import descriptor_of, is_plain, packed, replacing, shape_of
 from store.records import OUTCOMES, Instruction
 from store.schema import STAGE_SHIFT
@@ -102,10 +101,13 @@ def stored(
     wanted = {*outcomes, "unparsed"}
     sql = _ASKED if unparsed else _ANSWERS
     sql = sql.format(plans="w.plan" if plans is None else ", ".join("?" * len(plans)))
-    for position, sample, item, of_row, raw, checksum, outcome, model in _found(
-        reader, stage, sql, plans or (), damages
-    ):
-        row = _object(item)
+    found = _found(reader, stage, sql, plans or (), damages)
+    for position, sample, item, of_row, raw, checksum, outcome, model in found:
+        try:
+            row = orjson.loads(item or b"")
+        except ValueError:
+            row = None
+        row = row if isinstance(row, dict) else None
         id = None if row is None else row.get("id")
         if item is None or raw is None or outcome not in KNOWN:
             damages.add(position, "its row is missing" if item is None else "its reply is missing", id)
@@ -118,14 +120,6 @@ def stored(
             damages.add(position, "its text is damaged")
         else:
             yield Stored(position, sample, row, raw, outcome, model, has_checksum=checksum is not None)
-
-
-def _object(item: bytes | None) -> dict[str, Any] | None:
-    try:
-        row = orjson.loads(item or b"")
-    except ValueError:
-        return None
-    return row if isinstance(row, dict) else None
 
 
 def _found(
@@ -198,8 +192,19 @@ def write_lines(path: Path, lines: Iterator[bytes]) -> int:
     kind = shape_of(path).kind
     if kind not in ("jsonl", "json") and is_plain(path):
         raise UsageError(f"cannot write {path}: these rows are JSON; end the name in .jsonl or .json")
+    count = 0
     with packed(path) as file:
-        return _write_list(file, lines) if kind == "json" else _write_lines(file, lines)
+        if kind == "json":
+            file.write(b"[")
+        for line in lines:
+            if kind == "json":
+                file.write((b",\n" if count else b"\n") + line)
+            else:
+                file.write(line + b"\n")
+            count += 1
+        if kind == "json":
+            file.write(b"\n]\n")
+    return count
 
 
 def _write_csv(path: Path, rows: Iterator[ExportRow], samples: int, reasoning: bool) -> int:
@@ -228,11 +233,15 @@ def line_of(format: str, samples: int, system: str | None, reasoning: bool) -> L
         return lambda row: (
             {n: getattr(row.item, n) for n in OF_THE_ROW} | {n: getattr(row, n) for n in further}
         )
-    return _chat_line(system) if format == "chat" else _alpaca_line(samples)
+    head = [{"role": "system", "content": system}] if system else []
 
+    def chat(answer: ExportRow) -> dict[str, Any]:
+        said = {"role": "assistant", "content": answer.item.output}
+        if answer.reasoning is not None:
+            said["reasoning_content"] = answer.reasoning
+        return {"messages": [*head, {"role": "user", "content": question(answer.item)}, said]}
 
-def _alpaca_line(samples: int) -> Line:
-    def line(answer: ExportRow) -> dict[str, Any]:
+    def alpaca(answer: ExportRow) -> dict[str, Any]:
         item = answer.item
         row = {
             "instruction": item.instruction,
@@ -244,43 +253,12 @@ def _alpaca_line(samples: int) -> Line:
             row["reasoning"] = answer.reasoning
         return {**row, "sample": answer.sample} if samples > 1 else row
 
-    return line
+    return chat if format == "chat" else alpaca
 
 
 def question(item: Instruction) -> str:
     """The prompt as one text: the instruction, an empty line, and the input where there is one."""
     return f"{item.instruction}\n\n{item.input}" if item.input else item.instruction
-
-
-def _chat_line(system: str | None) -> Line:
-    head = [{"role": "system", "content": system}] if system else []
-
-    def line(answer: ExportRow) -> dict[str, Any]:
-        item = answer.item
-        said = {"role": "assistant", "content": item.output}
-        if answer.reasoning is not None:
-            said["reasoning_content"] = answer.reasoning
-        return {"messages": [*head, {"role": "user", "content": question(item)}, said]}
-
-    return line
-
-
-def _write_lines(file: IO[bytes], lines: Iterator[bytes]) -> int:
-    count = 0
-    for line in lines:
-        file.write(line + b"\n")
-        count += 1
-    return count
-
-
-def _write_list(file: IO[bytes], lines: Iterator[bytes]) -> int:
-    count = 0
-    file.write(b"[")
-    for line in lines:
-        file.write((b",\n" if count else b"\n") + line)
-        count += 1
-    file.write(b"\n]\n")
-    return count
 
 
 def _write_parquet(file: IO[bytes], rows: Iterator[ExportRow], samples: int, reasoning: bool) -> int:

@@ -8,7 +8,7 @@ packages that it names are installed. What an extra consists of stands in pyproj
 import functools
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -47,12 +47,19 @@ def installed(extra: str) -> bool:
     stamps = Path(sys.prefix) / "pins"
     files = pin_files(extra)
     if files and stamps.is_dir():
-        return all(_same(file, stamps / file.name) for file in files)
-    from importlib.metadata import PackageNotFoundError, distribution
+        pairs = [(file, stamps / file.name) for file in files]
+        return all(stamp.is_file() and stamp.read_bytes() == file.read_bytes() for file, stamp in pairs)
+    from importlib.metadata import PackageNotFoundError, distribution, requires
 
     try:
-        for package in _packages(extra, files):
-            distribution(package)
+        # The packages of pin files, or of the metadata of an installed wheel.
+        lines = [line for file in files for line in file.read_text(encoding="utf-8").splitlines()]
+        if not files:
+            named = f"extra == '{extra}'"
+            lines = [line for line in requires("distill") or () if named in line.replace('"', "'")]
+        for line in lines:
+            if found := _NAME.match(line):
+                distribution(found[0])
     except PackageNotFoundError:
         return False
     return True
@@ -62,21 +69,3 @@ def pin_files(extra: str) -> list[Path]:
     """None of them is there outside a checkout."""
     files = (PINS / f"{extra}{kind}.txt" for kind in ("", NO_DEPENDENCIES))
     return [file for file in files if file.is_file()]
-
-
-def _same(pins: Path, stamp: Path) -> bool:
-    return stamp.is_file() and stamp.read_bytes() == pins.read_bytes()
-
-
-def _packages(extra: str, files: list[Path]) -> Iterator[str]:
-    """Of pin files, or of the metadata of an installed wheel. Raises PackageNotFoundError without either."""
-    from importlib.metadata import requires
-
-    lines = [line for file in files for line in file.read_text(encoding="utf-8").splitlines()]
-    if not files:
-        lines = [
-            line for line in requires("distill") or () if f"extra == '{extra}'" in line.replace('"', "'")
-        ]
-    for line in lines:
-        if found := _NAME.match(line):
-            yield found[0]

@@ -20,13 +20,13 @@ from typing import IO, Any, cast
 import orjson
 
 from store.errors import StorageError, UsageError
-from store.run_folder import LEDGER, LOCK, RESERVE
 
 # A place where no file can be, whatever the disk.
 NO_PLACE = (IsADirectoryError, NotADirectoryError, FileExistsError, PermissionError)
 _NO_PLACE = (errno.EBADF, errno.ENXIO, errno.ENODEV, errno.EROFS, errno.ENAMETOOLONG)
 STDOUT = "-"
 SQLITE = b"SQLite format 3\0"
+LEDGER, LOCK, RESERVE = "ledger.db", "lock", "reserve"  # of a run folder
 RUN_FILES = (LEDGER, LOCK, RESERVE)
 MOST_LINKS = 40
 LONGEST_NAME = 255
@@ -70,7 +70,9 @@ def packed(path: Path) -> Iterator[IO[bytes]]:
 def whole(path: Path) -> Iterator[IO[bytes]]:
     """A file that takes its name when all of it is on disk; on any error the old one stays."""
     path = Path(os.path.realpath(path)) if path.is_symlink() else path
-    beside = _beside(path)
+    end = f".{os.getpid()}.part"
+    name = path.name.encode()[: LONGEST_NAME - len(end) - 1].decode(errors="ignore")
+    beside = path.with_name(f".{name}{end}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with beside.open("wb") as file:
@@ -82,12 +84,6 @@ def whole(path: Path) -> Iterator[IO[bytes]]:
     finally:
         with suppress(OSError):
             beside.unlink()
-
-
-def _beside(path: Path) -> Path:
-    end = f".{os.getpid()}.part"
-    name = path.name.encode()[: LONGEST_NAME - len(end) - 1].decode(errors="ignore")
-    return path.with_name(f".{name}{end}")
 
 
 def _permit_alike(file: IO[bytes], path: Path) -> None:
@@ -109,8 +105,15 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
             _refuse_ledgers(path)
             with whole(path) as file:
                 yield file
-        else:
-            with _through(path) as file:
+        else:  # as it is: nothing is made, cut or renamed; a pipe is waited for until somebody reads it
+            number = descriptor_of(path)
+            if number is None:
+                opened = os.open(path, os.O_WRONLY | os.O_NOCTTY)
+            else:
+                if number == 1 and sys.stdout is not None:
+                    sys.stdout.flush()  # what was printed before comes before
+                opened = os.dup(number)
+            with os.fdopen(opened, "wb") as file:
                 yield file
     except BrokenPipeError:
         raise
@@ -172,21 +175,6 @@ def descriptor_of(path: Path) -> int | None:
         except OSError:
             return None
     return None
-
-
-@contextmanager
-def _through(path: Path) -> Iterator[IO[bytes]]:
-    """What is no plain file, as it is: nothing is made, cut or renamed. A pipe is waited for until
-    somebody reads it."""
-    number = descriptor_of(path)
-    if number is None:
-        opened = os.open(path, os.O_WRONLY | os.O_NOCTTY)
-    else:
-        if number == 1 and sys.stdout is not None:
-            sys.stdout.flush()  # what was printed before comes before
-        opened = os.dup(number)
-    with os.fdopen(opened, "wb") as file:
-        yield file
 
 
 def loads(raw: bytes) -> Any:

@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from store.errors import DamagedLedger
+from store.files import LEDGER
 from store.queries import IN_UNUSABLE, PAGE_OF_KEYS, connect_reader, ledger_name, note_asked, times_asked
-from store.run_folder import LEDGER
 
 DUE, ANSWERED, FAILED, TAKEN = 0, 1, 2, 3  # taken: being asked in this run
 _BUCKET_BITS = 12
@@ -26,9 +26,6 @@ class KeyIndex:
     def __init__(self) -> None:
         self._base, self._base_ids = array("Q"), array("Q")
         self._states = bytearray(1)
-        self._make_buckets()
-
-    def _make_buckets(self) -> None:
         self._fingerprints = [array("Q") for _ in range(1 << _BUCKET_BITS)]
         self._ids = [array("Q") for _ in range(1 << _BUCKET_BITS)]
 
@@ -110,7 +107,8 @@ class Known:
     def find(self, key: bytes) -> int | None:
         """The request with this key."""
         for candidate in self.index.candidates(key):
-            if self._stored_key(candidate) == key:
+            row = self.reader.execute("SELECT key FROM requests WHERE id = ?", (candidate,)).fetchone()
+            if (row[0] if row else self._fresh.get(candidate)) == key:
                 return candidate
         return None
 
@@ -124,7 +122,8 @@ class Known:
         self.index.add(key, number, TAKEN)
         self._fresh[number] = key
         if len(self._fresh) > FRESH_KEPT:
-            self._forget_committed()
+            (last,) = self.reader.execute("SELECT ifnull(max(id), 0) FROM requests").fetchone()
+            self._fresh = {n: held for n, held in self._fresh.items() if n > last}
         return number
 
     def asked(self, request: int) -> tuple[int, bool]:
@@ -136,14 +135,6 @@ class Known:
 
     def close(self) -> None:
         self.reader.close()
-
-    def _stored_key(self, request: int) -> bytes | None:
-        row = self.reader.execute("SELECT key FROM requests WHERE id = ?", (request,)).fetchone()
-        return row[0] if row else self._fresh.get(request)
-
-    def _forget_committed(self) -> None:
-        (last,) = self.reader.execute("SELECT ifnull(max(id), 0) FROM requests").fetchone()
-        self._fresh = {number: key for number, key in self._fresh.items() if number > last}
 
 
 def load_index(reader: sqlite3.Connection, index: KeyIndex) -> None:

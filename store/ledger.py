@@ -19,43 +19,15 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from queue import SimpleQueue
 
-from store.damage import WAS_ONE, is_damage, is_foreign
-from store.errors import DamagedLedger, DiskFull, RunFolderError, StorageError
-from store.records import Cause, Request, Response
-from store.run_folder import LEDGER, give_up_reserve
-from store.schema import STAGE_SHIFT, VERSION, is_newer, migrate, version_words
+from store.errors import DamagedLedger, DiskFull, StorageError, is_damage
+from store.files import LEDGER
+from store.records import Fault, Request, Response
+from store.run_folder import give_up_reserve
+from store.schema import STAGE_SHIFT, connect_writer
 from store.transaction import Transaction
 
-CHECKPOINT_PAGES = 4000
 FOLD_MS = 2000  # to wait at the end for readers that are in the middle of a query
-LOCK_SECONDS = 600.0  # another program may hold SQLite's write lock; paid replies wait for it
 _IOERR, _FULL = 10, 13  # primary SQLite result codes
-
-
-def connect_writer(run: Path) -> sqlite3.Connection:
-    """The one writing connection, with the schema brought up to date."""
-    try:
-        connection = sqlite3.connect(
-            run / LEDGER, isolation_level=None, check_same_thread=False, timeout=LOCK_SECONDS
-        )
-        connection.execute("PRAGMA page_size = 8192")
-        connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute("PRAGMA synchronous = FULL")
-        connection.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}")
-        (version,) = connection.execute("PRAGMA user_version").fetchone()
-        if version > VERSION:
-            if not is_newer(connection):
-                raise DamagedLedger(run / LEDGER, f"its version is given as {version}")
-            raise RunFolderError(version_words(run / LEDGER, version))
-        migrate(connection)
-    except UnicodeDecodeError as error:  # in the words of SQLite, which quotes the schema
-        raise DamagedLedger(run / LEDGER, "its schema cannot be read") from error
-    except sqlite3.Error as error:
-        if is_damage(error) and not is_foreign(error):
-            raise DamagedLedger(run / LEDGER, error) from error
-        more = WAS_ONE if is_foreign(error) else ""
-        raise RunFolderError(f"cannot open {run / LEDGER}: {error}{more}") from error
-    return connection
 
 
 class Ledger:
@@ -69,13 +41,13 @@ class Ledger:
         self._batch, self._busy, self._scheduled = Transaction(), False, False
         self._broken: StorageError | None = None
         self._handed: SimpleQueue[Transaction | None] = SimpleQueue()
-        self._last = {t: self._max_id(t) for t in ("requests", "attempts", "responses", "errors", "batches")}
+        self._last: dict[str, int] = {}
+        for table in ("requests", "attempts", "responses", "errors", "batches"):
+            highest = self._connection.execute(f"SELECT ifnull(max(id), 0) FROM {table}").fetchone()
+            self._last[table] = int(highest[0])
         self._using = threading.Lock()
         self._thread = threading.Thread(target=self._write, name="ledger", daemon=True)
         self._thread.start()
-
-    def _max_id(self, table: str) -> int:
-        return int(self._connection.execute(f"SELECT ifnull(max(id), 0) FROM {table}").fetchone()[0])
 
     @property
     def last_request(self) -> int:
@@ -200,9 +172,7 @@ class Ledger:
         stage: int,
         attempt: int,
         request: int,
-        cause: Cause,
-        status: int | None,
-        message: str,
+        fault: Fault,
         released_micro: int,
         ended: bool = True,
         at_risk_micro: int = 0,
@@ -214,7 +184,7 @@ class Ledger:
         """
         self._last["errors"] += 1
         number = self._last["errors"]
-        self._batch.add_error(number, attempt, request, cause, status, message, time.time(), at_risk_micro)
+        self._batch.add_error(number, attempt, request, fault, time.time(), at_risk_micro)
         account = self._batch.account(stage)
         account.at_risk -= released_micro
         account.ended += ended
@@ -243,14 +213,11 @@ class Ledger:
         finally:
             self._handed.put(None)
             await asyncio.to_thread(self._thread.join)
-            self._fold()
+            # SQLite itself folds the WAL in at the last close, but somebody may be reading still.
+            with contextlib.suppress(sqlite3.Error):  # a full disk: the WAL stays, and is valid
+                self._connection.execute(f"PRAGMA busy_timeout = {FOLD_MS}")
+                self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
             self._connection.close()
-
-    def _fold(self) -> None:
-        """SQLite itself folds the WAL in at the last close, but somebody may be reading still."""
-        with contextlib.suppress(sqlite3.Error):  # a full disk: the WAL stays, and is valid
-            self._connection.execute(f"PRAGMA busy_timeout = {FOLD_MS}")
-            self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
     def _schedule(self) -> None:
         if not (self._busy or self._scheduled):

@@ -18,11 +18,9 @@ from typing import IO, Any
 
 import orjson
 
-from store.columns import as_text, kind_of, missing, no_text, with_known_names
 from store.errors import PoolError
-from store.json_lines import json_lines
-from store.json_lists import json_lists
-from store.records import BadRow, Instruction
+from store.json_rows import json_lines, json_lists
+from store.records import BadRow, Instruction, as_text, kind_of, missing, no_text, with_known_names
 from store.tables import names_columns, parquet_rows, table_rows
 from store.text_streams import PARQUET, Complaint, Raw, Stream, stdin, unpacked
 
@@ -45,17 +43,16 @@ class Pool:
         self.raw: dict[str, Any] = {}
         self._size = 0
         self._file: IO[bytes] | None = None
-        if not self.is_stream:
-            self._size = self._checked_size(Path(self.source))
-
-    def _checked_size(self, path: Path) -> int:
+        if self.is_stream:
+            return
+        path = Path(self.source)
         if path.is_dir():
             raise PoolError(f"pool {path} is a folder; name a file in it, or '-' for standard input")
         try:
             self.is_stream = not stat.S_ISREG(path.stat().st_mode)
             if not self.is_stream:  # opening a pipe would wait for its writer
                 path.open("rb").close()
-            return path.stat().st_size
+            self._size = path.stat().st_size
         except OSError as error:
             raise PoolError(f"cannot read pool {path}: {error.strerror}") from error
 
@@ -84,14 +81,14 @@ class Pool:
     def objects(self) -> Iterator[tuple[int, dict[str, Any] | BadRow]]:
         """The rows as they stand in the file, each with its line; for shapes other than a pool's.
         Columns that readers look for have their names in lower case."""
-        with self._reading():
-            for line, raw in self._raw_rows():
-                yield line, with_known_names(raw) if isinstance(raw, dict) else BadRow(line, _no_object(raw))
-
-    @contextmanager
-    def _reading(self) -> Iterator[None]:
         try:
-            yield
+            for line, raw in self._raw_rows():
+                if isinstance(raw, dict):
+                    yield line, with_known_names(raw)
+                elif isinstance(raw, Complaint):
+                    yield line, BadRow(line, raw)
+                else:
+                    yield line, BadRow(line, f"not an object but {kind_of(raw)}")
         except (OSError, EOFError, zlib.error) as error:
             raise PoolError(f"reading pool {self.source} failed: {error}") from error
 
@@ -100,29 +97,24 @@ class Pool:
         with io.BufferedReader(raw, 1 << 20) as packed:
             self._file = packed
             with unpacked(packed, self.source) as (stream, was_packed):
-                yield from self._of_shape(stream, None if was_packed or self.is_stream else packed)
-
-    def _of_shape(self, stream: Stream, file: IO[bytes] | None) -> Iterator[Raw]:
-        """By what the file begins with, and else by its name."""
-        if stream.starts_with(PARQUET):
-            return parquet_rows(stream, file)
-        line = _first_line(stream)
-        if line.startswith(b"["):
-            return json_lists(stream)
-        name = self.source.lower().removesuffix(".gz")
-        usual = next((separator for end, separator in TABLES.items() if name.endswith(end)), "")
-        if line.startswith(b"{"):
-            return json_lines(stream)
-        if usual or names_columns(line):
-            return table_rows(stream, usual or ",")
-        for end, kind in PACKED.items():
-            if line and self.source.lower().endswith(end):
-                raise PoolError(f"pool {self.source} is not {kind}, though its name ends in {end}")
-        return json_lines(stream)
-
-
-def _no_object(raw: object) -> str:
-    return raw if isinstance(raw, Complaint) else f"not an object but {kind_of(raw)}"
+                # By what the file begins with, and else by its name.
+                if stream.starts_with(PARQUET):
+                    yield from parquet_rows(stream, None if was_packed or self.is_stream else packed)
+                    return
+                line = _first_line(stream)
+                name = self.source.lower().removesuffix(".gz")
+                usual = next((separator for end, separator in TABLES.items() if name.endswith(end)), "")
+                if line.startswith(b"["):
+                    yield from json_lists(stream)
+                elif not line.startswith(b"{") and (usual or names_columns(line)):
+                    yield from table_rows(stream, usual or ",")
+                elif wrong := next((end for end in PACKED if self.source.lower().endswith(end)), ""):
+                    if line and not line.startswith(b"{"):
+                        name = f"pool {self.source} is not {PACKED[wrong]}, though its name ends in {wrong}"
+                        raise PoolError(name)
+                    yield from json_lines(stream)
+                else:
+                    yield from json_lines(stream)
 
 
 def _first_line(stream: Stream) -> bytes:
@@ -146,13 +138,18 @@ def as_instruction(row: dict[str, Any], position: int) -> Instruction | str:
     """
     found, source = row.get("instruction"), row
     if found is None and "question_id" in row:
-        found = row.get("text", _only_turn(row))
+        turns = row.get(
+            "turns"
+        )  # FastChat's newer questions have a list of them; with one it is the question
+        found = row.get("text", turns[0] if isinstance(turns, list) and len(turns) == 1 else None)
     if found is None or (isinstance(found, str) and not found.strip()):
         return missing(row, "instruction")
     if not isinstance(found, str):
         return no_text("instruction", found)
     if "input" not in row and "instances" in row:
-        source = _first_instance(row["instances"])
+        instances = row["instances"]
+        first = instances[0] if isinstance(instances, list) and instances else None
+        source = first if isinstance(first, dict) else {}
     given = source.get("input")
     if not isinstance(given, str) and (given := as_text(given)) is None:
         return no_text("input", source["input"])
@@ -167,17 +164,6 @@ def as_instruction(row: dict[str, Any], position: int) -> Instruction | str:
         output if isinstance(output, str) else as_text(output) or "",
         category if isinstance(category, str) else "",
     )
-
-
-def _only_turn(row: dict[str, Any]) -> object:
-    """FastChat's newer questions have a list of turns; with one it is the question."""
-    turns = row.get("turns")
-    return turns[0] if isinstance(turns, list) and len(turns) == 1 else None
-
-
-def _first_instance(instances: object) -> dict[str, Any]:
-    first = instances[0] if isinstance(instances, list) and instances else None
-    return first if isinstance(first, dict) else {}
 
 
 @contextmanager

@@ -8,12 +8,10 @@ from typing import Any
 import orjson
 
 from store.costs import billed, in_vain
-from store.damage import WAS_ONE, is_foreign
-from store.errors import DamagedLedger, RunFolderError, UsageError
-from store.ledger import connect_writer
+from store.errors import WAS_ONE, DamagedLedger, RunFolderError, UsageError, is_foreign
 from store.records import OUTCOMES, UNUSABLE
 from store.run_folder import held, ledger_path
-from store.schema import STAGE_SHIFT, VERSION, is_newer, version_words
+from store.schema import STAGE_SHIFT, VERSION, connect_writer, is_newer, version_words
 
 PAGE_OF_KEYS = 4096
 IN_UNUSABLE = f"({', '.join(repr(outcome) for outcome in UNUSABLE)})"
@@ -42,7 +40,8 @@ def connect_reader(run: Path) -> sqlite3.Connection:
 
 def _checked(run: Path, path: Path, mode: str) -> sqlite3.Connection:
     connection = sqlite3.connect(f"{path.as_uri()}?{mode}", uri=True, check_same_thread=False)
-    connection.text_factory = _text
+    # A text that is damaged is read all the same; whoever needs its very bytes reads it as a blob.
+    connection.text_factory = lambda raw: raw.decode(errors="replace")
     connection.execute("PRAGMA busy_timeout = 5000")
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     if version == VERSION:
@@ -55,11 +54,6 @@ def _checked(run: Path, path: Path, mode: str) -> sqlite3.Connection:
     with held(run):
         connect_writer(run).close()
     return _checked(run, path, mode)
-
-
-def _text(raw: bytes) -> str:
-    """A text that is damaged is read all the same; whoever needs its very bytes reads it as a blob."""
-    return raw.decode(errors="replace")
 
 
 def ledger_name(reader: sqlite3.Connection) -> str:
@@ -217,17 +211,12 @@ def last_runs(reader: sqlite3.Connection, stage: int, count: int) -> list[dict[s
         reader.row_factory = None
     for run in runs:
         for name in ("settings", "estimate", "utilisation"):
-            run[name] = _object(run[name]) if run[name] else None
+            try:
+                found = orjson.loads(run[name] or b"null")
+            except ValueError:  # the ledger is damaged
+                found = None
+            run[name] = found if isinstance(found, dict) else None
     return runs
-
-
-def _object(text: str) -> dict[str, Any] | None:
-    """None where the ledger is damaged."""
-    try:
-        found = orjson.loads(text)
-    except ValueError:
-        return None
-    return found if isinstance(found, dict) else None
 
 
 def day_usage(reader: sqlite3.Connection, since: float, endpoint: int) -> list[tuple[float, int, int]]:

@@ -2,22 +2,27 @@
 
 Each record that is found (sqlite_pages.py) goes into the table whose columns it fits. What fits none is
 counted and left out. Nothing is judged beyond that: whether the parts still belong together is for the check.
+
+The numbers (rowids) on a leaf rise, and the pages above say between which bounds they lie. A number that
+breaks either is wrong, or the bounds are: where the others leave exactly one place, it is that.
 """
 
 import os
 import sqlite3
+from bisect import bisect_left
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from store.schema import migrate
-from store.sqlite_pages import BadText, Pages, Value
+from store.sqlite_pages import BadText, Bounds, Pages, Value
 
 AT_ONCE = 1000
 LARGEST_ID = 1 << 52  # ids count up from 1, or are made of a stage and a position
 NO_CHECKSUM = -1  # that no body has
 MIGRATIONS = "_sqlite_migrations"  # the fresh ledger has its own
+Place = tuple[int | None, bool]  # a record's number, None where nobody knows it; whether it is certain
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +36,7 @@ class Column:
 
 
 @dataclass(frozen=True, slots=True)
-class Shape:
+class TableShape:
     """A table as its records show it. `by_rowid`: its first column is the rowid, which records leave out."""
 
     table: str
@@ -48,9 +53,25 @@ class Shape:
         if any(not column.can_be_null and column.default is None for column in missing):
             return False
         first = 1 if self.by_rowid else 0
-        return all(map(_may_hold, self.columns[first:], values[first:])) and _TELLING.get(
-            self.table, _anything
-        )(values)
+        if not all(map(_may_hold, self.columns[first:], values[first:])):
+            return False
+        # Where the types alone could be another table's.
+        if self.table == "endpoints":
+            return isinstance(values[1], str) and values[1].startswith(("http://", "https://"))
+        if self.table == "requests":
+            return isinstance(values[1], bytes) and len(values[1]) == 32
+        if self.table == "rows":
+            return not isinstance(values[1], BadText)  # a row with other words would be another row
+        return self.table != MIGRATIONS or (len(values) > 2 and values[1] == "distill")
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """rowid: None of an index that holds rows. is_certain: nothing speaks against its number."""
+
+    rowid: int | None
+    values: Sequence[Value]
+    is_certain: bool
 
 
 @dataclass
@@ -73,11 +94,11 @@ def salvage(damaged: Path, fresh: Path) -> Salvaged:
         migrate(connection)
         shapes = shapes_of(connection)
         waiting: dict[str, list[Sequence[Value]]] = {shape.table: [] for shape in shapes}
-        doubtful: list[tuple[Shape, Sequence[Value]]] = []
+        doubtful: list[tuple[TableShape, Sequence[Value]]] = []
         with Pages(damaged) as pages:
             bounds = pages.bounds()
             for number in pages.in_use():
-                for record in pages.records(number, bounds.get(number)):
+                for record in records_of(pages, number, bounds.get(number)):
                     shape = None if record is None else _shape_of(shapes, record.rowid, record.values)
                     if record is None or shape is None:
                         found.unreadable += record is None
@@ -103,7 +124,7 @@ def salvage(damaged: Path, fresh: Path) -> Salvaged:
     return found
 
 
-def shapes_of(connection: sqlite3.Connection) -> list[Shape]:
+def shapes_of(connection: sqlite3.Connection) -> list[TableShape]:
     """The tables of a sound ledger."""
     tables = connection.execute(
         "SELECT name, sql LIKE '%WITHOUT ROWID%' FROM sqlite_master WHERE type = 'table' ORDER BY rowid"
@@ -115,45 +136,16 @@ def shapes_of(connection: sqlite3.Connection) -> list[Shape]:
             Column(name, kind.upper(), not notnull, default) for _, name, kind, notnull, default, _ in told
         ]
         by_rowid = not is_index and bool(told[0][5])
-        shapes.append(Shape(table, by_rowid, columns))
+        shapes.append(TableShape(table, by_rowid, columns))
     return shapes
 
 
-def _shape_of(shapes: Sequence[Shape], rowid: int | None, values: Sequence[Value]) -> Shape | None:
+def _shape_of(shapes: Sequence[TableShape], rowid: int | None, values: Sequence[Value]) -> TableShape | None:
     """The table of which a record is: one that has all its columns before one that has had more since."""
     if rowid is not None and not 0 < rowid < LARGEST_ID:
         return None
     fitting = [shape for shape in shapes if shape.fits(rowid is not None, values)]
     return min(fitting, key=lambda shape: len(shape.columns) - len(values), default=None)
-
-
-def _anything(values: Sequence[Value]) -> bool:
-    return True
-
-
-def _is_address(values: Sequence[Value]) -> bool:
-    return isinstance(values[1], str) and values[1].startswith(("http://", "https://"))
-
-
-def _is_key(values: Sequence[Value]) -> bool:
-    return isinstance(values[1], bytes) and len(values[1]) == 32
-
-
-def _is_item(values: Sequence[Value]) -> bool:
-    return not isinstance(values[1], BadText)  # a row with other words would be another row
-
-
-def _is_migration(values: Sequence[Value]) -> bool:
-    return len(values) > 2 and values[1] == "distill"
-
-
-# Where the types alone could be another table's.
-_TELLING: Mapping[str, Callable[[Sequence[Value]], bool]] = {
-    "endpoints": _is_address,
-    "requests": _is_key,
-    "rows": _is_item,
-    MIGRATIONS: _is_migration,
-}
 
 
 def _may_hold(column: Column, value: Value) -> bool:
@@ -168,23 +160,19 @@ def _may_hold(column: Column, value: Value) -> bool:
     return isinstance(value, bytes if column.kind == "BLOB" else str | bytes)
 
 
-def _row(shape: Shape, rowid: int | None, values: Sequence[Value]) -> Sequence[Value]:
+def _row(shape: TableShape, rowid: int | None, values: Sequence[Value]) -> Sequence[Value]:
     """As it is inserted: texts that are not UTF-8 are kept as bytes where a column takes these, else with
     the wrong bytes replaced."""
     row = [rowid, *values[1:]] if shape.by_rowid else list(values)
-    return [
-        _text(value, column) if isinstance(value, BadText) else value
-        for column, value in zip(shape.columns, row, strict=False)
-    ]
-
-
-def _text(value: BadText, column: Column) -> Value:
-    return value.decode(errors="replace") if column.kind == "TEXT" else bytes(value)
+    for place, (column, value) in enumerate(zip(shape.columns, row, strict=False)):
+        if isinstance(value, BadText):
+            row[place] = value.decode(errors="replace") if column.kind == "TEXT" else bytes(value)
+    return row
 
 
 def _insert(
     connection: sqlite3.Connection,
-    shape: Shape,
+    shape: TableShape,
     rows: list[Sequence[Value]],
     found: Salvaged,
     is_certain: bool = True,
@@ -208,3 +196,77 @@ def _insert(
             sql = f"{how} INTO {shape.table} ({names}) VALUES ({marks}) {also}"
             connection.executemany(sql, some)
     rows.clear()
+
+
+def records_of(pages: Pages, number: int, bounds: Bounds | None) -> Iterator[Record | None]:
+    """The records of a page. None for what should be one and is not, or has a number that cannot be."""
+    found = list(pages.records(number))
+    placed = iter(places([record[0] for record in found if record and record[0] is not None], bounds))
+    for record in found:
+        if record is None:
+            yield None
+            continue
+        rowid, values = record
+        place, is_certain = (None, True) if rowid is None else next(placed)
+        yield None if rowid is not None and place is None else Record(place, values, is_certain)
+
+
+def places(rowids: Sequence[int], bounds: Bounds | None) -> list[Place]:
+    """For each record of a leaf, in their order on it."""
+    if not rowids:
+        return []
+    if bounds is not None and not _hold(rowids, bounds):
+        bounds = None  # it is rather they that are damaged
+    low, high = bounds or (None, None)
+    inside = [low is None or (low < r and (high is None or r <= high)) for r in rowids]
+    rising = _rising([r if fits else None for r, fits in zip(rowids, inside, strict=True)])
+    found: list[Place] = []
+    for at, rowid in enumerate(rowids):
+        if at in rising:
+            found.append((rowid, True))
+            continue
+        before = max((n for n in rising if n < at), default=None)
+        after = min((n for n in rising if n > at), default=None)
+        first = low if before is None else rowids[before]
+        last = None if after is None else rowids[after]
+        last = high + 1 if last is None and high is not None else last
+        count = (len(rowids) if after is None else after) - (-1 if before is None else before) - 1
+        if first is not None and last is not None and last - first - 1 == count:
+            found.append((first + at - (-1 if before is None else before), True))
+        else:  # out of its bounds, but in order: perhaps it is the bounds that are damaged
+            in_order = (first is None or first < rowid) and (last is None or rowid < last)
+            found.append((rowid if in_order and not inside[at] else None, False))
+    return found
+
+
+def _hold(rowids: Sequence[int], bounds: Bounds) -> bool:
+    """Whether bounds can be believed: more than half of the numbers lie in them, or exactly as many numbers
+    as there are records."""
+    low, high = bounds
+    if high is not None and high <= low:
+        return False
+    within = sum(low < rowid and (high is None or rowid <= high) for rowid in rowids)
+    return 2 * within > len(rowids) or (high is not None and high - low == len(rowids))
+
+
+def _rising(values: Sequence[int | None]) -> set[int]:
+    """Places that are in every longest rising sequence: where two could be the wrong one, neither is. None
+    is in no sequence."""
+    there = [(at, value) for at, value in enumerate(values) if value is not None]
+    ending = _lengths([value for _, value in there])
+    starting = _lengths([-value for _, value in reversed(there)])[::-1]
+    longest = max(ending, default=0)
+    some = [n for n in range(len(there)) if ending[n] + starting[n] - 1 == longest]
+    alone = Counter(ending[n] for n in some)
+    return {there[n][0] for n in some if alone[ending[n]] == 1}
+
+
+def _lengths(values: Sequence[int]) -> list[int]:
+    """Of the longest rising sequence that ends at each."""
+    tails: list[int] = []
+    found = []
+    for value in values:
+        n = bisect_left(tails, value)
+        tails[n : n + 1] = [value]
+        found.append(n + 1)
+    return found

@@ -1,4 +1,5 @@
-"""The ledger's tables, views and migrations. The one place where the schema is told.
+"""The ledger's tables, views and migrations, and the connection that brings them up to date. The one place
+where the schema is told.
 
 Bodies are appended by rowid and lie apart from the narrow tables, so that counting never
 walks over text. Money is integer micro-dollars; times are Unix seconds; `rows.id` is
@@ -6,12 +7,18 @@ walks over text. Money is integer micro-dollars; times are Unix seconds; `rows.i
 """
 
 import sqlite3
+from pathlib import Path
 from typing import TYPE_CHECKING
+
+from store.errors import WAS_ONE, DamagedLedger, RunFolderError, is_damage, is_foreign
+from store.files import LEDGER
 
 if TYPE_CHECKING:
     import sqlite_utils
 
 VERSION = 4
+CHECKPOINT_PAGES = 4000
+LOCK_SECONDS = 600.0  # another program may hold SQLite\'s write lock; paid replies wait for it
 STAGE_SHIFT = 40  # rows.id = stage << 40 | position
 
 TABLES = """
@@ -247,3 +254,29 @@ def _execute(db: "sqlite_utils.Database", script: str) -> None:
     for statement in script.split(";\n"):
         if statement.strip():
             db.execute(statement)
+
+
+def connect_writer(run: Path) -> sqlite3.Connection:
+    """The one writing connection, with the schema brought up to date."""
+    try:
+        connection = sqlite3.connect(
+            run / LEDGER, isolation_level=None, check_same_thread=False, timeout=LOCK_SECONDS
+        )
+        connection.execute("PRAGMA page_size = 8192")
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = FULL")
+        connection.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}")
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
+        if version > VERSION:
+            if not is_newer(connection):
+                raise DamagedLedger(run / LEDGER, f"its version is given as {version}")
+            raise RunFolderError(version_words(run / LEDGER, version))
+        migrate(connection)
+    except UnicodeDecodeError as error:  # in the words of SQLite, which quotes the schema
+        raise DamagedLedger(run / LEDGER, "its schema cannot be read") from error
+    except sqlite3.Error as error:
+        if is_damage(error) and not is_foreign(error):
+            raise DamagedLedger(run / LEDGER, error) from error
+        more = WAS_ONE if is_foreign(error) else ""
+        raise RunFolderError(f"cannot open {run / LEDGER}: {error}{more}") from error
+    return connection

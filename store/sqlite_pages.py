@@ -15,8 +15,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Self
 
-from store.sqlite_leaves import Bounds, places
-
 PAGE_SIZES = {512 << n for n in range(8)}  # to 65536
 OUR_PAGE_SIZE = 8192
 LEAF_TABLE, INNER_TABLE, LEAF_INDEX, INNER_INDEX = 0x0D, 0x05, 0x0A, 0x02
@@ -25,19 +23,11 @@ MOST_COLUMNS = 64
 _WAL_HEADER, _FRAME_HEADER = 32, 24
 
 Value = int | float | str | bytes | None
+Bounds = tuple[int, int | None]  # more than the first, at most the second; None: no end
 
 
 class BadText(bytes):
     """A text that is not UTF-8."""
-
-
-@dataclass(frozen=True, slots=True)
-class Record:
-    """rowid: None of an index that holds rows. is_certain: nothing speaks against its number."""
-
-    rowid: int | None
-    values: list[Value]
-    is_certain: bool
 
 
 class Broken(Exception):
@@ -86,10 +76,6 @@ class Pages:
 
     def in_use(self) -> Iterator[int]:
         """All pages but those of the list of free ones, which hold what was deleted."""
-        free = self._free()
-        return (number for number in range(1, self.count + 1) if number not in free)
-
-    def _free(self) -> set[int]:
         free: set[int] = set()
         (trunk,) = struct.unpack(">I", self.page(1)[32:36]) if self.count else (0,)
         while 0 < trunk <= self.count and trunk not in free:
@@ -99,7 +85,7 @@ class Pages:
             if count > self.size // 4 - 2:
                 break
             free.update(struct.unpack(f">{count}I", page[8 : 8 + 4 * count]))
-        return free
+        return (number for number in range(1, self.count + 1) if number not in free)
 
     def bounds(self) -> dict[int, Bounds]:
         """Between which numbers the records of leaves lie, as the pages above them say. Of a tree of one
@@ -126,33 +112,25 @@ class Pages:
         count = min(count, (self.size - pointers) // 2)
         return list(struct.unpack(f">{count}H", page[pointers : pointers + 2 * count]))
 
-    def records(self, number: int, bounds: Bounds | None = None) -> Iterator[Record | None]:
-        """The records of a leaf, or of an index that holds rows. None for what should be a record and is
-        not one, or has a number that cannot be. Other pages have none."""
+    def records(self, number: int) -> Iterator[tuple[int | None, list[Value]] | None]:
+        """(rowid, columns) of the records of a leaf, or of an index that holds rows, which have no rowid.
+        None for what should be a record and is not one. Other pages have none."""
         page = self.page(number)
         start = 100 if number == 1 else 0
         kind = page[start]
         if kind not in (LEAF_TABLE, LEAF_INDEX, INNER_INDEX):
             return
-        found: list[tuple[int | None, list[Value]]] = []
         for at in self._cells(page, start + (12 if kind == INNER_INDEX else 8), start):
             try:
-                found.append(self._record(page, at, kind))
+                size, begin = _varint(page, at + 4 if kind == INNER_INDEX else at)  # behind the left child
+                rowid: int | None = None
+                if kind == LEAF_TABLE:
+                    rowid, begin = _varint(page, begin)
+                record = rowid, _columns(self._payload(page, begin, size, kind == LEAF_TABLE))
             except (Broken, IndexError, struct.error):
                 yield None
-        rowids = [rowid for rowid, _ in found if rowid is not None]
-        placed = places(rowids, bounds) if rowids else [(None, True)] * len(found)
-        for (rowid, values), (place, is_certain) in zip(found, placed, strict=True):
-            yield None if rowid is not None and place is None else Record(place, values, is_certain)
-
-    def _record(self, page: bytes, at: int, kind: int) -> tuple[int | None, list[Value]]:
-        if kind == INNER_INDEX:
-            at += 4  # the left child
-        size, at = _varint(page, at)
-        rowid: int | None = None
-        if kind == LEAF_TABLE:
-            rowid, at = _varint(page, at)
-        return rowid, _columns(self._payload(page, at, size, kind == LEAF_TABLE))
+            else:
+                yield record
 
     def _payload(self, page: bytes, at: int, size: int, of_table: bool) -> bytes:
         """What a cell holds, from this page and the pages that it flows over to."""

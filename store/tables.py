@@ -15,10 +15,9 @@ from dataclasses import dataclass
 from typing import IO, Any
 
 from store import text_streams as streams
-from store.columns import KNOWN, known_name
 from store.errors import PoolError
-from store.json_lines import too_long
-from store.text_streams import Complaint, Raw, Stream
+from store.records import KNOWN, known_name
+from store.text_streams import Complaint, Raw, Stream, too_long
 
 SEPARATORS = (",", ";", "\t", "|")
 _SEP_LINE = re.compile(r'"?sep=(.)"?\s*\Z', re.IGNORECASE)  # Excel's own first line
@@ -102,7 +101,13 @@ class _Records:
             fields = next(self._reader, None)
         except csv.Error as error:
             self._begin()
-            problem = _in_words(error, self._taken, self.number)
+            problem = f"not CSV: {error}"
+            if "unexpected end of data" in str(error):
+                problem = "a quote opens here and is never closed"
+            elif "expected after" in str(error) and len(self._taken) > 1:
+                problem = f"a quote opens here and is not closed before the next one, in line {self.number}"
+            elif "expected after" in str(error):
+                problem = "a quote inside a quoted field is not doubled"
             return _Record(self.number - len(self._taken) + 1, self._taken, [], problem)
         if fields is None:
             self._begin()
@@ -133,7 +138,10 @@ def table_rows(stream: Stream, usual: str) -> Iterator[Raw]:
         if not record.fields and not record.problem:  # an empty line
             continue
         spans = len(record.lines) > 1
-        wrong = record.problem or _swallowed(record, separator, len(names)) or _ragged(record, len(names))
+        wrong = record.problem or _swallowed(record, separator, len(names))
+        if not wrong and (count := len(record.fields)) != len(names):
+            hint = ": put fields that hold the separator in quotes" if count > len(names) else ""
+            wrong = f"{count} field{'s' * (count != 1)} where the header names {len(names)}{hint}"
         if damaged and not wrong and "".join(record.lines).count('"') % 2:
             wrong = "a quote is not closed"
         if wrong and spans:
@@ -175,25 +183,6 @@ def _header(records: _Records, usual: str) -> tuple[list[str], str]:
     if twice := next((name for name, count in Counter(names).items() if name and count > 1), None):
         raise PoolError(f"{where}: two columns are called {twice!r:.60}; rename one of them")
     return names, separator
-
-
-def _in_words(error: csv.Error, lines: Sequence[str], last: int) -> str:
-    text = str(error)
-    if "unexpected end of data" in text:
-        return "a quote opens here and is never closed"
-    if "expected after" in text and len(lines) > 1:
-        return f"a quote opens here and is not closed before the next one, in line {last}"
-    if "expected after" in text:
-        return "a quote inside a quoted field is not doubled"
-    return f"not CSV: {text}"
-
-
-def _ragged(record: _Record, count: int) -> str:
-    found = len(record.fields)
-    if found == count:
-        return ""
-    hint = ": put fields that hold the separator in quotes" if found > count else ""
-    return f"{found} field{'s' * (found != 1)} where the header names {count}{hint}"
 
 
 def _swallowed(record: _Record, separator: str, count: int) -> str:

@@ -1,15 +1,18 @@
 """Files as streams of UTF-8 text: unpacks gzip, converts UTF-16, and refuses what is not text.
 
-Knows nothing about rows.
+Also the JSON in such text. Knows nothing about rows.
 """
 
 import codecs
 import contextlib
 import gzip
 import io
+import json
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
+
+import orjson
 
 from store.errors import PoolError
 
@@ -49,6 +52,66 @@ class Complaint(str):
 
 
 Raw = tuple[int, object]  # line (or item) number and what stands there, or a Complaint
+
+
+def too_long() -> Complaint:
+    return Complaint(f"longer than {MAX_ROW_BYTES >> 20} MiB")
+
+
+def parsed(line: bytes, encoding: str, torn: bool = False) -> object:
+    """A JSON value, or a Complaint. Lone surrogates are legal in JSON escapes, though not in Unicode: they
+    become U+FFFD."""
+    try:
+        value = orjson.loads(line)
+    except orjson.JSONDecodeError as error:
+        complaint = str(error)
+    else:
+        return _once_each(line) if _may_repeat(value, line) else value
+    try:
+        text = line.decode()
+    except UnicodeDecodeError as error:
+        where = f" (byte {error.start}: 0x{line[error.start]:02x})" if encoding == "UTF-8" else ""
+        return Complaint(f"not {encoding}{where}")
+    try:
+        return _mended(json.loads(text))
+    except (ValueError, RecursionError):
+        return Complaint(f"not JSON: {complaint}" + ("; the last line is torn" if torn else ""))
+
+
+def _may_repeat(value: object, text: bytes) -> bool:
+    """Whether a name may stand in an object twice: in a row, or in one of a list of rows. Readers of JSON
+    keep the last one and say nothing."""
+    row = value if isinstance(value, dict) else {}
+    if any(text.count(b'"%b"' % name.encode()) > 1 for name in row):
+        return True
+    several = value if isinstance(value, list) else next((v for v in row.values() if isinstance(v, list)), ())
+    first = next((one for one in several if isinstance(one, dict)), {})
+    return any(text.count(b'"%b"' % name.encode()) > len(several) for name in first)
+
+
+def _once_each(text: bytes) -> object:
+    """The value, with a complaint in the place of each object that has a name twice with different values."""
+
+    def checked(pairs: list[tuple[str, Any]]) -> object:
+        found = dict(pairs)
+        for name, value in pairs:
+            if isinstance(value, Complaint):
+                return value
+            if value != found[name]:
+                return Complaint(f"'{name:.40}' stands in it twice, with different values")
+        return found
+
+    return json.loads(text, object_pairs_hook=checked)
+
+
+def _mended(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    if isinstance(value, dict):
+        return {_mended(k): _mended(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_mended(v) for v in value]
+    return value
 
 
 class Stream:
@@ -142,19 +205,13 @@ def _as_text(stream: Stream) -> Stream:
         if stream.starts_with(mark) and len(stream.look(len(mark) + 1)) > len(mark):
             stream.read(len(mark))
             return Stream(_converted(stream, codec), stream.source, name)
-    if codec := _unmarked_utf_16(stream):
-        return Stream(_converted(stream, codec), stream.source, "UTF-16")
+    if 0 in stream.look(2)[:2]:  # UTF-16 without a mark: every second byte of ASCII in it is zero
+        first, second, third, fourth = (*stream.look(4)[:4], 1, 1, 1, 1)[:4]
+        if second == fourth == 0 and first and third:
+            return Stream(_converted(stream, "utf-16-le"), stream.source, "UTF-16")
+        if first == third == 0 and second and fourth:
+            return Stream(_converted(stream, "utf-16-be"), stream.source, "UTF-16")
     return stream
-
-
-def _unmarked_utf_16(stream: Stream) -> str:
-    """Every second byte of ASCII in UTF-16 is zero, which no other text begins with."""
-    if 0 not in stream.look(2)[:2]:
-        return ""
-    first, second, third, fourth = (*stream.look(4)[:4], 1, 1, 1, 1)[:4]
-    if second == fourth == 0 and first and third:
-        return "utf-16-le"
-    return "utf-16-be" if first == third == 0 and second and fourth else ""
 
 
 def _converted(stream: Stream, codec: str) -> Callable[[int], bytes]:

@@ -5,7 +5,7 @@ import zlib
 from asyncio import Future
 from dataclasses import dataclass, field
 
-from store.records import Request, Response
+from store.records import Fault, Request, Response
 
 
 @dataclass(slots=True)
@@ -70,17 +70,10 @@ class Transaction:
         self.bodies.append((number, _as_text(response.raw), response.text, response.reasoning, checksum))
 
     def add_error(
-        self,
-        number: int,
-        attempt: int,
-        request: int,
-        cause: str,
-        status: int | None,
-        words: str,
-        at: float,
-        at_risk: int,
+        self, number: int, attempt: int, request: int, fault: Fault, at: float, at_risk: int
     ) -> None:
-        self.errors.append((number, attempt, request, cause, status, _storable(words), at, at_risk))
+        words = _storable(fault.words)
+        self.errors.append((number, attempt, request, fault.cause, fault.status, words, at, at_risk))
 
     def apply(self, connection: sqlite3.Connection) -> None:
         """Executes everything in one transaction; raises sqlite3.Error with nothing done."""

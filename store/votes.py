@@ -10,6 +10,7 @@ import secrets
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from time import time
 from typing import Any
@@ -26,11 +27,9 @@ from store.votes_schema import (
     Side,
     Study,
     VotePair,
-    VotingProgress,
     criteria_in,
     drawn,
     drawn_left,
-    name_key,
     tidy,
     words_in,
 )
@@ -74,12 +73,13 @@ INSERT INTO votes (annotator, pair, helpful, honest, harmless, note, left, secon
   cast_at, assignment) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"""
 
 
-def votes_path(run: Path) -> Path:
-    """RUN/votes.db, which must exist. Raises RunFolderError with what to do."""
-    path = run / VOTES
-    if not path.is_file():
-        raise RunFolderError(f"no votes in {run} (expected {path}); `distill annotate` makes them")
-    return path
+@dataclass(frozen=True, slots=True)
+class VotingProgress:
+    """done: pairs that the person has voted on. open: those that still want their vote."""
+
+    done: int
+    open: int
+    skipped: int
 
 
 class Votes:
@@ -116,7 +116,12 @@ class Votes:
         found = self.study
         with self._commit() as db:
             if found is None:
-                self._fill(db, study, pairs)
+                turns = sorted(pairs, key=lambda p: drawn(study.seed, p.id))
+                place = {pair.id: n for n, pair in enumerate(turns)}
+                db.executemany(_ADD_PAIR, ((p.id, place[p.id], p.question, p.category, p.instruction, p.input,
+                                            p.answer_a, p.answer_b) for p in pairs))  # fmt: skip
+                row = (study.a, study.b, study.wanted, study.seed, study.fingerprint, secrets.token_hex(8))
+                db.execute("INSERT INTO study VALUES (1, ?, ?, ?, ?, ?, ?)", row)
             elif found.fingerprint != study.fingerprint:
                 raise UsageError(
                     f"{self._path} has votes on other questions or answers ({found.a} against {found.b}); "
@@ -125,13 +130,6 @@ class Votes:
             else:
                 db.execute("UPDATE study SET wanted = ?", (study.wanted,))
         return self.study or study
-
-    def _fill(self, db: sqlite3.Connection, study: Study, pairs: Pairs) -> None:
-        place = {pair.id: n for n, pair in enumerate(sorted(pairs, key=lambda p: drawn(study.seed, p.id)))}
-        db.executemany(_ADD_PAIR, ((p.id, place[p.id], p.question, p.category, p.instruction, p.input,
-                                    p.answer_a, p.answer_b) for p in pairs))  # fmt: skip
-        row = (study.a, study.b, study.wanted, study.seed, study.fingerprint, secrets.token_hex(8))
-        db.execute("INSERT INTO study VALUES (1, ?, ?, ?, ?, ?, ?)", row)
 
     def want(self, wanted: int) -> None:
         """Changes how many people see each pair."""
@@ -189,12 +187,10 @@ class Votes:
             values = {"me": annotator, "now": now, "wanted": study.wanted}
             row = db.execute(_NEXT, values).fetchone()
             if row is not None:
-                self._show(db, annotator, row[0], study.seed, now)
+                left = drawn_left(study.seed, row[0], str(self.name(annotator)))
+                until = now + KEPT_SECONDS
+                db.execute(_SHOW, {"me": annotator, "pair": row[0], "left": left, "until": until})
         return int(row[0]) if row else None
-
-    def _show(self, db: sqlite3.Connection, me: int, pair: int, seed: int, now: float) -> None:
-        left = drawn_left(seed, pair, str(self.name(me)))
-        db.execute(_SHOW, {"me": me, "pair": pair, "left": left, "until": now + KEPT_SECONDS})
 
     def open(self, annotator: int, pair: int) -> Showing | None:
         """The pair as the person sees it, who is looking at it from now on; None if it is not theirs."""
@@ -224,8 +220,10 @@ class Votes:
             return False
         if seen.ballot != ballot:
             with self._commit() as db:
-                opened, now = self._opened(db, annotator, pair), self._clock()
-                seconds = max(0.0, now - opened) if opened else 0.0
+                sql = "SELECT opened_at FROM showings WHERE annotator = ? AND pair = ?"
+                (opened,) = db.execute(sql, (annotator, pair)).fetchone()
+                now = self._clock()
+                seconds = max(0.0, now - float(opened)) if opened else 0.0
                 told = None if active is None else min(active, seconds)
                 self._put(db, annotator, seen, ballot, (seen.left, seconds, told, now, None))
         return True
@@ -254,11 +252,6 @@ class Votes:
         )
         if not seen.vote:
             db.execute("UPDATE pairs SET votes = votes + 1 WHERE id = ?", (seen.pair.id,))
-
-    def _opened(self, db: sqlite3.Connection, annotator: int, pair: int) -> float | None:
-        sql = "SELECT opened_at FROM showings WHERE annotator = ? AND pair = ?"
-        (found,) = db.execute(sql, (annotator, pair)).fetchone()
-        return None if found is None else float(found)
 
     def skip(self, annotator: int, pair: int) -> None:
         """Leaves a pair to others; a vote on it stays."""
@@ -296,3 +289,8 @@ class Votes:
             full = getattr(error, "sqlite_errorcode", 0) & 0xFF in (_IOERR, _FULL)
             kind = DiskFull if full else StorageError
             raise kind(f"cannot write {self._path} ({error}); what was stored before is safe") from error
+
+
+def name_key(name: str) -> str:
+    """Equal for what people would call the same name."""
+    return tidy(name).casefold()

@@ -8,13 +8,9 @@ from pathlib import Path
 
 import pytest
 from aiohttp import web
-from cli import bare, generate, ledger, rows, stage, write_pool
-from scripted import completion, scripted
 
-
-@pytest.fixture
-def pool(tmp_path: Path) -> Path:
-    return write_pool(tmp_path / "pool.jsonl", rows(12))
+from tests.support.cli import bare, generate, ledger, stage
+from tests.support.scripted import completion, scripted
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,17 @@ import pytest
 pytest.importorskip("nh3", reason="the extra `evaluate` is not installed")
 pytest.importorskip("markdown_it", reason="the extra `evaluate` is not installed")
 
-from annotating import (
+
+from evaluators.annotate.ballot import HERE, TEXT, read_words
+from evaluators.annotate.command import Files, run_page
+from evaluators.annotate.pages import LONGEST, render
+from evaluators.annotate.server import ListenAddress
+from store.answer_sets import judge_contests
+from store.errors import DistillError, UsageError
+from store.records import Contest
+from store.votes import KEPT_SECONDS
+from store.votes_schema import Ballot
+from tests.support.annotating import (
     LEAD_TOKEN,
     NAMES,
     TOKEN,
@@ -30,17 +40,7 @@ from annotating import (
     votes_in,
     write_study,
 )
-from cli import distill, until
-
-from evaluators.annotate.ballot import HERE, TEXT, read_words
-from evaluators.annotate.command import Files, run_page
-from evaluators.annotate.pages import LONGEST, render
-from evaluators.annotate.server import ListenAddress
-from store.answer_sets import judge_contests
-from store.errors import DistillError, UsageError
-from store.records import Contest
-from store.votes import KEPT_SECONDS
-from store.votes_schema import Ballot
+from tests.support.cli import distill, until
 
 ALL = ("left", "tie", "right")
 TEXTS = sorted({t for page in (HERE / "templates").glob("*.html") for t in TEXT.findall(page.read_text())})

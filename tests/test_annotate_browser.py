@@ -13,8 +13,9 @@ import pytest_asyncio
 pytest.importorskip("nh3", reason="the extra `evaluate` is not installed")
 pytest.importorskip("playwright.async_api", reason="playwright is not installed")
 
-from annotating import Page, page, votes_in
 from playwright import async_api as playwright
+
+from tests.support.annotating import Page, page, votes_in
 
 CHROMIUM = Path("/usr/bin/chromium")
 FLAGS = (

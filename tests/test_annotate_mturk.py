@@ -10,10 +10,9 @@ import pytest
 pytest.importorskip("nh3", reason="the extra `evaluate` is not installed")
 pytest.importorskip("markdown_it", reason="the extra `evaluate` is not installed")
 
-from annotating import NAMES, opened, votes_in
-
 from evaluators.annotate.command import Files, run_import, run_mturk
 from store.errors import DistillError, UsageError
+from tests.support.annotating import NAMES, opened, votes_in
 
 NOTHING = Files(None, None, None, (), None, None)
 HOSTILE = "<script>alert(1)</script> ${left} 😀 中文 **bold**"

@@ -6,9 +6,9 @@ import socket
 from pathlib import Path
 
 import pytest
-import tiny
 
 from store.extras import installed
+from tests.support import tiny
 
 ASK = ("--model", "m", "--base-url", "http://127.0.0.1:9/v1")
 

@@ -6,9 +6,10 @@ import signal
 from pathlib import Path
 
 import pytest
-from batch_server import BatchServer
-from batching import Bench, assert_all_answered, assert_billed_once, at_risk
-from cli import Ended, distill, started, status, until
+
+from tests.support.batch_server import BatchServer
+from tests.support.batching import Bench, assert_all_answered, assert_billed_once, at_risk
+from tests.support.cli import Ended, distill, started, status, until
 
 
 async def killed(bench: Bench, server: BatchServer, step: str, where: str) -> None:

@@ -12,10 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.batch.client import Remote
+from engine.batch.client import Endless, Remote, Splitter, Text
+from engine.batch.download import Glance, Results, strangers_in
 from engine.batch.files import Damaged, Line, NotRun, Stranger, Unclear, read_line
-from engine.batch.line_splitter import Endless, Splitter, Text
-from engine.batch.result_checks import Glance, Results, strangers_in
 from engine.provider.errors import BadReply, QuotaExhausted, RateLimited, RowRefused, ServerFault
 from engine.provider.responses import Reply
 from store.provider_batches import Enqueued
@@ -150,7 +149,7 @@ def test_a_huge_line_is_held_by_its_start_only_and_an_endless_one_ends_the_readi
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     for name, value in (("MAX_REPLY_BYTES", 100), ("KEPT_BYTES", 10), ("MOST_SKIPPED", 1000)):
-        monkeypatch.setattr(f"engine.batch.line_splitter.{name}", value)
+        monkeypatch.setattr(f"engine.batch.client.{name}", value)
     splitter = Splitter()
     assert list(splitter.feed(b"a" * 90 + b"b" * 90 + b"\nshort\n")) == [
         Text(b"a" * 10, is_long=True), Text(b"short"),

@@ -8,14 +8,20 @@ from pathlib import Path
 
 import orjson
 import pytest
-import recipe_files
-from batch_files import MIB, Sent, Serve, bomb
-from batch_server import BatchServer
-from batch_work import Stored
-from batching import Bench, assert_all_answered, assert_billed_once, assert_books_balance, at_risk
-from cli import KEY, distill, export, rows, started, status, until, write_pool
 
 from engine.batch.download import FETCHES
+from tests.support import recipe_files
+from tests.support.batch_files import MIB, Sent, Serve, bomb
+from tests.support.batch_server import BatchServer
+from tests.support.batch_work import Stored
+from tests.support.batching import (
+    Bench,
+    assert_all_answered,
+    assert_billed_once,
+    assert_books_balance,
+    at_risk,
+)
+from tests.support.cli import KEY, distill, export, rows, started, status, until, write_pool
 
 COUNT = 20
 KEPT = "SELECT b.raw FROM responses r JOIN bodies b ON b.response = r.id WHERE r.outcome = 'malformed'"

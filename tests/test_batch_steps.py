@@ -11,18 +11,17 @@ import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from ledgers import opened
 
 from engine.batch.client import Remote
 from engine.batch.files import body_of, input_line
-from engine.batch.quota import MOST_ALIVE, BatchLimits, Load, Queue, told_limit
+from engine.batch.packer import MOST_ALIVE, BatchLimits, Load, Queue, told_limit
 from engine.batch.states import best_of, next_step, poll_seconds, refusal, state_of
 from engine.provider.errors import BatchRefused, QuotaExhausted
 from store import provider_batches as batches
-from store.ledger import connect_writer
 from store.provider_batches import BatchRow
 from store.queries import connect_reader
-from store.schema import TABLES, VERSION, VIEWS
+from store.schema import TABLES, VERSION, VIEWS, connect_writer
+from tests.support.ledgers import opened
 
 KEY = hashlib.sha256(b"one").digest()
 ROW = BatchRow(1, 1, 1, 7, "http://127.0.0.1/v1", "[]", 10, 1000, 100, 5000, 0.0)

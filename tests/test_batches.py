@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from batch_server import BatchServer
-from batching import (
+
+from tests.support.batch_server import BatchServer
+from tests.support.batching import (
     GRACE,
     MONEY,
     Bench,
@@ -15,8 +16,20 @@ from batching import (
     assert_books_balance,
     at_risk,
 )
-from cli import KEY, MODEL, bare, distill, export, generate, rows, started, status, until, write_pool
-from provider import Provider
+from tests.support.cli import (
+    KEY,
+    MODEL,
+    bare,
+    distill,
+    export,
+    generate,
+    rows,
+    started,
+    status,
+    until,
+    write_pool,
+)
+from tests.support.provider import Provider
 
 COST = "SELECT sum(cost_micro), sum(prompt_tokens), sum(completion_tokens) FROM responses"
 

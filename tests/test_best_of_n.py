@@ -12,14 +12,13 @@ import pytest
 pytest.importorskip("torch", reason="the trainers' packages are not installed (requirements/train.txt)")
 pytest.importorskip("transformers")
 
-import tiny
-from cli import ROOT
-from student import served
-
 from engine.export import ExportOptions, run_export
 from engine.tasks.datasets import comparison_line, comparisons
 from store.answers import Answers
 from store.records import Contest
+from tests.support import tiny
+from tests.support.cli import ROOT
+from tests.support.student import served
 from trainers.rank import run_rank, split
 
 pytestmark = pytest.mark.filterwarnings("default")
@@ -36,12 +35,14 @@ def lines(path: Path) -> list[dict[str, object]]:
     return [orjson.loads(line) for line in path.read_bytes().splitlines()]
 
 
-def test_five_samples_are_ranked_and_each_rank_is_a_file_of_answers(tmp_path: Path) -> None:
+def test_five_samples_are_ranked_and_each_rank_is_a_file_of_answers(
+    pupil: Path, reward: Path, tmp_path: Path
+) -> None:
     pool = tmp_path / "pool.jsonl"
     rows = [{**row, "output": ""} for row in tiny.rows(4)]
     pool.write_bytes(b"".join(orjson.dumps({**row, "id": f"q{n}"}) + b"\n" for n, row in enumerate(rows)))
     run, out = tmp_path / "run", tmp_path / "candidates.jsonl"
-    with served(tiny.student(tmp_path / "pupil")) as place:
+    with served(pupil) as place:
         teacher = ["--base-url", place.url, "--model", place.model, "--max-tokens", 15]
         distill("generate", pool, "--run", run, "--samples", SAMPLES, "--quiet", *teacher)
     run_export(run, out, ExportOptions("candidates"))
@@ -52,7 +53,7 @@ def test_five_samples_are_ranked_and_each_rank_is_a_file_of_answers(tmp_path: Pa
         assert isinstance(row["candidates"], list)
         assert len(set(row["candidates"])) == SAMPLES  # no seed: each is drawn anew
     ranked, groups = tmp_path / "ranked.jsonl", tmp_path / "groups"
-    assert run_rank(tiny.reward_folder(tmp_path / "reward"), out, ranked, True, groups) == 0
+    assert run_rank(reward, out, ranked, True, groups) == 0
     files = [groups / f"rank{place}.jsonl" for place in range(1, SAMPLES + 1)]
     joined = Answers(files, None, pool)
     assert joined.names == ["rank1", "rank2", "rank3", "rank4", "rank5"]

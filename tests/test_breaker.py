@@ -6,11 +6,11 @@ import asyncio
 from itertools import pairwise
 
 import pytest
-import virtual_time
-from virtual_time import now, settled
 
 from engine.limits.circuit_breaker import LIMITED_THRESHOLD, LONGEST_PROBE, THRESHOLD, Breaker, Effort
 from engine.provider.errors import ProviderDown
+from tests.support import virtual_time
+from tests.support.virtual_time import now, settled
 
 GIVE_UP = 1800.0
 

@@ -16,18 +16,19 @@ import aiohttp
 import orjson
 import pytest
 import pytest_asyncio
-from cli import distill, started, until
-from ledgers import Book, chat, opened, reply, rows
+
+from tests.support.cli import distill, started, until
+from tests.support.ledgers import Book, chat, opened, reply, rows
 
 pytest.importorskip("datasette", reason="the extra `browse` is not installed; bin/test installs it")
 
 from engine.browse import cells
 from engine.browse.app import build
 from engine.browse.queries import QUESTIONS
-from store.failures import note_stop
-from store.records import Response, Usage
+from store.records import Fault, Response, Usage
 from store.run_folder import held
 from store.schema import STAGE_SHIFT
+from store.stage_rows import note_stop
 
 HOSTILE = '<script>alert(1)</script><img src=x onerror=alert(2)>" onmouseover="alert(3)'
 ARABIC = "مرحبا بالعالم \u202e reversed"
@@ -57,7 +58,7 @@ async def fill(run: Path) -> None:
         torn = Response("malformed", "", Usage(5, 6), b"\xff{" + HOSTILE.encode(), 3, 0.0, "")
         attempt = book.ask(7)
         ledger.put(book.stage, attempt, 7, torn, 0, final=False)
-        ledger.error(book.stage, attempt, 7, "malformed", 200, "the reply was cut off", 0, ended=False)
+        ledger.error(book.stage, attempt, 7, Fault("malformed", 200, "the reply was cut off"), 0, ended=False)
         book.answer(7)
         both = Book(ledger, "both", samples=2)
         ledger.place(

@@ -6,10 +6,10 @@ import asyncio
 import random
 
 import pytest
-from virtual_time import run, settled
 
 from engine.limits.budget import Budget
 from engine.provider.errors import BudgetReached
+from tests.support.virtual_time import run, settled
 
 
 async def test_what_fits_is_let_through_and_the_rest_waits_for_what_is_under_way() -> None:

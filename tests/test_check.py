@@ -15,13 +15,25 @@ from typing import Any
 
 import orjson
 import pytest
-from cli import ROOT, Ended, Row, distill, environment, export, generate, ledger, rows, status, write_pool
-from provider import Provider
-from test_older_ledgers import unpacked
-from zygote import Zygote
 
 from engine.collect.upstream import Upstream, answers_at
 from store.queries import connect_reader
+from tests.support import zygote
+from tests.support.cli import (
+    ROOT,
+    Ended,
+    Row,
+    distill,
+    environment,
+    export,
+    generate,
+    ledger,
+    rows,
+    status,
+    write_pool,
+)
+from tests.support.ledgers import unpacked
+from tests.support.provider import Provider
 
 COUNT = 12
 
@@ -29,11 +41,6 @@ COUNT = 12
 @pytest.fixture
 def pool(tmp_path: Path) -> Path:
     return write_pool(tmp_path / "pool.jsonl", rows(COUNT))
-
-
-@pytest.fixture
-def run(tmp_path: Path) -> Path:
-    return tmp_path / "run"
 
 
 def change(run: Path, sql: str, *values: object) -> None:
@@ -257,9 +264,9 @@ def commits(run: Path, count: int) -> None:
     """A process that is killed when it has made so many commits of ten answers."""
     code = f"""
 import asyncio, os, sys
-sys.path[:0] = {[str(ROOT), str(ROOT / "tests")]!r}
+sys.path.insert(0, {str(ROOT)!r})
 from pathlib import Path
-from ledgers import Book, opened
+from tests.support.ledgers import Book, opened
 async def main():
     async with opened(Path(sys.argv[1])) as ledger:
         book = Book(ledger)
@@ -317,7 +324,7 @@ def zeroed(raw: bytearray, dice: random.Random) -> None:
 def served() -> Iterator[str]:
     """A provider in a process of its own; its root URL."""
     provider = subprocess.Popen(
-        [sys.executable, str(ROOT / "tests" / "provider.py")], stdout=subprocess.PIPE, text=True,
+        [sys.executable, "-P", "-m", "tests.support.provider"], stdout=subprocess.PIPE, text=True,
         env=environment(),
     )  # fmt: skip
     assert provider.stdout
@@ -337,41 +344,40 @@ def test_flipped_bits_end_no_command_and_lose_nothing_that_is_not_asked_again(
     good, out = tmp_path / "good", tmp_path / "out.jsonl"
     asking = ("--base-url", served, "--model", "gpt-4", "--price-in", 0, "--price-out", 0, "--quiet")
     damages: list[Callable[[bytearray, random.Random], None]] = [*[flipped] * 10, *[zeroed] * 3]
-    with Zygote(tmp_path) as distill:
 
-        def run(*words: object, ends: tuple[int, ...]) -> str:
-            code, said, err = distill(*words)
-            assert "Traceback" not in err
-            assert "unexpected" not in err
-            assert code in ends, f"{words}: {code} {said} {err}"
-            return said
+    def run(*words: object, ends: tuple[int, ...]) -> str:
+        code, said, err = zygote.run(words, environment())
+        assert "Traceback" not in err
+        assert "unexpected" not in err
+        assert code in ends, f"{words}: {code} {said} {err}"
+        return said
 
-        run("generate", pool, "--run", good, *asking, ends=(0,))
-        run("export", good, "--format", "alpaca", "--out", out, ends=(0,))
-        wanted = out.read_bytes()
-        for number, damage in enumerate(damages):
-            dice, copy, other = random.Random(100 * part + number), tmp_path / "copy", tmp_path / "other"
-            shutil.rmtree(copy, ignore_errors=True)
-            shutil.copytree(good, copy)
-            raw = bytearray((copy / "ledger.db").read_bytes())
-            damage(raw, dice)
-            (copy / "ledger.db").write_bytes(raw)
-            shutil.rmtree(other, ignore_errors=True)
-            shutil.copytree(copy, other)
-            export = ("export", copy, "--format", "alpaca", "--stage", "generate", "--out", out)
-            run("status", copy, ends=(0, 2))
-            run(*export, ends=(0, 1, 2))
-            run("check", copy, ends=(0, 1))
-            run("generate", pool, "--run", other, *asking, ends=(0, 1, 2, 3))
-            found = orjson.loads(run("check", copy, "--repair", "--json", ends=(0,)))
-            if not found["intact"]:
-                assert found["intact_now"]
-            run("check", copy, ends=(0,))
-            run(*export, ends=(0, 2))
-            run("generate", pool, "--run", copy, *asking, ends=(0,))
-            run(*export, ends=(0,))
-            assert out.read_bytes() == wanted
-            run("check", copy, ends=(0,))
+    run("generate", pool, "--run", good, *asking, ends=(0,))
+    run("export", good, "--format", "alpaca", "--out", out, ends=(0,))
+    wanted = out.read_bytes()
+    for number, damage in enumerate(damages):
+        dice, copy, other = random.Random(100 * part + number), tmp_path / "copy", tmp_path / "other"
+        shutil.rmtree(copy, ignore_errors=True)
+        shutil.copytree(good, copy)
+        raw = bytearray((copy / "ledger.db").read_bytes())
+        damage(raw, dice)
+        (copy / "ledger.db").write_bytes(raw)
+        shutil.rmtree(other, ignore_errors=True)
+        shutil.copytree(copy, other)
+        export = ("export", copy, "--format", "alpaca", "--stage", "generate", "--out", out)
+        run("status", copy, ends=(0, 2))
+        run(*export, ends=(0, 1, 2))
+        run("check", copy, ends=(0, 1))
+        run("generate", pool, "--run", other, *asking, ends=(0, 1, 2, 3))
+        found = orjson.loads(run("check", copy, "--repair", "--json", ends=(0,)))
+        if not found["intact"]:
+            assert found["intact_now"]
+        run("check", copy, ends=(0,))
+        run(*export, ends=(0, 2))
+        run("generate", pool, "--run", copy, *asking, ends=(0,))
+        run(*export, ends=(0,))
+        assert out.read_bytes() == wanted
+        run("check", copy, ends=(0,))
 
 
 async def test_a_checksum_is_that_of_the_bytes_that_came(run: Path, pool: Path) -> None:

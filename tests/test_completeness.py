@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import orjson
-import pytest
-from cli import distill, generate, ledger, rows, started, until, write_pool
-from judging import Judge
-from provider import Config, Provider
-from recipe_files import (
+
+from tests.support.cli import distill, generate, ledger, rows, started, until, write_pool
+from tests.support.judging import Judge
+from tests.support.provider import Config, Provider
+from tests.support.recipe_files import (
     PAID,
     after,
     run_recipe,
@@ -20,22 +20,12 @@ from recipe_files import (
     teacher,
     write_recipe,
 )
-from recipe_files import (
+from tests.support.recipe_files import (
     generate as asked,
 )
-from scripted import scripted
+from tests.support.scripted import scripted
 
 Tables = dict[str, dict[str, Any]]
-
-
-@pytest.fixture
-def run(tmp_path: Path) -> Path:
-    return tmp_path / "run"
-
-
-@pytest.fixture
-def pool(tmp_path: Path) -> Path:
-    return write_pool(tmp_path / "pool.jsonl", rows(12))
 
 
 def recipe_with(folder: Path, tables: Tables, steps: str, **head: Any) -> Path:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-import virtual_time
-from simulated import QueueingServer
-from virtual_time import now, settled
 
 from engine.limits.concurrency import CUT, FLOOR, START, Adaptive, Gate
+from tests.support import virtual_time
+from tests.support.simulated import QueueingServer
+from tests.support.virtual_time import now, settled
 
 # The gate.
 

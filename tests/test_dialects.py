@@ -16,8 +16,21 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from cli import BARE, KEY, Ended, asking, distill, environment, export, stage, status, write_pool
-from dialects import (
+
+from engine.provider.client import redacted
+from tests.support.cli import (
+    BARE,
+    KEY,
+    Ended,
+    asking,
+    distill,
+    environment,
+    export,
+    stage,
+    status,
+    write_pool,
+)
+from tests.support.dialects import (
     COST,
     PRICE_IN,
     PRICE_OUT,
@@ -38,13 +51,11 @@ from dialects import (
     serving,
     used,
 )
-from dialects_faults import PAGE, REPLIES
-from dialects_money import LISTED, MONEY
-from dialects_refusals import REFUSALS
-from dialects_runs import ADDRESSES, KNOWN_MODELS, UNKNOWN_MODELS, WAITS, Unknown, Wait, strict
-from dialects_stops import DAILY, DAY_WITH_A_SHORT_WAIT, FIRST_FILTERED, MISTAKES, STOPS, Stop
-
-from engine.provider.client import redacted
+from tests.support.dialects_faults import PAGE, REPLIES
+from tests.support.dialects_money import LISTED, MONEY
+from tests.support.dialects_refusals import REFUSALS
+from tests.support.dialects_runs import ADDRESSES, KNOWN_MODELS, UNKNOWN_MODELS, WAITS, Unknown, Wait, strict
+from tests.support.dialects_stops import DAILY, DAY_WITH_A_SHORT_WAIT, FIRST_FILTERED, MISTAKES, STOPS, Stop
 
 PRICED = ("--price-in", PRICE_IN, "--price-out", PRICE_OUT, "--yes")
 UNUSABLE = ("empty", "other", "tool_calls")

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 import typer.main
-from cli import ROOT
 
 from engine.cli.app import app
+from tests.support.cli import ROOT
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 COMMAND = re.compile(r"bin/distill ((?:\\\n|[^`\n])+)")

@@ -10,12 +10,11 @@ import pytest
 
 pytest.importorskip("datasketch", reason="the layer 'evaluate' is not installed")
 
-from cli import write_pool
-
 from evaluators.data.contamination import measure as overlap
 from evaluators.data.duplicates import measure, run_duplicates, shingles
 from evaluators.records import data_sets
 from store.errors import UsageError
+from tests.support.cli import write_pool
 
 
 def found(folder: Path, *texts: list[str], threshold: float = 0.7) -> dict[str, Any]:

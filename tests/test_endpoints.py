@@ -14,7 +14,8 @@ from typing import Any
 import orjson
 import pytest
 from aiohttp import web
-from cli import (
+
+from tests.support.cli import (
     KEY,
     MODEL,
     Ended,
@@ -31,8 +32,8 @@ from cli import (
     until,
     write_pool,
 )
-from provider import Config, Provider
-from scripted import completion, scripted
+from tests.support.provider import Config, Provider
+from tests.support.scripted import completion, scripted
 
 WHO = (
     "SELECT e.url, count(*) FROM responses p JOIN attempts t ON t.id = p.attempt "
@@ -43,11 +44,6 @@ WHO = (
 def and_slowly(value: object) -> Any:
     """One more of the same kind, for those who have time."""
     return pytest.param(value, marks=pytest.mark.slow)
-
-
-@pytest.fixture
-def run(tmp_path: Path) -> Path:
-    return tmp_path / "run"
 
 
 def pool_of(folder: Path, count: int) -> Path:

@@ -10,7 +10,6 @@ from typing import Any
 import orjson
 import pyarrow.parquet as pq
 import pytest
-from ledgers import PLAN, Book, chat, item, opened, reply, request
 
 import store.datasets
 from engine.answers import POOLED as FORMATS
@@ -21,6 +20,7 @@ from store.datasets import ExportRow, stored, write
 from store.errors import StorageError, UsageError
 from store.queries import connect_reader
 from store.records import Instruction, Outcome, Response, Usage
+from tests.support.ledgers import PLAN, Book, chat, item, opened, reply, request
 
 USUAL: tuple[Outcome, ...] = ("stop", "length")
 

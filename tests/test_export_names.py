@@ -11,9 +11,6 @@ from typing import Any
 import orjson
 import pyarrow.parquet as pq
 import pytest
-from cli import distill
-from ledgers import Book, opened, reply
-from test_steps import GOOD
 
 from engine.export import ExportOptions, export_stage
 from engine.recipe.load import load
@@ -22,6 +19,9 @@ from engine.recipe.steps import left_by, placed
 from store.datasets import write_lines
 from store.errors import UsageError
 from store.pool import Pool
+from tests.support.cli import distill
+from tests.support.ledgers import Book, opened, reply
+from tests.support.recipe_files import GOOD
 
 TEXTS = ["One.", 'Two, "quoted"\nand a line', "=3+4", ""]
 

@@ -10,12 +10,12 @@ import orjson
 import pyarrow.parquet as pq
 import pytest
 from aiohttp import web
-from cli import Ended, Row, asking, distill, ledger, status, write_pool
-from ledgers import Book, opened
-from recipe_files import run_recipe, write_recipe
-from scripted import scripted
 
 from store.records import Response, Usage
+from tests.support.cli import Ended, Row, asking, distill, ledger, status, write_pool
+from tests.support.ledgers import Book, opened
+from tests.support.recipe_files import run_recipe, write_recipe
+from tests.support.scripted import scripted
 
 THOUGHT = "First this,\nthen that."
 DIALECTS: dict[str, dict[str, Any]] = {  # how servers tell thinking and answer apart

@@ -8,18 +8,17 @@ from importlib.metadata import distribution
 from pathlib import Path
 
 import pytest
-from cli import ROOT, rows, write_pool
 from packaging.requirements import Requirement
-from recipe_files import write_recipe
 from typer.main import get_command
 
 import store.extras
 from engine.cli.app import app
-from engine.recipe.phases import How
-from engine.recipe.run import run_recipe
+from engine.recipe.run import How, run_recipe
 from engine.recipe.steps import commands_of
 from store.errors import MissingExtra
 from store.extras import NO_DEPENDENCIES, PINS, installed, pin_files, require
+from tests.support.cli import ROOT, rows, write_pool
+from tests.support.recipe_files import write_recipe
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = {name: list(map(Requirement, given)) for name, given in PROJECT["optional-dependencies"].items()}

@@ -11,7 +11,8 @@ import aiohttp
 import orjson
 import pytest
 from aiohttp import web
-from cli import (
+
+from tests.support.cli import (
     Ended,
     bare,
     belongs,
@@ -24,8 +25,8 @@ from cli import (
     status,
     write_pool,
 )
-from provider import Config, Provider
-from scripted import completion, listening, scripted
+from tests.support.provider import Config, Provider
+from tests.support.scripted import completion, listening, scripted
 
 COUNT = 30
 CONCURRENCY = ("--concurrency", 16)

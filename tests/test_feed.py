@@ -15,7 +15,6 @@ from typing import Any
 
 import orjson
 import pytest
-from ledgers import Book, chat, opened, rows
 
 import engine.collect.feed
 import store.key_index
@@ -26,9 +25,10 @@ from engine.collect.settings import Settings
 from engine.provider.tokens import tokenizer_for
 from store.errors import PoolError
 from store.key_index import ANSWERED, FAILED, known_keys
-from store.ledger import connect_writer
 from store.pool import Pool
 from store.records import BadRow, Request, Response, Usage
+from store.schema import connect_writer
+from tests.support.ledgers import Book, chat, opened, rows
 
 PATIENCE = 2.0  # seconds until a test says that the feed hangs
 

@@ -11,8 +11,9 @@ from pathlib import Path
 import orjson
 import pytest
 from aiohttp import web
-from cli import Ended, distill, generate, ledger, rows, stage, write_pool
-from scripted import completion, scripted
+
+from tests.support.cli import Ended, distill, generate, ledger, rows, stage, write_pool
+from tests.support.scripted import completion, scripted
 
 
 def refuse(status: int, words: str = "No.") -> web.Response:

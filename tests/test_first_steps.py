@@ -14,22 +14,17 @@ from typing import Any
 import aiohttp
 import orjson
 import pytest
-from cli import MODEL, ROOT, asking, distill, environment, ledger, rows, write_pool
-from judging import Judge
-from provider import Config, Provider
-from recipe_files import generate as stage_of_pool
-from recipe_files import run_recipe, teacher, write_recipe
-from scripted import scripted
 
 from engine.provider.client import Client
 from engine.provider.errors import ConnectionLost
+from tests.support.cli import MODEL, ROOT, asking, distill, environment, ledger, rows, write_pool
+from tests.support.judging import Judge
+from tests.support.provider import Config, Provider
+from tests.support.recipe_files import generate as stage_of_pool
+from tests.support.recipe_files import run_recipe, teacher, write_recipe
+from tests.support.scripted import scripted
 
 PAID = ("--price-in", 1, "--price-out", 1)
-
-
-@pytest.fixture
-def pool(tmp_path: Path) -> Path:
-    return write_pool(tmp_path / "pool.jsonl", rows(12))
 
 
 # Why there is no connection.
@@ -237,11 +232,10 @@ async def test_shares_of_a_stage_of_the_run_itself(tmp_path: Path, pool: Path) -
 
 def test_a_report_of_votes_alone(tmp_path: Path) -> None:
     pytest.importorskip("krippendorff", reason="the extra `evaluate` is not installed")
-    from annotating import opened
-
     from evaluators.human import run_human
     from evaluators.report.build import build
     from store.votes_schema import Ballot
+    from tests.support.annotating import opened
 
     run = tmp_path / "votes"
     with opened(run) as votes:

@@ -19,7 +19,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import pytest_asyncio
-from cli import (
+
+from tests.support.cli import (
     KEY,
     Row,
     asking,
@@ -36,7 +37,7 @@ from cli import (
     until,
     write_pool,
 )
-from provider import Config, Provider
+from tests.support.provider import Config, Provider
 
 POOL = [
     *rows(20),
@@ -475,8 +476,8 @@ async def test_a_reader_of_the_words_that_goes_away_does_not_end_the_run(tmp_pat
         words = asking(pool, run, p.base_url, "--concurrency", 4)
         async with started(*words) as command:
             await until(lambda: p.counts.billed > 3)
-            transport: Any = command.process._transport  # type: ignore[attr-defined]
-            transport.get_pipe_transport(2).close()
+            transport: Any = command.stderr._transport  # type: ignore[attr-defined]
+            transport.close()
             code = await asyncio.wait_for(command.process.wait(), 30)
     assert p.counts.billed == 60
     assert (await stage(run))["done"] == 60
@@ -484,7 +485,7 @@ async def test_a_reader_of_the_words_that_goes_away_does_not_end_the_run(tmp_pat
 
 
 async def test_the_key_may_have_another_name_and_is_sent(tmp_path: Path) -> None:
-    from cli import environment
+    from tests.support.cli import environment
 
     async with Provider(Config(expect_key="another-key")).running() as p:
         pool = write_pool(tmp_path / "pool.jsonl", POOL[:2])
@@ -495,7 +496,7 @@ async def test_the_key_may_have_another_name_and_is_sent(tmp_path: Path) -> None
 
 
 async def test_the_address_may_come_from_the_environment(tmp_path: Path, provider: Provider) -> None:
-    from cli import environment
+    from tests.support.cli import environment
 
     pool = write_pool(tmp_path / "pool.jsonl", POOL[:1])
     words = ("generate", pool, "--run", tmp_path / "run", "--model", "teacher")

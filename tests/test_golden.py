@@ -12,8 +12,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from cli import asking, distill, export, ledger, write_pool
-from provider import Config, Provider
+from tests.support.cli import asking, distill, export, ledger, write_pool
+from tests.support.provider import Config, Provider
 
 GOLDEN = Path(__file__).parent / "data" / "golden.json"
 POOL = [

@@ -7,43 +7,25 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import orjson
 import pytest
-from cli import Row, distill, ledger, rows, until, write_pool
-from judging import Judge
-from provider import Config, Provider
-from recipe_files import (
+
+from tests.support.cli import Row, distill, ledger, rows, until, write_pool
+from tests.support.judging import Judge
+from tests.support.provider import Config, Provider
+from tests.support.recipe_files import (
     after,
+    assert_intact,
     export,
     generate,
+    json_of,
+    positions,
     run_recipe,
     score,
     stage_told,
     teacher,
     write_recipe,
 )
-from scripted import completion, scripted
-
-
-@pytest.fixture
-def run(tmp_path: Path) -> Path:
-    return tmp_path / "run"
-
-
-def whole(run: Path) -> None:
-    assert ledger(run, "SELECT ifnull(max(id), 0) = count(*) FROM requests") == [(1,)]
-    assert ledger(run, "PRAGMA integrity_check") == [("ok",)]
-    assert ledger(run, "PRAGMA foreign_key_check") == []
-
-
-def positions(run: Path, name: str) -> list[int]:
-    sql = "SELECT position FROM samples a JOIN stages s ON s.id = a.stage WHERE s.name = ? ORDER BY 1"
-    return [position for (position,) in ledger(run, sql, name)]
-
-
-def json_of(out: str) -> dict[str, Any]:
-    found: dict[str, Any] = orjson.loads(out)
-    return found
+from tests.support.scripted import completion, scripted
 
 
 async def test_a_later_stage_asks_before_the_earlier_one_has_all_its_answers(
@@ -68,7 +50,7 @@ async def test_a_later_stage_asks_before_the_earlier_one_has_all_its_answers(
     exported = export(run, stage="c")
     assert [row["instruction"] for row in exported] == [row["instruction"] for row in rows(20)]
     assert all(row["output"].startswith("<After b.|") for row in exported)
-    whole(run)
+    assert_intact(run)
 
 
 async def test_the_limits_of_different_teachers_are_used_at_the_same_time(tmp_path: Path, run: Path) -> None:
@@ -91,7 +73,7 @@ async def test_the_limits_of_different_teachers_are_used_at_the_same_time(tmp_pa
         first.hold["row"].set()
         assert (await ended).code == 0
     assert second.count("### Answer 1") == 6
-    whole(run)
+    assert_intact(run)
 
 
 async def test_a_stage_that_is_behind_hears_of_the_row_that_was_still_to_come(
@@ -136,7 +118,7 @@ async def graph(folder: Path, run: Path, pool: Path, **config: Any) -> tuple[lis
         }
         ended = await run_recipe(write_recipe(folder, tables), run)
         assert ended.code == 0, ended.err
-        whole(run)
+        assert_intact(run)
         billed = Counter({c.question + key: c.billed for key, c in p.counts.contents.items()})
     assert positions(run, "s") == list(range(60))
     return [export(run, stage=name) for name in "abc"], billed
@@ -176,7 +158,7 @@ async def test_the_same_request_of_two_stages_is_asked_once_and_later_stages_see
     assert {name: (found[name]["done"], found[name]["total"]) for name in "abc"} == {
         "a": (30, 30), "b": (5, 5), "c": (5, 5),
     }  # fmt: skip
-    whole(run)
+    assert_intact(run)
 
 
 async def test_what_a_stage_was_to_ask_for_two_fails_for_both(tmp_path: Path, run: Path) -> None:
@@ -215,7 +197,7 @@ async def test_a_row_that_failed_makes_no_row_and_after_retry_it_does(tmp_path: 
         assert [row["instruction"] for row in export(run, stage="b")] == [
             row["instruction"] for row in rows(6)
         ]
-    whole(run)
+    assert_intact(run)
 
 
 async def test_truncated_answers_go_on_and_filtered_or_empty_ones_do_not(tmp_path: Path, run: Path) -> None:

@@ -6,15 +6,17 @@ import asyncio
 import re
 from pathlib import Path
 
-import pytest
-from cli import belongs, distill, rows, until, write_pool
-from judging import Judge
-from provider import Config, Provider
-from recipe_files import (
+from tests.support.cli import belongs, distill, rows, until, write_pool
+from tests.support.judging import Judge
+from tests.support.provider import Config, Provider
+from tests.support.recipe_files import (
     after,
+    assert_intact,
     export,
     files_of,
     generate,
+    json_of,
+    positions,
     run_recipe,
     score,
     stage_told,
@@ -22,13 +24,7 @@ from recipe_files import (
     write_bare,
     write_recipe,
 )
-from scripted import scripted
-from test_graph import json_of, positions, whole
-
-
-@pytest.fixture
-def run(tmp_path: Path) -> Path:
-    return tmp_path / "run"
+from tests.support.scripted import scripted
 
 
 async def test_a_pool_may_grow_shrink_and_be_reordered_between_runs(tmp_path: Path, run: Path) -> None:
@@ -53,7 +49,7 @@ async def test_a_pool_may_grow_shrink_and_be_reordered_between_runs(tmp_path: Pa
                 assert [row["instruction"] for row in exported] == [f"Tell me of {n}." for n in order]
             lines = export(run, stage="s", format="scores")
             assert [line["prompt"] for line in lines] == [f"Tell me of {n}." for n in order]
-        whole(run)
+        assert_intact(run)
 
 
 async def test_a_limit_takes_the_first_rows_of_the_pool_whichever_are_answered_first(

@@ -9,34 +9,26 @@ from typing import Any
 
 import orjson
 import pytest
-from cli import MODEL, distill, environment, ledger, rows, started, until, write_pool
-from judging import Judge
-from provider import Config, Provider
-from recipe_files import (
+
+from tests.support.cli import MODEL, distill, environment, ledger, rows, started, until, write_pool
+from tests.support.judging import Judge
+from tests.support.killing import assert_books_balance, counting, kill_at, moments, stored
+from tests.support.provider import Config, Provider
+from tests.support.recipe_files import (
     PAID,
     after,
+    assert_intact,
     export,
     files_of,
     generate,
+    positions,
     run_recipe,
     score,
     stage_told,
     teacher,
     write_recipe,
 )
-from scripted import scripted
-from test_graph import positions, whole
-from test_kill import assert_books_balance, counting, kill_at, moments, stored
-
-
-@pytest.fixture
-def run(tmp_path: Path) -> Path:
-    return tmp_path / "run"
-
-
-@pytest.fixture
-def pool(tmp_path: Path) -> Path:
-    return write_pool(tmp_path / "pool.jsonl", rows(12))
+from tests.support.scripted import scripted
 
 
 def stages_of(out: str) -> dict[str, Any]:
@@ -72,7 +64,7 @@ async def test_a_stage_stops_at_its_own_budget_while_others_go_on(
         assert "continue with a larger budget of stage 'a'" in ended.err
         assert (await run_recipe(recipe(0.2), run)).code == 0
         assert p.counts.billed == 36
-    whole(run)
+    assert_intact(run)
     assert positions(run, "c") == list(range(12))
 
 
@@ -145,7 +137,7 @@ async def test_a_refused_key_stops_the_stages_of_its_teacher_only(
         bad.control(bad_key=False)
         assert (await run_recipe(recipe, run)).code == 0
         assert (good.counts.billed, bad.counts.billed) == (36, 12)
-    whole(run)
+    assert_intact(run)
 
 
 async def test_a_key_that_is_not_set_is_told_with_its_line_before_anything_is_asked(
@@ -233,7 +225,7 @@ async def test_an_interrupted_recipe_keeps_what_comes_and_goes_on(
             assert (await command.ended()).code == 130
         assert (await run_recipe(recipe, run)).code == 0
     assert len(judge.asked) == 36
-    whole(run)
+    assert_intact(run)
 
 
 @pytest.mark.slow
@@ -270,5 +262,5 @@ async def test_after_10_kills_every_row_of_every_stage_is_asked_once_and_nothing
         exported = export(run, stage=name)
         assert [row["instruction"] for row in exported] == [row["instruction"] for row in wanted]
     assert stage_told(run, "s")["done"] == 80
-    whole(run)
+    assert_intact(run)
     assert_books_balance(run)

@@ -11,20 +11,27 @@ import time
 from pathlib import Path
 
 import pytest
-from batch_server import BatchServer
-from batching import Bench, assert_all_answered, assert_billed_once
-from cli import asking, distill, environment, generate, ledger, rows, stage, started, until, write_pool
-from provider import Config, Provider
-from recipe_files import after, teacher, write_recipe
-from recipe_files import generate as stage_of
-from terminals import on_terminal
+
+from tests.support.batch_server import BatchServer
+from tests.support.batching import Bench, assert_all_answered, assert_billed_once
+from tests.support.cli import (
+    asking,
+    distill,
+    environment,
+    generate,
+    ledger,
+    rows,
+    stage,
+    started,
+    until,
+    write_pool,
+)
+from tests.support.provider import Config, Provider
+from tests.support.recipe_files import after, teacher, write_recipe
+from tests.support.recipe_files import generate as stage_of
+from tests.support.terminals import on_terminal
 
 REPLIES = "SELECT count(*) FROM responses"
-
-
-@pytest.fixture
-def run(tmp_path: Path) -> Path:
-    return tmp_path / "run"
 
 
 @pytest.fixture

@@ -13,12 +13,10 @@ import pytest
 pytest.importorskip("numpy", reason="the extra `evaluate` is not installed")
 pytest.importorskip("krippendorff", reason="the extra `evaluate` is not installed")
 
-from annotating import human, opened
-
 from evaluators.human import figures, figures_of, run_human
 from store.errors import RunFolderError
-from store.votes_queries import Poll, Vote
-from store.votes_schema import Ballot, Study
+from store.votes_schema import Ballot, Poll, Study, Vote
+from tests.support.annotating import human, opened
 
 STUDY = Study("one", "other", 2, 0, "")
 

@@ -9,8 +9,9 @@ import sqlite3
 from pathlib import Path
 
 import pytest
-from batch_server import BatchServer
-from cli import (
+
+from tests.support.batch_server import BatchServer
+from tests.support.cli import (
     KEY,
     Ended,
     Row,
@@ -26,7 +27,7 @@ from cli import (
     until,
     write_pool,
 )
-from provider import Config, Provider
+from tests.support.provider import Config, Provider
 
 NOWHERE = "http://127.0.0.1:9/v1"
 

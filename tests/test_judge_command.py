@@ -9,16 +9,15 @@ from typing import Any
 
 import orjson
 import pytest
-from cli import distill, write_pool
-from judging import Judge
-from scripted import scripted
-from test_judge_figures import review, said, written
 
 from evaluators.judge.command import JudgeOptions, run_judge, run_ranking, with_more
 from evaluators.judge.ranking import isotonic, ranking_report
 from evaluators.judge.reviews import ReviewSource
 from evaluators.judge.show import sums
 from store.errors import PoolError, RunFolderError, UsageError
+from tests.support.cli import distill, write_pool
+from tests.support.judging import Judge, review, said, written
+from tests.support.scripted import scripted
 
 Row = dict[str, Any]
 HOSTILE = "[bold]x[/bold]\x1b[31m\u202e=cmd()"

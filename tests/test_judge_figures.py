@@ -9,41 +9,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import orjson
 import pytest
 
-from evaluators.judge.judgements import Judgement, grouped, told_apart, turned, won
+from evaluators.judge.judgements import Judgement, grouped, told_apart, turned
 from evaluators.judge.metrics import agreement, alpha, judge_report, sign_test, tables_of
 from evaluators.judge.reviews import Naming, ReviewSource, Word, read_reviews
 from evaluators.stats import mean_interval, ratio_interval, resampled
 from store.errors import PoolError, UsageError
+from tests.support.judging import Scores, review, said, written
 
 DATA = Path(os.environ.get("DISTILL_DATA", "not set"))
 real_data = pytest.mark.skipif(not DATA.is_dir(), reason="DISTILL_DATA is not set")
-Scores = tuple[float, float] | None
 Row = dict[str, Any]
-
-
-def said(
-    question: int, scores: Scores, a_first: bool = True, a: str = "ours", judge: str = "gpt-4", **more: Any
-) -> Judgement:
-    score_a, score_b = scores or (None, None)
-    win = won(*scores) if scores else None
-    return Judgement(str(question), a, "theirs", judge, score_a, score_b, win, a_first, **more)
 
 
 def pair(judgements: Sequence[Judgement]) -> Row:
     (found,) = judge_report([ReviewSource("file", judgements)])["pairs"]
     return dict(found)
-
-
-def written(path: Path, rows: Sequence[object]) -> Path:
-    path.write_bytes(b"".join(orjson.dumps(row) + b"\n" for row in rows))
-    return path
-
-
-def review(question: object, text: str, **more: object) -> Row:
-    return {"question_id": question, "text": text, **more}
 
 
 @real_data

@@ -2,23 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
-import random
 import signal
-import sys
 from collections import Counter
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-import aiohttp
-import orjson
 import pytest
-from cli import (
-    ROOT,
-    Command,
+
+from tests.support.cli import (
     asking,
     bare,
     belongs,
@@ -31,6 +21,7 @@ from cli import (
     until,
     write_pool,
 )
+from tests.support.killing import assert_books_balance, counting, kill_at, ledger_has_tables, moments, stored
 
 CONCURRENCY = 16
 MONEY = ("--price-in", 10, "--price-out", 30, "--yes")
@@ -39,121 +30,8 @@ DONE = "SELECT json_extract(w.item, '$.instruction') FROM samples a " \
        "JOIN requests r ON r.id = a.request WHERE r.answer IS NOT NULL"  # fmt: skip
 
 
-@dataclass
-class Counted:
-    """A provider in a process of its own, that writes a line for all that it bills."""
-
-    url: str
-    file: Path
-    session: aiohttp.ClientSession
-    names: dict[str, str] = field(default_factory=dict)  # content -> question
-
-    async def counts(self, contents: bool = False) -> dict[str, Any]:
-        address = f"{self.url.removesuffix('/v1')}/counts?contents={int(contents)}"
-        async with self.session.get(address) as response:
-            return dict(orjson.loads(await response.read()))
-
-    async def idle(self) -> None:
-        """Waits until it has noticed that nobody listens any more."""
-        async with asyncio.timeout(10):
-            while (await self.counts())["in_flight"]:  # noqa: ASYNC110 - of another process
-                await asyncio.sleep(0.01)
-
-    def lines(self) -> int:
-        return self.file.read_bytes().count(b"\n")
-
-    async def billed(self) -> Counter[str]:
-        """How often each question was billed."""
-        contents = [orjson.loads(line)["content"] for line in self.file.read_bytes().splitlines()]
-        if any(content not in self.names for content in contents):
-            seen = (await self.counts(contents=True))["contents"]
-            self.names.update({key: content["question"] for key, content in seen.items()})
-        return Counter(self.names[content] for content in contents)
-
-
-@asynccontextmanager
-async def counting(folder: Path, **config: Any) -> AsyncIterator[Counted]:
-    settings, file = folder / "provider.json", folder / "billed.jsonl"
-    settings.write_bytes(orjson.dumps(config))
-    file.touch()
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, ROOT / "tests/provider.py", "--config", settings, "--counts", file,
-        stdout=asyncio.subprocess.PIPE,
-    )  # fmt: skip
-    try:
-        assert process.stdout
-        url = (await process.stdout.readline()).decode().split()[-1]
-        async with aiohttp.ClientSession() as session:
-            yield Counted(url, file, session)
-    finally:
-        process.kill()
-        await process.communicate()
-
-
-def moments(seed: int, early: int, late: int) -> list[tuple[str, float]]:
-    """When to kill: so many seconds after the start, or after so many more bills and a blink."""
-    dice = random.Random(seed)
-    found = [("seconds", dice.uniform(0.05, 1.6)) for _ in range(early)]
-    found += [("bills", dice.randrange(45) + dice.uniform(0.0, 0.99)) for _ in range(late)]
-    dice.shuffle(found)
-    return found
-
-
-async def kill_at(command: Command, provider: Counted, kind: str, amount: float) -> None:
-    if kind == "seconds":
-        await asyncio.sleep(amount)
-    else:
-        wanted = provider.lines() + int(amount)
-        await until(lambda: provider.lines() > wanted or command.process.returncode is not None, every=0.002)
-        await asyncio.sleep(0.05 * (amount % 1))  # anywhere between two replies
-    assert command.process.returncode is None, command.err.decode()
-    command.send(signal.SIGKILL)
-    assert (await command.ended()).code == -signal.SIGKILL
-
-
-def stored(run: Path) -> tuple[int, int]:
-    """(replies, requests sent without an end): what the ledger knows now."""
-    if not ledger_has_tables(run):
-        return 0, 0
-    ((replies,),) = ledger(run, "SELECT count(*) FROM responses")
-    ((unanswered,),) = ledger(run, "SELECT ifnull(sum(sent - ended), 0) FROM spending")
-    return replies, unanswered
-
-
-def ledger_has_tables(run: Path) -> bool:
-    if not (run / "ledger.db").exists():
-        return False
-    return bool(ledger(run, "SELECT 1 FROM sqlite_master WHERE name = 'spending'"))
-
-
 def done(run: Path) -> set[str]:
     return {name for (name,) in ledger(run, DONE)} if ledger_has_tables(run) else set()
-
-
-def assert_books_balance(run: Path) -> None:
-    """The account is the sum of what it is made of; no request has two answers that count."""
-    ((prompt, completion, cost),) = ledger(
-        run,
-        "SELECT sum(prompt_tokens), sum(completion_tokens), sum(cost_micro) FROM responses",
-    )
-    ((spent, at_risk, prompts, completions, sent, ended),) = ledger(
-        run,
-        "SELECT sum(spent_micro), sum(at_risk_micro), sum(prompt_tokens), sum(completion_tokens), "
-        "sum(sent), sum(ended) FROM spending",
-    )
-    assert (spent, prompts, completions) == (cost, prompt, completion)
-    assert cost > 0
-    ((attempts,),) = ledger(run, "SELECT count(*) FROM attempts")
-    ((unanswered, worst),) = ledger(
-        run, "SELECT count(*), ifnull(sum(round(worst_usd * 1e6)), 0) FROM unanswered"
-    )
-    assert (sent, sent - ended) == (attempts, unanswered)
-    assert at_risk >= worst
-    no_answers = "('malformed', 'empty')"
-    twice = f"SELECT request FROM responses WHERE outcome NOT IN {no_answers} GROUP BY 1 HAVING count(*) > 1"
-    assert ledger(run, twice) == []
-    assert ledger(run, "PRAGMA integrity_check") == [("ok",)]
-    assert ledger(run, "PRAGMA foreign_key_check") == []
 
 
 @pytest.mark.slow

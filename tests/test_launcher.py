@@ -20,10 +20,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from cli import ROOT, environment, rows, write_pool
 
 from engine.environment import start_again
 from store.errors import MissingExtra
+from tests.support.cli import ROOT, environment, rows, write_pool
 
 WHEEL = "tiny-1.0-py3-none-any.whl"
 # Says what it was given, and reads its standard input only when nothing is missing.

@@ -13,14 +13,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from ledgers import PLAN, Book, chat, item, opened, reply, request, rows
 
 from store.errors import DiskFull, DistillError, RunFolderError, StorageError
-from store.ledger import Ledger, connect_writer
+from store.files import RESERVE
+from store.ledger import Ledger
 from store.queries import connect_reader, stage_status
-from store.records import Response, Usage
-from store.run_folder import RESERVE, give_up_reserve, held, ledger_path, make_reserve
-from store.schema import VERSION
+from store.records import Fault, Response, Usage
+from store.run_folder import give_up_reserve, held, ledger_path, make_reserve
+from store.schema import VERSION, connect_writer
+from tests.support.ledgers import PLAN, Book, chat, item, opened, reply, request, rows
 
 ROOT = Path(__file__).parent.parent
 PATIENCE = 2.0  # seconds that a commit may take before a test calls it hung
@@ -30,7 +31,7 @@ def started(program: str, *arguments: object) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-c", program, *map(str, arguments)],
         cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"},
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,
         text=True,
     )
@@ -53,7 +54,7 @@ def killed(process: subprocess.Popen[str]) -> list[str]:
 FILLS = """
 import asyncio, sys
 from pathlib import Path
-from ledgers import Book, opened
+from tests.support.ledgers import Book, opened
 
 async def main():
     async with opened(Path(sys.argv[1])) as ledger:
@@ -97,7 +98,7 @@ async def test_a_killed_run_goes_on_where_it_was(tmp_path: Path) -> None:
 SENDS = """
 import asyncio, sys
 from pathlib import Path
-from ledgers import Book, opened
+from tests.support.ledgers import Book, opened
 
 async def main():
     async with opened(Path(sys.argv[1])) as ledger:
@@ -223,7 +224,7 @@ async def test_a_malformed_reply_is_kept_and_is_no_answer(tmp_path: Path) -> Non
         book.place(1)
         attempt = book.ask(1)
         ledger.put(book.stage, attempt, 1, reply("?", "malformed"), 0, final=False)
-        ledger.error(book.stage, attempt, 1, "malformed", 200, "no text", 0, ended=False)
+        ledger.error(book.stage, attempt, 1, Fault("malformed", 200, "no text"), 0, ended=False)
     assert rows(tmp_path, "SELECT outcome FROM responses") == [("malformed",)]
     assert rows(tmp_path, "SELECT * FROM answers") == []
     assert rows(tmp_path, "SELECT sent, unanswered FROM costs") == [(1, 0)]
@@ -234,7 +235,7 @@ async def test_every_attempt_is_journalled_before_its_answer(tmp_path: Path) -> 
         book = Book(ledger)
         book.place(1)
         attempts = [book.ask(1, worst) for worst in (10, 20, 30)]
-        ledger.error(book.stage, attempts[0], 1, "server", 503, "HTTP 503: busy", 10)
+        ledger.error(book.stage, attempts[0], 1, Fault("server", 503, "HTTP 503: busy"), 10)
         ledger.withdraw(book.stage, attempts[1], 20)
         ledger.put(book.stage, attempts[2], 1, reply(), 30, final=True)
     assert rows(tmp_path, "SELECT id, run, request, worst_micro FROM attempts") == [
@@ -405,7 +406,7 @@ INTERRUPTED = """
 import os, sqlite3, sys
 from pathlib import Path
 from store import schema
-from store.ledger import connect_writer
+from store.schema import connect_writer
 
 for stop in range(1, 41, 3):
     run = Path(sys.argv[1], str(stop))

@@ -12,14 +12,14 @@ from typing import Any
 
 import orjson
 import pytest
-from cli import KEY, MODEL, environment, ledger, rows, write_pool
-from cli import distill as command
-from provider import Config, Provider
-from recipe_files import generate as stage
-from recipe_files import teacher, write_recipe
-from test_library import FREE, generate, served
 
 import distill
+from tests.support.cli import KEY, MODEL, environment, ledger, rows, write_pool
+from tests.support.cli import distill as command
+from tests.support.library import FREE, generate, served
+from tests.support.provider import Config, Provider
+from tests.support.recipe_files import generate as stage
+from tests.support.recipe_files import teacher, write_recipe
 
 
 @pytest.fixture(autouse=True)

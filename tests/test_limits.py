@@ -8,13 +8,13 @@ import time
 from collections.abc import Mapping
 
 import pytest
-import virtual_time
-from simulated import LimitedServer, Way, drive, thoughts
-from virtual_time import now, settled
 
 from engine.limits.charging import Charge, RequestSize
 from engine.limits.rate_limiter import LONGEST_PAUSE, Limiter, Ticket
 from store.records import Usage
+from tests.support import virtual_time
+from tests.support.simulated import LimitedServer, Way, drive, thoughts
+from tests.support.virtual_time import now, settled
 
 SMALL = RequestSize(1, 0)
 SIZE = RequestSize(100, 512)

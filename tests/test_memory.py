@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from cli import Row, asking, distill, stage, started, until, write_pool
-from provider import Provider
+
+from tests.support.cli import Row, asking, distill, stage, started, until, write_pool
+from tests.support.provider import Provider
 
 DUE = 2000  # rows that nobody has answered yet, spread over the pool
 
@@ -26,7 +27,7 @@ async def peak_of_generate(folder: Path, count: int, url: str) -> int:
     assert ended.code == 0, ended.err
     peak = 0
 
-    async with started(*asking(pool, run, url, "--concurrency", 32, "--quiet")) as command:
+    async with started(*asking(pool, run, url, "--concurrency", 32, "--quiet"), fresh=True) as command:
 
         def ended_or_measured() -> bool:
             nonlocal peak

@@ -13,10 +13,8 @@ from typing import Any
 
 import aiohttp
 import pytest
-from cli import ROOT, Command, asking, environment, generate, ledger, rows, stage, started, until, write_pool
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics
 from prometheus_client.parser import text_string_to_metric_families as plain
-from provider import Config, Provider
 
 from engine.collect.stats import LATENCY_BOUNDS, RunState
 from engine.limits.budget import Budget
@@ -24,6 +22,20 @@ from engine.limits.endpoints import Teacher
 from engine.run.metrics import COUNTERS, GAUGES, LATENCY, Board, MeteredStage, serving
 from engine.run.progress import View
 from store.errors import UsageError
+from tests.support.cli import (
+    ROOT,
+    Command,
+    asking,
+    environment,
+    generate,
+    ledger,
+    rows,
+    stage,
+    started,
+    until,
+    write_pool,
+)
+from tests.support.provider import Config, Provider
 
 OPENMETRICS = "application/openmetrics-text; version=1.0.0"
 Scraped = dict[tuple[str, frozenset[tuple[str, str]]], float]

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cli import ROOT, Row, distill, generate, write_pool
-from recipe_files import FREE, run_recipe, write_recipe
-from scripted import scripted
-from strict import Strict
 
 from engine.provider.models import EFFORTS, SAMPLING, Model, Wish, accepted, find_model, thinking_at, wish_in
+from tests.support.cli import ROOT, Row, distill, generate, write_pool
+from tests.support.recipe_files import FREE, run_recipe, write_recipe
+from tests.support.scripted import scripted
+from tests.support.strict import Strict
 
 TABLE: dict[str, Any] = tomllib.loads(
     (ROOT / "engine" / "provider" / "model_table.toml").read_text(encoding="utf-8")

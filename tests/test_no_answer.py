@@ -10,8 +10,9 @@ from typing import Any
 
 import orjson
 from aiohttp import web
-from cli import bare, distill, export, generate, ledger, stage, status, write_pool
-from scripted import scripted
+
+from tests.support.cli import bare, distill, export, generate, ledger, stage, status, write_pool
+from tests.support.scripted import scripted
 
 USAGE = {
     "prompt_tokens": 20,

@@ -6,7 +6,6 @@ version exported, and what its `status --json` said.
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,11 +13,11 @@ from typing import Any
 import orjson
 import pytest
 from aiohttp import web
-from cli import MODEL, distill, ledger
-from scripted import completion, scripted
 
-DATA = Path(__file__).parent / "data"
-VERSIONS = (2, 3)  # of the ledger's schema
+from tests.support.cli import MODEL, distill, ledger
+from tests.support.ledgers import VERSIONS, unpacked
+from tests.support.scripted import completion, scripted
+
 MONEY = ("--model", MODEL, "--price-in", 10, "--price-out", 30)
 EXPORTS = {
     "plain": (
@@ -42,13 +41,6 @@ def version(request: pytest.FixtureRequest) -> int:
 @pytest.fixture(params=["plain", "recipe"])
 def folder(request: pytest.FixtureRequest, version: int, tmp_path: Path) -> Path:
     return unpacked(request.param, tmp_path, version)
-
-
-def unpacked(name: str, folder: Path, version: int = 2) -> Path:
-    with zipfile.ZipFile(DATA / f"version{version}" / f"{name}.zip") as file:
-        file.extractall(folder / name)
-    assert ledger(folder / name / "run", "PRAGMA user_version") == [(version,)]
-    return folder / name
 
 
 def equal_where_told(old: Any, new: Any, where: str = "") -> None:

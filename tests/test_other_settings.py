@@ -15,7 +15,8 @@ from typing import Any
 
 import orjson
 import pytest
-from cli import (
+
+from tests.support.cli import (
     ROOT,
     asking,
     distill,
@@ -27,19 +28,13 @@ from cli import (
     status,
     write_pool,
 )
-from judging import Judge
-from provider import Config, Provider
-from recipe_files import after, run_recipe, teacher, write_recipe
-from recipe_files import generate as asked
-from scripted import completion, scripted
-from test_plan_counts import translation
+from tests.support.judging import Judge, translation
+from tests.support.provider import Config, Provider
+from tests.support.recipe_files import after, run_recipe, teacher, write_recipe
+from tests.support.recipe_files import generate as asked
+from tests.support.scripted import completion, scripted
 
 CHOICES = ("--reuse", "--replace", "--stage")
-
-
-@pytest.fixture
-def run(tmp_path: Path) -> Path:
-    return tmp_path / "run"
 
 
 @pytest.fixture

@@ -18,12 +18,12 @@ import orjson
 import pyarrow.parquet as pq
 import pytest
 import pytest_asyncio
-from cli import ROOT, Ended, distill, environment, write_pool
-from ledgers import Book, opened
 
 from store.datasets import write_lines
 from store.errors import UsageError
 from store.files import replacing
+from tests.support.cli import ROOT, Ended, distill, environment, write_pool
+from tests.support.ledgers import Book, opened
 
 ROWS = 5
 

@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
 import orjson
 import pytest
-from cli import rows, write_pool
-from judging import Judge
-from recipe_files import FREE, PAID, Tables, after, generate, run_recipe, score, teacher, write_recipe
-from scripted import scripted
 
-TAGGED = re.compile(r"<(instruction|input|output)>\n(.*?)\n</\1>", re.DOTALL)
-
-
-def translation(text: str) -> str | None:
-    """What it says when it is asked for a translation: Chinese, another for each text."""
-    parts = TAGGED.findall(text)
-    if "Translate the text below" not in text:
-        return None
-    return "\n".join(f"<{tag}>请把这件事情告诉我：{abs(hash(part))}</{tag}>" for tag, part in parts)
+from tests.support.cli import rows, write_pool
+from tests.support.judging import Judge, translation
+from tests.support.recipe_files import (
+    FREE,
+    PAID,
+    Tables,
+    after,
+    generate,
+    run_recipe,
+    score,
+    teacher,
+    write_recipe,
+)
+from tests.support.scripted import scripted
 
 
 def contests(task: str, answers: str, against: str, **more: Any) -> dict[str, Any]:

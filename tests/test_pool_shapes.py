@@ -15,11 +15,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from test_pool import Reader, bad_lines, complaint, good, instructions, pool_of
 
 from store.errors import PoolError
 from store.pool import Pool
 from store.records import BadRow, Instruction
+from tests.support.pools import Reader, bad_lines, complaint, good, instructions, pool_of
 
 ROWS = [
     {"instruction": 'Say "a; b", please.', "input": "x\ty|z", "output": "one\ntwo"},

@@ -11,9 +11,8 @@ import pytest
 pytest.importorskip("torch", reason="the trainers' packages are not installed (requirements/train.txt)")
 pytest.importorskip("transformers")
 
-import tiny
-
 from store.errors import PoolError
+from tests.support import tiny
 from trainers.comparisons import Read, as_pairs, read_groups
 from trainers.config import RewardRecipe
 from trainers.reward_data import prepared
@@ -166,11 +165,11 @@ def test_so_are_those_that_are_so_only_after_the_cut(tmp_path: Path) -> None:
         ([{"chosen": TALK + "d", "rejected": TALK + "e"}], f"line 1: {SEVERAL}"),
     ],
 )
-def test_where_no_pair_is_left_training_is_refused(tmp_path: Path, rows: Any, told: str) -> None:
+def test_where_no_pair_is_left_training_is_refused(pupil: Path, tmp_path: Path, rows: Any, told: str) -> None:
     path = tiny.write(tmp_path / "rows.jsonl", rows)
     with pytest.raises(PoolError, match=told):
         prepared(recipe(path), tiny.tokenizer())
-    code, _, said = tiny.distill(*command(path, tiny.student(tmp_path / "student"), tmp_path / "out"))
+    code, _, said = tiny.distill(*command(path, pupil, tmp_path / "out"))
     assert code == 2
     assert told in said
     assert said.count("\n") <= 2 + said.count("GiB of RAM")
@@ -182,7 +181,7 @@ def command(data: Path, model: Path, out: Path) -> list[str]:
     return words[words.index("train") :]
 
 
-def test_what_was_left_out_is_said_and_is_on_the_card(tmp_path: Path) -> None:
+def test_what_was_left_out_is_said_and_is_on_the_card(pupil: Path, tmp_path: Path) -> None:
     rows = [pair(f"p{n}", "good", "bad") for n in range(10)]
     rows += [
         pair("q", LONG + "1", LONG + "2"),
@@ -191,7 +190,7 @@ def test_what_was_left_out_is_said_and_is_on_the_card(tmp_path: Path) -> None:
         pair("s", "a</s>", ""),
     ]
     path = tiny.write(tmp_path / "rows.jsonl", rows)
-    code, _, said = tiny.distill(*command(path, tiny.student(tmp_path / "student"), tmp_path / "out"))
+    code, _, said = tiny.distill(*command(path, pupil, tmp_path / "out"))
     assert code == 0, said
     assert "11 pairs among 22 answers to 11 prompts" in said
     assert "1 pairs left out: both answers are the same within 60 tokens" in said
@@ -201,8 +200,7 @@ def test_what_was_left_out_is_said_and_is_on_the_card(tmp_path: Path) -> None:
     assert "| pairs left out, given both ways | 2 |" in card
 
 
-def test_a_measurement_says_what_it_left_out_and_what_no_model_can_tell(tmp_path: Path) -> None:
-    reward = tiny.reward_folder(tmp_path / "reward")  # reads 300 tokens
+def test_a_measurement_says_what_it_left_out_and_what_no_model_can_tell(reward: Path, tmp_path: Path) -> None:
     rows = [pair("p", "a", ""), pair("q", "a", "b"), pair("q", "b", "a"), pair("r", "x" * 400, "x" * 401)]
     data = tiny.write(tmp_path / "rows.jsonl", rows)
     code, out, said = tiny.distill("evaluate", "reward", "--reward", reward, "--data", data, "--json")
@@ -212,8 +210,10 @@ def test_a_measurement_says_what_it_left_out_and_what_no_model_can_tell(tmp_path
     assert "2 pairs are given both ways and left out" in said
 
 
-def test_empty_candidates_are_ranked_like_the_others_and_control_tokens_are_said(tmp_path: Path) -> None:
-    reward, out = tiny.reward_folder(tmp_path / "reward"), tmp_path / "ranked.jsonl"
+def test_empty_candidates_are_ranked_like_the_others_and_control_tokens_are_said(
+    reward: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "ranked.jsonl"
     rows = [
         {"id": 1, "prompt": "Q?", "candidates": ["good", "", "a </s> b"]},
         {"id": 2, "prompt": "Q?", "candidates": ["", ""]},

@@ -10,8 +10,9 @@ from typing import Any
 import orjson
 import pytest
 from aiohttp import web
-from cli import MODEL, distill, ledger, rows, started, status, write_pool
-from scripted import completion, scripted
+
+from tests.support.cli import MODEL, distill, ledger, rows, started, status, write_pool
+from tests.support.scripted import completion, scripted
 
 USAGE = {"prompt_tokens": 400, "completion_tokens": 100, "total_tokens": 500}
 TAKEN_AS_FREE = "taken as free: a local server"
@@ -20,11 +21,6 @@ TAKEN_AS_FREE = "taken as free: a local server"
 @pytest.fixture
 def pool(tmp_path: Path) -> Path:
     return write_pool(tmp_path / "pool.jsonl", rows(20))
-
-
-@pytest.fixture
-def run(tmp_path: Path) -> Path:
-    return tmp_path / "run"
 
 
 async def fine(_: web.Request) -> web.Response:

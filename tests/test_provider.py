@@ -16,8 +16,10 @@ import aiohttp
 import orjson
 import pytest
 import pytest_asyncio
-from provider import Config, Provider, content_key
-from provider_bucket import Bucket, Slots, duration
+
+from tests.support.cli import ROOT
+from tests.support.provider import Config, Provider, content_key
+from tests.support.provider_bucket import Bucket, Slots, duration
 
 URL = "/v1/chat/completions"
 
@@ -96,7 +98,7 @@ async def test_lengths_are_about_the_mean_and_capped_at_max_tokens(
 
 
 async def test_exact_tokens_are_those_of_the_text(session: aiohttp.ClientSession) -> None:
-    from provider_chat import encoding
+    from tests.support.provider_chat import encoding
 
     async with Provider(Config(exact_tokens=True)).running() as p:
         ask = Asker(session, p)
@@ -571,9 +573,8 @@ async def test_what_was_billed_survives_the_kill_of_the_provider(
 ) -> None:
     (tmp_path / "config.json").write_text('{"p_reset_after": 0.3, "refuse_params": ["stop"]}')
     flags = ["--config", str(tmp_path / "config.json"), "--counts", str(tmp_path / "counts")]
-    here = str(Path(__file__).with_name("provider.py"))
     process = await asyncio.create_subprocess_exec(
-        sys.executable, here, *flags, stdout=asyncio.subprocess.PIPE
+        sys.executable, "-m", "tests.support.provider", *flags, cwd=ROOT, stdout=asyncio.subprocess.PIPE
     )
     try:
         assert process.stdout is not None

@@ -15,9 +15,10 @@ from typing import Any
 
 import orjson
 import pytest
-from cli import distill
-from ledgers import Book, chat, opened
-from reports import HOSTILE, fill, judged, reward_figures, settings, training, whole_run, write
+
+from tests.support.cli import distill
+from tests.support.ledgers import Book, chat, opened
+from tests.support.reports import HOSTILE, fill, judged, reward_figures, settings, training, whole_run, write
 
 pytest.importorskip("jinja2", reason="the layer `evaluate` is not installed")
 pytest.importorskip("matplotlib", reason="the layer `evaluate` is not installed")

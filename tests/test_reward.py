@@ -10,8 +10,8 @@ import pytest
 pytest.importorskip("torch", reason="the trainers' packages are not installed (requirements/train.txt)")
 pytest.importorskip("transformers")
 
-import tiny
-from killing import kill_at_step, leave_traces_of_a_kill
+from tests.support import tiny
+from tests.support.killing import kill_at_step, leave_traces_of_a_kill
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("default")]
 NEAR = 1e-4

@@ -14,23 +14,18 @@ pytest.importorskip("torch", reason="the trainers' packages are not installed (r
 pytest.importorskip("transformers")
 
 import numpy as np
-import tiny
 
 from engine.tasks.datasets import comparison_line, comparisons, ranking_line
 from store.errors import PoolError, UsageError
 from store.records import Contest
-from store.special_tokens import TextTokens
+from store.student import TextTokens
+from tests.support import tiny
 from trainers.comparisons import Read, as_pairs, parts, read_groups
 from trainers.config import RewardRecipe
 from trainers.reward_data import Parts, encoded, prepared, template_for
-from trainers.token_rows import load, save
+from trainers.rows import load, save
 
 pytestmark = pytest.mark.filterwarnings("default")
-
-
-@pytest.fixture(scope="module")
-def tokenizer() -> Any:
-    return tiny.tokenizer()
 
 
 def recipe(path: Path, **more: Any) -> RewardRecipe:

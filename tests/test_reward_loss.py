@@ -10,11 +10,10 @@ import pytest
 pytest.importorskip("torch", reason="the trainers' packages are not installed (requirements/train.txt)")
 pytest.importorskip("transformers")
 
-import tiny
 import torch
 
 from store.errors import UsageError
-from trainers.reward_loss import collated, loss_sum, measured, prompts_in
+from tests.support import tiny
 from trainers.reward_model import (
     check_family,
     last_shown,
@@ -22,6 +21,7 @@ from trainers.reward_model import (
     read_about,
     reward_model,
 )
+from trainers.worker import collated, pair_figures, pair_loss_sum, prompts_in
 
 pytestmark = pytest.mark.filterwarnings("default")
 EOS = 1
@@ -74,7 +74,7 @@ def test_loss_and_gradient_over_k_answers_are_those_of_single_pairs(
     batch = collated(prompts, pad=EOS)
     assert prompts_in(batch) == pytest.approx(2.5)
     assert len(batch["input_ids"]) == 9  # one forward for each answer
-    found, expected = loss_sum(model, batch), slow(reference, prompts)
+    found, expected = pair_loss_sum(model, batch), slow(reference, prompts)
     assert found.item() == pytest.approx(expected.item(), rel=1e-6)
     found.backward()
     expected.backward()
@@ -86,11 +86,11 @@ def test_loss_and_gradient_over_k_answers_are_those_of_single_pairs(
 def test_prompts_weigh_the_same_whatever_their_pairs(folder: Path, prompts: list[dict[str, Any]]) -> None:
     model = loaded(folder)
     whole = prompts[:2]
-    alone = [loss_sum(model, collated([prompt], pad=EOS)).item() for prompt in whole]
-    assert loss_sum(model, collated(whole, pad=EOS)).item() == pytest.approx(sum(alone), rel=1e-5)
+    alone = [pair_loss_sum(model, collated([prompt], pad=EOS)).item() for prompt in whole]
+    assert pair_loss_sum(model, collated(whole, pad=EOS)).item() == pytest.approx(sum(alone), rel=1e-5)
     model.score.weight.data.zero_()
-    assert loss_sum(model, collated(whole, pad=EOS)).item() == pytest.approx(2 * 0.693147, rel=1e-5)
-    figures = measured(model, collated(whole, pad=EOS))
+    assert pair_loss_sum(model, collated(whole, pad=EOS)).item() == pytest.approx(2 * 0.693147, rel=1e-5)
+    figures = pair_figures(model, collated(whole, pad=EOS))
     assert figures["held_out_accuracy"] == (3.0, 6.0)  # ties: half right
 
 

@@ -16,22 +16,17 @@ import pytest
 pytest.importorskip("torch", reason="the trainers' packages are not installed (requirements/train.txt)")
 pytest.importorskip("transformers")
 
-import tiny
 import torch
 from safetensors.torch import load_file, save_file
 
 from store.errors import PoolError, UsageError
+from tests.support import tiny
 from trainers import rank as ranking
-from trainers import scoring
+from trainers import reward_model
 from trainers.rank import fault, ranked, run_rank, split
-from trainers.scoring import Precision, Readable, Scorer, planned, precision_for, run_evaluation
+from trainers.reward_model import Precision, Readable, Scorer, planned, precision_for, run_evaluation
 
 pytestmark = pytest.mark.filterwarnings("default")
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny.reward_folder(tmp_path_factory.mktemp("reward"))
 
 
 @pytest.fixture
@@ -46,7 +41,7 @@ def candidates(tmp_path: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scoring, "ROWS_AT_ONCE", 4)
+    monkeypatch.setattr(reward_model, "ROWS_AT_ONCE", 4)
     monkeypatch.setattr(ranking, "WINDOW", 9)
 
 
@@ -69,12 +64,12 @@ def dies_after(batches: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return sizes
 
 
-def test_rows_come_back_with_scores_and_order(folder: Path, candidates: Path, tmp_path: Path) -> None:
+def test_rows_come_back_with_scores_and_order(reward: Path, candidates: Path, tmp_path: Path) -> None:
     out = tmp_path / "ranked.jsonl"
-    assert run_rank(folder, candidates, out, quiet=True) == 0
+    assert run_rank(reward, candidates, out, quiet=True) == 0
     given = [orjson.loads(line) for line in candidates.read_bytes().splitlines()]
     found = [orjson.loads(line) for line in out.read_bytes().splitlines()]
-    scorer = Scorer(folder)
+    scorer = Scorer(reward)
     for row, asked in zip(found, given, strict=True):
         scores, order = row.pop("scores"), row.pop("order")
         assert row == asked
@@ -87,49 +82,49 @@ def test_rows_come_back_with_scores_and_order(folder: Path, candidates: Path, tm
 
 
 def test_a_killed_ranking_goes_on_with_the_next_batch_to_the_same_bytes(
-    folder: Path, candidates: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    reward: Path, candidates: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole, out = tmp_path / "whole.jsonl", tmp_path / "out.jsonl"
     with monkeypatch.context() as patch:
         all_sizes = dies_after(1000, patch)
-        run_rank(folder, candidates, whole, quiet=True)
+        run_rank(reward, candidates, whole, quiet=True)
     for killed_after in (3, 4):
         with monkeypatch.context() as patch:
             dies_after(killed_after, patch)
             with pytest.raises(Killed):
-                run_rank(folder, candidates, out, quiet=True)
+                run_rank(reward, candidates, out, quiet=True)
         assert not out.exists()
     side = out.with_name("out.jsonl.scores")
     side.write_bytes(side.read_bytes() + b"[0.12,")  # and torn in the middle of a line
     with monkeypatch.context() as patch:
         sizes = dies_after(1000, patch)
-        run_rank(folder, candidates, out, quiet=True)
+        run_rank(reward, candidates, out, quiet=True)
     assert sizes == all_sizes[7:]
     assert out.read_bytes() == whole.read_bytes()
     assert not side.exists()
 
 
 def test_scores_of_another_ranking_are_not_taken(
-    folder: Path, candidates: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    reward: Path, candidates: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "out.jsonl"
     with monkeypatch.context() as patch:
         dies_after(2, patch)
         with pytest.raises(Killed):
-            run_rank(folder, candidates, out, quiet=True)
+            run_rank(reward, candidates, out, quiet=True)
     candidates.write_bytes(candidates.read_bytes() + b'{"prompt": "p", "candidates": ["a"]}\n')
     with pytest.raises(UsageError, match=r"holds scores of another ranking \(other candidates\)"):
-        run_rank(folder, candidates, out, quiet=True)
+        run_rank(reward, candidates, out, quiet=True)
 
 
 def test_a_bad_row_is_left_out_and_said(
-    folder: Path, candidates: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    reward: Path, candidates: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     candidates.write_bytes(b'{"prompt": "p"}\n{"prompt": " ", "candidates": []}\n{to' + b"\n")
     with pytest.raises(PoolError, match=r"nothing to rank in .*: line 1: candidates is not a list of texts"):
-        run_rank(folder, candidates, tmp_path / "out", quiet=True)
+        run_rank(reward, candidates, tmp_path / "out", quiet=True)
     candidates.write_bytes(candidates.read_bytes() + b'{"prompt": "p", "candidates": ["a", "b"]}\n')
-    assert run_rank(folder, candidates, tmp_path / "out", quiet=False) == 0
+    assert run_rank(reward, candidates, tmp_path / "out", quiet=False) == 0
     assert len((tmp_path / "out").read_bytes().splitlines()) == 1
     assert "3 rows are unusable and left out: line 1" in capsys.readouterr().err
 
@@ -167,27 +162,27 @@ DAMAGE: list[tuple[Callable[[Path], Any], str]] = [
 
 @pytest.mark.parametrize(("damage", "words"), DAMAGE, ids=[words for _, words in DAMAGE])
 def test_a_damaged_folder_is_refused_and_draws_no_reward_at_random(
-    folder: Path, candidates: Path, tmp_path: Path, damage: Callable[[Path], Any], words: str
+    reward: Path, candidates: Path, tmp_path: Path, damage: Callable[[Path], Any], words: str
 ) -> None:
-    damage(copy := shutil.copytree(folder, tmp_path / "copy"))
+    damage(copy := shutil.copytree(reward, tmp_path / "copy"))
     with pytest.raises(UsageError, match=words):
         run_rank(copy, candidates, tmp_path / "out", quiet=True)
     assert not (tmp_path / "out").exists()
 
 
-def test_the_candidates_are_not_written_over(folder: Path, candidates: Path) -> None:
+def test_the_candidates_are_not_written_over(reward: Path, candidates: Path) -> None:
     before = candidates.read_bytes()
     with pytest.raises(UsageError, match="is the file of candidates, which would be lost"):
-        run_rank(folder, candidates, candidates, quiet=True)
+        run_rank(reward, candidates, candidates, quiet=True)
     assert candidates.read_bytes() == before
 
 
 def test_rank_groups_that_cannot_be_made_are_refused_before_any_score(
-    folder: Path, candidates: Path, tmp_path: Path
+    reward: Path, candidates: Path, tmp_path: Path
 ) -> None:
     def refused(words: str, groups: Path) -> None:
         with pytest.raises(UsageError, match=words):
-            run_rank(folder, candidates, tmp_path / "out", True, groups)
+            run_rank(reward, candidates, tmp_path / "out", True, groups)
         assert not (tmp_path / "out").exists()
 
     refused("--split .* is a file", candidates)
@@ -215,7 +210,7 @@ def test_equals_keep_their_order() -> None:
 
 
 def test_batches_are_of_like_length_and_hold_every_answer_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scoring, "TOKENS_AT_ONCE", 30)
+    monkeypatch.setattr(reward_model, "TOKENS_AT_ONCE", 30)
     answers = [Readable([0] * n, False) for n in (9, 1, 30, 2, 2, 9, 1, 9, 9, 40)]
     batches = planned(answers)
     assert batches == [[1, 6, 3, 4], [0, 5, 7], [8], [2], [9]]
@@ -233,25 +228,25 @@ def test_bf16_is_taken_where_the_processor_has_it(tmp_path: Path, monkeypatch: p
 
 
 def test_a_ranking_continues_in_the_precision_that_it_was_begun_in(
-    folder: Path, candidates: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    reward: Path, candidates: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "ranked.jsonl"
-    other: Precision = "bf16" if Scorer(folder).precision == "fp32" else "fp32"
+    other: Precision = "bf16" if Scorer(reward).precision == "fp32" else "fp32"
     with monkeypatch.context() as patch:
-        patch.setattr(scoring, "precision_for", lambda config: other)
+        patch.setattr(reward_model, "precision_for", lambda config: other)
         sizes = dies_after(2, patch)
         with pytest.raises(Killed):
-            run_rank(folder, candidates, out, quiet=True)
+            run_rank(reward, candidates, out, quiet=True)
     assert len(sizes) == 2
-    assert run_rank(folder, candidates, out, quiet=True) == 0
+    assert run_rank(reward, candidates, out, quiet=True) == 0
 
 
 def test_evaluate_reward_prints_its_object(
-    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    reward: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rows = tiny.rankings(10)
     data = tiny.write(tmp_path / "comparisons.jsonl", [*rows, {"user_input": "p"}])
-    assert run_evaluation(folder, data, None, json=True, quiet=True) == 0
+    assert run_evaluation(reward, data, None, json=True, quiet=True) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["pairs"] == 30
     assert report["bad_rows"] == 1
@@ -263,5 +258,5 @@ def test_evaluate_reward_prints_its_object(
         for b in row["answers"][n + 1 :]
     ]
     assert report["length_baseline"] == pytest.approx(sum(gaps) / 30)
-    assert run_evaluation(folder, data, 5, json=False, quiet=True) == 0
+    assert run_evaluation(reward, data, 5, json=False, quiet=True) == 0
     assert "right on" in capsys.readouterr().out

@@ -8,18 +8,14 @@ from typing import Any
 
 import orjson
 import pytest
-from cli import FREE, MODEL, Ended, distill, ledger, started, until, write_pool
-from judging import Judge
-from recipe_files import export, stage_told
-from scripted import completion, scripted
+
+from tests.support.cli import FREE, MODEL, Ended, distill, ledger, started, until, write_pool
+from tests.support.judging import Judge
+from tests.support.recipe_files import export, stage_told
+from tests.support.scripted import completion, scripted
 
 QUESTIONS = [f"What is {word}?" for word in ("rain", "snow", "hail", "dew", "fog")]
 SAID = {"short": "No.", "middle": "Maybe.", "long": "Perhaps it is."}
-
-
-@pytest.fixture
-def run(tmp_path: Path) -> Path:
-    return tmp_path / "run"
 
 
 @pytest.fixture

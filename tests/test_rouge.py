@@ -11,7 +11,6 @@ import pytest
 
 pytest.importorskip("rouge_score", reason="the layer 'evaluate' is not installed")
 
-from cli import distill, write_pool
 from rouge_score.rouge_scorer import RougeScorer
 
 from evaluators.data.rouge import RougeOptions, bucket_of, measure, run_rouge
@@ -28,6 +27,7 @@ from evaluators.data.rouge_scores import (
 )
 from store.errors import PoolError, UsageError
 from store.pool import Pool
+from tests.support.cli import distill, write_pool
 
 Rows = list[dict[str, Any]]
 

@@ -7,12 +7,10 @@ import sqlite3
 from pathlib import Path
 
 import pytest
-from ledgers import Book, opened, reply
-from test_older_ledgers import VERSIONS, unpacked
 
-from store.ledger import connect_writer
-from store.salvage import salvage
-from store.sqlite_leaves import places
+from store.salvage import places, salvage
+from store.schema import connect_writer
+from tests.support.ledgers import VERSIONS, Book, opened, reply, unpacked
 
 TABLES = (
     "stages", "runs", "rows", "samples", "requests", "attempts", "responses", "bodies", "errors", "spending",

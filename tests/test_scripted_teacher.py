@@ -15,7 +15,6 @@ import aiohttp
 import orjson
 import pytest
 import pytest_asyncio
-from cli import ROOT
 
 from engine.provider.tokens import tokenizer_for
 from engine.serve.scripted_replies import rate, reply
@@ -23,6 +22,7 @@ from engine.serve.scripted_server import MODEL, application
 from engine.tasks import generate, translate
 from engine.tasks.languages import find_language
 from store.records import Instruction
+from tests.support.cli import ROOT
 
 CHINESE = find_language("Chinese")
 QUESTION = "Explain how a lighthouse helps ships to find the harbour at night."

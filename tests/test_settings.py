@@ -11,12 +11,11 @@ from typing import Any
 import orjson
 import pytest
 import typer.main
-from cli import distill, environment, rows, write_pool
 from pydantic import BaseModel
-from terminals import on_terminal
 
+from engine import __version__
+from engine.cli.app import COMMANDS, app
 from engine.cli.app import PANELS as COMMAND_PANELS
-from engine.cli.app import app
 from engine.cli.options import kind_of, usual
 from engine.collect.build_settings import engine_fields, flag_of, settings_from
 from engine.collect.setting_fields import ALL, DEFAULTS, FLAGGED, PANELS, POOLED, TASKS, declared
@@ -24,6 +23,8 @@ from engine.collect.settings import Settings
 from engine.recipe.load import load
 from engine.recipe.schema import EndpointTable, StageTable, TeacherTable
 from store.errors import UsageError
+from tests.support.cli import distill, environment, rows, write_pool
+from tests.support.terminals import on_terminal
 from trainers.config import RewardRecipe, SftRecipe, recipe_from
 
 ROOT: Any = typer.main.get_command(app)
@@ -283,3 +284,14 @@ def test_no_command_has_more_parameters_than_one_can_see() -> None:
         own = inspect.signature(command).parameters.keys() - FIELDS.keys()
         assert len(own) <= 10
     assert set(POOLED) < set(TASKS)
+
+
+async def test_the_version_is_told() -> None:
+    ended = await distill("--version")
+    assert (ended.code, ended.out) == (0, f"distill {__version__}\n")
+
+
+async def test_commands_are_listed_in_the_order_of_the_work() -> None:
+    listed = re.findall(r"(?m)^  ([a-z]+) {2,}", (await distill("--help")).out)
+    assert tuple(listed) == COMMANDS
+    assert len(app.registered_commands) + len(app.registered_groups) == len(COMMANDS)

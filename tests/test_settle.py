@@ -8,9 +8,10 @@ from typing import Any
 
 import orjson
 import pytest
-from batch_server import BatchServer
-from batching import Bench
-from cli import (
+
+from tests.support.batch_server import BatchServer
+from tests.support.batching import Bench
+from tests.support.cli import (
     MODEL,
     Ended,
     asking,
@@ -24,16 +25,11 @@ from cli import (
     until,
     write_pool,
 )
-from provider import Config, Provider
-from test_older_ledgers import unpacked
+from tests.support.ledgers import unpacked
+from tests.support.provider import Config, Provider
 
 PRICES = ("--model", MODEL, "--price-in", 1000, "--price-out", 1000)
 FLAGS = (*PRICES, "--max-tokens", 100, "--yes")
-
-
-@pytest.fixture
-def run(tmp_path: Path) -> Path:
-    return tmp_path / "run"
 
 
 @pytest.fixture

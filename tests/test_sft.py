@@ -16,9 +16,9 @@ import pytest
 pytest.importorskip("torch", reason="the trainers' packages are not installed (requirements/train.txt)")
 pytest.importorskip("transformers")
 
-import tiny
-from cli import ROOT
-from killing import (
+from tests.support import tiny
+from tests.support.cli import ROOT
+from tests.support.killing import (
     at_step,
     children_of,
     kill_a_worker_at_step,

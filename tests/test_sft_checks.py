@@ -15,18 +15,17 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import tiny
 
 from store.errors import UsageError
-from trainers import checkpoints, preflight
+from tests.support import tiny
+from trainers import preflight
 from trainers.config import SftRecipe, recipe_from
-from trainers.deepspeed_config import as_configured, deepspeed_config, stage_of
 from trainers.display import Display
 from trainers.errors import NotTheSame, TooLarge, TrainingFailed
 from trainers.launcher import Processes
 from trainers.memory import GIB, Machine, ModelSize, check_memory, free_ram, need
-from trainers.preflight import with_precision
-from trainers.run_folder import Folder, forget_after, held_by, read_metrics
+from trainers.preflight import as_configured, deepspeed_config, stage_of, with_precision
+from trainers.run_folder import Folder, forget_after, held_by, last_checkpoint, read_metrics, seal
 
 GIVEN = {"data": Path("d"), "model": "m", "out": Path("o"), "precision": "bf16"}
 LLAMA_7B = ModelSize(6_738_415_616, 6_738_415_616, 32, 4096, 11008, 32000)
@@ -321,7 +320,7 @@ def made(folder: Path, step: int) -> Path:
     (checkpoint / "global_step").mkdir(parents=True)
     (checkpoint / "weights.bin").write_bytes(b"w" * 100)
     (checkpoint / "global_step" / "rank0.bin").write_bytes(b"o" * 100)
-    checkpoints.seal(checkpoint)
+    seal(checkpoint)
     return checkpoint
 
 
@@ -361,15 +360,15 @@ def test_a_damaged_last_checkpoint_is_passed_over_for_the_one_before(
     good, bad = made(tmp_path, 9), made(tmp_path, 10)
     damage(bad)
     said: list[str] = []
-    assert checkpoints.last_whole(tmp_path, said.append) == good
+    assert last_checkpoint(tmp_path, said.append) == good
     assert said == [f"checkpoint-10 is passed over: {why}"]
     assert not bad.exists()
-    assert checkpoints.last_whole(tmp_path, said.append) == good
+    assert last_checkpoint(tmp_path, said.append) == good
     assert len(said) == 1
 
 
 def test_no_checkpoint_is_no_fault(tmp_path: Path) -> None:
-    assert checkpoints.last_whole(tmp_path / "none", pytest.fail) is None
+    assert last_checkpoint(tmp_path / "none", pytest.fail) is None
     json.loads((made(tmp_path, 1) / "complete.json").read_text())
 
 

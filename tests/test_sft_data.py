@@ -9,39 +9,30 @@ import orjson
 import pytest
 
 from engine.tasks import generate
-from trainers import encoding as templates
 
 pytest.importorskip("torch", reason="the trainers' packages are not installed (requirements/train.txt)")
 pytest.importorskip("transformers")
 
 import numpy as np
-import tiny
 import torch
 
 from store.errors import PoolError, UsageError
-from store.records import Instruction
-from store.special_tokens import TextTokens
-from trainers.batching import IGNORED, example, loss_sum, order, packed, padded, steps_of
+from store.records import Instruction, alpaca_prompt
+from store.student import TextTokens
+from tests.support import tiny
 from trainers.config import SftRecipe
 from trainers.encoding import encode
 from trainers.models import packs_exactly
+from trainers.rows import IGNORED, drawn, example, order, packed, padded, steps_of, token_loss_sum
 from trainers.sft_data import SftCounts, as_lesson, fit, tokenized
-from trainers.token_rows import drawn
 
 pytestmark = pytest.mark.filterwarnings("default")
 
 
-@pytest.fixture(scope="module")
-def tokenizer() -> Any:
-    return tiny.tokenizer()
-
-
 def test_a_student_reads_the_prompts_that_its_teacher_was_sent() -> None:
-    assert templates.WITH_INPUT.encode() == generate.WITH_INPUT.encode()
-    assert templates.WITHOUT_INPUT.encode() == generate.WITHOUT_INPUT.encode()
     build = generate.builder(None, None)
     for row in (Instruction("1", "Say {input}", "a {instruction}"), Instruction("2", "Say {x}", "")):
-        assert templates.alpaca_prompt(row.instruction, row.input) == build(row)[0]["content"]
+        assert alpaca_prompt(row.instruction, row.input) == build(row)[0]["content"]
 
 
 # Masks.
@@ -61,7 +52,7 @@ def learnt(tokens: list[int], learn: list[bool], tokenizer: Any) -> list[str]:
 
 def test_the_response_and_its_end_are_learnt_and_nothing_before(tokenizer: Any) -> None:
     tokens, learn = encode(Instruction("1", "Say ab", "", "ab"), "alpaca", TextTokens(tokenizer))
-    prompt = templates.alpaca_prompt("Say ab")
+    prompt = alpaca_prompt("Say ab")
     a, b = tokenizer.convert_tokens_to_ids(["a", "b"])
     assert tokens == [*tokenizer(prompt)["input_ids"], a, b, 1]
     assert learn == [False] * len(prompt) + [True, True, True]  # a token a byte
@@ -235,8 +226,8 @@ def test_the_loss_is_the_same_packed_padded_and_alone(
     kind: str, examples: list[dict[str, torch.Tensor]]
 ) -> None:
     model = tiny.model(kind).eval()
-    alone = sum(loss_sum(model, padded([e], pad=1)) for e in examples)
-    assert loss_sum(model, padded(examples, pad=1)).item() == pytest.approx(alone.item(), rel=1e-5)
+    alone = sum(token_loss_sum(model, padded([e], pad=1)) for e in examples)
+    assert token_loss_sum(model, padded(examples, pad=1)).item() == pytest.approx(alone.item(), rel=1e-5)
     reference = 0.0
     for e in examples:  # transformers' own, which takes unshifted labels
         labels = torch.cat([torch.tensor([IGNORED]), e["targets"][:-1]])
@@ -244,16 +235,16 @@ def test_the_loss_is_the_same_packed_padded_and_alone(
         reference += model(input_ids=e["input_ids"][None], labels=labels[None]).loss.item() * count
     assert alone.item() == pytest.approx(reference, rel=1e-5)
     if packs_exactly(model.config):
-        assert loss_sum(model, packed(examples)).item() == pytest.approx(alone.item(), rel=1e-5)
+        assert token_loss_sum(model, packed(examples)).item() == pytest.approx(alone.item(), rel=1e-5)
     else:
         assert kind == "opt"  # never packed: it would be silently wrong
 
 
 def test_packed_rows_give_the_gradient_of_rows_alone(examples: list[dict[str, torch.Tensor]]) -> None:
     one, other = tiny.model(), tiny.model()
-    loss_sum(one, packed(examples)).backward()
+    token_loss_sum(one, packed(examples)).backward()
     for e in examples:
-        loss_sum(other, padded([e], pad=1)).backward()
+        token_loss_sum(other, padded([e], pad=1)).backward()
     for mine, theirs in zip(one.parameters(), other.parameters(), strict=True):
         assert mine.grad is not None
         torch.testing.assert_close(mine.grad, theirs.grad, rtol=1e-4, atol=1e-5)

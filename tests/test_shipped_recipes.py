@@ -10,10 +10,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cli import ROOT, Ended, Row, distill, environment, write_pool
-from recipe_files import export, stage_told
-from scripted import scripted
-from strict import Strict
+from tests.support.cli import ROOT, Ended, Row, distill, environment, write_pool
+from tests.support.recipe_files import export, stage_told
+from tests.support.scripted import scripted
+from tests.support.strict import Strict
 
 PAPER, SMALL = ROOT / "recipes" / "gpt4-llm.toml", ROOT / "recipes" / "small.toml"
 ROWS: list[Row] = [

@@ -11,19 +11,19 @@ from typing import Any
 
 import orjson
 import pytest
-from cli import MODEL, asking, distill, environment, generate, rows, started, until, write_pool
-from ledgers import Book, opened, reply
-from provider import Config, Provider
 from rich.console import Console
-from terminals import on_terminal
 
 from engine.collect.stats import RunState
 from engine.limits.budget import Budget
 from engine.run.progress import View, display
 from engine.run.status import status_of
 from engine.terminal import Column, compact, print_columns
-from store.failures import alike, failures, note_stop
 from store.queries import connect_reader
+from store.stage_rows import alike, failures, note_stop
+from tests.support.cli import MODEL, asking, distill, environment, generate, rows, started, until, write_pool
+from tests.support.ledgers import Book, opened, reply
+from tests.support.provider import Config, Provider
+from tests.support.terminals import on_terminal
 
 MOVES = re.compile(rb"\x1b\[[0-9;?]*[A-Za-z]")
 

@@ -11,15 +11,15 @@ pytest.importorskip("torch", reason="the trainers' packages are not installed (r
 pytest.importorskip("transformers")
 
 import orjson
-import tiny
 from hypothesis import given
 from hypothesis import strategies as st
-from student import ask, served, session
 
 from engine.serve.model_loader import prompt_tokens
-from store.records import Instruction
-from store.special_tokens import TextTokens, named
-from trainers.encoding import alpaca_prompt, encode
+from store.records import Instruction, alpaca_prompt
+from store.student import TextTokens, named
+from tests.support import tiny
+from tests.support.student import ask, served, session
+from trainers.encoding import encode
 from trainers.reward_data import encoded
 
 pytestmark = pytest.mark.filterwarnings("default")
@@ -154,8 +154,7 @@ def rows(*outputs: object) -> list[dict[str, Any]]:
     return [{"instruction": f"Say {n}.", "input": "", "output": text} for n, text in enumerate(outputs)]
 
 
-def test_rows_with_control_tokens_are_counted_and_named(tmp_path: Path) -> None:
-    pupil = tiny.student(tmp_path / "pupil")
+def test_rows_with_control_tokens_are_counted_and_named(pupil: Path, tmp_path: Path) -> None:
     data = tiny.write(tmp_path / "rows.jsonl", rows("a", "b </s> c", "d", "e", "</s>", 0, 42, 1.5))
     said = tiny.train(data, pupil, tmp_path / "out", "--samples", 0)
     assert "8 of 8 rows" in said
@@ -164,8 +163,8 @@ def test_rows_with_control_tokens_are_counted_and_named(tmp_path: Path) -> None:
     assert "| with control tokens in their texts | 2 |" in card
 
 
-async def test_a_request_with_control_tokens_is_answered_and_said(tmp_path: Path) -> None:
-    with served(tiny.student(tmp_path / "pupil"), "--precision", "fp32") as place:
+async def test_a_request_with_control_tokens_is_answered_and_said(pupil: Path) -> None:
+    with served(pupil, "--precision", "fp32") as place:
         async with session() as client:
             plain = [{"role": "user", "content": "a /s> b"}]
             hostile = [{"role": "user", "content": "a </s> b"}]

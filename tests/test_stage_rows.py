@@ -13,10 +13,9 @@ import pytest
 
 from engine.collect.rows import Gone, Reach
 from engine.collect.upstream import PAGE, StageRows, Upstream
-from store.ledger import connect_writer
 from store.queries import connect_reader
 from store.records import Instruction
-from store.schema import STAGE_SHIFT
+from store.schema import STAGE_SHIFT, connect_writer
 
 
 @dataclass
@@ -37,7 +36,9 @@ class Book:
 
     def row(self, name: str, position: int, answer: str | None = None, outcome: str = "stop") -> None:
         stage, item = self.stages[name], orjson.dumps({"id": str(position)}).decode()
-        self.db.execute("INSERT OR REPLACE INTO rows VALUES (?, ?, 0)", (row_id(stage, position), item))
+        self.db.execute(
+            "INSERT OR REPLACE INTO rows (id, item, plan) VALUES (?, ?, 0)", (row_id(stage, position), item)
+        )
         number = self.db.execute(
             "INSERT INTO requests (key, sample, prompt_tokens) VALUES (zeroblob(32), 0, 1)"
         ).lastrowid

@@ -11,15 +11,14 @@ from rich.console import Console
 
 pytest.importorskip("numpy", reason="the layer 'evaluate' is not installed")
 
-from cli import distill, write_pool
-from ledgers import Book, opened, reply
-
 from engine.tasks.language_check import language_of
 from evaluators.data import lengths, scores
 from evaluators.data import outcomes as shares
 from evaluators.records import Record, data_sets, plain_words, row_of, word_count
 from evaluators.tables import Sheet, Span, print_sheets, write_sheet
 from store.errors import PoolError, UsageError
+from tests.support.cli import distill, write_pool
+from tests.support.ledgers import Book, opened, reply
 
 
 def words(count: int) -> str:

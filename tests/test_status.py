@@ -7,12 +7,12 @@ from typing import Any
 
 import orjson
 import pytest
-from ledgers import PLAN, Book, item, opened, reply
 
 from engine.collect.settings import Settings
 from engine.run.status import differences, status_of
 from store.errors import RunFolderError
 from store.records import Usage
+from tests.support.ledgers import PLAN, Book, item, opened, reply
 
 LOCAL = "http://127.0.0.1:1/v1"
 

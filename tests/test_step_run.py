@@ -13,10 +13,6 @@ from typing import Any
 
 import orjson
 import pytest
-from cli import rows, write_pool
-from judging import Judge
-from recipe_files import after, generate, run_recipe, teacher, write_recipe
-from scripted import scripted
 from typer.main import get_command
 
 from engine.cli.app import app
@@ -25,8 +21,12 @@ from engine.recipe.step_runner import run_step
 from engine.recipe.steps import commands_of, steps_of
 from engine.run.status import status_of
 from engine.subprocesses import run_to_end
-from store.ledger import connect_writer
-from store.step_records import StepResult, is_whole, record_of
+from store.run_folder import StepResult, is_whole, record_of
+from store.schema import connect_writer
+from tests.support.cli import rows, write_pool
+from tests.support.judging import Judge
+from tests.support.recipe_files import after, generate, run_recipe, teacher, write_recipe
+from tests.support.scripted import scripted
 
 COMMANDS = commands_of(get_command(app))
 

@@ -13,60 +13,9 @@ from engine.recipe.load import load
 from engine.recipe.schema import OfStep
 from engine.recipe.steps import commands_of, left_by, placed, steps_of
 from store.errors import UsageError
+from tests.support.recipe_files import GOOD
 
 COMMANDS = commands_of(get_command(app))
-GOOD = """\
-[teacher.t]
-model = "gpt-4"
-
-[teacher.own]
-serve = { step = "student" }  # line 5
-
-[teacher.vllm]
-model = "student"
-base_url = "http://127.0.0.1:1/v1"
-after = "student"  # line 10
-
-[stage.a]
-task = "generate"
-teacher = "t"
-pool = "pool.jsonl"
-
-[step.student]
-run = "train sft"  # line 18
-data = { stage = "a", format = "chat" }
-model = "small"  # line 20
-zero = 3
-lr = 2e-5
-recompute = true
-
-[stage.five]
-task = "generate"
-teacher = "own"
-pool = "pool.jsonl"
-samples = 5
-
-[step.best]
-run = "rank"
-reward = "small"
-candidates = { stage = "five", format = "candidates" }
-
-[stage.judged]
-task = "judge"  # line 37
-teacher = "t"
-answers = { step = "best", file = "rank1.jsonl" }
-against = "a"
-
-[stage.elsewhere]
-task = "generate"
-teacher = "vllm"
-pool = "pool.jsonl"
-
-[step.lengths]
-run = "evaluate lengths"
-files = [{ stage = "five" }, "pool.jsonl"]
-csv = "lengths.csv"  # line 50
-"""
 
 
 @pytest.fixture

@@ -15,7 +15,8 @@ from typing import Any
 import orjson
 import pytest
 from aiohttp import web
-from cli import (
+
+from tests.support.cli import (
     KEY,
     MODEL,
     asking,
@@ -32,8 +33,8 @@ from cli import (
     until,
     write_pool,
 )
-from provider import Config, Provider
-from scripted import completion, listening, scripted
+from tests.support.provider import Config, Provider
+from tests.support.scripted import completion, listening, scripted
 
 REPLIES = "SELECT count(*) FROM responses"
 ERRORS = "SELECT count(*) FROM errors"
@@ -42,11 +43,6 @@ ERRORS = "SELECT count(*) FROM errors"
 @pytest.fixture
 def pool(tmp_path: Path) -> Path:
     return write_pool(tmp_path / "pool.jsonl", rows(20))
-
-
-@pytest.fixture
-def run(tmp_path: Path) -> Path:
-    return tmp_path / "run"
 
 
 async def assert_the_rest_is_answered(run: Path, pool: Path, url: str, *flags: object) -> None:
@@ -119,7 +115,7 @@ async def test_a_refused_key_stops_the_run_at_once_and_is_told_to_nobody(
     run: Path, pool: Path, state: str
 ) -> None:
     async with Provider(Config(**{state: True}, latency=0.3)).running() as p:
-        async with started(*asking(pool, run, p.base_url)) as command:
+        async with started(*asking(pool, run, p.base_url), fresh=True) as command:
             await until(lambda: p.counts.requests or command.process.returncode is not None)
             words = command_line(command.process.pid)
             ended = await command.ended()

@@ -10,18 +10,26 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cli import FREE, MODEL, asking, distill, generate, rows, stage, started, status, until, write_pool
-from judging import Judge
-from recipe_files import after, run_recipe, score, stage_told, teacher, write_recipe
-from recipe_files import generate as generating
-from scripted import scripted
+
+from tests.support.cli import (
+    FREE,
+    MODEL,
+    asking,
+    distill,
+    generate,
+    rows,
+    stage,
+    started,
+    status,
+    until,
+    write_pool,
+)
+from tests.support.judging import Judge
+from tests.support.recipe_files import after, run_recipe, score, stage_told, teacher, write_recipe
+from tests.support.recipe_files import generate as generating
+from tests.support.scripted import scripted
 
 LEFT_OUT = "2 bad rows left out; the first is line 2: input is not text: []"
-
-
-@pytest.fixture
-def run(tmp_path: Path) -> Path:
-    return tmp_path / "run"
 
 
 def with_bad_rows(path: Path, count: int = 4) -> Path:

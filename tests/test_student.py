@@ -16,9 +16,7 @@ import pytest
 pytest.importorskip("torch", reason="the trainers' packages are not installed (requirements/train.txt)")
 pytest.importorskip("transformers")
 
-import tiny
 import torch
-from cli import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -27,8 +25,11 @@ from engine.serve.model_loader import alpaca, fastest, load, prompt_tokens
 from engine.serve.sampler import next_tokens, nucleus
 from engine.serve.sequence import Writing
 from store.errors import UsageError
-from store.special_tokens import TextTokens
-from trainers.encoding import ALPACA_CHAT_TEMPLATE, alpaca_chat_template, alpaca_prompt, prompt_ids
+from store.records import alpaca_prompt
+from store.student import TextTokens
+from tests.support import tiny
+from tests.support.cli import ROOT
+from trainers.encoding import ALPACA_CHAT_TEMPLATE, alpaca_chat_template, prompt_ids
 
 pytestmark = pytest.mark.filterwarnings("default")
 
@@ -157,11 +158,6 @@ def test_bf16_is_taken_where_the_processor_has_it(tmp_path: Path) -> None:
 # Folders
 
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny.student(tmp_path_factory.mktemp("models") / "pupil")
-
-
 def torn(folder: Path) -> None:
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1000])
@@ -205,34 +201,32 @@ DAMAGE: list[tuple[Callable[[Path], Any], str]] = [
 
 @pytest.mark.parametrize(("damage", "words"), DAMAGE, ids=[words for _, words in DAMAGE])
 def test_a_folder_that_cannot_be_served_is_refused_in_words(
-    whole: Path, tmp_path: Path, damage: Callable[[Path], Any], words: str
+    pupil: Path, tmp_path: Path, damage: Callable[[Path], Any], words: str
 ) -> None:
-    folder = shutil.copytree(whole, tmp_path / "pupil")
+    folder = shutil.copytree(pupil, tmp_path / "pupil")
     damage(folder)
     with pytest.raises(UsageError, match=words):
         opened(folder)
 
 
-def test_a_reward_model_is_refused_by_the_command_with_exit_code_2(tmp_path: Path) -> None:
-    reward = tiny.reward_folder(tmp_path / "reward")
+def test_a_reward_model_is_refused_by_the_command_with_exit_code_2(reward: Path) -> None:
     command = [*tiny.words(reward, reward, reward)[:4], "serve", str(reward), "--port", "0"]
     ended = subprocess.run(command, cwd=ROOT, env=tiny.env(), capture_output=True, text=True, check=False)
     assert ended.returncode == 2
     assert ended.stderr.startswith(f"distill: {reward} is a reward model: it scores answers")
 
 
-def test_the_precision_of_a_server_is_checked_and_said(tmp_path: Path, capfd: Any) -> None:
-    folder = tiny.student(tmp_path / "pupil")
+def test_the_precision_of_a_server_is_checked_and_said(pupil: Path, capfd: Any) -> None:
     for words, told in (
-        ((folder, "--precision", "fp8"), "--precision fp8: expected bf16 or fp32"),
+        ((pupil, "--precision", "fp8"), "--precision fp8: expected bf16 or fp32"),
         (("smollm2", "--precision", "bf16"), "--precision is for a transformers folder"),
         (("--scripted", "--precision", "bf16"), "--precision is for a transformers folder"),
     ):
         code, _, said = tiny.distill("serve", *words, "--port", 0)
         assert code == 2
         assert told in said
-    assert load(folder, "x", "fp32").repeats == (not torch.cuda.is_available())
-    assert not load(folder, "x", "bf16").repeats
+    assert load(pupil, "x", "fp32").repeats == (not torch.cuda.is_available())
+    assert not load(pupil, "x", "bf16").repeats
 
 
 def test_opt_writes_the_same_padded_and_alone(tmp_path: Path) -> None:

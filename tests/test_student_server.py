@@ -18,8 +18,8 @@ import pytest
 pytest.importorskip("torch", reason="the trainers' packages are not installed (requirements/train.txt)")
 pytest.importorskip("transformers")
 
-import tiny
-from student import Place, ask, served, session, texts
+from tests.support import tiny
+from tests.support.student import Place, ask, served, session, texts
 
 pytestmark = pytest.mark.filterwarnings("default")
 LENGTHS = (3, 40, 9, 1, 25, 60, 14, 5)
@@ -32,19 +32,14 @@ SCHEMA = {
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny.student(tmp_path_factory.mktemp("models") / "pupil")
-
-
-@pytest.fixture(scope="module")
-def place(folder: Path) -> Iterator[Place]:
+def place(pupil: Path) -> Iterator[Place]:
     """In fp32, whatever this processor is fast at: no more than that is promised about batches."""
-    with served(folder, "--parallel", 5, "--precision", "fp32") as found:
+    with served(pupil, "--parallel", 5, "--precision", "fp32") as found:
         yield found
 
 
-def in_bf16(folder: Path, parallel: int) -> contextlib.AbstractContextManager[Place]:
-    return served(folder, "--parallel", parallel, "--precision", "bf16")
+def in_bf16(pupil: Path, parallel: int) -> contextlib.AbstractContextManager[Place]:
+    return served(pupil, "--parallel", parallel, "--precision", "bf16")
 
 
 def prompts(count: int = len(LENGTHS)) -> list[list[dict[str, str]]]:
@@ -73,17 +68,17 @@ async def test_a_seed_gives_the_same_answer_whoever_else_is_in_the_batch(place: 
     assert other != alone
 
 
-async def test_alone_in_its_batch_a_seed_gives_the_same_answer_in_bf16_too(folder: Path) -> None:
-    with in_bf16(folder, parallel=1) as alone_there:
+async def test_alone_in_its_batch_a_seed_gives_the_same_answer_in_bf16_too(pupil: Path) -> None:
+    with in_bf16(pupil, parallel=1) as alone_there:
         alone, together = await both_ways(alone_there, temperature=1.3, top_p=0.9, seed=7)
     assert together == alone
 
 
 async def test_the_fingerprint_says_in_which_precision_an_answer_was_written(
-    place: Place, folder: Path
+    place: Place, pupil: Path
 ) -> None:
     """What a seed promises depends on it, so whoever compares two replies must see it; streams say it too."""
-    with in_bf16(folder, parallel=5) as other:
+    with in_bf16(pupil, parallel=5) as other:
         assert other.model == place.model
         for where, ending in ((place, "-fp32-cpu"), (other, "-bf16-cpu")):
             async with session() as client:
@@ -94,11 +89,11 @@ async def test_the_fingerprint_says_in_which_precision_an_answer_was_written(
             assert whole["system_fingerprint"] == first["system_fingerprint"] == where.model + ending
 
 
-async def test_it_writes_what_plain_transformers_writes(place: Place, folder: Path) -> None:
+async def test_it_writes_what_plain_transformers_writes(place: Place, pupil: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    model: Any = AutoModelForCausalLM.from_pretrained(folder)
-    tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+    model: Any = AutoModelForCausalLM.from_pretrained(pupil)
+    tokenizer: Any = AutoTokenizer.from_pretrained(pupil)
     async with session() as client:
         for messages in prompts(3):
             inputs = tokenizer.apply_chat_template(
@@ -274,14 +269,14 @@ async def test_a_short_answer_waits_for_no_long_one(place: Place) -> None:
         await long
 
 
-async def test_its_name_follows_the_weights(place: Place, folder: Path, tmp_path: Path) -> None:
+async def test_its_name_follows_the_weights(place: Place, pupil: Path, tmp_path: Path) -> None:
     from engine.serve.model_folder import name_of
 
     async with session() as client, client.get(f"{place.url}/models") as response:
         (listed,) = (await response.json())["data"]
-    assert listed["id"] == place.model == name_of(folder)
+    assert listed["id"] == place.model == name_of(pupil)
     assert place.model.startswith("pupil-")
-    other = shutil.copytree(folder, tmp_path / "pupil")
+    other = shutil.copytree(pupil, tmp_path / "pupil")
     assert name_of(other) == place.model
     weights = bytearray((other / "model.safetensors").read_bytes())
     weights[-1] ^= 1

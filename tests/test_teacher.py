@@ -8,8 +8,6 @@ from collections.abc import Coroutine
 from typing import Any, cast
 
 import pytest
-import virtual_time
-from virtual_time import now, settled
 
 from engine.limits.charging import RequestSize
 from engine.limits.circuit_breaker import Breaker, Effort
@@ -20,6 +18,8 @@ from engine.provider.client import Client
 from engine.provider.errors import AuthRefused, ProviderDown
 from engine.provider.pricing import FREE, Prices
 from store.records import Usage
+from tests.support import virtual_time
+from tests.support.virtual_time import now, settled
 
 SIZE = RequestSize(100, 100)
 

@@ -13,15 +13,14 @@ pytest.importorskip("transformers")
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import tiny
 from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.serve.model_loader import prompt_tokens
 from engine.serve.sequence import ThinkingParts, parts
 from store.errors import PoolError
-from store.reasoning import Marks, apart, marks_of
-from store.special_tokens import TextTokens
+from store.student import Marks, TextTokens, apart, marks_of
+from tests.support import tiny
 from trainers.config import SftRecipe
 from trainers.encoding import encode
 from trainers.sft_data import SftCounts, as_lesson, tokenized

@@ -10,9 +10,10 @@ from typing import Any
 
 import orjson
 import pytest
-from cli import Ended, asking, distill, ledger, rows, stage, status, write_pool
-from provider import Config, Provider
-from thinking import Server, Thinker, teaching
+
+from tests.support.cli import Ended, asking, distill, ledger, rows, stage, status, write_pool
+from tests.support.provider import Config, Provider
+from tests.support.thinking import Server, Thinker, teaching
 
 MODEL = ("--model", "gpt-5-mini")
 PRICE = (0.25, 2.0)  # of MODEL, USD a million tokens
@@ -22,11 +23,6 @@ EMPTYING = Thinker(median=120, sigma=0.8, empty=0.15)
 @pytest.fixture
 def pool(tmp_path: Path) -> Path:
     return write_pool(tmp_path / "pool.jsonl", rows(160))
-
-
-@pytest.fixture
-def run(tmp_path: Path) -> Path:
-    return tmp_path / "run"
 
 
 async def estimated(pool: Path, run: Path, url: str, *flags: object) -> dict[str, Any]:

@@ -11,8 +11,8 @@ import pytest
 pytest.importorskip("torch", reason="the trainers' packages are not installed (requirements/train.txt)")
 pytest.importorskip("transformers")
 
-import tiny
-from student import Place, ask, served, session
+from tests.support import tiny
+from tests.support.student import Place, ask, served, session
 
 pytestmark = pytest.mark.filterwarnings("default")
 OPENING = tiny.CHATML.replace("<|assistant|>", "<|assistant|><think>\n")  # as DeepSeek-R1's template does

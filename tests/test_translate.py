@@ -215,7 +215,7 @@ def test_real_translations_pass() -> None:
     """Of the 3,370 real rows less than one in two hundred is refused, and no English one passes."""
     if not os.environ.get("DISTILL_DATA"):
         pytest.skip("DISTILL_DATA is not set")
-    from test_language import real_rows
+    from tests.test_language import real_rows
 
     rows = [(Instruction("r", r["instruction"], r["input"]), r) for r in real_rows()]
     whole = [(item, r) for item, r in rows if bool(item.input.strip()) == bool(r["input_zh"].strip())]

@@ -10,8 +10,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from cli import KEY, ROOT, Ended, asking, environment, ledger, rows, write_pool
-from provider import Provider
+
+from tests.support.cli import KEY, ROOT, Ended, asking, environment, ledger, rows, write_pool
+from tests.support.provider import Provider
 
 # Python imports it at its start; what it breaks is broken in that process alone.
 BREAK = "sitecustomize.py"

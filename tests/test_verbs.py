@@ -8,10 +8,10 @@ from typing import Any
 
 import orjson
 import pytest
-from cli import distill, write_pool
 
 from evaluators.data.verbs import HEAD, load_parser, run_verbs, verb_and_noun
 from store.errors import UsageError
+from tests.support.cli import distill, write_pool
 
 pytest.importorskip("numpy", reason="the layer 'evaluate' is not installed")
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from engine.tasks import compare, judge, score
-from engine.tasks.fastchat_prompts import ReviewPrompt, chosen, read_prompts
+from engine.tasks.judge import ReviewPrompt, chosen, read_prompts
 from store.errors import UsageError
 from store.records import Contest
 

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import orjson
 import pytest
-from cli import FREE, MODEL, ROOT, Ended, environment, rows, write_pool
-from provider import Provider
 
 from store.extras import PINS
+from tests.support.cli import FREE, MODEL, ROOT, Ended, environment, rows, write_pool
+from tests.support.provider import Provider
 
 pytest.importorskip("hatchling", reason="the layer `test` is not installed")
 

@@ -18,10 +18,10 @@ import pytest
 pytest.importorskip("torch", reason="the trainers' packages are not installed (requirements/train.txt)")
 pytest.importorskip("transformers")
 
-import tiny
-from cli import ROOT, ledger
-from killing import children_of
-from recipe_files import write_recipe
+from tests.support import tiny
+from tests.support.cli import ROOT, ledger
+from tests.support.killing import children_of
+from tests.support.recipe_files import write_recipe
 
 pytestmark = [pytest.mark.filterwarnings("default"), pytest.mark.long]
 FEW = {"precision": "fp32", "epochs": 1, "max_length": 400, "warmup": 0, "save_every": 1}

@@ -15,10 +15,9 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from store.columns import content_of, text_of
 from store.errors import PoolError
 from store.pool import Pool
-from store.records import BadRow
+from store.records import BadRow, content_of, text_of
 
 BAD_SHOWN = 3
 PUBLISHED = ("user_input", "completion_a", "completion_b")  # a is the better
@@ -80,27 +79,25 @@ def read_groups(path: Path, limit: int | None = None) -> tuple[list[Group], Read
         if isinstance(found, str):
             read.refuse(line, found)
             continue
-        prompt, pairs = found
-        for pair in pairs:
-            groups.setdefault(prompt, Group(prompt)).add(*pair)
-    left = [group for group in groups.values() if _settled(group, read)]
+        prompt, told = found
+        for one in told:
+            groups.setdefault(prompt, Group(prompt)).add(*one)
+    left = []
+    for group in groups.values():
+        against = contradicted(group.pairs, group.answers)
+        read.both_ways += len(against)
+        for pair in against:
+            del group.pairs[pair]
+        if group.pairs:
+            left.append(group)
     if not left:
-        told = "; ".join(read.bad_shown) or (
+        why = "; ".join(read.bad_shown) or (
             "all are ties, equal answers or have one answer only" if read.rows else "it is empty"
         )
         if read.both_ways:
-            told = f"{read.both_ways:,} pairs are given both ways, each answer better than the other"
-        raise PoolError(f"no comparison in {path}: {told}")
+            why = f"{read.both_ways:,} pairs are given both ways, each answer better than the other"
+        raise PoolError(f"no comparison in {path}: {why}")
     return left, read
-
-
-def _settled(group: Group, read: Read) -> bool:
-    """Whether a pair is left without those that are given both ways."""
-    against = contradicted(group.pairs, group.answers)
-    read.both_ways += len(against)
-    for pair in against:
-        del group.pairs[pair]
-    return bool(group.pairs)
 
 
 def contradicted(pairs: Iterable[Pair], held: Sequence[object]) -> set[Pair]:
@@ -114,7 +111,15 @@ def as_pairs(raw: dict[str, Any], read: Read) -> tuple[str, list[Told]] | str:
     """(prompt, pairs) of a row, or what is wrong with it."""
     if "answers" in raw:
         return _ranked(raw, read)
-    found = _preferred(raw) if "chosen" in raw and "rejected" in raw else _of_three(raw, *PUBLISHED)
+    chosen, rejected = raw.get("chosen"), raw.get("rejected")
+    if not raw.keys() >= {"chosen", "rejected"}:
+        found = _of_three(raw, *PUBLISHED)
+    elif isinstance(chosen, list) and isinstance(rejected, list):
+        found = _of_messages(raw.get("prompt"), chosen, rejected)
+    elif raw.get("prompt") is None and isinstance(chosen, str) and isinstance(rejected, str):
+        found = _of_transcripts(chosen, rejected)
+    else:
+        found = _of_three(raw, "prompt", "chosen", "rejected")
     if isinstance(found, str):
         return found
     prompt, better, worse = found
@@ -137,16 +142,6 @@ def _of_three(raw: dict[str, Any], *names: str) -> Three | str:
         wrong = next(name for name in names if text_of(raw[name]) is None)
         return f"{wrong} is not text: {raw[wrong]!r:.60}"
     return prompt, better, worse
-
-
-def _preferred(raw: dict[str, Any]) -> Three | str:
-    """A `chosen` and a `rejected` answer: texts with a `prompt`, lists of messages, or two transcripts."""
-    chosen, rejected = raw["chosen"], raw["rejected"]
-    if isinstance(chosen, list) and isinstance(rejected, list):
-        return _of_messages(raw.get("prompt"), chosen, rejected)
-    if raw.get("prompt") is None and isinstance(chosen, str) and isinstance(rejected, str):
-        return _of_transcripts(chosen, rejected)
-    return _of_three(raw, "prompt", "chosen", "rejected")
 
 
 def _of_messages(before: object, chosen: list[Any], rejected: list[Any]) -> Three | str:

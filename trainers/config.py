@@ -112,8 +112,9 @@ class Training(BaseModel):
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         if self.batch % self.processes:
+            near = max(1, round(self.batch / self.processes)) * self.processes
             raise ValueError(
-                f"batch {self.batch} cannot be shared by {self.processes} processes: {_hint(self)}"
+                f"batch {self.batch} cannot be shared by {self.processes} processes: {near} could"
             )
         if self.micro_batch and self.share % self.micro_batch:
             raise ValueError(
@@ -239,23 +240,21 @@ R = TypeVar("R", bound=Training)
 def recipe_from(kind: type[R], given: Mapping[str, Any], file: Path | None) -> R:
     """Flags that were given win over the file. Raises UsageError naming what is wrong, and where."""
     said = {name: value for name, value in given.items() if value is not None}
-    values = (_table(file) if file else {}) | said
+    values: dict[str, Any] = {}
+    if file is not None:
+        try:
+            found = tomllib.loads(file.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise UsageError(f"cannot read recipe {file}: {error.strerror}") from error
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise UsageError(f"{file}: not valid TOML: {error}") from error
+        values = {name.replace("-", "_"): value for name, value in found.items()}
+        # Files are named from where the recipe lies.
+        values |= {name: file.parent / values[name] for name in FILES if isinstance(values.get(name), str)}
     try:
-        return kind.model_validate(values)
+        return kind.model_validate(values | said)
     except ValidationError as error:
         raise UsageError(_first_problem(error, said, file)) from None
-
-
-def _table(file: Path) -> dict[str, Any]:
-    try:
-        found = tomllib.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"cannot read recipe {file}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"{file}: not valid TOML: {error}") from error
-    values = {name.replace("-", "_"): value for name, value in found.items()}
-    beside = {name: file.parent / values[name] for name in FILES if isinstance(values.get(name), str)}
-    return values | beside
 
 
 def _first_problem(error: ValidationError, said: Mapping[str, Any], file: Path | None) -> str:
@@ -270,8 +269,3 @@ def _first_problem(error: ValidationError, said: Mapping[str, Any], file: Path |
     if problem["type"] == "extra_forbidden":
         return f"{where}: there is no setting of this name"
     return wrong_value(where, dict(problem))
-
-
-def _hint(recipe: Training) -> str:
-    near = max(1, round(recipe.batch / recipe.processes)) * recipe.processes
-    return f"{near} could"

@@ -129,7 +129,14 @@ def draw(records: Sequence[dict[str, Any]], path: Path, title: str, loss_name: s
     if held:
         line: dict[str, Any] = {"color": HELD_OUT, "marker": "o", "markersize": 3.5, "label": "held out"}
         axes.plot([step for step, _ in held], [loss for _, loss in held], **line)
-        _accuracy(axes, records)
+        accuracy = [(r["step"], r["held_out_accuracy"]) for r in records if "held_out_accuracy" in r]
+        if accuracy:  # on an axis of its own
+            right = axes.twinx()
+            right.plot(*zip(*accuracy, strict=True), color=ACCURACY, linestyle="--", marker="s", markersize=3)
+            right.axhline(CHANCE, color=ACCURACY, linewidth=0.6, alpha=0.6)
+            right.set_ylabel("held-out accuracy (dashed; chance 0.5)", color=ACCURACY)
+            right.set_ylim(0, 1)
+            right.spines[["top"]].set_visible(False)
     axes.set(xlabel="step", ylabel=loss_name, title=title)
     axes.grid(alpha=0.25, linewidth=0.5)
     axes.spines[["top", "right"]].set_visible(False)
@@ -137,18 +144,6 @@ def draw(records: Sequence[dict[str, Any]], path: Path, title: str, loss_name: s
     axes.legend(frameon=False)
     with whole(path) as file:
         figure.savefig(file, format="png")
-
-
-def _accuracy(axes: Any, records: Sequence[dict[str, Any]]) -> None:
-    """Held-out accuracy on an axis of its own, on the right."""
-    found = [(r["step"], r["held_out_accuracy"]) for r in records if "held_out_accuracy" in r]
-    if found:
-        right = axes.twinx()
-        right.plot(*zip(*found, strict=True), color=ACCURACY, linestyle="--", marker="s", markersize=3)
-        right.axhline(CHANCE, color=ACCURACY, linewidth=0.6, alpha=0.6)
-        right.set_ylabel("held-out accuracy (dashed; chance 0.5)", color=ACCURACY)
-        right.set_ylim(0, 1)
-        right.spines[["top"]].set_visible(False)
 
 
 def smoothed(values: Sequence[float]) -> list[float]:

@@ -1,65 +1,28 @@
 """A row as tokens, and which of them are learnt: the responses with their end, never the prompts.
 
 A row teaches what the student will be asked to write: the response and its end-of-sequence, after exactly
-the tokens of its prompt. The prompt is the student's own chat template or one of Alpaca's two; their text
-equals that in engine/tasks/generate.py (a test compares them). Thinking is learnt inside the marks of the
-template. Control tokens in texts are read as text (store/special_tokens.py).
+the tokens of its prompt. The prompt is the student's own chat template or one of Alpaca's two. Thinking is
+learnt inside the marks of the template. Control tokens in texts are read as text (store/student.py).
 """
 
-import re
 from collections.abc import Iterable
 from typing import Any, Literal
 
-from store.reasoning import Marks
-from store.records import Instruction
-from store.special_tokens import TextTokens
-
-WITH_INPUT = """\
-Below is an instruction that describes a task, paired with an input that provides further context. \
-Write a response that appropriately completes the request.
-
-### Instruction:
-{instruction}
-
-### Input:
-{input}
-
-### Response:"""
-
-WITHOUT_INPUT = """\
-Below is an instruction that describes a task. \
-Write a response that appropriately completes the request.
-
-### Instruction:
-{instruction}
-
-### Response:"""
-
-_FIELD = re.compile(r"(\{instruction\}|\{input\})")
-
-
-def alpaca_prompt(instruction: str, input: str = "") -> str:
-    """Alpaca's prompt; braces in the values are left alone."""
-    values = {"{instruction}": instruction, "{input}": input}
-    return "".join(values.get(part, part) for part in _FIELD.split(WITH_INPUT if input else WITHOUT_INPUT))
-
-
-def _as_jinja() -> str:
-    before, after = WITHOUT_INPUT.split("{instruction}")
-    return (
-        "{%- for message in messages -%}"
-        "{%- if message['role'] == 'assistant' -%}{{ message['content'] + eos_token }}"
-        "{%- elif message['role'] == 'user' and not message['content'].endswith('### Response:') -%}"
-        "{{ " + repr(before) + " + message['content'] + " + repr(after) + " }}"
-        "{%- elif message['role'] == 'user' -%}{{ message['content'] }}"
-        "{%- else -%}{{ message['content'] + '\\n\\n' }}{%- endif -%}"
-        "{%- endfor -%}"
-    )
-
+from store.records import ALPACA_WITHOUT_INPUT, Instruction, alpaca_prompt
+from store.student import TextTokens
 
 # Of a student trained with Alpaca's templates, so that any chat server asks it as it was taught. A message
 # that is in the template's form already, as `distill generate` sends it, goes through as it is.
-ALPACA_CHAT_TEMPLATE = _as_jinja()
+_BEFORE, _AFTER = ALPACA_WITHOUT_INPUT.split("{instruction}")
+ALPACA_CHAT_TEMPLATE = (
+    "{%- for message in messages -%}"
+    "{%- if message['role'] == 'assistant' -%}{{ message['content'] + eos_token }}"
+    "{%- elif message['role'] == 'user' and not message['content'].endswith('### Response:') -%}"
+    "{{ " + repr(_BEFORE) + " + message['content'] + " + repr(_AFTER) + " }}"
+    "{%- elif message['role'] == 'user' -%}{{ message['content'] }}"
+    "{%- else -%}{{ message['content'] + '\\n\\n' }}{%- endif -%}"
+    "{%- endfor -%}"
+)
 
 
 def alpaca_chat_template(tokenizer: Any) -> str:
@@ -85,7 +48,12 @@ def encode(
     if any(marks.after.strip() in one for one in thoughts):
         return f"its thinking has {marks.after.strip()} in it, which would end it"
     if template == "chat":
-        return _chat(row if isinstance(row, list) else _as_chat(row, thought), texts)
+        if isinstance(row, list):
+            return _chat(row, texts)
+        # As `export --format chat` writes it.
+        asked = f"{row.instruction}\n\n{row.input}" if row.input else row.instruction
+        answer = {"role": "assistant", "content": row.output} | ({THOUGHT: thought} if thought else {})
+        return _chat([{"role": "user", "content": asked}, answer], texts)
     if isinstance(row, list):
         if [m["role"] for m in row] != ["user", "assistant"]:
             return "Alpaca's template takes one question and its answer; use --template chat"
@@ -94,19 +62,15 @@ def encode(
     return _alpaca(alpaca_prompt(row.instruction, row.input), thought, row.output, texts)
 
 
-def _as_chat(row: Instruction, thought: str) -> Messages:
-    """As `export --format chat` writes it."""
-    asked = f"{row.instruction}\n\n{row.input}" if row.input else row.instruction
-    answer = {"role": "assistant", "content": row.output}
-    return [{"role": "user", "content": asked}, answer | ({THOUGHT: thought} if thought else {})]
-
-
 def _alpaca(prompt: str, thought: str, response: str, texts: TextTokens) -> Encoded:
     asked, response = texts.plain(prompt), texts.plain(response)
     if thought:
         response = texts.usual_marks.before + texts.plain(thought) + texts.usual_marks.after + response
-    before = prompt_ids(asked, texts)
-    after = [*_continuation(before, asked, response, texts), texts.end]
+    before, both = prompt_ids(asked, texts), prompt_ids(asked + response, texts)
+    # Where the two texts would melt into one token, the prompt's end stands, for so it will be asked.
+    melted = both[: len(before)] != before
+    said = texts.ids(response, add_special_tokens=False) if melted else both[len(before) :]
+    after = [*said, texts.end]
     return before + after, [False] * len(before) + [True] * len(after)
 
 
@@ -114,15 +78,6 @@ def prompt_ids(prompt: str, texts: TextTokens) -> list[int]:
     """A prompt as it is asked: with a beginning-of-sequence where the model has one, and no end."""
     ids = texts.ids(prompt)
     return ids[:-1] if len(ids) > 1 and ids[-1] == texts.end else ids
-
-
-def _continuation(before: list[int], prompt: str, response: str, texts: TextTokens) -> list[int]:
-    """The response's tokens as they follow the prompt's; where the two texts would melt into one
-    token, the prompt's end stands, for so it will be asked."""
-    both = prompt_ids(prompt + response, texts)
-    if both[: len(before)] == before:
-        return both[len(before) :]
-    return texts.ids(response, add_special_tokens=False)
 
 
 def _chat(messages: Messages, texts: TextTokens) -> Encoded | str:
@@ -133,23 +88,21 @@ def _chat(messages: Messages, texts: TextTokens) -> Encoded | str:
     told = [{n: text if n == "role" else texts.plain(text) for n, text in m.items()} for m in messages]
     try:
         if not any(THOUGHT in message for message in told[:-1]):
-            shown = [_thinking_shown(message, texts.marks) for message in told]
+            shown, marks = told, texts.marks
+            if THOUGHT in told[-1]:  # in the template's field for it, else as a part of the content
+                last = {name: text for name, text in told[-1].items() if name != THOUGHT}
+                thought = told[-1][THOUGHT]
+                if marks.field:
+                    last[marks.field] = thought
+                else:
+                    last["content"] = marks.before + thought + marks.after + last["content"]
+                shown = [*told[:-1], last]
             found = _by_tokens(shown, texts) or _by_text(shown, texts)
             if found and told[-1].get(THOUGHT, "") in texts.chat_text(shown):
                 return _ended(*found, texts.end)
         return _last_answer(told, texts)
     except TemplateError as error:
         return f"the chat template does not take it: {error}"
-
-
-def _thinking_shown(message: dict[str, str], marks: Marks) -> dict[str, str]:
-    """A message as the template writes its thinking: from its field, else as a part of the content."""
-    if THOUGHT not in message:
-        return message
-    bare = {name: text for name, text in message.items() if name != THOUGHT}
-    if marks.field:
-        return bare | {marks.field: message[THOUGHT]}
-    return bare | {"content": marks.before + message[THOUGHT] + marks.after + message["content"]}
 
 
 def _by_tokens(messages: Messages, texts: TextTokens) -> Encoded | None:

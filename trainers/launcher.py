@@ -22,26 +22,27 @@ from typing import IO, Any
 from trainers.config import Training
 from trainers.display import Display, draw
 from trainers.errors import Stopped, TrainingFailed
+from trainers.process import parsed
 from trainers.run_folder import Folder, read_metrics
-from trainers.worker import parsed
 
 _PR_SET_PDEATHSIG = 1
+WORKER = "trainers.worker"
 FULL = 64 << 20  # bytes left on a disk that could not take a checkpoint
 ALONE = {
     "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1",
 }  # fmt: skip
 
 
-def command(recipe: Training, module: str, job: Path) -> list[str]:
+def command(recipe: Training, job: Path) -> list[str]:
     if recipe.processes == 1:
-        return [sys.executable, "-P", "-m", module, str(job)]
+        return [sys.executable, "-P", "-m", WORKER, str(job)]
     where = ["--standalone"]
     if recipe.nnodes > 1:
         host, port = str(recipe.master).rsplit(":", 1)
         where = [f"--node-rank={recipe.node_rank}", f"--master-addr={host}", f"--master-port={port}"]
     size = [f"--nnodes={recipe.nnodes}", f"--nproc-per-node={recipe.nproc}"]
     torchrun = [sys.executable, "-P", "-m", "torch.distributed.run"]
-    return [*torchrun, *size, *where, "-m", module, str(job)]
+    return [*torchrun, *size, *where, "-m", WORKER, str(job)]
 
 
 def environment(recipe: Training, given: Mapping[str, str], on_cpu: bool) -> dict[str, str]:
@@ -56,7 +57,9 @@ def environment(recipe: Training, given: Mapping[str, str], on_cpu: bool) -> dic
     for name in (*ALONE, "MASTER_PORT"):
         found.pop(name, None)  # torchrun sets them, and where nothing is to be joined they would mislead
     if recipe.processes == 1 and recipe.with_deepspeed:
-        found |= ALONE | {"MASTER_PORT": str(_free_port())}
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            found |= ALONE | {"MASTER_PORT": str(free.getsockname()[1])}
     return found
 
 
@@ -117,23 +120,14 @@ def _die_with_parent() -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def _free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port: int = found.getsockname()[1]
-        return port
-
-
 PLOTTED = {"loss", "held_out_loss", "held_out_accuracy", "lr", "grad_norm"}
 
 
-def run(
-    recipe: Training, module: str, folder: Folder, env: Mapping[str, str], on_cpu: bool, quiet: bool
-) -> None:
+def run(recipe: Training, folder: Folder, env: Mapping[str, str], on_cpu: bool, quiet: bool) -> None:
     """Returns when the result lies in the folder's `result`. Raises Stopped, TrainingFailed."""
     folder.stop.unlink(missing_ok=True)
     shutil.rmtree(folder.result, ignore_errors=True)  # of a training that was killed while it wrote it
-    words = command(recipe, module, folder.job(recipe.node_rank))
+    words = command(recipe, folder.job(recipe.node_rank))
     processes = Processes(words, environment(recipe, env, on_cpu), folder.log(recipe.node_rank))
     stopped, board = 0, _board(recipe, folder)
     display = Display(quiet)
@@ -146,7 +140,8 @@ def run(
                 elif record["kind"] == "held_out":
                     board(record)
                     display.held_out(record)
-                    _draw(record["step"], folder, recipe)
+                    if record["step"]:
+                        draw(read_metrics(folder.metrics), folder.curves, title_of(recipe), recipe.loss_name)
                 elif record["kind"] == "stopping":
                     stopped = record["step"]
     finally:
@@ -178,11 +173,6 @@ def _stoppable(folder: Folder, processes: Processes, display: Display) -> Iterat
         for number, handler in before.items():
             if signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, handler)
-
-
-def _draw(step: int, folder: Folder, recipe: Training) -> None:
-    if step:
-        draw(read_metrics(folder.metrics), folder.curves, title_of(recipe), recipe.loss_name)
 
 
 def _board(recipe: Training, folder: Folder) -> Callable[[dict[str, Any]], None]:

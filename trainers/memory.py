@@ -173,6 +173,17 @@ def cpu_flops(bf16: bool) -> float:
     return 2 * PROBE_SIZE**3 / best
 
 
+CPUINFO = Path("/proc/cpuinfo")
+CPU_BF16 = {"amx_bf16", "avx512_bf16", "bf16"}  # the last one is ARM's name
+
+
+def cpu_has_bf16(cpuinfo: Path = CPUINFO) -> bool:
+    """Whether the processor has instructions for it, without which it is many times slower than fp32."""
+    named = (line.partition(":") for line in cpuinfo.read_text().splitlines())
+    flags = next((told for name, _, told in named if name.strip() in ("flags", "Features")), "")
+    return bool(CPU_BF16 & set(flags.split()))
+
+
 MOST_MACHINES = 64  # that are advised
 SMALLER: dict[str, Any] = {"micro_batch": 1, "recompute": True}
 FLAGS = "--micro-batch 1 --recompute"
@@ -184,10 +195,21 @@ def check_memory(size: ModelSize, recipe: Training, stage: int | None, machine: 
     wanted = need(size, recipe, stage)
     if fits(wanted, recipe, machine):
         return wanted
+    # The first of the usual ways out that fits, by the same arithmetic.
+    for flags, change, other in _ways_out(recipe, stage, machine):
+        changed = recipe.model_copy(update=SMALLER | change)
+        trained = size.parameters // LORA_SHARE if changed.lora else size.trained
+        if fits(need(replace(size, trained=trained), changed, other), changed, machine):
+            instead = f"Use {flags} {FLAGS}, which fits".replace("Use  ", "Use ")
+            break
+    else:
+        largest = (sum(machine.gpus) or machine.ram) / (20 if stage is None else 24)
+        instead = f"Use a model of at most about {largest / 1e9:.1f}B parameters here"
+    ways = ["no ZeRO" if stage is None else f"ZeRO-{stage}", str(recipe.precision)]
+    ways += ["offload"] * recipe.offload + [f"LoRA {recipe.lora}"] * (recipe.lora is not None)
     raise TooLarge(
         f"this machine cannot hold the training: {size.parameters / 1e9:.2f}B parameters "
-        f"({_how(recipe, stage)}) need about {_told(wanted, recipe, machine)}. "
-        + _instead(size, recipe, stage, machine)
+        f"({', '.join([*ways, _processes(recipe)])}) need about {_told(wanted, recipe, machine)}. {instead}"
     )
 
 
@@ -206,12 +228,6 @@ def fits(wanted: Need, recipe: Training, machine: Machine) -> bool:
         return recipe.nproc * (wanted.device + wanted.offloaded + PROCESS) <= machine.ram
     on_gpu = recipe.nproc <= len(machine.gpus) and wanted.device <= min(machine.gpus[: recipe.nproc])
     return on_gpu and recipe.nproc * (wanted.offloaded + PROCESS) <= machine.ram
-
-
-def _how(recipe: Training, stage: int | None) -> str:
-    ways = ["no ZeRO" if stage is None else f"ZeRO-{stage}", str(recipe.precision)]
-    ways += ["offload"] * recipe.offload + [f"LoRA {recipe.lora}"] * (recipe.lora is not None)
-    return ", ".join([*ways, _processes(recipe)])
 
 
 def _millions(count: int) -> str:
@@ -233,17 +249,6 @@ def _told(wanted: Need, recipe: Training, machine: Machine) -> str:
     free = gib(min(machine.gpus[: recipe.nproc]))
     beside = f"{gib(recipe.nproc * (wanted.offloaded + PROCESS))} of RAM with {gib(machine.ram)} free"
     return f"{gib(wanted.device)} a GPU ({parts}) with {free} free, and {beside}"
-
-
-def _instead(size: ModelSize, recipe: Training, stage: int | None, machine: Machine) -> str:
-    """The first of the usual ways out that fits, by the same arithmetic."""
-    for flags, change, other in _ways_out(recipe, stage, machine):
-        changed = recipe.model_copy(update=SMALLER | change)
-        trained = size.parameters // LORA_SHARE if changed.lora else size.trained
-        if fits(need(replace(size, trained=trained), changed, other), changed, machine):
-            return f"Use {flags} {FLAGS}, which fits".replace("Use  ", "Use ")
-    largest = (sum(machine.gpus) or machine.ram) / (20 if stage is None else 24)
-    return f"Use a model of at most about {largest / 1e9:.1f}B parameters here"
 
 
 def _ways_out(

@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from trainers.batching import steps_of
 from trainers.config import Training
 from trainers.launcher import title_of
+from trainers.rows import steps_of
 from trainers.run_folder import Folder, write
 
 VERSIONS = ("torch", "transformers", "accelerate", "deepspeed", "peft")
@@ -34,31 +34,20 @@ def card(
     tags: Sequence[str] = (),
 ) -> str:
     """Markdown with the head that model hubs read. sections: tables by heading."""
-    parts = [_head(tags), f"# {title}", summary, f"Base model: `{base}`.", "![Learning curves](curves.png)"]
+    head = "\n".join(["---", "library_name: transformers", "tags:", *(f"- {tag}" for tag in tags), "---"])
+    parts = [head, f"# {title}", summary, f"Base model: `{base}`.", "![Learning curves](curves.png)"]
     for heading, table in sections.items():
-        parts += [f"## {heading}", _table(table)]
+        lines = ["| | |", "| --- | --- |"]
+        for name, value in table.items():
+            cell = f"{value:.4f}" if isinstance(value, float) and value >= 0.01 else str(value)
+            cell = cell.replace("|", "\\|").replace("\n", " ")
+            lines.append(f"| {name} | {cell} |")
+        parts += [f"## {heading}", "\n".join(lines)]
     if samples:
         parts.append("## Answers to held-out prompts\n\nGreedy, not chosen.")
-        parts += [_sample(sample) for sample in samples]
+    for sample in samples:
+        parts += [f"{name}:\n\n{_fenced(sample[name])}" for name in ("prompt", "answer", "reference")]
     return "\n\n".join(parts) + "\n"
-
-
-def _head(tags: Sequence[str]) -> str:
-    return "\n".join(["---", "library_name: transformers", "tags:", *(f"- {tag}" for tag in tags), "---"])
-
-
-def _table(table: Table) -> str:
-    rows = [f"| {name} | {_cell(value)} |" for name, value in table.items()]
-    return "\n".join(["| | |", "| --- | --- |", *rows])
-
-
-def _cell(value: object) -> str:
-    text = f"{value:.4f}" if isinstance(value, float) and value >= 0.01 else str(value)
-    return text.replace("|", "\\|").replace("\n", " ")
-
-
-def _sample(sample: Mapping[str, str]) -> str:
-    return "\n\n".join(f"{name}:\n\n{_fenced(sample[name])}" for name in ("prompt", "answer", "reference"))
 
 
 def _fenced(text: str) -> str:

@@ -18,7 +18,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from store.errors import MissingExtra, UsageError, first_line
-from store.weights import check_weights
+from store.student import check_weights
 
 SMOLLM2 = "smollm2"
 FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"

@@ -1,20 +1,65 @@
-"""What happens before the first step: the precision, how long it may take, where to continue."""
+"""What happens before the first step, for every kind of training: the folder, the model, the precision,
+whether it fits and how long it may take, DeepSpeed's configuration, and where to continue.
+"""
 
+import json
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from store.errors import UsageError
 from store.pool import Pool
-from trainers import checkpoints
 from trainers.config import FREE, Training
-from trainers.deepspeed_config import as_configured, deepspeed_config, stage_of
 from trainers.display import Display, duration
 from trainers.launcher import run
-from trainers.memory import Machine, ModelSize, check_memory, cpu_flops, in_words, lora_parameters, seconds
-from trainers.models import fingerprint, linear_shapes
-from trainers.run_folder import Folder, forget_after, write
+from trainers.memory import (
+    CPUINFO,
+    Machine,
+    ModelSize,
+    check_memory,
+    cpu_flops,
+    cpu_has_bf16,
+    in_words,
+    lora_parameters,
+    seconds,
+    this_machine,
+)
+from trainers.models import config_of, fingerprint, linear_shapes, resolve
+from trainers.run_folder import Folder, forget_after, last_checkpoint, step_of, write
+
+R = TypeVar("R", bound=Training)
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a training is begun with, besides its recipe. model: folder or hub name; config: the model's."""
+
+    folder: Folder
+    model: str
+    config: Any
+    machine: Machine
+    display: Display
+    resume: bool
+    quiet: bool
+    env: Mapping[str, str]
+
+
+def set_up(recipe: R, resume: bool, quiet: bool, env: Mapping[str, str]) -> tuple[R, Setup] | None:
+    """The recipe with its precision, and what it is begun with; None where the training is finished. Raises
+    UsageError."""
+    display, folder = Display(quiet), Folder(recipe.out)
+    if recipe.node_rank == 0:
+        folder.check(resume)
+    Pool(recipe.data)  # is it there?
+    if resume and folder.finished.is_file():
+        display.say(f"{recipe.out} is finished; nothing to do")
+        return None
+    model = resolve(recipe.model, folder.work)
+    config, machine = config_of(model), this_machine()
+    recipe = with_precision(recipe, folder, resume, machine, display)
+    return recipe, Setup(folder, model, config, machine, display, resume, quiet, env)
 
 
 def check_length(recipe: Training, config: Any) -> None:
@@ -24,86 +69,50 @@ def check_length(recipe: Training, config: Any) -> None:
         raise UsageError(f"--max-length {recipe.max_length}: this model reads at most {longest} tokens")
 
 
-def check_size(
-    recipe: Training,
-    config: Any,
-    skeleton: Any,
-    outputs: int,
-    machine: Machine,
-    display: Display,
-    counted: str,
-) -> int:
+def check_size(recipe: Training, setup: Setup, skeleton: Any, outputs: int, counted: str) -> int:
     """The parameters of a model, of which the skeleton has the shapes. outputs: numbers that it makes of each
     token. counted: what a batch counts. Raises TooLarge."""
     parameters = trained = sum(p.numel() for p in skeleton.parameters())
     if recipe.lora is not None:
         trained = lora_parameters(recipe.lora, linear_shapes(skeleton))
-    size = ModelSize.of(config, parameters, trained, outputs)
-    needed = check_memory(size, as_configured(recipe), stage_of(recipe), machine)
-    display.say(in_words(size, recipe, needed, machine, counted))
+    size = ModelSize.of(setup.config, parameters, trained, outputs)
+    needed = check_memory(size, as_configured(recipe), stage_of(recipe), setup.machine)
+    setup.display.say(in_words(size, recipe, needed, setup.machine, counted))
     return parameters
 
 
-def tell_time(recipe: Training, machine: Machine, parameters: int, tokens: int, display: Display) -> None:
+def tell_time(recipe: Training, setup: Setup, parameters: int, tokens: int) -> None:
     """How long so many tokens an epoch may take on this CPU, by a product of matrices measured now."""
-    if machine.gpus:
+    if setup.machine.gpus:
         return
     speed = cpu_flops(recipe.precision == "bf16")
     least, most = seconds(parameters, tokens * recipe.epochs, speed, recipe.recompute)
-    display.say(f"on this CPU, between {duration(least)} and {duration(most)}")
+    setup.display.say(f"on this CPU, between {duration(least)} and {duration(most)}")
 
 
-def opened(recipe: Training, resume: bool, display: Display) -> Folder | None:
-    """The folder to train in; None where it is finished. Raises UsageError."""
-    folder = Folder(recipe.out)
-    if recipe.node_rank == 0:
-        folder.check(resume)
-    Pool(recipe.data)  # is it there?
-    if resume and folder.finished.is_file():
-        display.say(f"{recipe.out} is finished; nothing to do")
-        return None
-    return folder
-
-
-def carry_out(
-    recipe: Training,
-    module: str,
-    identity: Mapping[str, Any],
-    folder: Folder,
-    resume: bool,
-    quiet: bool,
-    env: Mapping[str, str],
-    machine: Machine,
-    job: Mapping[str, Any],
-) -> None:
-    """Trains in processes of their own, from the beginning or the last whole checkpoint. job: what
-    `module` wants to know besides what all of them do. Raises NotTheSame, Stopped, TrainingFailed."""
-    checkpoint = begin(recipe, identity, folder, resume, Display(quiet))
+def carry_out(recipe: Training, setup: Setup, kind: str, identity: Mapping[str, Any], **job: Any) -> None:
+    """Trains in processes of their own, from the beginning or the last whole checkpoint, which the first
+    machine chooses for all. job: what this kind of training wants to know besides what all do. Raises
+    NotTheSame, Stopped, TrainingFailed."""
+    folder, checkpoint = setup.folder, None
+    if recipe.node_rank == 0 and not setup.resume:
+        folder.begin(identity)
+    elif recipe.node_rank == 0:
+        folder.same(identity)
+        checkpoint = last_checkpoint(folder.checkpoints, setup.display.say)
+        step = step_of(checkpoint) if checkpoint else 0
+        setup.display.say(
+            f"continuing from step {step}" if checkpoint else "no complete checkpoint yet: from the beginning"
+        )
+        forget_after(folder.metrics, step if checkpoint else -1)
     told: dict[str, Any] = {
         "recipe": recipe.model_dump(mode="json"), "parent": os.getpid(), "alone": recipe.processes == 1,
+        "kind": kind,
         "rows": str(folder.rows(recipe.node_rank)), "checkpoint": str(checkpoint) if checkpoint else None,
+        "model": setup.model, "deepspeed": deepspeed_config(recipe),
     }  # fmt: skip
     write(folder.job(recipe.node_rank), {**told, **job})
-    run(recipe, module, folder, env, not machine.gpus, quiet)
-
-
-def begin(
-    recipe: Training, identity: Mapping[str, Any], folder: Folder, resume: bool, display: Display
-) -> Path | None:
-    """The checkpoint to go on from, which the first machine chooses for all. Raises NotTheSame."""
-    if recipe.node_rank:
-        return None
-    if not resume:
-        folder.begin(identity)
-        return None
-    folder.same(identity)
-    checkpoint = checkpoints.last_whole(folder.checkpoints, display.say)
-    step = checkpoints.step_of(checkpoint) if checkpoint else 0
-    display.say(
-        f"continuing from step {step}" if checkpoint else "no complete checkpoint yet: from the beginning"
-    )
-    forget_after(folder.metrics, step if checkpoint else -1)
-    return checkpoint
+    run(recipe, folder, setup.env, not setup.machine.gpus, setup.quiet)
 
 
 def identity_of(recipe: Training, digest: str, model: str, **more: Any) -> dict[str, Any]:
@@ -118,11 +127,6 @@ def identity_of(recipe: Training, digest: str, model: str, **more: Any) -> dict[
         "deepspeed": deepspeed_config(recipe),
         **more,
     }
-
-
-CPUINFO = Path("/proc/cpuinfo")
-CPU_BF16 = {"amx_bf16", "avx512_bf16", "bf16"}  # the last one is ARM's name
-R = TypeVar("R", bound=Training)
 
 
 def with_precision(
@@ -153,8 +157,74 @@ def slower_in_bf16(cpuinfo: Path = CPUINFO) -> str:
     return f"multiplies fp32 {fp32 / bf16:.1f} times faster than bf16" if fp32 > bf16 else ""
 
 
-def cpu_has_bf16(cpuinfo: Path = CPUINFO) -> bool:
-    """Whether the processor has instructions for it, without which it is many times slower than fp32."""
-    named = (line.partition(":") for line in cpuinfo.read_text().splitlines())
-    flags = next((told for name, _, told in named if name.strip() in ("flags", "Features")), "")
-    return bool(CPU_BF16 & set(flags.split()))
+Config = dict[str, Any]
+
+
+def deepspeed_config(recipe: Training) -> Config | None:
+    """What DeepSpeed gets, where 'auto' is filled in by transformers from the same recipe; None where a plain
+    loop is meant. Raises UsageError for a file that is no configuration."""
+    if recipe.deepspeed is None and recipe.stage is None:
+        return None
+    found: Config = {
+        "train_batch_size": "auto",
+        "train_micro_batch_size_per_gpu": "auto",
+        "gradient_accumulation_steps": "auto",
+        "gradient_clipping": "auto",
+        "bf16": {"enabled": recipe.precision == "bf16"},  # with fp32 master weights
+        # torch's AdamW also where its states are offloaded: the same losses, and nothing to compile.
+        "zero_force_ds_cpu_optimizer": False,
+        "zero_allow_untested_optimizer": True,
+        "steps_per_print": 1_000_000_000,
+    }
+    # Under stage 3 the weights are gathered in the end: else a checkpoint of shards is all that is left.
+    gathered = {"stage3_gather_16bit_weights_on_model_save": True}
+    if recipe.deepspeed is not None:
+        found |= _read(recipe.deepspeed)
+        section = _zero_section(found)
+        if section.get("stage") != 3:
+            return found
+        if recipe.lora is not None:
+            words = "lora cannot be merged under zero 3; stage 2 shards as well"
+            raise UsageError(f"--deepspeed {recipe.deepspeed}: {words}")
+        return found | {"zero_optimization": section | gathered}
+    zero: Config = {"stage": recipe.stage, "contiguous_gradients": True}
+    if recipe.stage == 3:
+        zero |= gathered
+    if recipe.offload:
+        zero["offload_optimizer"] = {"device": "cpu"}
+        if recipe.stage == 3:
+            zero["offload_param"] = {"device": "cpu"}
+    return found | {"zero_optimization": zero}
+
+
+def stage_of(recipe: Training) -> int | None:
+    """The ZeRO stage, for the arithmetic of memory."""
+    if recipe.deepspeed is None:
+        return recipe.stage
+    return int(_zero_section(_read(recipe.deepspeed)).get("stage", 0))
+
+
+def as_configured(recipe: Training) -> Training:
+    """The recipe with what a file of one's own offloads, for the same arithmetic."""
+    if recipe.deepspeed is None:
+        return recipe
+    section = _zero_section(_read(recipe.deepspeed))
+    parts = [section.get(name) or {} for name in ("offload_optimizer", "offload_param")]
+    devices = {part.get("device", "none") for part in parts}
+    return recipe.model_copy(update={"offload": devices != {"none"}})
+
+
+def _zero_section(config: Config) -> Config:
+    return config.get("zero_optimization") or {}
+
+
+def _read(file: Path) -> Config:
+    try:
+        found = json.loads(file.read_bytes())
+    except OSError as error:
+        raise UsageError(f"cannot read --deepspeed {file}: {error.strerror}") from error
+    except ValueError as error:
+        raise UsageError(f"--deepspeed {file}: not JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise UsageError(f"--deepspeed {file}: expected a JSON object as DeepSpeed documents it")
+    return found

@@ -15,13 +15,12 @@ from typing import IO, Any
 
 import orjson
 
-from store.columns import missing
 from store.errors import PoolError, UsageError
 from store.files import is_plain, replacing
 from store.pool import Pool
-from store.records import BadRow
+from store.records import BadRow, missing
 from trainers.display import Display
-from trainers.scoring import Precision, Scorer, planned
+from trainers.reward_model import Precision, Scorer, planned
 
 WINDOW = 2000  # questions that are sorted together, and in memory
 BAD_SHOWN = 3
@@ -43,7 +42,9 @@ def run_rank(reward: Path, candidates: Path, out: Path, quiet: bool, groups: Pat
             display.say(f"{len(bad):,} rows are unusable and left out: {'; '.join(bad[:BAD_SHOWN])}")
         with _beside(out, plain) as beside:
             scorer = Scorer(reward, begun_in(beside))
-            identity = {**scorer.identity, "candidates": _digest(candidates), "window": WINDOW}
+            with candidates.open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            identity = {**scorer.identity, "candidates": digest, "window": WINDOW}
             with ScoreFile(beside, identity) as scores:
                 if scores.known:
                     display.say(f"going on after {scores.known:,} batches")
@@ -79,20 +80,21 @@ def survey(path: Path, with_ids: bool = False) -> tuple[int, list[str]]:
         if found is None and isinstance(raw, dict):
             total, usable = total + len(raw["candidates"]), True
             if with_ids:
-                _own_id(raw.get("id"), seen, f"{path}, line {line}")
+                own, where = raw.get("id"), f"{path}, line {line}"
+                if not isinstance(own, str | int) or isinstance(own, bool):
+                    raise PoolError(
+                        f"{where}: --split needs an id (a text or a whole number) in every row of candidates"
+                    )
+                if own in seen:
+                    raise PoolError(
+                        f"{where}: the id {own!r} is an earlier row's too; --split needs one for each row"
+                    )
+                seen.add(own)
         else:
             bad.append(f"line {line}: {found}")
     if not usable:
         raise PoolError(f"nothing to rank in {path}: {'; '.join(bad[:BAD_SHOWN]) or 'it is empty'}")
     return total, bad
-
-
-def _own_id(given: object, seen: set[Any], where: str) -> None:
-    if not isinstance(given, str | int) or isinstance(given, bool):
-        raise PoolError(f"{where}: --split needs an id (a text or a whole number) in every row of candidates")
-    if given in seen:
-        raise PoolError(f"{where}: the id {given!r} is an earlier row's too; --split needs one for each row")
-    seen.add(given)
 
 
 def fault(raw: Row) -> str | None:
@@ -234,8 +236,3 @@ class ScoreFile:
                 "remove it, or name another --out"
             )
         self._lines = lines[1:]
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

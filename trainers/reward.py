@@ -6,30 +6,18 @@ The figures of the card are of the folder as it is published, on prompts that we
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
-from store.special_tokens import named
+from store.student import named
 from trainers.comparisons import Group
 from trainers.config import RewardRecipe
-from trainers.display import Display
-from trainers.memory import this_machine
 from trainers.model_card import Table, file_table, finish, losses, recipe_table
-from trainers.models import check_whole, config_of, resolve, tokenizer_of
-from trainers.preflight import (
-    carry_out,
-    check_length,
-    check_size,
-    identity_of,
-    opened,
-    tell_time,
-    with_precision,
-)
+from trainers.models import check_whole, tokenizer_of
+from trainers.preflight import Setup, carry_out, check_length, check_size, identity_of, set_up, tell_time
 from trainers.reward_data import Parts, RewardCounts, prepared, template_for, unlike
 from trainers.reward_metrics import share, words
-from trainers.reward_model import HEAD, check_family, skeleton
+from trainers.reward_model import HEAD, Scorer, check_family, measured_on, skeleton
+from trainers.rows import save
 from trainers.run_folder import Folder, held_by, read_metrics, write
-from trainers.scoring import Scorer, measured_on
-from trainers.token_rows import save
 
-MODULE = "trainers.reward_worker"
 ABOUT = "A reward model: one number for a prompt and its answer; made by `distill train reward`."
 ANSWERS_AT_ONCE = 8  # in a micro batch, unless said: of so many prompts as have no more
 REPORT = "report.json"
@@ -38,66 +26,54 @@ Report: TypeAlias = Mapping[str, Any]
 
 def run_reward(recipe: RewardRecipe, resume: bool, quiet: bool, env: Mapping[str, str]) -> int:
     """Returns the exit code; raises an error of ours with its own."""
-    display = Display(quiet)
-    folder = opened(recipe, resume, display)
-    if folder is None:
+    begun = set_up(recipe, resume, quiet, env)
+    if begun is None:
         return 0
-    model = resolve(recipe.model, folder.work)
-    config, machine = config_of(model), this_machine()
-    recipe = with_precision(recipe, folder, resume, machine, display)
+    recipe, setup = begun
+    folder, config = setup.folder, setup.config
     check_family(config)
     check_length(recipe, config)
     shapes = skeleton(config)
-    check_whole(model, shapes, HEAD)
+    check_whole(setup.model, shapes, HEAD)
     with held_by(folder, recipe.node_rank):
-        parts, counts, held_groups = read(recipe, model, folder, display)
+        parts, counts, held_groups = read(recipe, setup)
         recipe = with_what_fits(recipe, parts)
-        counted = f"prompts of up to {recipe.answers} answers"
-        parameters = check_size(recipe, config, shapes, 1, machine, display, counted)
-        tell_time(recipe, machine, parameters, parts.lengths[parts.trained].sum(), display)
-        identity = identity_of(recipe, parts.digest, model)
-        carry_out(recipe, MODULE, identity, folder, resume, quiet, env, machine, {"model": model})
+        parameters = check_size(recipe, setup, shapes, 1, f"prompts of up to {recipe.answers} answers")
+        tell_time(recipe, setup, parameters, parts.lengths[parts.trained].sum())
+        carry_out(recipe, setup, "reward", identity_of(recipe, parts.digest, setup.model))
         if recipe.node_rank == 0:
-            report, told = quality(folder, held_groups, display)
+            report, told = quality(setup, held_groups)
             said = tables(recipe, parts, counts, len(held_groups), report, folder)
             about = "\n\n".join([ABOUT, *told])
             finish(recipe, folder, len(parts.trained), about, said, (), "reward-model")
-            display.say(f"the reward model is in {recipe.out}")
+            setup.display.say(f"the reward model is in {recipe.out}")
     return 0
 
 
-def read(
-    recipe: RewardRecipe, model: str, folder: Folder, display: Display
-) -> tuple[Parts, RewardCounts, list[Group]]:
+def read(recipe: RewardRecipe, setup: Setup) -> tuple[Parts, RewardCounts, list[Group]]:
     """The comparisons as tokens, on disk, with a word on all that was left out or cut."""
-    tokenizer = tokenizer_of(model)
+    tokenizer = tokenizer_of(setup.model)
     parts, counts, held_groups = prepared(recipe, tokenizer)
-    save(parts, folder.rows(recipe.node_rank))
-    display.say(
+    save(parts, setup.folder.rows(recipe.node_rank))
+    setup.display.say(
         f"{counts.pairs:,} pairs among {counts.answers:,} answers to {counts.prompts:,} prompts, "
         f"{counts.tokens:,} tokens ({template_for(tokenizer, recipe.template)} template); "
         f"{len(held_groups):,} prompts held out"
     )
-    for number, told in _left_out(counts, recipe):
-        if number:
-            display.say(f"  {number:,} {told}")
-    return parts, counts, held_groups
-
-
-def _left_out(counts: RewardCounts, recipe: RewardRecipe) -> list[tuple[int, str]]:
-    over = f"over {recipe.max_length} tokens"
-    return [
+    over, controls = f"over {recipe.max_length} tokens", named(counts.controls)
+    remarks = [
         (counts.cut, f"answers cut at the end: {over} (--too-long drop leaves them out)"),
         (counts.prompt_cut, f"answers lost the beginning of their prompt: {over}"),
         (counts.dropped, f"answers left out: {over}"),
         (counts.parts - counts.prompts, f"more parts than prompts: over --answers {recipe.answers} answers"),
         *unlike(counts, recipe),
-        (
-            counts.control,
-            f"answers with control tokens in their texts, read as text: {named(counts.controls)}",
-        ),
+        (counts.control, f"answers with control tokens in their texts, read as text: {controls}"),
         (counts.read.bad, f"rows unusable: {'; '.join(counts.read.bad_shown)}"),
     ]
+    for number, told in remarks:
+        if number:
+            setup.display.say(f"  {number:,} {told}")
+    return parts, counts, held_groups
 
 
 def with_what_fits(recipe: RewardRecipe, parts: Parts) -> RewardRecipe:
@@ -107,13 +83,14 @@ def with_what_fits(recipe: RewardRecipe, parts: Parts) -> RewardRecipe:
     return recipe.model_copy(update={"answers": parts.widest, "micro_batch": recipe.micro_batch or fits})
 
 
-def quality(folder: Folder, groups: Sequence[Group], display: Display) -> tuple[Report, list[str]]:
+def quality(setup: Setup, groups: Sequence[Group]) -> tuple[Report, list[str]]:
     """The report on the prompts held out, which goes with the result, and what it says in words."""
-    report = measured_on(Scorer(folder.result), groups, display) if groups else {}
-    write(folder.result / REPORT, report)
+    result = setup.folder.result
+    report = measured_on(Scorer(result), groups, setup.display) if groups else {}
+    write(result / REPORT, report)
     told = words(report) if report else ["No prompt was held out, so nothing is known of its quality."]
     for line in told:
-        display.say(line)
+        setup.display.say(line)
     return report, told
 
 
@@ -121,16 +98,7 @@ def tables(
     recipe: RewardRecipe, parts: Parts, counts: RewardCounts, held: int, report: Report, folder: Folder
 ) -> dict[str, Table]:
     """What the card says in tables. held: prompts held out."""
-    return {
-        "Data": _data_table(recipe, parts, counts, held),
-        "Recipe": recipe_table(recipe),
-        "Losses (nats a prompt)": losses(read_metrics(folder.metrics)),
-        **_quality(report),
-    }
-
-
-def _data_table(recipe: RewardRecipe, parts: Parts, counts: RewardCounts, held: int) -> Table:
-    return {
+    data: Table = {
         **file_table(recipe),
         "sha256 of the answers as tokens": f"`{parts.digest}`",
         "rows read": counts.read.rows,
@@ -148,6 +116,12 @@ def _data_table(recipe: RewardRecipe, parts: Parts, counts: RewardCounts, held: 
         "rows unusable": counts.read.bad,
         "tokens": counts.tokens,
     }
+    found: dict[str, Table] = {
+        "Data": data,
+        "Recipe": recipe_table(recipe),
+        "Losses (nats a prompt)": losses(read_metrics(folder.metrics)),
+    }
+    return found | _quality(report)
 
 
 def _quality(report: Report) -> dict[str, Table]:

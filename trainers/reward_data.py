@@ -7,7 +7,7 @@ by prompt: all parts of a prompt are held out, or none.
 
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -16,11 +16,11 @@ import numpy.typing as npt
 
 from store.errors import PoolError, UsageError
 from store.records import Instruction
-from store.special_tokens import TextTokens
+from store.student import TextTokens
 from trainers.comparisons import Group, Pair, Read, contradicted, parts, read_groups
 from trainers.config import RewardRecipe
 from trainers.encoding import Template, encode, prompt_length
-from trainers.token_rows import digest_of, drawn
+from trainers.rows import digest_of, drawn
 
 Ints: TypeAlias = npt.NDArray[np.int64]
 
@@ -193,28 +193,16 @@ class Writer:
         pairs = _told_apart(pairs, [tuple(one.tokens) for one in found], group, counts)
         if not pairs:
             return False
-        used = sorted({place for pair in pairs for place in pair})
-        self._add_parts(pairs, self._add_answers([found[place] for place in used], used, counts), recipe)
-        counts.prompts += 1
-        counts.pairs += len(pairs)
-        counts.parts = len(self._shares)
-        return True
-
-    def _add_answers(
-        self, found: Sequence[Encoded], places: Iterable[int], counts: RewardCounts
-    ) -> dict[int, int]:
-        """Where in the file each place of the group now is."""
-        first = len(self._starts) - 1
-        for one in found:
+        at: dict[int, int] = {}  # where among all answers each place of the group now is
+        for place in sorted({place for pair in pairs for place in pair}):
+            one = found[place]
+            at[place] = len(self._starts) - 1
             self._tokens.extend(one.tokens)
             self._starts.append(len(self._tokens))
             counts.answers += 1
             counts.cut += one.cut
             counts.prompt_cut += one.prompt_cut
             counts.tokens += len(one.tokens)
-        return {place: first + n for n, place in enumerate(places)}
-
-    def _add_parts(self, pairs: Sequence[Pair], at: dict[int, int], recipe: RewardRecipe) -> None:
         for part in parts(pairs, recipe.answers):
             members = sorted({place for pair in part for place in pair})
             place_of = {place: n for n, place in enumerate(members)}
@@ -225,6 +213,10 @@ class Writer:
             self._shares.append(len(pairs))
             self._prompts.append(self._count)
         self._count += 1
+        counts.prompts += 1
+        counts.pairs += len(pairs)
+        counts.parts = len(self._shares)
+        return True
 
     def parts(self, held_prompts: Ints) -> Parts:
         def ints(values: "array[int]") -> Ints:

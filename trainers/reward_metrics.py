@@ -45,6 +45,8 @@ def report_on(judged: Judged) -> dict[str, Any]:
     """The figures of `evaluate reward`. over_length: accuracy above the length baseline's."""
     right, longer = half(judged.difference), half(judged.better_length - judged.worse_length)
     low, high = interval(right, judged.prompt)
+    gap = right - longer  # of the same pairs, with a normal interval clustered by prompt
+    mean, reach = float(gap.mean()), Z * math.sqrt(_variance_of_mean(gap, judged.prompt))
     return {
         "pairs": len(right),
         "prompts": len(np.unique(judged.prompt)),
@@ -54,7 +56,7 @@ def report_on(judged: Judged) -> dict[str, Any]:
         "interval": "95 %, Wilson, clustered by prompt",
         "length_baseline": float(longer.mean()),
         "chance": CHANCE,
-        "over_length": _over(right, longer, judged.prompt),
+        "over_length": {"difference": mean, "low": mean - reach, "high": mean + reach},
         "by_margin": [_bucket(n, m, right, longer, judged.prompt) for n, m in _by_margin(judged)],
         "by_length": [_bucket(n, m, right, longer, judged.prompt) for n, m in _by_length(judged)],
         "calibration": calibration(judged.difference),
@@ -90,14 +92,6 @@ def _variance_of_mean(values: Floats, prompt: npt.NDArray[np.int64]) -> float:
     if len(sums) < 2:
         return 0.0
     return float((sums**2).sum() / len(values) ** 2 * len(sums) / (len(sums) - 1))
-
-
-def _over(right: Floats, longer: Floats, prompt: npt.NDArray[np.int64]) -> dict[str, float]:
-    """The difference of two accuracies on the same pairs, with a normal interval clustered by prompt."""
-    gap = right - longer
-    reach = Z * math.sqrt(_variance_of_mean(gap, prompt))
-    mean = float(gap.mean())
-    return {"difference": mean, "low": mean - reach, "high": mean + reach}
 
 
 def _by_margin(judged: Judged) -> Iterator[tuple[str, Mask]]:
@@ -151,11 +145,19 @@ def calibration(difference: Floats) -> dict[str, Any]:
 
 def words(report: dict[str, Any]) -> list[str]:
     """The report in sentences; says plainly where it does not beat length."""
+    over = report["over_length"]
+    gap = f"{over['difference'] * 100:+.1f} points ({over['low'] * 100:+.1f} to {over['high'] * 100:+.1f})"
+    if over["low"] > 0:
+        against_length = f"It beats length by {gap}."
+    elif over["high"] < 0:
+        against_length = f"It does NOT beat length: {gap}."
+    else:
+        against_length = f"It is NOT shown to beat length: {gap}."
     told = [
         f"right on {share(report['accuracy'])} of {report['pairs']:,} pairs of {report['prompts']:,} prompts "
         f"({share(report['low'])} to {share(report['high'])}, 95 %); "
         f"'the longer answer wins' on {share(report['length_baseline'])}, chance on {share(CHANCE)}",
-        _against_length(report["over_length"]),
+        against_length,
     ]
     if report["low"] <= CHANCE:
         told.append("It is NOT shown to be better than chance.")
@@ -170,13 +172,30 @@ def words(report: dict[str, Any]) -> list[str]:
     return told
 
 
-def _against_length(over: dict[str, float]) -> str:
-    gap = f"{over['difference'] * 100:+.1f} points ({over['low'] * 100:+.1f} to {over['high'] * 100:+.1f})"
-    if over["low"] > 0:
-        return f"It beats length by {gap}."
-    if over["high"] < 0:
-        return f"It does NOT beat length: {gap}."
-    return f"It is NOT shown to beat length: {gap}."
+def shown(report: dict[str, Any]) -> list[str]:
+    """For people: sentences and three small tables."""
+    told = [*words(report)]
+    if report["cut"]:
+        told.append(f"{report['cut']:,} of {report['answers']:,} answers were too long and read in part.")
+    if report["alike"]:
+        told.append(f"{report['alike']:,} pairs read the same within the model's length: half right.")
+    for heading, rows in (("margin", report["by_margin"]), ("length", report["by_length"])):
+        told += ["", f"{'by ' + heading:<40} pairs  accuracy  (95 %)            longer wins"]
+        for bucket in rows:
+            if bucket["pairs"]:
+                span = f"({share(bucket['low'])} to {share(bucket['high'])})"
+                told.append(
+                    f"  {bucket['of']:<38} {bucket['pairs']:>5}  {share(bucket['accuracy']):>8}  {span:<18}"
+                    f"  {share(bucket['length_baseline'])}"
+                )
+    found = report["calibration"]
+    told += ["", f"calibration of σ(Δr): Brier {found['brier']:.3f} (0.25: no idea), ECE {found['ece']:.3f}"]
+    told += [
+        f"  says {share(b['confidence'])}, is right {share(b['accuracy'])} ({b['pairs']:,} pairs)"
+        for b in found["bins"]
+        if b["pairs"]
+    ]
+    return told
 
 
 def share(value: float) -> str:

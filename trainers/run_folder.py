@@ -4,11 +4,18 @@ OUT/model.safetensors, config.json, tokenizer…, README.md     the result, when
 OUT/metrics.jsonl, curves.png                                 as it goes
 OUT/training/run.json                                         what the run is, to be resumed as the same
 OUT/training/checkpoints/, log.txt, rows-N/, job-N.json
+
+A checkpoint counts when its manifest is there and every file is as it says. The manifest is written last, in
+one rename, after all processes have written and all files are on the disk. Whatever a kill leaves behind has
+none, and is passed over.
 """
 
+import hashlib
 import json
+import os
+import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,7 +33,11 @@ FINISHED = "finished.json"
 METRICS = "metrics.jsonl"
 PRECISIONS = ("bf16", "fp32")
 SHOWN = 40  # characters of a value that differs
+MANIFEST = "complete.json"  # of a checkpoint
+NAME = re.compile(r"checkpoint-(\d+)")
+DAMAGED = "damaged-"
 Identity = Mapping[str, Any]
+Say = Callable[[str], None]
 
 
 class Folder:
@@ -92,7 +103,11 @@ class Folder:
             words = "start again with another --out: nobody knows what it was started with"
             raise UsageError(f"{told} cannot be read ({error}): {words}") from error
         now = json.loads(json.dumps(identity, default=str))
-        found = _differences(before, now)
+        found = [
+            f"{name.replace('_', '-')}: {_short(before.get(name))} -> {_short(now.get(name))}"
+            for name in sorted(before.keys() | now.keys())
+            if before.get(name) != now.get(name)
+        ]
         if found:
             raise NotTheSame(
                 f"{self.out} cannot be resumed as another training ({'; '.join(found)}): "
@@ -125,15 +140,6 @@ def held_by(folder: Folder, node: int) -> Iterator[None]:
         raise TrainingFailed(words) from error
 
 
-def _differences(before: Identity, now: Identity) -> list[str]:
-    names = sorted(before.keys() | now.keys())
-    return [
-        f"{name.replace('_', '-')}: {_short(before.get(name))} -> {_short(now.get(name))}"
-        for name in names
-        if before.get(name) != now.get(name)
-    ]
-
-
 def _short(value: Any) -> str:
     text = str(value)
     return text if len(text) <= SHOWN else text[:12] + "…"
@@ -163,3 +169,77 @@ def forget_after(path: Path, step: int) -> None:
     kept = [record for record in read_metrics(path) if record.get("step", 0) <= step]
     with whole(path) as file:
         file.writelines(orjson.dumps(record) + b"\n" for record in kept)
+
+
+def seal(checkpoint: Path) -> None:
+    """Declares a checkpoint whole; call when every process has written its part."""
+    files = {}
+    for file in sorted(checkpoint.rglob("*")):
+        if file.is_file() and not file.name.startswith(f".{MANIFEST}"):
+            _to_disk(file)
+            files[str(file.relative_to(checkpoint))] = file.stat().st_size, _digest(file)
+    beside = checkpoint / f".{MANIFEST}.part"
+    beside.write_text(json.dumps(files, indent=1))
+    _to_disk(beside)
+    beside.replace(checkpoint / MANIFEST)
+    _to_disk(checkpoint)
+
+
+def checkpoint_fault(checkpoint: Path) -> str | None:
+    """What is wrong with a checkpoint; None where it is whole."""
+    try:
+        files = json.loads((checkpoint / MANIFEST).read_bytes())
+    except FileNotFoundError:
+        return "it was not finished"
+    except ValueError:
+        return f"its {MANIFEST} is torn"
+    for name, (size, digest) in files.items():
+        file = checkpoint / name
+        if not file.is_file():
+            return f"{name} is missing"
+        if file.stat().st_size != size:
+            return f"{name} has {file.stat().st_size:,} bytes, not {size:,}"
+        if _digest(file) != digest:
+            return f"{name} has changed since it was written"
+    return None
+
+
+def last_checkpoint(folder: Path, say: Say) -> Path | None:
+    """The latest checkpoint that is whole. Later ones are put out of the way: an unfinished one is
+    removed, a damaged one renamed."""
+    for checkpoint in reversed(checkpoints_in(folder)):
+        why = checkpoint_fault(checkpoint)
+        if why is None:
+            return checkpoint
+        say(f"{checkpoint.name} is passed over: {why}")
+        if (checkpoint / MANIFEST).exists():
+            shutil.rmtree(folder / (DAMAGED + checkpoint.name), ignore_errors=True)
+            checkpoint.rename(folder / (DAMAGED + checkpoint.name))
+        else:
+            shutil.rmtree(checkpoint)
+    return None
+
+
+def checkpoints_in(folder: Path) -> list[Path]:
+    """Checkpoints by step, the first first."""
+    found = [path for path in folder.glob("checkpoint-*") if NAME.fullmatch(path.name)]
+    return sorted(found, key=step_of)
+
+
+def step_of(checkpoint: Path) -> int:
+    match = NAME.fullmatch(checkpoint.name)
+    assert match is not None
+    return int(match[1])
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
+
+
+def _to_disk(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,59 +1,45 @@
 """`distill train sft`, from the command to the result: check, read, train, publish.
 
 Everything that can be known to go wrong is said before weights are read: the folder, the model's name,
-memory, the data. The training itself is in processes of their own (sft_worker.py).
+memory, the data. The training itself is in processes of their own (worker.py).
 """
 
 from collections.abc import Mapping
 from typing import Any
 
 from store.errors import UsageError
-from store.special_tokens import named
+from store.student import named
 from trainers.config import SftRecipe
-from trainers.display import Display
-from trainers.memory import this_machine
 from trainers.model_card import Table, file_table, finish, losses, recipe_table
-from trainers.models import check_whole, config_of, packs_exactly, resolve, skeleton, tokenizer_of
-from trainers.preflight import (
-    carry_out,
-    check_length,
-    check_size,
-    identity_of,
-    opened,
-    tell_time,
-    with_precision,
-)
+from trainers.models import check_whole, packs_exactly, skeleton, tokenizer_of
+from trainers.preflight import Setup, carry_out, check_length, check_size, identity_of, set_up, tell_time
+from trainers.rows import TokenRows, save
 from trainers.run_folder import Folder, held_by, read_metrics
 from trainers.sft_data import SftCounts, tokenized
-from trainers.token_rows import TokenRows, save
 
-MODULE = "trainers.sft_worker"
 ABOUT = "Supervised fine-tuning with the loss on the responses only, made by `distill train sft`."
 
 
 def run_sft(recipe: SftRecipe, resume: bool, quiet: bool, env: Mapping[str, str]) -> int:
     """Returns the exit code; raises an error of ours with its own."""
-    display = Display(quiet)
-    folder = opened(recipe, resume, display)
-    if folder is None:
+    begun = set_up(recipe, resume, quiet, env)
+    if begun is None:
         return 0
-    model = resolve(recipe.model, folder.work)
-    config, machine = config_of(model), this_machine()
-    recipe = with_precision(recipe, folder, resume, machine, display)
+    recipe, setup = begun
+    folder, model, config = setup.folder, setup.model, setup.config
     check_length(recipe, config)
     packs, shapes = packed(recipe, config), skeleton(config)
     check_whole(model, shapes)
-    parameters = check_size(recipe, config, shapes, config.vocab_size, machine, display, "rows")
+    parameters = check_size(recipe, setup, shapes, config.vocab_size, "rows")
     with held_by(folder, recipe.node_rank):
-        rows, counts = read(recipe, model, folder, display)
-        tell_time(recipe, machine, parameters, rows.lengths[rows.trained].sum(), display)
+        rows, counts = read(recipe, setup)
+        tell_time(recipe, setup, parameters, rows.lengths[rows.trained].sum())
         identity = identity_of(recipe, rows.digest, model, packed=packs)
-        job = {"model": model, "packed": packs, "template": counts.template}
-        carry_out(recipe, MODULE, identity, folder, resume, quiet, env, machine, job)
+        carry_out(recipe, setup, "sft", identity, packed=packs, template=counts.template)
         if recipe.node_rank == 0:
             said = tables(recipe, rows, counts, packs, folder)
             finish(recipe, folder, len(rows.trained), ABOUT, said, samples(folder), "sft")
-            display.say(f"the model is in {recipe.out}")
+            setup.display.say(f"the model is in {recipe.out}")
     return 0
 
 
@@ -68,25 +54,17 @@ def packed(recipe: SftRecipe, config: Any) -> bool:
     return recipe.packing != "off" and exact
 
 
-def read(recipe: SftRecipe, model: str, folder: Folder, display: Display) -> tuple[TokenRows, SftCounts]:
-    """The rows as tokens, on disk, with a word on each that was left out."""
-    rows, counts = tokenized(recipe, tokenizer_of(model))
-    save(rows, folder.rows(recipe.node_rank))
-    display.say(
+def read(recipe: SftRecipe, setup: Setup) -> tuple[TokenRows, SftCounts]:
+    """The rows as tokens, on disk, with a word on each that was not simply learnt."""
+    rows, counts = tokenized(recipe, tokenizer_of(setup.model))
+    save(rows, setup.folder.rows(recipe.node_rank))
+    setup.display.say(
         f"{counts.used:,} of {counts.read:,} rows, {counts.tokens:,} tokens of which {counts.learnt:,} are "
         f"learnt ({counts.template} template); {len(rows.held_out):,} rows held out"
     )
-    for number, words in _remarks(counts, recipe):
-        if number:
-            display.say(f"  {number:,} {words}")
-    return rows, counts
-
-
-def _remarks(counts: SftCounts, recipe: SftRecipe) -> list[tuple[int, str]]:
-    """What became of rows that were not simply learnt, with their number."""
     over = f"over {recipe.max_length} tokens"
     kept = "learnt inside its marks" if recipe.reasoning == "learn" else "left out (--reasoning drop)"
-    return [
+    remarks = [
         (counts.thinking, f"with thinking, which is {kept}"),
         (counts.last_only, "chats teach their last answer only: earlier ones would be shown differently"),
         (counts.control, f"with control tokens in their texts, read as text: {named(counts.controls)}"),
@@ -95,28 +73,17 @@ def _remarks(counts: SftCounts, recipe: SftRecipe) -> list[tuple[int, str]]:
         (counts.no_room, f"left out: the prompt alone is {over}"),
         (counts.bad, f"unusable: {'; '.join(counts.bad_shown)}"),
     ]
+    for number, words in remarks:
+        if number:
+            setup.display.say(f"  {number:,} {words}")
+    return rows, counts
 
 
 def tables(
     recipe: SftRecipe, rows: TokenRows, counts: SftCounts, packs: bool, folder: Folder
 ) -> dict[str, Table]:
     """What the card says in tables."""
-    return {
-        "Data": _data_table(recipe, rows, counts),
-        "Recipe": {**recipe_table(recipe), "packed": packs},
-        "Losses (nats a learnt token)": losses(read_metrics(folder.metrics)),
-    }
-
-
-def samples(folder: Folder) -> list[dict[str, str]]:
-    """The last that were drawn."""
-    held = [record for record in read_metrics(folder.metrics) if record["kind"] == "held_out"]
-    found: list[dict[str, str]] = held[-1]["samples"] if held else []
-    return found
-
-
-def _data_table(recipe: SftRecipe, rows: TokenRows, counts: SftCounts) -> Table:
-    return {
+    data: Table = {
         **file_table(recipe),
         "sha256 of the rows as tokens": f"`{rows.digest}`",
         "rows read": counts.read,
@@ -131,3 +98,15 @@ def _data_table(recipe: SftRecipe, rows: TokenRows, counts: SftCounts) -> Table:
         "tokens learnt": counts.learnt,
         "template": counts.template,
     }
+    return {
+        "Data": data,
+        "Recipe": {**recipe_table(recipe), "packed": packs},
+        "Losses (nats a learnt token)": losses(read_metrics(folder.metrics)),
+    }
+
+
+def samples(folder: Folder) -> list[dict[str, str]]:
+    """The last that were drawn."""
+    held = [record for record in read_metrics(folder.metrics) if record["kind"] == "held_out"]
+    found: list[dict[str, str]] = held[-1]["samples"] if held else []
+    return found

@@ -10,15 +10,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from store.columns import content_of, text_of
 from store.errors import PoolError, UsageError
 from store.pool import Pool, as_instruction
-from store.reasoning import apart, reasoning_in
-from store.records import BadRow, Instruction
-from store.special_tokens import TextTokens
+from store.records import BadRow, Instruction, content_of, text_of
+from store.student import TextTokens, apart, reasoning_in
 from trainers.config import SftRecipe
-from trainers.encoding import THOUGHT, Encoded, Messages, Template, encode
-from trainers.token_rows import TokenRows, gathered
+from trainers.encoding import THOUGHT, Encoded, Messages, encode
+from trainers.rows import TokenRows, gathered
 
 ROLES = ("system", "user", "assistant")
 BAD_SHOWN = 3
@@ -96,10 +94,19 @@ def _encoded(pool: Pool, recipe: SftRecipe, texts: TextTokens, counts: SftCounts
         if template == "chat" and not texts.tokenizer.chat_template:
             words = "this model's tokenizer has no chat template, which chats need"
             raise UsageError(f"{recipe.data}, line {line}: {words}; --template alpaca takes single questions")
-        encoded = _one(lesson, template, recipe, texts, counts)
+        thinks, seen = lesson.thinks, texts.seen.total()
+        if recipe.reasoning == "drop":
+            lesson = lesson.without_thinking()
+        encoded = encode(lesson.row, template, texts, lesson.thought)
         if isinstance(encoded, str):
             counts.refuse(line, encoded)
-        elif fitted := fit(encoded, recipe.max_length, recipe.too_long, counts):
+            continue
+        counts.thinking += thinks
+        counts.control += texts.seen.total() > seen
+        if isinstance(lesson.row, list):
+            answers = sum(message["role"] == "assistant" for message in lesson.row)
+            counts.last_only += stretches(encoded[1]) < answers
+        if fitted := fit(encoded, recipe.max_length, recipe.too_long, counts):
             counts.template = counts.template or template
             if counts.template != template:
                 raise UsageError(f"{recipe.data}, line {line}: both shapes in one file; say --template")
@@ -107,24 +114,6 @@ def _encoded(pool: Pool, recipe: SftRecipe, texts: TextTokens, counts: SftCounts
             counts.tokens += len(fitted[0])
             counts.learnt += sum(fitted[1])
             yield fitted
-
-
-def _one(
-    lesson: Lesson, template: Template, recipe: SftRecipe, texts: TextTokens, counts: SftCounts
-) -> Encoded | str:
-    """A lesson as tokens at full length, with what is remarkable about it counted."""
-    thinks, seen = lesson.thinks, texts.seen.total()
-    if recipe.reasoning == "drop":
-        lesson = lesson.without_thinking()
-    encoded = encode(lesson.row, template, texts, lesson.thought)
-    if isinstance(encoded, str):
-        return encoded
-    counts.thinking += thinks
-    counts.control += texts.seen.total() > seen
-    if isinstance(lesson.row, list):
-        answers = sum(message["role"] == "assistant" for message in lesson.row)
-        counts.last_only += stretches(encoded[1]) < answers
-    return encoded
 
 
 def as_lesson(raw: dict[str, Any]) -> Lesson | str:
@@ -135,7 +124,11 @@ def as_lesson(raw: dict[str, Any]) -> Lesson | str:
     row = as_instruction(raw, 0)
     if not isinstance(row, Instruction):
         return row
-    given = _answer_in(raw)
+    source, instances = raw, raw.get("instances")
+    if "output" not in raw and isinstance(instances, list) and instances and isinstance(instances[0], dict):
+        source = instances[0]
+    given = source.get("output")  # whatever its type: as_instruction takes texts only
+    given = "" if given is None else given
     output = text_of(given)
     if output is None:
         return f"output is not text: {given!r:.60}"
@@ -146,15 +139,6 @@ def as_lesson(raw: dict[str, Any]) -> Lesson | str:
     return Lesson(replace(row, output=answer), thought)
 
 
-def _answer_in(raw: dict[str, Any]) -> object:
-    """What stands where the answer should, of whatever type: as_instruction takes texts only."""
-    instances = raw.get("instances")
-    if "output" not in raw and isinstance(instances, list) and instances and isinstance(instances[0], dict):
-        raw = instances[0]
-    found = raw.get("output")
-    return "" if found is None else found
-
-
 def _as_messages(found: object) -> Messages | str:
     if not isinstance(found, list) or not found or not all(isinstance(m, dict) for m in found):
         return "messages is not a list of objects"
@@ -163,7 +147,12 @@ def _as_messages(found: object) -> Messages | str:
         content = content_of(message)
         if message.get("role") not in ROLES or (content is None and message is not found[-1]):
             return "a message without a role (system, user, assistant) or without text"
-        messages.append(_as_message(message, content or ""))
+        told = {"role": message["role"], "content": content or ""}
+        if message["role"] == "assistant":
+            inline, told["content"] = apart(content or "")
+            if thought := reasoning_in(message) or inline:
+                told[THOUGHT] = thought
+        messages.append(told)
     if messages[-1]["role"] != "assistant":
         return "the last message is not an answer"
     if not messages[-1]["content"].strip():
@@ -171,14 +160,6 @@ def _as_messages(found: object) -> Messages | str:
             "thinking without an answer" if THOUGHT in messages[-1] else "the last message is not an answer"
         )
     return messages
-
-
-def _as_message(raw: dict[str, Any], content: str) -> dict[str, str]:
-    if raw["role"] != "assistant":
-        return {"role": raw["role"], "content": content}
-    inline, answer = apart(content)
-    thought = reasoning_in(raw) or inline
-    return {"role": "assistant", "content": answer} | ({THOUGHT: thought} if thought else {})
 
 
 def fit(encoded: Encoded, most: int, too_long: str, counts: SftCounts) -> Encoded | None:

@@ -16,14 +16,12 @@ import torch
 import torch.distributed as dist
 from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
 
-from trainers import checkpoints
-from trainers.batching import Batch, Planned, learnt_in
 from trainers.config import Training
-from trainers.deepspeed_config import deepspeed_config
 from trainers.errors import TrainingFailed
 from trainers.models import merged
-from trainers.run_folder import Folder
-from trainers.worker import agreed, join_processes, measured, on_cpu, report
+from trainers.process import agreed, join_processes, measured, on_cpu, report
+from trainers.rows import Batch, Planned, learnt_in
+from trainers.run_folder import Folder, seal
 
 SHARE_BETWEEN_SAVES = 10  # of all steps, unless said
 LR_SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
@@ -38,7 +36,8 @@ def joined(recipe: Training, job: Mapping[str, Any], steps: int) -> tuple[str | 
     join_processes(recipe)
     set_seed(recipe.seed)
     checkpoint = agreed(job["checkpoint"])
-    return checkpoint, arguments(recipe, Folder(recipe.out).checkpoints, steps, fresh=checkpoint is None)
+    work = Folder(recipe.out).checkpoints
+    return checkpoint, arguments(recipe, job["deepspeed"], work, steps, fresh=checkpoint is None)
 
 
 def weights_dtype(recipe: Training) -> torch.dtype:
@@ -46,7 +45,9 @@ def weights_dtype(recipe: Training) -> torch.dtype:
     return torch.bfloat16 if recipe.precision == "bf16" and recipe.with_deepspeed else torch.float32
 
 
-def arguments(recipe: Training, work: Path, steps: int, fresh: bool) -> TrainingArguments:
+def arguments(
+    recipe: Training, deepspeed: dict[str, Any] | None, work: Path, steps: int, fresh: bool
+) -> TrainingArguments:
     """The recipe as transformers puts it; to be made before the model is read (ZeRO-3)."""
     often = max(1, math.ceil(steps / SHARE_BETWEEN_SAVES))
     return TrainingArguments(
@@ -63,7 +64,7 @@ def arguments(recipe: Training, work: Path, steps: int, fresh: bool) -> Training
         bf16=recipe.precision == "bf16",
         gradient_checkpointing=recipe.recompute,
         gradient_checkpointing_kwargs={"use_reentrant": False} if recipe.recompute else None,
-        deepspeed=deepspeed_config(recipe),
+        deepspeed=deepspeed,
         use_cpu=on_cpu(),
         dataloader_pin_memory=not on_cpu(),
         remove_unused_columns=False,
@@ -220,7 +221,7 @@ class Telling(TrainerCallback):
             dist.barrier()
         if state.is_world_process_zero:
             name = f"checkpoint-{state.global_step}"
-            checkpoints.seal(Path(args.output_dir) / name)
+            seal(Path(args.output_dir) / name)
             report("saved", step=state.global_step)
         if args.world_size > 1:
             dist.barrier()

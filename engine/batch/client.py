@@ -4,7 +4,7 @@ The package's own retries are off: what is asked again, and when, is decided by 
 The API key is cut out of all that comes back.
 """
 
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,8 +17,7 @@ from aiolimiter import AsyncLimiter
 from openai.types import Batch, FileObject
 
 from engine.batch.files import ENDPOINT
-from engine.batch.line_splitter import Endless, Splitter, Text
-from engine.provider.client import CONNECT_SECONDS, WORDS_KEPT, redacted
+from engine.provider.client import CONNECT_SECONDS, KEPT_BYTES, MAX_REPLY_BYTES, WORDS_KEPT, redacted
 from engine.provider.errors import AskError, BrokenOff, ConnectionLost, RunStopped, ServerFault, TimedOut
 from engine.provider.refusals import read_error
 
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
     from openai._base_client import AsyncPaginator
     from openai.pagination import AsyncCursorPage
 
+MOST_SKIPPED = 64 * 2**20  # of one line that is too long
 CALLS_A_SECOND = 4
 WINDOW: Literal["24h"] = "24h"
 BATCH: Literal["batch"] = "batch"
@@ -58,6 +58,53 @@ class Remote:
     metadata: tuple[tuple[str, str], ...]
     completed: int | None = None
     failed: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """A line without its end. `is_cut`: the file ends in it; `is_long`: this is only its start."""
+
+    raw: bytes
+    is_cut: bool = False
+    is_long: bool = False
+
+
+class Endless(Exception):
+    """A line that does not end."""
+
+
+class Splitter:
+    def __init__(self) -> None:
+        self._line = bytearray()
+        self._skipped = 0  # of a line that is too long: only its start is kept
+
+    def feed(self, chunk: bytes) -> Iterator[Text]:
+        """The lines that end in this chunk. Raises Endless."""
+        *ended, rest = chunk.split(b"\n")
+        for piece in ended:
+            self._grow(piece)
+            yield self._take()
+        self._grow(rest)
+
+    def rest(self) -> Text | None:
+        """What stands behind the last line end."""
+        return self._take(is_cut=True) if self._line else None
+
+    def _grow(self, piece: bytes) -> None:
+        if self._skipped or len(self._line) + len(piece) > MAX_REPLY_BYTES:
+            self._line += piece[: max(0, KEPT_BYTES - len(self._line))]
+            del self._line[KEPT_BYTES:]
+            self._skipped += len(piece)
+        else:
+            self._line += piece
+        if self._skipped > MOST_SKIPPED:
+            raise Endless(f"a line is longer than {(MAX_REPLY_BYTES + MOST_SKIPPED) >> 20} MiB")
+
+    def _take(self, is_cut: bool = False) -> Text:
+        text = Text(bytes(self._line), is_cut, self._skipped > 0)
+        self._line.clear()
+        self._skipped = 0
+        return text
 
 
 class BatchApi:
@@ -200,8 +247,15 @@ class BatchApi:
 
     def _told(self, batch: object) -> Remote:
         batch = _expect(batch, Batch)
-        total, completed, failed = _counts(batch.request_counts)
-        problems = (batch.errors.data if batch.errors else None) or []
+        counts = [getattr(batch.request_counts, name, None) for name in ("total", "completed", "failed")]
+        total, completed, failed = (n if isinstance(n, int) and n >= 0 else None for n in counts)
+        if not (total or completed or failed):  # where nothing is counted, nothing is told
+            total = completed = failed = None
+        problems = []
+        for problem in (batch.errors.data if batch.errors else None) or []:
+            place = f" (line {problem.line})" if problem.line else ""
+            words = f"{problem.message or 'no message'}{place}".encode(errors="replace")
+            problems.append((problem.code or "", self._redacted(words).decode()))
         return Remote(
             batch.id,
             str(batch.status),
@@ -210,15 +264,11 @@ class BatchApi:
             batch.error_file_id or None,
             (completed or 0) + (failed or 0),
             total or 0,
-            tuple((p.code or "", self._words(p.message, p.line)) for p in problems),
+            tuple(problems),
             tuple((batch.metadata or {}).items()),
             completed,
             failed,
         )
-
-    def _words(self, message: str | None, line: int | None) -> str:
-        place = f" (line {line})" if line else ""
-        return self._redacted(f"{message or 'no message'}{place}".encode(errors="replace")).decode()
 
     def _redacted(self, raw: bytes) -> bytes:
         return redacted(raw, (self._secret or "").encode())
@@ -229,10 +279,3 @@ def _expect(value: object, kind: type[T]) -> T:
     if not isinstance(value, kind) or not getattr(value, "id", None):
         raise ServerFault("the reply cannot be read: it is no " + kind.__name__.lower(), 502)
     return value
-
-
-def _counts(told: object) -> tuple[int | None, ...]:
-    """(total, completed, failed). A batch in which nothing is counted tells nothing."""
-    counts = [getattr(told, name, None) for name in ("total", "completed", "failed")]
-    known = [n if isinstance(n, int) and n >= 0 else None for n in counts]
-    return tuple(known) if any(known) else (None, None, None)

@@ -12,20 +12,16 @@ cannot be read may be a paid answer, so it is not treated like a line that says 
 
 import contextlib
 import json
-import os
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import orjson
 
-from engine.batch.quota import BatchLimits, Load
 from engine.provider.errors import AskError, BadReply, RowRefused, RunStopped, ServerFault
 from engine.provider.refusals import is_filtered, read_error
 from engine.provider.responses import FILTERED_REPLY, Reply, claim_in, read_reply
-from store.errors import DiskFull, StorageError
 from store.files import loads
 
 ENDPOINT: Literal["/v1/chat/completions"] = "/v1/chat/completions"
@@ -123,11 +119,15 @@ def is_success(status: int) -> bool:
 
 def _read(key: bytes, response: object, error: object) -> Line | Damaged:
     told = response if isinstance(response, dict) and response else None
-    status = _number(told.get("status_code")) if told else None
-    raw = _as_bytes(told.get("body")) if told else b""
+    status, raw = None, b""
+    if told:
+        with contextlib.suppress(KeyError, ValueError, TypeError, OverflowError):
+            status = int(told["status_code"])
+        raw = _as_bytes(told.get("body"))
     words = _words(error)
     if words and not told:
-        return Line(key, None, b"", NotRun(words) if _is_not_run(words) else ServerFault(words, 500))
+        not_run = words.startswith(tuple(f"{code}: " for code in NOT_RUN))
+        return Line(key, None, b"", NotRun(words) if not_run else ServerFault(words, 500))
     if not told:
         return _unclear(key, None, raw, "the line has neither a response nor an error")
     if words:
@@ -135,23 +135,18 @@ def _read(key: bytes, response: object, error: object) -> Line | Damaged:
     if status is None or not (is_success(status) or 400 <= status < 600):
         shown = str(told.get("status_code"))[:20]
         return _unclear(key, None, raw, f"the line has a response with status_code {shown}")
-    return _answered(key, status, raw)
-
-
-def _answered(key: bytes, status: int, raw: bytes) -> Line | Damaged:
-    """A success that shows neither an answer nor usage does not show what was paid for."""
     if is_filtered(status, raw):
         return Line(key, status, raw, FILTERED_REPLY)
     if not is_success(status):
         return Line(key, status, raw, read_error(status, {}, raw))
     try:
         return Line(key, status, raw, read_reply(raw))
-    except BadReply as error:
-        return Damaged(key, raw) if claim_in(raw).is_empty else Line(key, status, raw, error)
-    except RowRefused as error:  # an error inside a reply of 200
-        return Line(key, status, raw, FILTERED_REPLY if error.about == "filter" else error)
-    except (AskError, RunStopped) as error:
-        return Line(key, status, raw, error)
+    except BadReply as bad:  # without an answer or usage it does not show what was paid for
+        return Damaged(key, raw) if claim_in(raw).is_empty else Line(key, status, raw, bad)
+    except RowRefused as refused:  # an error inside a reply of 200
+        return Line(key, status, raw, FILTERED_REPLY if refused.about == "filter" else refused)
+    except (AskError, RunStopped) as failed:
+        return Line(key, status, raw, failed)
 
 
 def _unclear(key: bytes, status: int | None, raw: bytes, words: str) -> Line:
@@ -176,17 +171,6 @@ def _words(error: object) -> str:
     return said[:WORDS_KEPT].encode(errors="replace").decode()
 
 
-def _is_not_run(words: str) -> bool:
-    return words.startswith(tuple(f"{code}: " for code in NOT_RUN))
-
-
-def _number(value: object) -> int | None:
-    try:
-        return int(value)  # type: ignore[call-overload,no-any-return]
-    except (ValueError, TypeError, OverflowError):
-        return None
-
-
 def _as_bytes(body: object) -> bytes:
     """A body is given as JSON inside JSON; some servers give text, or what is no JSON at all."""
     if isinstance(body, str):
@@ -198,103 +182,6 @@ def _as_bytes(body: object) -> bytes:
 
 
 FOLDER = "batches"
-
-
-@dataclass(frozen=True, slots=True)
-class Due:
-    """A request that is to be asked. `own`: rows wait for it that are counted nowhere else."""
-
-    request: int
-    key: bytes
-    body: bytes
-    prompt_tokens: int
-    worst: int
-    tries: int
-    own: bool = True
-
-    def taken_over(self) -> "Due":
-        return replace(self, own=True)
-
-
-@dataclass(frozen=True, slots=True)
-class RetryLine:
-    """What has to be asked again, without its body."""
-
-    request: int
-    prompt_tokens: int
-    worst: int
-    tries: int
-    own: bool
-
-
-class Parcel:
-    """A file that is being filled. Raises DiskFull."""
-
-    def __init__(self, path: Path) -> None:
-        self.path, self.load = path, Load()
-        self.requests: list[tuple[int, int, int]] = []  # id, worst, tries
-        with _disk(path):
-            path.parent.mkdir(exist_ok=True)
-            self._file = path.open("wb")
-
-    def takes(self, due: Due, limits: BatchLimits) -> bool:
-        return self.load.takes(len(input_line(due.key, due.body)), due.prompt_tokens, limits)
-
-    def add(self, due: Due) -> None:
-        line = input_line(due.key, due.body)
-        with _disk(self.path):
-            self._file.write(line)
-        self.load.add(len(line), due.prompt_tokens, due.worst)
-        self.requests.append((due.request, due.worst, due.tries))
-
-    def seal(self) -> None:
-        """On the disk, whole, before anything is said of it."""
-        with _disk(self.path):
-            self._file.flush()
-            os.fsync(self._file.fileno())
-            self._file.close()
-
-    def discard(self) -> None:
-        with contextlib.suppress(OSError):
-            self._file.close()
-        self.path.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def _disk(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise DiskFull(f"cannot write {path}: {error.strerror}; what was paid is stored") from error
-
-
-@dataclass(slots=True)
-class Leftover:
-    """The requests of a batch that have to be asked again, by key; their bodies are in its file."""
-
-    path: Path
-    again: dict[bytes, RetryLine]
-    _lines: Iterator[bytes] = field(init=False)
-
-    def __post_init__(self) -> None:
-        self._lines = self._read()
-
-    def _read(self) -> Iterator[bytes]:
-        try:
-            with self.path.open("rb") as file:
-                yield from file
-        except OSError as error:
-            words = f"{self.path} is gone ({error.strerror}): run the same command again"
-            raise StorageError(words) from None
-
-    def next(self) -> Due | None:
-        """None when all have been given; the file is gone then."""
-        while self.again and (line := next(self._lines, None)) is not None:
-            key, body = body_of(line)
-            if a := self.again.pop(key, None):
-                return Due(a.request, key, body, a.prompt_tokens, a.worst, a.tries, a.own)
-        self.path.unlink(missing_ok=True)
-        return None
 
 
 def name_of(folder: str, number: int) -> str:

@@ -13,9 +13,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from engine.batch.client import BatchApi, Remote
-from engine.batch.files import Leftover, RetryLine, name_of, sweep
-from engine.batch.packer import Packer
-from engine.batch.quota import Queue, shown
+from engine.batch.files import name_of, sweep
+from engine.batch.packer import Leftover, Packer, Queue, RetryLine, shown
 from engine.batch.results import Collector
 from engine.batch.states import next_step, poll_seconds, refusal, state_of, words_of
 from engine.batch.submit import Submitter, patiently, pause
@@ -135,7 +134,13 @@ class Lives:
             remote = await self._followed(row, remote)
             state = state_of(remote)
             if state == "results":
-                return await self._finish(row, remote, own)
+                self.queue.alive.pop(row.id, None)
+                self.changed.set()
+                if again := await self.collect(row, remote, own):
+                    self.packer.leave(Leftover(self.submitter.path(row), again))
+                else:
+                    self.submitter.path(row).unlink(missing_ok=True)
+                return self._forget(row)
             if state == "refused":
                 await self.withdraw(row, remote.status)
                 raise refusal(remote)
@@ -148,7 +153,15 @@ class Lives:
         if next_step(row) == "follow":
             self.queue.alive[row.id] = row.tokens
             return row, await self.retrieve(row)
-        await self._room(row)
+        self.waiting += 1
+        try:
+            while not self.queue.has_room(row.tokens):
+                self._show(row, "waiting", 0, row.requests)
+                await self.change()
+            self.queue.alive[row.id] = row.tokens
+        finally:
+            self.waiting -= 1
+            self.changed.set()
         task = asyncio.current_task()
         assert task
         self.critical.add(task)
@@ -162,17 +175,6 @@ class Lives:
             raise
         finally:
             self.critical.discard(task)
-
-    async def _room(self, row: BatchRow) -> None:
-        self.waiting += 1
-        try:
-            while not self.queue.has_room(row.tokens):
-                self._show(row, "waiting", 0, row.requests)
-                await self.change()
-            self.queue.alive[row.id] = row.tokens
-        finally:
-            self.waiting -= 1
-            self.changed.set()
 
     async def retrieve(self, row: BatchRow) -> Remote:
         assert row.remote
@@ -198,16 +200,6 @@ class Lives:
             looks += 1
             remote = await self.retrieve(row)
 
-    async def _finish(self, row: BatchRow, remote: Remote, own: bool) -> None:
-        self.queue.alive.pop(row.id, None)
-        self.changed.set()
-        again = await self.collect(row, remote, own)
-        if again:
-            self.packer.leave(Leftover(self.submitter.path(row), again))
-        else:
-            self.submitter.path(row).unlink(missing_ok=True)
-        self._forget(row)
-
     async def collect(self, row: BatchRow, remote: Remote, own: bool) -> dict[bytes, RetryLine]:
         """Stores the results and closes the batch; returns what has to be asked again."""
         found = await self.collector.collect(row, remote, self.books.enqueued(row), own)
@@ -222,22 +214,18 @@ class Lives:
         self._forget(row)
 
     async def _full(self, row: BatchRow, remote: Remote, own: bool, refusals: int) -> bool:
-        """The provider's queue is full. True when the batch has been taken apart for smaller ones."""
+        """The provider's queue is full. True when the batch has been taken apart for smaller ones. Else it
+        is held back for a while, and until others of ours have made room. Raises ProviderDown."""
         words = words_of(remote)
         self.queue.alive.pop(row.id, None)
-        if not self.queue.refused(row.tokens, row.requests, words):
-            await self._hold(row, words, refusals)
-            return False
-        self.say(f"batch {row.id} is split: {words}")
-        entries = self.books.enqueued(row)
-        again = {e.key: RetryLine(e.request, e.prompt_tokens, e.worst, e.tries, own) for e in entries}
-        await self.withdraw(row, "split", split=True)
-        self.packer.leave(Leftover(self.submitter.path(row), again))
-        self.changed.set()
-        return True
-
-    async def _hold(self, row: BatchRow, words: str, refusals: int) -> None:
-        """For a while, and (in `_room`) until others of ours have made room. Raises ProviderDown."""
+        if self.queue.refused(row.tokens, row.requests, words):
+            self.say(f"batch {row.id} is split: {words}")
+            entries = self.books.enqueued(row)
+            again = {e.key: RetryLine(e.request, e.prompt_tokens, e.worst, e.tries, own) for e in entries}
+            await self.withdraw(row, "split", split=True)
+            self.packer.leave(Leftover(self.submitter.path(row), again))
+            self.changed.set()
+            return True
         self.say(f"batch {row.id} is held back: {words}")
         batches.held_back(self.ledger, row.id)
         await self.ledger.committed()
@@ -251,6 +239,7 @@ class Lives:
             await asyncio.sleep(pause(refusals))
         finally:
             self.waiting -= 1
+        return False
 
     def _show(self, row: BatchRow, status: str, done: int, total: int) -> None:
         self._seen[row.id] = (status, done, total or row.requests)

@@ -12,9 +12,9 @@ from typing import Any
 import orjson
 
 from engine.batch.client import Remote
-from engine.batch.download import Fetcher
-from engine.batch.files import Line, NotRun, RetryLine, Unclear
-from engine.batch.result_checks import Results
+from engine.batch.download import Fetcher, Results
+from engine.batch.files import Line, NotRun, Unclear
+from engine.batch.packer import RetryLine
 from engine.collect.accounting import Booking, Measure
 from engine.collect.outcomes import Failed, Unusable, judged, unread_words, unusable
 from engine.collect.stage import Intake
@@ -23,11 +23,9 @@ from engine.limits.budget import Budget
 from engine.provider.errors import AskError, BadReply, RowRefused, RunStopped, ServerFault
 from engine.provider.pricing import Price, Prices
 from engine.provider.responses import Reply, claim_in
-from engine.provider.tokens import Tokenizer
 from store import provider_batches as batches
-from store.ledger import Ledger
 from store.provider_batches import BatchRow, Enqueued, Items
-from store.records import UNUSABLE, Cause, Usage
+from store.records import UNUSABLE, Cause, Fault
 
 LINES_A_COMMIT = 256
 DAMAGED = "the line of the batch's results cannot be read"
@@ -86,26 +84,31 @@ class _Reading:
         return self.results.waiting
 
 
+@dataclass(frozen=True, slots=True)
+class Attempts:
+    """How often a request is asked at most: in all, after replies that cannot be parsed (beside the
+    first), and after replies without an answer."""
+
+    most: int
+    parse: int
+    empty: int
+
+
 class Collector:
     """Stores the results of batches; shared by all of a run."""
 
     def __init__(
         self,
         fetcher: Fetcher,
-        ledger: Ledger,
         intake: Intake,
         budget: Budget,
-        tokenizer: Tokenizer,
-        attempts: int,
-        attempts_parse: int,
-        attempts_empty: int,
+        attempts: Attempts,
         give_up_share: float,
         items: Items,
     ) -> None:
-        self.fetcher, self.ledger, self.intake, self.budget = fetcher, ledger, intake, budget
-        self.tokenizer, self.state, self.items = tokenizer, intake.state, items
-        self.attempts, self.attempts_parse, self.attempts_empty = attempts, attempts_parse, attempts_empty
-        self.give_up_share = give_up_share
+        self.fetcher, self.intake, self.budget, self.items = fetcher, intake, budget, items
+        self.ledger, self.state, self.tokenizer = intake.ledger, intake.state, intake.plan.tokenizer
+        self.attempts, self.give_up_share = attempts, give_up_share
         self._proven = False
         self._refusals: list[tuple[int, Failed, bool]] = []  # until a row has been answered
         self._unread: dict[int, Failed] = {}  # likewise, by request
@@ -128,19 +131,23 @@ class Collector:
             if key in reading.waiting:
                 await self._take(reading, Line(key, 200, raw, BadReply(DAMAGED, raw)))
         for entry in list(reading.waiting.values()):
-            self._without_line(reading, entry, results.remote)
-        self._judge_doubts(reading)
+            # of a batch that was cut short it was not executed; else it may have been billed
+            if results.remote.status in ("expired", "cancelled"):
+                self._not_run(reading, entry, f"batch_{results.remote.status}")
+            else:
+                self._asked_again(reading, entry, AskError(LOST), lost=entry.worst)
+        # where the batch speaks against the run, its rows stay due and the run ends
+        refused = [failed for _, failed, _ in self._refusals]
+        doubts: list[Failed | Unusable] = [*refused, *self._unread.values(), *self._in_vain.values()]
+        if reason := against_the_run(doubts) or mostly_unusable(self.state, self.give_up_share):
+            reading.found.reason = reading.found.reason or reason
+        else:
+            self._fail_refusals()
         await self.ledger.committed()
         return reading.found
 
     async def _take(self, reading: _Reading, line: Line) -> None:
-        self._store(reading, reading.waiting[line.key], line)
-        reading.stored += 1
-        if reading.stored % LINES_A_COMMIT == 0:
-            await self.ledger.committed()
-
-    def _store(self, reading: _Reading, entry: Enqueued, line: Line) -> None:
-        meaning = line.meaning
+        entry, meaning = reading.waiting[line.key], line.meaning
         if isinstance(meaning, Reply):
             self._answered(reading, entry, line, meaning)
         elif isinstance(meaning, NotRun):
@@ -148,14 +155,27 @@ class Collector:
         elif isinstance(meaning, BadReply):
             self._malformed(reading, entry, meaning)
         elif isinstance(meaning, RowRefused):
-            self._refused(reading, entry, meaning)
+            number = self._record(reading, entry, meaning)
+            self._settle(reading, entry)
+            if self._proven:
+                self.intake.failed(entry.request, meaning.cause, number, own=reading.own)
+            else:
+                failed = Failed(meaning.cause, meaning.status, str(meaning), number, refused=True)
+                self._refusals.append((entry.request, failed, reading.own))
         elif isinstance(meaning, Unclear):
-            most = self.attempts_parse + 1 if meaning.is_refusal else None
+            most = self.attempts.parse + 1 if meaning.is_refusal else None
             self._asked_again(reading, entry, ServerFault(meaning.words, meaning.status or 0), most=most)
         elif isinstance(meaning, RunStopped):
-            self._stopping(reading, entry, line, meaning)
+            # the row stays due; the run ends when all of the batch has been read
+            fault = Fault(meaning.cause, line.status, str(meaning))
+            self.ledger.error(reading.row.stage, entry.attempt, entry.request, fault, entry.worst)
+            self._settle(reading, entry)
+            reading.found.reason = reading.found.reason or meaning
         else:
             self._asked_again(reading, entry, meaning)
+        reading.stored += 1
+        if reading.stored % LINES_A_COMMIT == 0:
+            await self.ledger.committed()
 
     def _settle(self, reading: _Reading, entry: Enqueued, cost: int = 0, lost: int = 0) -> None:
         """The request has left the batch."""
@@ -174,12 +194,28 @@ class Collector:
         self._settle(reading, entry, response.cost_micro)
         self.state.count(response, entry.prompt_tokens, final)
         if final:
-            self._prove()
+            if not self._proven:
+                self._proven = True
+                self._unread.clear()
+                self._in_vain.clear()
+                self._fail_refusals()
             self.intake.answered(entry.request, own=reading.own)
-        elif outcome == "unparsed":
-            self._unparsed(reading, entry, reply)
-        else:
-            self._unusable(reading, entry, reply, response.usage, number)
+        elif outcome == "unparsed":  # no record in it: a further sample goes into a next batch
+            words = unread_words(reply)
+            fault = Fault("unparsed", 200, words)
+            error = self.ledger.error(stage, entry.attempt, entry.request, fault, 0, ended=False)
+            if not (self._proven or self.state.was_read):
+                self._unread[entry.request] = Failed("unparsed", 200, words, error, refused=False)
+            self._again(reading, entry, "unparsed", error, most=self.attempts.parse + 1)
+        else:  # no answer in it: another is bought in a next batch, a few times
+            if not self._proven and self.give_up_share < 1:
+                self._in_vain[entry.request] = unusable(reply, response.usage, number)
+            if reply.outcome == "tool_calls" or entry.tries + 1 >= self.attempts.empty:
+                self.intake.unusable(entry.request, reply.outcome, number, own=reading.own)
+            else:
+                reading.found.again[entry.key] = RetryLine(
+                    entry.request, entry.prompt_tokens, entry.worst, entry.tries + 1, reading.own
+                )
 
     def _asked(self, entry: Enqueued) -> Measure:
         """What its reply is measured by; its body is at the provider, not here."""
@@ -187,39 +223,15 @@ class Collector:
         most = entry.prompt_tokens if self.tokenizer.exact else size
         return Measure(entry.prompt_tokens, most, size, self.intake.plan.max_tokens)
 
-    def _unusable(
-        self, reading: _Reading, entry: Enqueued, reply: Reply, usage: Usage, response: int
-    ) -> None:
-        """Stored and billed, and no answer in it: another is bought in a next batch, a few times."""
-        if not self._proven and self.give_up_share < 1:
-            self._in_vain[entry.request] = unusable(reply, usage, response)
-        if reply.outcome == "tool_calls" or entry.tries + 1 >= self.attempts_empty:
-            self.intake.unusable(entry.request, reply.outcome, response, own=reading.own)
-            return
-        reading.found.again[entry.key] = RetryLine(
-            entry.request, entry.prompt_tokens, entry.worst, entry.tries + 1, reading.own
-        )
-
-    def _unparsed(self, reading: _Reading, entry: Enqueued, reply: Reply) -> None:
-        """Stored and billed, and no record in it: a further sample goes into a next batch."""
-        words = unread_words(reply)
-        number = self.ledger.error(
-            reading.row.stage, entry.attempt, entry.request, "unparsed", 200, words, 0, ended=False
-        )
-        if not (self._proven or self.state.was_read):
-            self._unread[entry.request] = Failed("unparsed", 200, words, number, refused=False)
-        self._again(reading, entry, "unparsed", number, most=self.attempts_parse + 1)
-
     def _record(self, reading: _Reading, entry: Enqueued, error: AskError, lost: int = 0) -> int:
         return self.ledger.error(
-            reading.row.stage, entry.attempt, entry.request, error.cause, error.status, str(error),
+            reading.row.stage, entry.attempt, entry.request, Fault(error.cause, error.status, str(error)),
             entry.worst - lost, at_risk_micro=lost,
         )  # fmt: skip
 
     def _not_run(self, reading: _Reading, entry: Enqueued, words: str) -> None:
-        number = self.ledger.error(
-            reading.row.stage, entry.attempt, entry.request, "timeout", None, words, entry.worst
-        )
+        fault = Fault("timeout", None, words)
+        number = self.ledger.error(reading.row.stage, entry.attempt, entry.request, fault, entry.worst)
         self._settle(reading, entry)
         self._again(reading, entry, "timeout", number, tried=reading.idle)
 
@@ -231,8 +243,8 @@ class Collector:
         released = 0 if claim.is_empty and error.maybe_billed else entry.worst
         self.ledger.put(row.stage, entry.attempt, entry.request, response, released, final=False)
         number = self.ledger.error(
-            row.stage, entry.attempt, entry.request, error.cause, error.status, str(error), 0, ended=False,
-            at_risk_micro=entry.worst - released,
+            row.stage, entry.attempt, entry.request, Fault(error.cause, error.status, str(error)), 0,
+            ended=False, at_risk_micro=entry.worst - released,
         )  # fmt: skip
         self.state.count_malformed(response)
         self._settle(reading, entry, response.cost_micro, entry.worst - released)
@@ -257,60 +269,14 @@ class Collector:
         """Into a next batch, or the row fails for want of attempts."""
         self.state.retry_causes[cause] += 1
         tries = entry.tries + tried
-        if tries >= (most or self.attempts):
+        if tries >= (most or self.attempts.most):
             self.intake.failed(entry.request, cause, error, own=reading.own)
             return
         reading.found.again[entry.key] = RetryLine(
             entry.request, entry.prompt_tokens, entry.worst, tries, reading.own
         )
 
-    def _refused(self, reading: _Reading, entry: Enqueued, error: RowRefused) -> None:
-        number = self._record(reading, entry, error)
-        self._settle(reading, entry)
-        if self._proven:
-            self.intake.failed(entry.request, error.cause, number, own=reading.own)
-        else:
-            failed = Failed(error.cause, error.status, str(error), number, refused=True)
-            self._refusals.append((entry.request, failed, reading.own))
-
-    def _stopping(self, reading: _Reading, entry: Enqueued, line: Line, reason: RunStopped) -> None:
-        """The row stays due; the run ends when all of the batch has been read."""
-        self.ledger.error(
-            reading.row.stage,
-            entry.attempt,
-            entry.request,
-            reason.cause,
-            line.status,
-            str(reason),
-            entry.worst,
-        )
-        self._settle(reading, entry)
-        reading.found.reason = reading.found.reason or reason
-
-    def _without_line(self, reading: _Reading, entry: Enqueued, remote: Remote) -> None:
-        """Of a batch that was cut short it was not executed; else it may have been billed."""
-        if remote.status in ("expired", "cancelled"):
-            self._not_run(reading, entry, f"batch_{remote.status}")
-        else:
-            self._asked_again(reading, entry, AskError(LOST), lost=entry.worst)
-
-    def _prove(self) -> None:
-        if not self._proven:
-            self._proven = True
-            self._unread.clear()
-            self._in_vain.clear()
-            self._fail_refusals()
-
     def _fail_refusals(self) -> None:
         for request, failed, own in self._refusals:
             self.intake.failed(request, failed.cause, failed.error, own=own)
         self._refusals.clear()
-
-    def _judge_doubts(self, reading: _Reading) -> None:
-        """Where the batch speaks against the run, its rows stay due and the run ends."""
-        refused = [failed for _, failed, _ in self._refusals]
-        doubts: list[Failed | Unusable] = [*refused, *self._unread.values(), *self._in_vain.values()]
-        if reason := against_the_run(doubts) or mostly_unusable(self.state, self.give_up_share):
-            reading.found.reason = reading.found.reason or reason
-        else:
-            self._fail_refusals()

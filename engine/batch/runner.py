@@ -16,11 +16,10 @@ from pathlib import Path
 
 from engine.batch.client import BatchApi
 from engine.batch.download import Fetcher
-from engine.batch.files import FOLDER, Parcel, name_of
+from engine.batch.files import FOLDER, name_of
 from engine.batch.job import BatchBooks, Lives
-from engine.batch.packer import Packer
-from engine.batch.quota import BatchLimits, Queue
-from engine.batch.results import Collector, price_json
+from engine.batch.packer import BatchLimits, Packer, Queue
+from engine.batch.results import Attempts, Collector, price_json
 from engine.batch.states import next_step, state_of
 from engine.batch.submit import Submitter
 from engine.collect.settings import Settings
@@ -47,9 +46,7 @@ class BatchConfig:
     run: int
     stage: int
     price: Price
-    attempts: int
-    attempts_parse: int
-    attempts_empty: int
+    attempts: Attempts
     give_up: float
     grace: float
     limits: BatchLimits
@@ -79,8 +76,8 @@ class Batches:
         self._open = self._books.open()
         self._packer = Packer(intake, budget, terms.price, tokenizer)
         collector = Collector(
-            Fetcher(api, give_up, terms.abandoned, say), ledger, intake, budget, tokenizer, terms.attempts,
-            terms.attempts_parse, terms.attempts_empty, terms.give_up_share, Items(reader),
+            Fetcher(api, give_up, terms.abandoned, say), intake, budget, terms.attempts, terms.give_up_share,
+            Items(reader),
         )  # fmt: skip
         self._lives = Lives(
             api, ledger, self._books, submitter, collector, self._packer, Queue(terms.limits.tokens), state,
@@ -122,12 +119,20 @@ class Batches:
 
     async def _go(self) -> None:
         try:
-            await self._resume()
+            # what an earlier process submitted is followed; what was never asked is used or withdrawn
+            self._books.adopt(self._open)
+            price = price_json(self.terms.price)
+            for row in self._open:
+                row = await self._books.found(row)
+                if next_step(row) == "follow" or self._books.is_wanted(row, self.terms.stage, price):
+                    self._spawn(row, own=False)
+                else:
+                    await self._books.withdraw(row)
             while not self._stopped:
                 if self._lives.waiting:
                     await self._lives.change()
-                elif parcel := await self._pack():
-                    self._spawn(await self._intend(parcel), own=True)
+                elif packed := await self._pack():
+                    self._spawn(packed, own=True)
                 elif self._tasks:
                     await self._lives.change()
                 else:
@@ -135,25 +140,15 @@ class Batches:
         except (RunStopped, PoolError) as reason:
             self.stop(reason)
 
-    async def _resume(self) -> None:
-        """Batches that were submitted are followed; what was never asked is used or withdrawn."""
-        self._books.adopt(self._open)
-        price = price_json(self.terms.price)
-        for row in self._open:
-            row = await self._books.found(row)
-            if next_step(row) == "follow" or self._books.is_wanted(row, self.terms.stage, price):
-                self._spawn(row, own=False)
-            else:
-                await self._books.withdraw(row)
-
-    async def _pack(self) -> Parcel | None:
+    async def _pack(self) -> BatchRow | None:
+        """A batch of what is pending, in the ledger before anything of it is sent."""
+        terms = self.terms
         self._number = self._number or self._ledger.next_batch()
-        path = self.terms.folder / FOLDER / name_of(self._name, self._number)
-        return await self._packer.pack(path, replace(self.terms.limits, tokens=self._lives.queue.limit))
-
-    async def _intend(self, parcel: Parcel) -> BatchRow:
-        load, terms = parcel.load, self.terms
-        number, self._number = self._number, 0
+        path = terms.folder / FOLDER / name_of(self._name, self._number)
+        parcel = await self._packer.pack(path, replace(terms.limits, tokens=self._lives.queue.limit))
+        if parcel is None:
+            return None
+        load, number, self._number = parcel.load, self._number, 0
         row = BatchRow(
             number, terms.run, terms.stage, self.intake.plan.fingerprint, self._url, price_json(terms.price),
             load.requests, load.bytes, load.tokens, load.worst, time.time(),
@@ -185,8 +180,22 @@ class Batches:
         """Before an online run: collects the batches that have ended. Raises UsageError while some
         are under way, since what is in them must not be asked a second time; and RunStopped."""
         self._books.adopt(self._open)
+        alive = []
         try:
-            alive = [row for row in self._open if not await self._settled(row)]
+            for row in self._open:
+                row = await self._books.found(row)
+                if next_step(row) != "follow":
+                    await self._books.withdraw(row)
+                    continue
+                remote = await self._lives.retrieve(row)
+                if (state := state_of(remote)) == "alive":
+                    alive.append(row)
+                elif state == "results":
+                    for again in (await self._lives.collect(row, remote, own=False)).values():
+                        self.intake.index.mark(again.request, DUE)
+                    self._books.submitter.path(row).unlink(missing_ok=True)
+                else:
+                    await self._books.withdraw(row, remote.status)
         finally:
             self._reader.close()
         if alive:
@@ -196,22 +205,6 @@ class Batches:
                 "command with --batch to wait for them, or cancel them there and run this one again"
             )
 
-    async def _settled(self, row: BatchRow) -> bool:
-        row = await self._books.found(row)
-        if next_step(row) != "follow":
-            await self._books.withdraw(row)
-            return True
-        remote = await self._lives.retrieve(row)
-        if (state := state_of(remote)) == "alive":
-            return False
-        if state != "results":
-            await self._books.withdraw(row, remote.status)
-            return True
-        for again in (await self._lives.collect(row, remote, own=False)).values():
-            self.intake.index.mark(again.request, DUE)
-        self._books.submitter.path(row).unlink(missing_ok=True)
-        return True
-
 
 @asynccontextmanager
 async def batches_of(
@@ -220,8 +213,9 @@ async def batches_of(
     """Either `run()` it, or `settle()` what is open before an online run."""
     key = settings.api_key.get_secret_value() if settings.api_key else None
     terms = BatchConfig(
-        folder, run, intake.stage, settings.price(batch=True) or FREE, settings.attempts,
-        settings.attempts_parse, settings.attempts_empty, settings.give_up, settings.batch_grace,
+        folder, run, intake.stage, settings.price(batch=True) or FREE,
+        Attempts(settings.attempts, settings.attempts_parse, settings.attempts_empty),
+        settings.give_up, settings.batch_grace,
         BatchLimits(settings.batch_requests, tokens=settings.batch_tokens or float("inf")),
         settings.batch_abandon, settings.give_up_share,
     )  # fmt: skip

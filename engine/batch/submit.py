@@ -89,23 +89,19 @@ class Submitter:
 
     async def upload(self, row: BatchRow, fresh: bool) -> BatchRow:
         """`fresh`: no upload can have been tried. Raises BatchRefused, RunStopped."""
-        file = None if fresh else await self._find_file(row)
-        file = file or await self._send_file(row)
-        batches.uploaded(self.ledger, row.id, file)
-        await self.ledger.committed()
-        return replace(row, input_file=file)
-
-    async def _send_file(self, row: BatchRow) -> str:
         patience, name = Patience(self.give_up), name_of(self.folder, row.id)
-        while True:
+        file = None if fresh else await self._find_file(row)
+        while not file:
             try:
-                return await self.api.upload(self.path(row), name)
+                file = await self.api.upload(self.path(row), name)
             except RowRefused as error:
                 raise BatchRefused(f"the provider takes no file for a batch: {error}") from None
             except AskError as error:
                 await patience.wait(error)
-                if found := await self._find_file(row):
-                    return found
+                file = await self._find_file(row)
+        batches.uploaded(self.ledger, row.id, file)
+        await self.ledger.committed()
+        return replace(row, input_file=file)
 
     async def _find_file(self, row: BatchRow) -> str | None:
         """The file that a lost upload has left; further ones of the same name are removed."""
@@ -125,13 +121,14 @@ class Submitter:
 
     async def create(self, row: BatchRow, alone: Callable[[], bool]) -> tuple[BatchRow, Remote]:
         """`alone`: whether no other batch of ours fills the queue, so that waiting has an end."""
-        patience, refusals = Patience(self.give_up), 0
+        assert row.input_file
+        file, patience, refusals = row.input_file, Patience(self.give_up), 0
         while True:
             row = replace(row, tried_at=time.time())
             batches.trying(self.ledger, row.id, row.tried_at or 0.0)
             await self.ledger.committed()
             try:
-                return await self.adopt(row, await self._create(row))
+                return await self.adopt(row, await self.api.create(file, self.folder, row.id))
             except RowRefused as error:
                 refusals += 1
                 if refusals >= REFUSALS:
@@ -146,10 +143,6 @@ class Submitter:
                     if found := await self.look(row):
                         return await self.adopt(row, found)
                     self._doubtful.add(row.id)
-
-    async def _create(self, row: BatchRow) -> Remote:
-        assert row.input_file
-        return await self.api.create(row.input_file, self.folder, row.id)
 
     async def look(self, row: BatchRow) -> Remote | None:
         """A batch that was asked for and whose id never came, or None when the provider's list has

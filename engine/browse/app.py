@@ -110,7 +110,16 @@ def run_browse(run: Path, port: int) -> None:
         raise UsageError(f"--port {port}: wants 0 (any that is free) to 65535")
     bound = bind(port)
     try:
-        _serve(build(run), bound, run)
+        datasette = build(run)
+        import uvicorn
+
+        # the socket listens already: whoever comes as soon as the address is told is answered
+        print(f"{run} is at http://{HOST}:{bound.getsockname()[1]}/ (Ctrl-C ends it)", flush=True)
+        config = uvicorn.Config(
+            datasette.app(), log_level="warning", lifespan="on", timeout_graceful_shutdown=DRAIN_SECONDS
+        )
+        uvicorn.Server(config).run(sockets=[bound])
+        sys.stdout.flush()
     finally:
         bound.close()
 
@@ -155,15 +164,3 @@ def build(run: Path) -> Any:
     datasette.remove_database("_memory")  # that it adds where it is given no file
     datasette.add_database(LedgerDatabase(datasette, run), name=LEDGER)
     return datasette
-
-
-def _serve(datasette: Any, bound: socket.socket, run: Path) -> None:
-    """The socket listens already: whoever comes as soon as the address is told is answered."""
-    import uvicorn
-
-    print(f"{run} is at http://{HOST}:{bound.getsockname()[1]}/ (Ctrl-C ends it)", flush=True)
-    config = uvicorn.Config(
-        datasette.app(), log_level="warning", lifespan="on", timeout_graceful_shutdown=DRAIN_SECONDS
-    )
-    uvicorn.Server(config).run(sockets=[bound])
-    sys.stdout.flush()

@@ -4,7 +4,7 @@ A teacher's words may hold HTML, scripts, any script's direction and control cha
 text, in a block of its own (`dir=auto`), with line breaks kept.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 from urllib.parse import quote, urlencode
@@ -58,58 +58,32 @@ def whole(row: Mapping[str, Any], value: Any, column: str, table: str | None) ->
 
 
 def _short(row: Mapping[str, Any], value: Any, column: str, table: str | None) -> Markup | None:
-    for decide in _SHORT:
-        if (found := decide(row, value, column, table)) is not None:
-            return found
-    return None
-
-
-def _number(row: Mapping[str, Any], value: Any, column: str, table: str | None) -> Markup | None:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    if column.endswith("_usd"):
+    """Numbers with their unit, links to other pages, marks."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    is_whole = is_number and isinstance(value, int)
+    if is_number and column.endswith("_usd"):
         return Markup(f'<span class="number">{money(value)}</span>')
-    if column in TIMES:
+    if is_number and column in TIMES:
         return Markup(f'<time title="{value}">{moment(value)}</time>')
-    if isinstance(value, int) and (column in COUNTS or column.endswith(("_tokens", "_micro"))):
+    if is_whole and (column in COUNTS or column.endswith(("_tokens", "_micro"))):
         return Markup(f'<span class="number">{value:,}</span>')
-    if column in SECONDS:
+    if is_number and column in SECONDS:
         return Markup(f'<span class="number">{value:,.2f} s</span>')
-    return None
-
-
-def _link(row: Mapping[str, Any], value: Any, column: str, table: str | None) -> Markup | None:
     if column == "position" and (page := _page_of(row)):
         return Markup('<a class="page" href="{}">{:,}</a>').format(page, value)
-    if column in LINKS and isinstance(value, int) and not isinstance(value, bool):
+    if is_whole and column in LINKS:
         return Markup('<a href="/ledger/{}/{}">{}</a>').format(LINKS[column], value, value)
-    if column == "cause" and table is None:
-        return _with_cause(row, value)
-    return None
-
-
-def _with_cause(row: Mapping[str, Any], cause: str) -> Markup:
-    """A cause in a query's result leads to the rows (or asks) that failed for it."""
-    where, of_stage = {"cause__exact": cause}, "stage" in row.keys()  # noqa: SIM118 - sqlite3.Row
-    if of_stage:
-        where["stage__exact"] = row["stage"]
-    view = "failures" if of_stage else "errors"
-    return Markup('<a href="/ledger/{}?{}">{}</a>').format(view, urlencode(where), cause)
-
-
-def _mark(row: Mapping[str, Any], value: Any, column: str, table: str | None) -> Markup | None:
+    if column == "cause" and table is None:  # in a query's result: to the rows (or asks) that failed for it
+        where, of_stage = {"cause__exact": value}, "stage" in row.keys()  # noqa: SIM118 - sqlite3.Row
+        if of_stage:
+            where["stage__exact"] = row["stage"]
+        view = "failures" if of_stage else "errors"
+        return Markup('<a href="/ledger/{}?{}">{}</a>').format(view, urlencode(where), value)
     if column == "outcome":
         return badge(str(value))
     if column == "key" and isinstance(value, bytes):
         return Markup('<code title="{}">{}…</code>').format(value.hex(), value.hex()[:12])
     return None
-
-
-_SHORT: tuple[Callable[[Mapping[str, Any], Any, str, str | None], Markup | None], ...] = (
-    _number,
-    _link,
-    _mark,
-)
 
 
 def _page_of(row: Mapping[str, Any]) -> str | None:

@@ -21,10 +21,10 @@ from engine.browse import cells
 from engine.browse.cells import row_link
 from engine.browse.queries import QUESTIONS
 from engine.provider.responses import stored_answer
-from store.damage import is_intact
-from store.failures import stop_reason_in
+from store.errors import is_intact
 from store.queries import stage_status, stages
 from store.run_folder import holder
+from store.stage_rows import stop_reason_in
 
 COUNT_MS = 2500  # for what the front page counts: a million rows take about one second
 HISTORY_MS = 2000
@@ -97,7 +97,11 @@ def _state(stage: Mapping[str, Any], process: int | None) -> str:
 
 async def row(request: Any, datasette: Any) -> Any:
     """One pool row: what was asked, every answer in full, and how it came about."""
-    place = _place(request.args)
+    position = request.args.get("position") or ""
+    is_place = position.isascii() and position.isdigit() and len(position) < 13
+    if not (is_place and request.args.get("stage")):
+        raise NotFound("a row's page wants ?stage=NAME&position=NUMBER")
+    place: dict[str, Any] = {"stage": request.args.get("stage"), "position": int(position)}
     database = datasette.get_database(LEDGER)
     item = (await database.execute(ITEM, place)).first()
     if item is None:
@@ -113,18 +117,14 @@ async def row(request: Any, datasette: Any) -> Any:
     return Response.html(await datasette.render_template("pool_row.html", context, request))
 
 
-def _place(args: Any) -> dict[str, Any]:
-    position = args.get("position") or ""
-    if not (position.isascii() and position.isdigit() and len(position) < 13 and args.get("stage")):
-        raise NotFound("a row's page wants ?stage=NAME&position=NUMBER")
-    return {"stage": args.get("stage"), "position": int(position)}
-
-
 async def _sample(database: Any, sample: dict[str, Any]) -> dict[str, Any]:
     """A sample with its words, and every ask behind it (None where looking takes too long)."""
     raw = sample["raw"]
     sample["damaged"] = raw is not None and not is_intact(raw, sample["checksum"])
-    sample["words"], sample["thinking"] = _words(sample)
+    sample["words"] = sample["thinking"] = None
+    if raw:  # what the teacher said and thought, as far as it can be read
+        text, thinking = stored_answer(raw) or (sample["text"], sample["reasoning"])
+        sample["words"], sample["thinking"] = text or None, thinking or None
     sample["raw"] = None if raw is None else raw.decode(errors="backslashreplace")
     try:
         found = await database.execute(HISTORY, {"request": sample["request"]}, custom_time_limit=HISTORY_MS)
@@ -144,14 +144,6 @@ def _item(row: Any) -> dict[str, Any]:
     except ValueError:
         return {"damaged row": text}
     return found if isinstance(found, dict) else {"damaged row": text}
-
-
-def _words(sample: Mapping[str, Any]) -> tuple[str | None, str | None]:
-    """What the teacher said and thought in a stored body, as far as it can be read."""
-    if not sample["raw"]:
-        return None, None
-    text, thinking = stored_answer(sample["raw"]) or (sample["text"], sample["reasoning"])
-    return text or None, thinking or None
 
 
 def title_of(run: Path) -> str:
@@ -239,12 +231,13 @@ def _guarded(app: Any) -> Any:
     127.0.0.1), and says what a page may load."""
 
     async def guarded(scope: Any, receive: Any, send: Any) -> None:
-        if scope["type"] == "http" and not _is_local(dict(scope["headers"]).get(b"host", b"")):
-            await send({"type": "http.response.start", "status": 403, "headers": []})
-            await send({"type": "http.response.body", "body": b"ask for 127.0.0.1 or localhost\n"})
-            return
-
         if scope["type"] == "http":
+            host = dict(scope["headers"]).get(b"host", b"").decode("latin-1")
+            name, _, port = host.rpartition(":")
+            if (name if port.isdigit() else host).lower() not in LOCAL_NAMES:
+                await send({"type": "http.response.start", "status": 403, "headers": []})
+                await send({"type": "http.response.body", "body": b"ask for 127.0.0.1 or localhost\n"})
+                return
             scope = _with_all_rows(scope)
 
         async def send_with_headers(message: Any) -> None:
@@ -265,8 +258,3 @@ def _with_all_rows(scope: Any) -> Any:
     if not name or "_stream=" in query or name[1] in NAMED:
         return scope
     return {**scope, "query_string": f"{query}{'&' * bool(query)}_stream=on".encode("latin-1")}
-
-
-def _is_local(host: bytes) -> bool:
-    name, _, port = host.decode("latin-1").rpartition(":")
-    return (name if port.isdigit() else host.decode("latin-1")).lower() in LOCAL_NAMES

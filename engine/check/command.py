@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,14 +22,15 @@ import orjson
 
 from engine.check.damage import find
 from engine.check.integrity import faults_of, faults_of_log
-from engine.check.repair import Log, mend
+from engine.check.repair import mend
 from engine.check.report import CheckReport, lines, told
 from engine.terminal import plain, tell
 from store.errors import RunFolderError, StorageError
-from store.ledger import connect_writer
-from store.run_folder import LEDGER, held, is_held, ledger_path
+from store.files import LEDGER
+from store.queries import connect_reader
+from store.run_folder import held, is_held, ledger_path
 from store.salvage import salvage
-from store.schema import VERSION, is_newer, version_words
+from store.schema import VERSION, connect_writer, is_newer, version_words
 
 SALVAGED = ".ledger.db.salvaged"
 DAMAGED = 1
@@ -92,15 +93,7 @@ class Checked:
 def check(run: Path, repair: bool) -> Checked:
     """Raises RunFolderError, StorageError."""
     ledger = ledger_path(run)
-    _refuse_newer(ledger)
-    try:
-        return _repair(run) if repair else Checked(_check(run))
-    except (sqlite3.Error, OSError) as error:
-        raise StorageError(f"{ledger} cannot be checked: {error}") from error
-
-
-def _refuse_newer(ledger: Path) -> None:
-    """One that a newer version has written is not damaged, and one in the making is not either."""
+    # one that a newer version has written is not damaged, and one in the making is not either
     log = ledger.with_name(ledger.name + "-wal")
     if not ledger.stat().st_size and not (log.exists() and log.stat().st_size):
         raise RunFolderError(version_words(ledger, 0))
@@ -110,6 +103,10 @@ def _refuse_newer(ledger: Path) -> None:
             is_too_new = version > VERSION and is_newer(connection)
         if is_too_new:
             raise RunFolderError(version_words(ledger, version))
+    try:
+        return _repair(run) if repair else Checked(_check(run))
+    except (sqlite3.Error, OSError) as error:
+        raise StorageError(f"{ledger} cannot be checked: {error}") from error
 
 
 def _salvaged(run: Path, fresh: Path) -> int:
@@ -123,7 +120,8 @@ def _salvaged(run: Path, fresh: Path) -> int:
 def _check(run: Path) -> CheckReport:
     faults = [] if is_held(run) else faults_of_log(run)
     if not faults:
-        _bring_up_to_date(run)
+        with contextlib.suppress(Exception):  # an older version; where that cannot be, the check says why
+            connect_reader(run).close()
         faults = faults_of(run)
     if faults:
         with tempfile.TemporaryDirectory(prefix="distill-check-") as folder:
@@ -133,14 +131,6 @@ def _check(run: Path) -> CheckReport:
             result.unreadable = unreadable
             return result
     return _look(run / LEDGER, run, [])
-
-
-def _bring_up_to_date(run: Path) -> None:
-    """A ledger of an older version; where that is not possible the check says why."""
-    from store.queries import connect_reader
-
-    with contextlib.suppress(Exception):
-        connect_reader(run).close()
 
 
 def _look(path: Path, run: Path, faults: list[str]) -> CheckReport:
@@ -163,7 +153,8 @@ def _repair(run: Path) -> Checked:
     with held(run):
         faults = faults_of_log(run)
         if not faults:
-            _bring_up_to_date_held(run)
+            with contextlib.suppress(Exception):
+                connect_writer(run).close()
             faults = faults_of(run)
         kept, unreadable = None, 0
         log = run / f"repair-{time.strftime('%Y%m%d-%H%M%S')}.jsonl"
@@ -182,13 +173,9 @@ def _repair(run: Path) -> Checked:
     return Checked(result, Repair(done, left, kept, log if log.exists() else None))
 
 
-def _bring_up_to_date_held(run: Path) -> None:
-    with contextlib.suppress(Exception):
-        connect_writer(run).close()
-
-
 def _mended(path: Path, run: Path, faults: list[str], log: Path) -> tuple[CheckReport, dict[str, int]]:
-    """Looks and repairs in one transaction: what was found at first, and what was done."""
+    """Looks and repairs in one transaction: what was found at first, and what was done. What was there
+    before goes into `log`, which is on the disk before the repair is."""
     connection = sqlite3.connect(path, isolation_level=None, timeout=60)
     connection.text_factory = lambda text: text.decode(errors="replace")
     done: Counter[str] = Counter()
@@ -198,32 +185,25 @@ def _mended(path: Path, run: Path, faults: list[str], log: Path) -> tuple[CheckR
         connection.execute("BEGIN IMMEDIATE")
         found = find(connection)
         first = result = told(connection, str(run / LEDGER), faults, found)
-        with _logging(log) as write:
+        with log.open("a", encoding="utf-8") as file:
+
+            def write(line: Mapping[str, Any]) -> None:
+                file.write(json.dumps(line, ensure_ascii=False, default=repr) + "\n")
+
             for _ in range(PASSES):
                 if result.is_intact or not (result.counts.total() or result.loose):
                     break
                 done += mend(connection, found, write)
                 found = find(connection)
                 result = told(connection, str(run / LEDGER), [], found)
+            file.flush()
+            os.fsync(file.fileno())
+            is_empty = file.tell() == 0
+        if is_empty:
+            log.unlink()
         connection.execute("COMMIT")
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     return first, {what: count for what, count in done.items() if count}
-
-
-@contextlib.contextmanager
-def _logging(log: Path) -> Iterator[Log]:
-    """What was there before goes into a file, which is on the disk before the repair is."""
-    with log.open("a", encoding="utf-8") as file:
-
-        def write(line: Mapping[str, Any]) -> None:
-            file.write(json.dumps(line, ensure_ascii=False, default=repr) + "\n")
-
-        yield write
-        file.flush()
-        os.fsync(file.fileno())
-        empty = file.tell() == 0
-    if empty:
-        log.unlink()
 
 
 def _put_in_place(run: Path, fresh: Path) -> Path:

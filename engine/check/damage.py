@@ -8,16 +8,16 @@ together, or the key shows which of them is wrong. What is found is noted in tem
 
 import sqlite3
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, cast
+from typing import cast
 
 import orjson
 
 from engine.collect.plan import Plan, plan_of, settings_in
 from engine.provider.responses import answer_of
 from engine.provider.tokens import Tokenizer
-from store.damage import is_intact
+from store.errors import is_intact
 from store.records import OUTCOMES, UNUSABLE
 from store.schema import STAGE_SHIFT
 
@@ -125,12 +125,24 @@ def find(connection: sqlite3.Connection) -> Findings:
             connection.execute(f"DROP TABLE IF EXISTS temp.{sql.split()[3]}")
         connection.execute(sql)
     found = Findings()
-    _note_replies(connection, found)
+    last = 0
+    while some := connection.execute(_REPLIES, (last, PAGE)).fetchall():
+        last, found.replies = some[-1][0], found.replies + len(some)
+        bad = [(number, why) for number, *reply in some if (why := why_damaged(*reply))]
+        connection.executemany("INSERT INTO bad_replies VALUES (?, ?)", bad)
     connection.execute(_FIGURES)
     connection.execute(_MISPLACED)
     for sql in _ANSWERS:
         connection.execute(sql)
-    found.most_request = most = _note_lost(connection)
+    # requests that rows or replies name and that are missing; a number beyond `most` is damaged
+    (count,) = connection.execute("SELECT count(*) FROM requests").fetchone()
+    most = 2 * count + STRAY
+    connection.execute(_LOST, {"most": most})
+    (top,) = connection.execute("SELECT ifnull(max(id), 0) FROM requests WHERE id <= ?", (most,)).fetchone()
+    beyond_top = "SELECT count(*) FROM temp.lost_requests WHERE request > ?"
+    (beyond,) = connection.execute(beyond_top, (top,)).fetchone()
+    found.most_request = most = int(top + (beyond + SLACK if beyond else 0))
+    connection.execute("DELETE FROM temp.lost_requests WHERE request > ?", (most,))
     for sql in _PLACES:
         connection.execute(sql, {"most": most} if ":most" in sql else {})
     for stage, name in connection.execute("SELECT id, name FROM stages ORDER BY id").fetchall():
@@ -140,21 +152,6 @@ def find(connection: sqlite3.Connection) -> Findings:
             connection.execute("INSERT OR IGNORE INTO orphans VALUES (?, ?)", (response, request))
     connection.execute(_MENDS)
     return found
-
-
-def _note_lost(connection: sqlite3.Connection) -> int:
-    """Requests that rows or replies name and that are missing. Returns the highest number that a request
-    can have: what is said to be beyond is damaged."""
-    (count,) = connection.execute("SELECT count(*) FROM requests").fetchone()
-    most = 2 * count + STRAY
-    connection.execute(_LOST, {"most": most})
-    (top,) = connection.execute("SELECT ifnull(max(id), 0) FROM requests WHERE id <= ?", (most,)).fetchone()
-    (beyond,) = connection.execute(
-        "SELECT count(*) FROM temp.lost_requests WHERE request > ?", (top,)
-    ).fetchone()
-    most = top + (beyond + SLACK if beyond else 0)
-    connection.execute("DELETE FROM temp.lost_requests WHERE request > ?", (most,))
-    return int(most)
 
 
 def why_damaged(outcome: str, raw: bytes | None, kind: str, checksum: int | None) -> str | None:
@@ -174,14 +171,6 @@ def why_damaged(outcome: str, raw: bytes | None, kind: str, checksum: int | None
     except Exception as error:  # whatever a reader makes of bytes that are no reply any more
         return "it is not UTF-8" if isinstance(error, UnicodeDecodeError) else "it cannot be read"
     return None
-
-
-def _note_replies(connection: sqlite3.Connection, found: Findings) -> None:
-    last = 0
-    while some := connection.execute(_REPLIES, (last, PAGE)).fetchall():
-        last, found.replies = some[-1][0], found.replies + len(some)
-        bad = [(number, why) for number, *reply in some if (why := why_damaged(*reply))]
-        connection.executemany("INSERT INTO bad_replies VALUES (?, ?)", bad)
 
 
 def plans_of(connection: sqlite3.Connection, stage: int) -> dict[int, Plan]:
@@ -204,10 +193,17 @@ def _note_rows(connection: sqlite3.Connection, stage: int, name: str, found: Fin
     for position, item, plan_id, checksum, samples in _rows(connection, stage):
         found.rows += 1
         plan = plans.get(plan_id)
+        known = plan or next(iter(plans.values()), None)
+        keys: Sequence[bytes] = ()  # that its requests must have
         try:
             if not is_intact(item, checksum):
                 raise ValueError("its checksum differs")
-            keys = _keys(orjson.loads(item), plan or next(iter(plans.values()), None), samples)
+            given = orjson.loads(item)
+            if known is not None:
+                most = min(max((sample for sample, _, _ in samples), default=0) + 1, PAGE)
+                keys = replace(known, samples=most).seal(known.task.decode(given))[2]
+            elif not isinstance(given["instruction"], str):
+                raise ValueError("a row without an instruction")
         except Exception:  # of a text that is no row any more
             _note_row(connection, stage, position, "its text is damaged")
             continue
@@ -248,17 +244,6 @@ def _rows(
             yield position, item, plan, checksum, placed.get(position, [])
 
 
-def _keys(item: Mapping[str, Any], plan: Plan | None, samples: Samples) -> list[bytes]:
-    """The keys that a row's requests must have; none where nobody knows how they were made."""
-    if plan is None:
-        if not isinstance(item["instruction"], str):
-            raise ValueError("a row without an instruction")
-        return []
-    row = plan.task.decode(item)
-    most = min(max((sample for sample, _, _ in samples), default=0) + 1, PAGE)
-    return replace(plan, samples=most).seal(row)[2]
-
-
 def _compare(
     connection: sqlite3.Connection, stage: int, position: int, samples: Samples, keys: Sequence[bytes]
 ) -> None:
@@ -270,15 +255,10 @@ def _compare(
             connection.execute(
                 "UPDATE lost_requests SET key = ?, sample = ? WHERE request = ?", (right, sample, request)
             )
-        elif key and right and _distance(key, right) < NEAR:
+        elif key and right and (int.from_bytes(key) ^ int.from_bytes(right)).bit_count() < NEAR:
             connection.execute("INSERT OR IGNORE INTO bad_keys VALUES (?, ?)", (request, right))
         else:
             _note_row(connection, stage, position, OTHER)
-
-
-def _distance(a: bytes, b: bytes) -> int:
-    """Bits in which two keys differ."""
-    return (int.from_bytes(a, "big") ^ int.from_bytes(b, "big")).bit_count()
 
 
 def _note_row(connection: sqlite3.Connection, stage: int, position: int, why: str) -> None:

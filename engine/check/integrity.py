@@ -1,22 +1,29 @@
 """Can SQLite read the ledger, do its columns hold what they should, and do its accounts add up?
 
 A file that SQLite cannot read is salvaged page by page first. An account may hold more than its replies
-show if replies are lost: that money was spent anyway.
+show if replies are lost: that money was spent anyway. The rows of a stage carry a fingerprint of all that
+decided their requests, so that a wrong bit in a run's settings can be found by trying.
 """
 
 import contextlib
 import math
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
-from store.run_folder import LEDGER
-from store.salvage import Column, shapes_of
-from store.schema import VERSION, migrate
+import orjson
+
+from engine.collect.plan import plan_of, settings_in
+from engine.provider.tokens import Tokenizer
+from store.costs import billed_by_hand
+from store.files import LEDGER
+from store.salvage import shapes_of
+from store.schema import STAGE_SHIFT, VERSION, migrate
 from store.sqlite_pages import Pages
-from store.unconfirmed import billed_by_hand
 
 MOST_TOLD = 20
 STEPS = 100_000  # of SQLite's machine, between two looks at the clock
@@ -36,13 +43,22 @@ def faults_of(run: Path, seconds: float | None = None) -> list[str]:
     """What makes the file unreadable in part or whole; empty for one that SQLite can work with. Reads all
     of it, unless `seconds` are not enough for that: then what was found until then."""
     path = run / LEDGER
-    if found := _header(path):
-        return found
+    # SQLite believes most of the first 100 bytes, and would read texts in another encoding
+    with Pages(path) as pages:
+        head = pages.page(1)[:100] if pages.count else b""
+    if not head.startswith(MAGIC):
+        return ["its header is not that of an SQLite file"]
+    if wrong := [str(a) for (a, b), right in FIXED.items() if head[a:b] not in right]:
+        return [f"its header is damaged (byte {', '.join(wrong)})"]
     end = time.monotonic() + seconds if seconds is not None else math.inf
     try:
         with contextlib.closing(_opened(path)) as connection:
             connection.set_progress_handler(lambda: time.monotonic() > end, STEPS)
-            return _schema(connection) or _integrity(connection) or list(_types(connection))
+            if found := _schema(connection):
+                return found
+            check = connection.execute(f"PRAGMA integrity_check({MOST_TOLD})")
+            found = [str(words) for (words,) in check]
+            return found if found != ["ok"] else list(_types(connection))
     except UnicodeDecodeError:  # SQLite quotes the schema
         return ["its schema is damaged"]
     except sqlite3.Error as error:
@@ -56,16 +72,6 @@ def faults_of_log(run: Path) -> list[str]:
     SQLite drops what follows the damage, and says nothing."""
     with Pages(run / LEDGER) as pages:
         return ["its write-ahead log is damaged"] if pages.is_log_damaged else []
-
-
-def _header(path: Path) -> list[str]:
-    """The first 100 bytes. SQLite believes most of them, and would read texts in another encoding."""
-    with Pages(path) as pages:
-        head = pages.page(1)[:100] if pages.count else b""
-    if not head.startswith(MAGIC):
-        return ["its header is not that of an SQLite file"]
-    wrong = [str(a) for (a, b), right in FIXED.items() if head[a:b] not in right]
-    return [f"its header is damaged (byte {', '.join(wrong)})"] if wrong else []
 
 
 def _opened(path: Path) -> sqlite3.Connection:
@@ -103,25 +109,19 @@ def _schema(connection: sqlite3.Connection) -> list[str]:
     return faults
 
 
-def _integrity(connection: sqlite3.Connection) -> list[str]:
-    found = [str(words) for (words,) in connection.execute(f"PRAGMA integrity_check({MOST_TOLD})")]
-    return [] if found == ["ok"] else found
-
-
 def _types(connection: sqlite3.Connection) -> Iterator[str]:
     """SQLite takes any value in any column; ours hold one kind each."""
     for shape in shapes_of(connection):
-        wrong = " OR ".join(f"NOT {_holds(column)}" for column in shape.columns)
+        others = []
+        for column in shape.columns:
+            kinds = _TYPES[column.kind] + (("null",) if column.can_be_null else ())
+            others.append(f"typeof({column.name}) NOT IN ({', '.join(map(repr, kinds))})")
         if shape.by_rowid:
-            wrong += f" OR {shape.columns[0].name} < 1"
+            others.append(f"{shape.columns[0].name} < 1")
+        wrong = " OR ".join(others)
         (count,) = connection.execute(f"SELECT count(*) FROM {shape.table} WHERE {wrong}").fetchone()
         if count:
             yield f"{count:,} records of table {shape.table} hold values of another kind"
-
-
-def _holds(column: Column) -> str:
-    kinds = _TYPES[column.kind] + (("null",) if column.can_be_null else ())
-    return f"typeof({column.name}) IN ({', '.join(map(repr, kinds))})"
 
 
 MOST = 10**15  # micro-dollars, tokens; an account beyond this is damaged
@@ -171,25 +171,22 @@ def wrong_accounts(connection: sqlite3.Connection) -> Iterator[tuple[int, Accoun
     by_hand = billed_by_hand(connection)
     (lost,) = connection.execute(_LOST).fetchone()
     (figureless,) = connection.execute("SELECT count(*) FROM temp.figureless").fetchone()
+    may_be_more = bool(lost or figureless)
     for (stage,) in connection.execute("SELECT id FROM stages ORDER BY id").fetchall():
         cost, *tokens = replies.get(stage, (0, 0, 0))
         least = (cost + by_hand.get(stage, 0), *tokens, *attempts.get(stage, (0, 0)))
-        right = _righted(stored.get(stage), least, may_be_more=bool(lost or figureless))
-        if right != stored.get(stage, Account(0, 0, 0, 0, 0, 0)):
+        # spent, tokens of both kinds, sent, ended, as the ledger's rows show them
+        if (has := stored.get(stage)) is None:
+            right = Account(least[0], 0, *least[1:])
+        else:
+            told = (has.spent, has.prompt_tokens, has.completion_tokens, has.sent, has.ended)
+            spent, *others = (
+                said if may_be_more and shown < said < shown + MOST else shown
+                for said, shown in zip(told, least, strict=True)
+            )
+            right = Account(spent, has.at_risk if 0 <= has.at_risk < MOST else 0, *others)
+        if right != (has or Account(0, 0, 0, 0, 0, 0)):
             yield stage, right
-
-
-def _righted(stored: Account | None, least: tuple[int, ...], may_be_more: bool) -> Account:
-    """`least`: spent, tokens of both kinds, sent, ended, as the ledger's rows show them."""
-    if stored is None:
-        return Account(least[0], 0, *least[1:])
-    told = (stored.spent, stored.prompt_tokens, stored.completion_tokens, stored.sent, stored.ended)
-    right = [
-        said if said == shown or (may_be_more and shown < said < shown + MOST) else shown
-        for said, shown in zip(told, least, strict=True)
-    ]
-    at_risk = stored.at_risk if 0 <= stored.at_risk < MOST else 0
-    return Account(right[0], at_risk, *right[1:])
 
 
 def loose_ends(connection: sqlite3.Connection) -> list[tuple[str, str, str, int]]:
@@ -201,3 +198,63 @@ def loose_ends(connection: sqlite3.Connection) -> list[tuple[str, str, str, int]
         if count:
             found.append((table, column, named, int(count)))
     return found
+
+
+MADE_UP = "settings of runs made up from their stage (prompt, system message and parameters are lost)"
+MOST_TRIED = 64 << 10  # bytes of settings; a system prompt may be long, but not that long
+
+
+def is_json(text: str | bytes | bytearray) -> bool:
+    try:
+        return isinstance(orjson.loads(text), dict)
+    except ValueError:
+        return False
+
+
+def mend_settings(
+    connection: sqlite3.Connection, log: Callable[[Mapping[str, Any]], None], done: Counter[str]
+) -> None:
+    """Settings, estimates and utilisations of runs that are no JSON any more."""
+    runs = connection.execute("SELECT id, stage, CAST(settings AS BLOB), estimate, utilisation FROM runs")
+    for run, stage, raw, *texts in runs.fetchall():
+        for name, text in zip(("estimate", "utilisation"), texts, strict=True):
+            if text is not None and not is_json(text):
+                connection.execute(f"UPDATE runs SET {name} = NULL WHERE id = ?", (run,))
+                done["estimates and utilisations dropped"] += 1
+        if is_json(raw):
+            continue
+        log({"what": "settings", "run": run, "was": raw.decode(errors="backslashreplace")})
+        if (found := _with_one_bit_right(connection, stage, raw)) is not None:
+            done["settings of runs restored"] += 1
+        else:  # the least that a stage can be exported with
+            sql = "SELECT name, task, samples FROM stages WHERE id = ?"
+            told = connection.execute(sql, (stage,)).fetchone()
+            name, task, samples = told or (f"stage-{stage}", "generate", 1)
+            model = connection.execute(
+                "SELECT p.model FROM responses p JOIN attempts t ON t.id = p.attempt JOIN runs u "
+                "ON u.id = t.run WHERE u.stage = ? AND p.model <> '' LIMIT 1",
+                (stage,),
+            ).fetchone()
+            least = {"stage": name, "task": task, "samples": max(1, samples)}
+            least["model"] = model[0] if model else "unknown"
+            found = orjson.dumps(least).decode()
+            done[MADE_UP] += 1
+        connection.execute("UPDATE runs SET settings = ? WHERE id = ?", (found, run))
+
+
+def _with_one_bit_right(connection: sqlite3.Connection, stage: int, raw: bytes) -> str | None:
+    first, last = stage << STAGE_SHIFT, (stage + 1) << STAGE_SHIFT
+    rows = connection.execute("SELECT DISTINCT plan FROM rows WHERE id >= ? AND id < ?", (first, last))
+    plans = {plan for (plan,) in rows}
+    if not plans or len(raw) > MOST_TRIED:
+        return None
+    tried = bytearray(raw)
+    for place in range(8 * len(raw)):
+        tried[place // 8] ^= 1 << place % 8
+        if is_json(tried) and (found := settings_in(text := tried.decode())) is not None:
+            settings, params = found
+            # its tokenizer is None: nothing is counted here
+            if plan_of(settings, cast(Tokenizer, None), params).fingerprint in plans:
+                return text
+        tried[place // 8] ^= 1 << place % 8
+    return None

@@ -4,19 +4,19 @@ One transaction. Nothing of use is thrown away: a damaged reply stays, as a malf
 that are left of it, and what a row, a key or a reference was before goes into the log.
 """
 
+import contextlib
 import sqlite3
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import astuple
 from typing import Any
 
 import orjson
 
 from engine.check.damage import Findings
-from engine.check.integrity import loose_ends, wrong_accounts
-from engine.check.settings import mend_settings
-from engine.provider.responses import FILTERED_REPLY, Reply, claim_in, read_reply
+from engine.check.integrity import loose_ends, mend_settings, wrong_accounts
+from engine.provider.responses import FILTERED_REPLY, claim_in, read_reply
 from store.errors import DistillError
 from store.schema import STAGE_SHIFT
 
@@ -66,6 +66,14 @@ VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 0, 0, ?)
 """
 
 
+# Micro-dollars of a stage's account that its replies do not explain, where that can be believed.
+_UNEXPLAINED = """
+SELECT c.stage, c.spent_micro - ifnull((SELECT sum(p.cost_micro) FROM responses p
+  JOIN attempts t ON t.id = p.attempt JOIN runs u ON u.id = t.run WHERE u.stage = c.stage), 0) AS spare
+FROM spending c WHERE c.spent_micro < 1000000000000 AND spare > 0 AND NOT EXISTS (SELECT 1 FROM settlements)
+"""
+
+
 def mend(connection: sqlite3.Connection, found: Findings, log: Log) -> Counter[str]:
     """What was done, counted. In the transaction that holds the notes of `find`."""
     done: Counter[str] = Counter()
@@ -78,7 +86,13 @@ def mend(connection: sqlite3.Connection, found: Findings, log: Log) -> Counter[s
     _link_answers(connection, log, done)
     _clear_rows(connection, log, done)
     mend_settings(connection, log, done)
-    _drop_loose_ends(connection, log, done)
+    for table, column, named, _ in loose_ends(connection):  # what they name cannot be made up
+        missing = f"NOT EXISTS (SELECT 1 FROM {named} y WHERE y.id = x.{column})"
+        for row in connection.execute(f"SELECT * FROM {table} x WHERE {missing}").fetchall():
+            log({"what": f"record of {table}", "was": [v.hex() if isinstance(v, bytes) else v for v in row]})
+        done["records dropped that name others which are lost"] += connection.execute(
+            f"DELETE FROM {table} AS x WHERE {missing}"
+        ).rowcount
     for stage, right in list(wrong_accounts(connection)):
         before = connection.execute("SELECT * FROM spending WHERE stage = ?", (stage,)).fetchone()
         log({"what": "account", "stage": stage, "was": before})
@@ -95,7 +109,20 @@ def _give_parents(connection: sqlite3.Connection, done: Counter[str]) -> None:
         "EXCEPT SELECT id FROM stages"
     ).fetchall()
     for (stage,) in stages:
-        _add_stage(connection, stage)
+        name, task, samples = f"recovered-{stage}", "generate", 1
+        settings = connection.execute("SELECT settings FROM runs WHERE stage = ? ORDER BY id DESC", (stage,))
+        for (text,) in settings.fetchall():
+            with contextlib.suppress(ValueError, TypeError, LookupError):
+                told = orjson.loads(text)
+                name, task, samples = str(told["stage"]), str(told["task"]), int(told["samples"])
+                break
+        there = connection.execute("SELECT id FROM stages WHERE name = ?", (name,)).fetchone()
+        sql = "SELECT 1 FROM samples WHERE stage = ? LIMIT 1"
+        if there and not connection.execute(sql, there).fetchone():  # its number was damaged
+            connection.execute("UPDATE stages SET id = ? WHERE id = ?", (stage, there[0]))
+        else:
+            new = (stage, f"recovered-{stage}" if there else name, task, samples)
+            connection.execute("INSERT INTO stages (id, name, task, samples) VALUES (?, ?, ?, ?)", new)
     runs = connection.execute("SELECT DISTINCT run FROM attempts WHERE run > 0 EXCEPT SELECT id FROM runs")
     added = [run for (run,) in runs.fetchall()]
     connection.executemany(_RUN, [(run, run, run) for run in added])
@@ -104,31 +131,6 @@ def _give_parents(connection: sqlite3.Connection, done: Counter[str]) -> None:
         count += connection.execute(_ATTEMPTS_OF_REPLIES).rowcount
         count += connection.execute(_ATTEMPTS_OF_ERRORS).rowcount
     done["records made up from others that name them"] += count
-
-
-def _add_stage(connection: sqlite3.Connection, stage: int) -> None:
-    name, task, samples = _stage_told(connection, stage)
-    there = connection.execute("SELECT id FROM stages WHERE name = ?", (name,)).fetchone()
-    if there and not connection.execute("SELECT 1 FROM samples WHERE stage = ? LIMIT 1", there).fetchone():
-        connection.execute(
-            "UPDATE stages SET id = ? WHERE id = ?", (stage, there[0])
-        )  # its number was damaged
-        return
-    name = f"recovered-{stage}" if there else name
-    connection.execute(
-        "INSERT INTO stages (id, name, task, samples) VALUES (?, ?, ?, ?)", (stage, name, task, samples)
-    )
-
-
-def _stage_told(connection: sqlite3.Connection, stage: int) -> tuple[str, str, int]:
-    """(name, task, samples) of a stage, from its runs' settings."""
-    for (text,) in connection.execute("SELECT settings FROM runs WHERE stage = ? ORDER BY id DESC", (stage,)):
-        try:
-            told = orjson.loads(text)
-            return str(told["stage"]), str(told["task"]), int(told["samples"])
-        except (ValueError, TypeError, LookupError):
-            continue
-    return f"recovered-{stage}", "generate", 1
 
 
 def _restore_requests(connection: sqlite3.Connection, found: Findings, log: Log, done: Counter[str]) -> None:
@@ -163,7 +165,9 @@ def _rebuild_replies(connection: sqlite3.Connection, done: Counter[str]) -> None
         "JOIN bodies b ON b.response = o.response LEFT JOIN temp.spare s ON s.request = o.request"
     ).fetchall()
     for response, request, attempt, raw in rows:
-        reply, claim = _reply_in(raw), claim_in(raw)
+        claim, reply = claim_in(raw), FILTERED_REPLY  # an answer's body may be a filter's refusal
+        with contextlib.suppress(DistillError):
+            reply = read_reply(raw)
         tokens = (claim.prompt or 0, claim.completion or 0, claim.cached, claim.reasoning)
         if attempt is None:
             attempt = connection.execute(
@@ -177,14 +181,6 @@ def _rebuild_replies(connection: sqlite3.Connection, done: Counter[str]) -> None
         )
         connection.execute("INSERT OR IGNORE INTO figureless VALUES (?)", (response,))
         done["replies made up from their bodies"] += 1
-
-
-def _reply_in(raw: bytes) -> Reply:
-    """An answer's body holds a reply, or the refusal of a content filter."""
-    try:
-        return read_reply(raw)
-    except DistillError:
-        return FILTERED_REPLY
 
 
 def _set_figures(connection: sqlite3.Connection, log: Log, done: Counter[str]) -> None:
@@ -201,7 +197,7 @@ def _set_figures(connection: sqlite3.Connection, log: Log, done: Counter[str]) -
             "reasoning_tokens = ?, cost_micro = ?, latency = 0 WHERE id = ?",
             (claim.prompt or 0, claim.completion or 0, claim.cached, claim.reasoning, 0, response),
         )
-    for stage, spare in list(_unexplained(connection)):
+    for stage, spare in connection.execute(_UNEXPLAINED).fetchall():
         of_stage = connection.execute(
             "SELECT p.id FROM temp.figureless f JOIN responses p ON p.id = f.response JOIN attempts t "
             "ON t.id = p.attempt JOIN runs u ON u.id = t.run WHERE u.stage = ? ORDER BY p.id",
@@ -213,16 +209,6 @@ def _set_figures(connection: sqlite3.Connection, log: Log, done: Counter[str]) -
     connection.execute("DELETE FROM temp.figureless")
     if rows:
         done["figures read from bodies"] += len(rows)
-
-
-def _unexplained(connection: sqlite3.Connection) -> Iterator[tuple[int, int]]:
-    """Micro-dollars of a stage's account that its replies do not explain, where that can be believed."""
-    yield from connection.execute(
-        "SELECT c.stage, c.spent_micro - ifnull((SELECT sum(p.cost_micro) FROM responses p "
-        "JOIN attempts t ON t.id = p.attempt JOIN runs u ON u.id = t.run WHERE u.stage = c.stage), 0) "
-        "AS spare FROM spending c WHERE c.spent_micro < 1000000000000 AND spare > 0 "
-        "AND NOT EXISTS (SELECT 1 FROM settlements)"
-    )
 
 
 def _set_replies_aside(connection: sqlite3.Connection, log: Log, done: Counter[str]) -> None:
@@ -237,21 +223,16 @@ def _set_replies_aside(connection: sqlite3.Connection, log: Log, done: Counter[s
         if kind == "null":
             connection.execute("INSERT INTO bodies (response, raw, checksum) VALUES (?, x'', 0)", (response,))
         else:
-            _seal_body(connection, response)
+            sql = "SELECT CAST(raw AS BLOB) FROM bodies WHERE response = ?"
+            (raw,) = connection.execute(sql, (response,)).fetchone()
+            kept: str | bytes = raw
+            with contextlib.suppress(UnicodeDecodeError):
+                kept = raw.decode()
+            connection.execute(
+                "UPDATE bodies SET raw = ?, checksum = ?, text = NULL, reasoning = NULL WHERE response = ?",
+                (kept, zlib.crc32(raw), response),
+            )
         done["damaged replies kept as malformed ones"] += 1
-
-
-def _seal_body(connection: sqlite3.Connection, response: int) -> None:
-    sql = "SELECT CAST(raw AS BLOB) FROM bodies WHERE response = ?"
-    (raw,) = connection.execute(sql, (response,)).fetchone()
-    try:
-        kept: str | bytes = raw.decode()
-    except UnicodeDecodeError:
-        kept = raw
-    connection.execute(
-        "UPDATE bodies SET raw = ?, checksum = ?, text = NULL, reasoning = NULL WHERE response = ?",
-        (kept, zlib.crc32(raw), response),
-    )
 
 
 def _link_answers(connection: sqlite3.Connection, log: Log, done: Counter[str]) -> None:
@@ -291,14 +272,3 @@ def _clear_rows(connection: sqlite3.Connection, log: Log, done: Counter[str]) ->
         connection.execute("DELETE FROM rows WHERE id = ?", (place,))
         connection.execute("DELETE FROM samples WHERE stage = ? AND position = ?", (stage, position))
         done["rows taken out until the next run puts them back"] += 1
-
-
-def _drop_loose_ends(connection: sqlite3.Connection, log: Log, done: Counter[str]) -> None:
-    """What names a record that is not there and cannot be made up."""
-    for table, column, named, _ in loose_ends(connection):
-        missing = f"NOT EXISTS (SELECT 1 FROM {named} y WHERE y.id = x.{column})"
-        for row in connection.execute(f"SELECT * FROM {table} x WHERE {missing}").fetchall():
-            log({"what": f"record of {table}", "was": [v.hex() if isinstance(v, bytes) else v for v in row]})
-        done["records dropped that name others which are lost"] += connection.execute(
-            f"DELETE FROM {table} AS x WHERE {missing}"
-        ).rowcount

@@ -1,14 +1,16 @@
 """What a check has found, for people and programs."""
 
+import contextlib
 import sqlite3
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import orjson
+
 from engine.check.damage import Findings
-from engine.check.integrity import loose_ends, wrong_accounts
-from engine.check.settings import is_json
+from engine.check.integrity import is_json, loose_ends, wrong_accounts
 from engine.terminal import exact_dollars, plain
 from store.schema import STAGE_SHIFT
 
@@ -109,33 +111,13 @@ def told(connection: sqlite3.Connection, ledger: str, faults: Sequence[str], fou
         (result.counts[name],) = connection.execute(sql).fetchone()
     (result.paid_micro,) = connection.execute(_PAID).fetchone()
     for what, sql in (("answer", _REQUESTS), ("reply", _OTHERS), ("row", _ROWS)):
-        result.named += [_named(what, *row) for row in connection.execute(sql)]
+        for stage, position, sample, item, request, why, is_saved in connection.execute(sql):
+            at, id = None if stage is None else str(stage), None
+            with contextlib.suppress(ValueError, TypeError, LookupError):
+                id = str(orjson.loads(item or b"")["id"])
+            result.named.append(Named(what, at, position, sample, id, request, why, bool(is_saved)))
     result.loose = list(_loose(connection))
     return result
-
-
-def _named(
-    what: str,
-    stage: object,
-    position: int | None,
-    sample: int | None,
-    item: bytes | None,
-    request: int | None,
-    why: str,
-    is_saved: int,
-) -> Named:
-    name = None if stage is None else str(stage)
-    return Named(what, name, position, sample, _id_in(item), request, why, bool(is_saved))
-
-
-def _id_in(item: bytes | None) -> str | None:
-    import orjson
-
-    try:
-        found = orjson.loads(item or b"")
-        return str(found["id"])
-    except (ValueError, TypeError, LookupError):
-        return None
 
 
 def _loose(connection: sqlite3.Connection) -> Iterator[str]:
@@ -190,7 +172,13 @@ def lines(told: CheckReport, run: str) -> Iterator[str]:
             yield f"  {counts[name]:,} {words}"
     for words in told.loose:
         yield f"  {plain(words, 200)}"
-    yield from _consequences(told)
+    if told.pending:
+        paid = f"; {exact_dollars(told.paid_micro)} were paid for what is damaged" if told.paid_micro else ""
+        yield f"to be sent again: {_n(told.pending, 'request')}{paid}"
+    if saved := counts["linked"]:
+        yield f"saved from what is left: {_n(saved, 'answer')}"
+    if counts["rows"]:
+        yield f"put back from the pool by the next run, which costs nothing: {_n(counts['rows'], 'row')}"
     yield from _unverified(told.found.unverified)
 
 
@@ -200,27 +188,12 @@ def _some(words: str, count: int, named: Sequence[Named], what: str) -> Iterator
     yield f"  {words}: {count:,}"
     shown = [one for one in named if one.what == what][:SHOWN]
     for one in shown:
-        yield f"    {_place(one)}: {one.why}"
+        id = f" (id {plain(one.id, 40)})" if one.id is not None else ""
+        sample = f" sample {one.sample}" if one.sample else ""
+        place = f"stage '{plain(one.stage or '', 40)}' row {one.position}{id}{sample}"
+        yield f"    {place if one.stage is not None else f'request {one.request}'}: {one.why}"
     if count > len(shown):
         yield f"    and {count - len(shown):,} more"
-
-
-def _place(one: Named) -> str:
-    if one.stage is None:
-        return f"request {one.request}"
-    id = f" (id {plain(one.id, 40)})" if one.id is not None else ""
-    sample = f" sample {one.sample}" if one.sample else ""
-    return f"stage '{plain(one.stage, 40)}' row {one.position}{id}{sample}"
-
-
-def _consequences(told: CheckReport) -> Iterator[str]:
-    if told.pending:
-        paid = f"; {exact_dollars(told.paid_micro)} were paid for what is damaged" if told.paid_micro else ""
-        yield f"to be sent again: {_n(told.pending, 'request')}{paid}"
-    if saved := told.counts["linked"]:
-        yield f"saved from what is left: {_n(saved, 'answer')}"
-    if told.counts["rows"]:
-        yield f"put back from the pool by the next run, which costs nothing: {_n(told.counts['rows'], 'row')}"
 
 
 def _unverified(stages: Mapping[str, int]) -> Iterator[str]:

@@ -104,7 +104,7 @@ def status(run: RunOption, json: JsonOption = False) -> None:
     if json:
         _print_json(found)
         return
-    from engine.run.tables import print_status
+    from engine.run.status import print_status
 
     print_status(found, run, failed_alike(run, found))
 

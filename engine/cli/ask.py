@@ -142,8 +142,7 @@ def run_(
 ) -> None:
     """Run a recipe: its stages side by side, and steps such as training."""
     from engine.collect.settings import Settings
-    from engine.recipe.phases import How
-    from engine.recipe.run import run_recipe
+    from engine.recipe.run import How, run_recipe
     from engine.recipe.steps import commands_of
 
     told = checked(Settings, engine_fields("generate"), {"model": "the recipe's", **options})

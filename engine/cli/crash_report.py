@@ -101,7 +101,7 @@ def _damage_of(folder: Path, error: BaseException) -> DamagedLedger | None:
     import sqlite3
 
     from engine.check.integrity import faults_of
-    from store.damage import is_damage
+    from store.errors import is_damage
 
     ledger = folder / LEDGER
     if not ledger.is_file():

@@ -22,12 +22,11 @@ from rich.markup import escape
 
 from engine.recipe.load import SHIPPED
 from engine.run.status import status_of
-from engine.serve.launch import served
-from engine.subprocesses import command
+from engine.subprocesses import command, served
 from engine.terminal import plain
 from store.errors import DistillError, RunFolderError, UsageError
 from store.extras import require
-from store.run_folder import LEDGER
+from store.files import LEDGER
 
 
 class DemoFailed(DistillError):

@@ -44,7 +44,7 @@ from engine.provider.responses import FILTERED_REPLY, Reply, claim_in, read_repl
 from engine.provider.tokens import Tokenizer
 from engine.tasks.task import Check
 from store.ledger import Ledger
-from store.records import UNUSABLE, Cause, Request, Usage
+from store.records import UNUSABLE, Cause, Fault, Request, Usage
 
 FIRST_BACKOFF, LONGEST_BACKOFF = 0.25, 60.0
 NO_HEADERS: Mapping[str, str] = {}
@@ -220,7 +220,7 @@ class Asker:
         effort.unparsed += 1
         words = unread_words(reply)
         number = self.ledger.error(
-            self.terms.stage, sent.attempt, sent.request.id, "unparsed", 200, words, 0, ended=False
+            self.terms.stage, sent.attempt, sent.request.id, Fault("unparsed", 200, words), 0, ended=False
         )
         self.state.retry_causes["unparsed"] += 1
         if effort.unparsed <= self.terms.attempts_parse:
@@ -253,9 +253,8 @@ class Asker:
         await self.ledger.committed()
         if error.page and not self.endpoint.proven:
             words = f"{self.endpoint.url} is not the address of an API: {error}. Such an address ends in /v1"
-            self.ledger.error(
-                self.terms.stage, sent.attempt, sent.request.id, "malformed", 200, words, 0, ended=False
-            )
+            fault = Fault("malformed", 200, words)
+            self.ledger.error(self.terms.stage, sent.attempt, sent.request.id, fault, 0, ended=False)
             raise AddressWrong(f"{words}; give it with --base-url")
         return await self._again(sent, effort, error, probe, at_risk=lost)
 
@@ -271,8 +270,8 @@ class Asker:
     ) -> Verdict:
         effort.attempts += 1
         number = self.ledger.error(
-            self.terms.stage, sent.attempt, sent.request.id, error.cause, error.status,
-            str(error), released, not sent.stored, at_risk,
+            self.terms.stage, sent.attempt, sent.request.id, Fault(error.cause, error.status, str(error)),
+            released, not sent.stored, at_risk,
         )  # fmt: skip
         self.state.retry_causes[error.cause] += 1
         down = error.is_outage
@@ -297,8 +296,9 @@ class Asker:
 
     def _record(self, sent: _Sent, cause: Cause, status: int | None, words: str) -> int:
         """Journals an attempt that was certainly not billed."""
+        fault = Fault(cause, status, words)
         return self.ledger.error(
-            self.terms.stage, sent.attempt, sent.request.id, cause, status, words, sent.worst, not sent.stored
+            self.terms.stage, sent.attempt, sent.request.id, fault, sent.worst, not sent.stored
         )
 
     def _settle(

@@ -19,12 +19,11 @@ from queue import SimpleQueue
 
 from engine.collect.plan import Plan
 from engine.collect.rows import NOTHING, Gone, Placed, Reach, Rows
-from store.damage import is_damage
-from store.errors import DamagedLedger, PoolError
+from store.errors import DamagedLedger, PoolError, is_damage
+from store.files import LEDGER
 from store.key_index import ANSWERED, DUE, FAILED, TAKEN, KeyIndex, Known
 from store.queries import Page, has_row, placed_page
 from store.records import BadRow, Item, Message, Request
-from store.run_folder import LEDGER
 
 PAGE = 4096  # positions read from the ledger at once
 CLOCK_ROWS = 64

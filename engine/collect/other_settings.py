@@ -27,9 +27,9 @@ from engine.provider.tokens import tokenizer_for
 from engine.tasks.languages import find_language
 from engine.terminal import plain, tell
 from store.errors import UsageError
+from store.files import LEDGER
 from store.key_index import KeyIndex, load_index
 from store.queries import connect_reader
-from store.run_folder import LEDGER
 from store.stage_rows import (
     answered_by_plan,
     answered_row,

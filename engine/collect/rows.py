@@ -14,10 +14,9 @@ from engine.collect.plan import role
 from engine.collect.settings import Settings
 from store.answer_sets import LEAST, drawn_orders, fixed_orders, judge_contests, score_contests, shown
 from store.answers import Answers, PromptAnswers, model_names
-from store.columns import as_text, missing, no_text
 from store.errors import PoolError, UsageError
 from store.pool import Pool
-from store.records import BadRow, Contest, Instruction, Item
+from store.records import BadRow, Contest, Instruction, Item, as_text, missing, no_text
 
 BAD_NAMED = 3
 

@@ -19,7 +19,7 @@ import orjson
 from engine.collect.rows import Gone, Placed, Progress, Reach
 from engine.provider.responses import stored_answer
 from engine.terminal import plain, tell
-from store.damage import is_intact
+from store.errors import is_intact
 from store.records import BadRow, Item, Outcome
 from store.schema import STAGE_SHIFT
 

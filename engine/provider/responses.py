@@ -13,8 +13,8 @@ from engine.provider.errors import AskError, BadReply, RunStopped
 from engine.provider.json_body import is_page, is_prose, parse_body, storable
 from engine.provider.refusals import embedded_error, ended
 from engine.provider.usage import NO_CLAIM, Claim, read_claim
-from store.reasoning import PAIRS, apart, unwrapped
 from store.records import UNUSABLE, Outcome
+from store.student import PAIRS, apart, unwrapped
 
 UNREAD_LENGTH = 200
 

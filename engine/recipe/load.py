@@ -23,10 +23,11 @@
 Every message names the file and the line. Nothing is asked or written here.
 """
 
+import contextlib
 import graphlib
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -34,6 +35,9 @@ from pydantic import ValidationError
 from engine.collect.setting_fields import POOLED, TASKS, StageSettings, declared
 from engine.recipe.schema import OfStage, OfStep, Path_, Recipe, StageTable, StepTable, line_numbers, wrong
 from store.errors import UsageError, why_unread, wrong_value
+from store.files import LEDGER
+from store.queries import connect_reader, stages
+from store.run_folder import is_whole, record_of
 
 ONLY_FOR = {  # keys that other tasks would not heed
     name: tasks
@@ -70,7 +74,10 @@ def check(recipe: Recipe) -> None:
         at: Path_ = ("step" if circle[0] in recipe.step else "stage", circle[0])
         raise recipe.wrong(at, f"the {what} go in a circle: {' -> '.join(reversed(circle))}") from None
     for name in recipe.stage:
-        _check_same_pool(recipe, name)
+        above = recipe.upstream(name)
+        if len(above) > 1 and len(roots(recipe, name)) > 1:
+            words = f"the stages {', '.join(above)} do not stand on the same rows of one pool"
+            raise recipe.wrong(("stage", name, "answers"), words)
 
 
 def _check_needs(recipe: Recipe, name: str, table: StepTable) -> None:
@@ -101,10 +108,19 @@ def _check_stage(recipe: Recipe, name: str, stage: StageTable) -> None:
     if stage.teacher not in recipe.teacher:
         known = ", ".join(recipe.teacher) or "none"
         raise recipe.wrong((*at, "teacher"), f"there is no teacher '{stage.teacher}'; there are: {known}")
-    if stage.task in POOLED:
-        _check_pooled(recipe, at, stage)
-    else:
+    if stage.task not in POOLED:
         _check_joined(recipe, at, stage)
+    elif (stage.pool is None) == (stage.source is None):
+        raise recipe.wrong(at, f'{stage.task} needs pool = "FILE" or from = "STAGE", one of them')
+    elif stage.source is not None and stage.source not in recipe.stage:
+        known = ", ".join(recipe.stage)
+        raise recipe.wrong((*at, "from"), f"there is no stage '{stage.source}'; there are: {known}")
+    elif stage.source is not None and stage.sample:
+        raise recipe.wrong((*at, "sample"), "only a pool can be sampled; sample the stage before")
+    else:
+        for key in ("answers", "against", "questions"):
+            if getattr(stage, key):
+                raise recipe.wrong((*at, key), f"{stage.task} reads a pool, not models' answers")
     for key, tasks in ONLY_FOR.items():
         if key in stage.model_fields_set and stage.task not in tasks:
             words = f"it does not apply to {stage.task} (only to {', '.join(tasks)})"
@@ -122,19 +138,6 @@ def _check_stage(recipe: Recipe, name: str, stage: StageTable) -> None:
         raise recipe.wrong(at, 'translate needs a language: to = "Chinese"')
 
 
-def _check_pooled(recipe: Recipe, at: Path_, stage: StageTable) -> None:
-    if (stage.pool is None) == (stage.source is None):
-        raise recipe.wrong(at, f'{stage.task} needs pool = "FILE" or from = "STAGE", one of them')
-    if stage.source is not None and stage.source not in recipe.stage:
-        known = ", ".join(recipe.stage)
-        raise recipe.wrong((*at, "from"), f"there is no stage '{stage.source}'; there are: {known}")
-    if stage.source is not None and stage.sample:
-        raise recipe.wrong((*at, "sample"), "only a pool can be sampled; sample the stage before")
-    for key in ("answers", "against", "questions"):
-        if getattr(stage, key):
-            raise recipe.wrong((*at, key), f"{stage.task} reads a pool, not models' answers")
-
-
 def _check_joined(recipe: Recipe, at: Path_, stage: StageTable) -> None:
     for key, value in (("pool", stage.pool), ("from", stage.source), ("sample", stage.sample)):
         if value is not None:
@@ -147,27 +150,25 @@ def _check_joined(recipe: Recipe, at: Path_, stage: StageTable) -> None:
     key = "against" if pair else "answers"
     for number, member in enumerate(stage.members):
         where: Path_ = (*at, key if number else "answers")
-        if isinstance(member, OfStep):
-            _check_answers(recipe, where, member)
-        elif member not in recipe.stage:
-            _check_file(recipe, where, member, "no stage has this name, and ")
+        if not isinstance(member, OfStep):
+            if member not in recipe.stage:
+                _check_file(recipe, where, member, "no stage has this name, and ")
+            continue
+        # of the steps, only `rank` makes answers: rank1.jsonl has the best of each row, and so on
+        _check_step(recipe, where, member.step)
+        if recipe.step[member.step].run != "rank":
+            raise recipe.wrong(where, f"step '{member.step}' makes no answers; only `rank` does")
+        candidates = recipe.step[member.step].flags.get("candidates", ())
+        if not all(isinstance(value, OfStage) for value in candidates) or len(candidates) != 1:
+            words = f"step '{member.step}' must rank a stage: candidates = {{ stage = … }}"
+            raise recipe.wrong(where, words)
+        if not RANKED.fullmatch(member.file or ""):
+            words = 'say which answers: file = "rank1.jsonl" (the best), "rank2.jsonl", …'
+            raise recipe.wrong(where, words)
     if stage.questions and any(member in recipe.stage for member in stage.members):
         raise recipe.wrong((*at, "questions"), "the stages bring their own; questions are for files alone")
     if stage.names and len(stage.names) != len(stage.members):
         raise recipe.wrong((*at, "names"), f"{len(stage.names)} names for {len(stage.members)} models")
-
-
-def _check_answers(recipe: Recipe, where: Path_, member: OfStep) -> None:
-    """Of the steps, only `rank` makes answers: rank1.jsonl has the best of each row, and so on."""
-    _check_step(recipe, where, member.step)
-    if recipe.step[member.step].run != "rank":
-        raise recipe.wrong(where, f"step '{member.step}' makes no answers; only `rank` does")
-    candidates = recipe.step[member.step].flags.get("candidates", ())
-    if not all(isinstance(value, OfStage) for value in candidates) or len(candidates) != 1:
-        words = f"step '{member.step}' must rank a stage: candidates = {{ stage = … }}"
-        raise recipe.wrong(where, words)
-    if not RANKED.fullmatch(member.file or ""):
-        raise recipe.wrong(where, 'say which answers: file = "rank1.jsonl" (the best), "rank2.jsonl", …')
 
 
 def _check_file(recipe: Recipe, where: Path_, text: str | None, before: str = "") -> None:
@@ -188,13 +189,6 @@ def roots(recipe: Recipe, name: str) -> set[tuple[object, ...]]:
         return set().union(*(roots(recipe, one) for one in above))
     pool = recipe.path(stage.pool).resolve() if stage.pool is not None else None
     return {(pool, stage.limit, stage.sample, stage.seed if stage.sample else 0, stage.members)}
-
-
-def _check_same_pool(recipe: Recipe, name: str) -> None:
-    above = recipe.upstream(name)
-    if len(above) > 1 and len(roots(recipe, name)) > 1:
-        where: Path_ = ("stage", name, "answers")
-        raise recipe.wrong(where, f"the stages {', '.join(above)} do not stand on the same rows of one pool")
 
 
 EXPECTED = {
@@ -230,19 +224,50 @@ def load(file: Path, may_lack_files: bool = False) -> Recipe:
         lacking: list[str] | None = [] if may_lack_files else None
         recipe = Recipe(**{**tables, "file": file, "lines": lines, "lacking": lacking})
     except ValidationError as error:
-        raise _invalid(file, lines, error) from None
+        problem = error.errors(include_url=False)[0]
+        where = tuple(problem["loc"])
+        words = {"extra_forbidden": "unknown name", "missing": "it is required"}.get(problem["type"])
+        if where[-1] == "[key]":
+            words = "a name may hold letters, digits, '.', '_' and '-' only"
+        elif where[0] == "step" and len(where) > 2 and where[2] not in ("run", "after"):
+            where, words = where[:3], EXPECTED["step"]
+        elif len(where) > 3 and (key := str(where[2])) in EXPECTED:  # may be of several types
+            where, words = where[:3], EXPECTED[key]
+        raise wrong(file, lines, where, words or wrong_value("found", problem)) from None
     check(recipe)
     return recipe
 
 
-def _invalid(file: Path, lines: Mapping[Path_, int], error: ValidationError) -> UsageError:
-    problem = error.errors(include_url=False)[0]
-    where = tuple(problem["loc"])
-    words = {"extra_forbidden": "unknown name", "missing": "it is required"}.get(problem["type"])
-    if where[-1] == "[key]":
-        words = "a name may hold letters, digits, '.', '_' and '-' only"
-    elif where[0] == "step" and len(where) > 2 and where[2] not in ("run", "after"):
-        where, words = where[:3], EXPECTED["step"]
-    elif len(where) > 3 and (key := str(where[2])) in EXPECTED:  # may be of several types
-        where, words = where[:3], EXPECTED[key]
-    return wrong(file, lines, where, words or wrong_value("found", problem))
+def with_choice(recipe: Recipe, reuse: bool, replace: bool) -> Recipe:
+    """The recipe where every stage that says nothing itself keeps its answers under other settings, or
+    asks them again. Raises UsageError."""
+    if reuse and replace:
+        raise UsageError("--reuse keeps answers, --replace asks them again: give one of them")
+    update = {"reuse": reuse, "replace": replace}
+    stages = {
+        name: stage if stage.reuse or stage.replace else stage.model_copy(update=update)
+        for name, stage in recipe.stage.items()
+    }
+    return recipe.model_copy(update={"stage": stages})
+
+
+def chosen_of(recipe: Recipe, run: Path, only: Sequence[str]) -> list[str]:
+    """The stages and steps to run, in order. What they need must run with them, or have run."""
+    for name in only:
+        if name not in recipe.nodes:
+            raise UsageError(f"--only {name}: no such stage or step; there are {', '.join(recipe.nodes)}")
+    chosen = [name for name in recipe.nodes if not only or name in only]
+    there: set[str] = set()
+    if (run / LEDGER).exists():
+        with contextlib.closing(connect_reader(run)) as reader:
+            there = {name for _, name in stages(reader)}
+    for name in chosen:
+        for above in recipe.needs(name):
+            record = record_of(run, above) if above in recipe.step else {}
+            begun = above in there if above in recipe.stage else bool(record)
+            if name in recipe.stage and above in recipe.step:
+                begun = is_whole(run, record)
+            if above not in chosen and not begun:
+                what = "it reads stage" if above in recipe.stage else "it needs step"
+                raise UsageError(f"--only {name}: {what} '{above}', which has not run in {run} yet")
+    return chosen

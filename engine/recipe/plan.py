@@ -1,5 +1,11 @@
-"""What a recipe's stages will cost, and whether they can run: nothing is asked here."""
+"""What a recipe's stages will cost, whether they can run, and which are complete: nothing is asked here.
 
+A stage is complete when what its rows are made of is, and a run of it would ask nothing: rows that have
+failed for good do not count, all others are pending. A step is complete when what it needs is, and what it
+has left came of just that.
+"""
+
+import contextlib
 import hashlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -8,22 +14,28 @@ from pathlib import Path
 from typing import Any
 
 from engine.collect.other_settings import Standing, settled
+from engine.collect.rows import Gone
+from engine.recipe.load import chosen_of, load, with_choice
 from engine.recipe.schema import OfStep, Recipe
 from engine.recipe.stages import Graph
-from engine.run.build import StageJob
+from engine.recipe.step_runner import is_as_recorded
+from engine.recipe.steps import Commands, Step, steps_of
 from engine.run.collect import Confirm, observed, price_steps, sum_of, told
 from engine.run.estimate import Estimate, Survey, survey
+from engine.run.job import StageJob
 from engine.run.tables import print_plan, print_planned_steps
 from engine.terminal import plain
 from store.errors import PoolError, UsageError
-from store.key_index import KeyIndex
-from store.queries import connect_reader, stages
-from store.run_folder import LEDGER
-from store.stage_rows import settings_of_runs
-from store.step_records import is_whole, record_of
+from store.files import LEDGER
+from store.key_index import ANSWERED, DUE, KeyIndex, Known, known_keys
+from store.queries import Page, connect_reader, has_row, placed_page, stages
+from store.records import BadRow
+from store.run_folder import is_whole, record_of
+from store.stage_rows import settings_of_runs, stage_number
 
 NOWHERE = "http://127.0.0.1:0/v1"  # where a teacher is that a dry run need not start
 Planned = dict[str, tuple[StageJob, Estimate]]
+PAGE = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,81 +51,62 @@ def unserved(recipe: Recipe, run: Path) -> dict[str, tuple[str, str]]:
     """The teachers that the recipe serves, while they do not run. Which model it will be is not known
     before; if the ledger knows one, it may be that again."""
     served = {name: teacher.serve for name, teacher in recipe.teacher.items() if teacher.serve}
-    asked = _models_asked(run) if served and (run / LEDGER).exists() else {}
-    return {name: (NOWHERE, asked.get(name) or _stand_in(what)) for name, what in served.items()}
-
-
-def _models_asked(run: Path) -> dict[str, str]:
-    """By teacher, the model of its stage's newest run."""
-    reader = connect_reader(run)
-    try:
-        found: dict[str, str] = {}
-        for number, _ in stages(reader):
-            newest = next(settings_of_runs(reader, number), {})
-            found[newest.get("teacher", "")] = newest.get("model", "")
-        return found
-    finally:
-        reader.close()
-
-
-def _stand_in(what: object) -> str:
-    """Equal for what is equal; a name that is on no price list."""
-    return "served-" + hashlib.blake2b(str(what).encode(), digest_size=6).hexdigest()
+    asked: dict[str, str] = {}  # by teacher, the model of its stage's newest run
+    if served and (run / LEDGER).exists():
+        with contextlib.closing(connect_reader(run)) as reader:
+            for number, _ in stages(reader):
+                newest = next(settings_of_runs(reader, number), {})
+                asked[newest.get("teacher", "")] = newest.get("model", "")
+    found = {}
+    for name, what in served.items():
+        # equal for what is equal; a name that is on no price list
+        stand_in = "served-" + hashlib.blake2b(str(what).encode(), digest_size=6).hexdigest()
+        found[name] = (NOWHERE, asked.get(name) or stand_in)
+    return found
 
 
 def plan_stages(
     graph: Graph, chosen: Sequence[str], run: Path, index: KeyIndex, seconds: float | None, asks: bool = True
 ) -> Planned:
     """Requests that several stages share are counted with the first: they are asked once."""
-    _check_rows_of_others(graph, chosen)
-    planned, index = {}, index.copy()
-    for name in chosen:
-        job = graph.job(name, asks)
-        found = _surveyed(graph, job, index, seconds)
-        planned[name] = (job, told(job.settings, job.plan, found, observed(run, job.settings)))
-    return planned
-
-
-def _surveyed(graph: Graph, job: StageJob, index: KeyIndex, seconds: float | None) -> Survey:
-    try:
-        return survey(graph.expected(job.settings.stage), job.plan, index, seconds, price_steps(job.settings))
-    except PoolError:
-        if not job.after:
-            raise
-        return Survey()  # everything that it reads has failed
-
-
-def _check_rows_of_others(graph: Graph, chosen: Sequence[str]) -> None:
-    """Rows of stages that do not run now are taken as they lie: they must be this recipe's."""
     recipe = graph.recipe
+    # Rows of stages that do not run now are taken as they lie: they must be this recipe's
     others = {above for name in chosen for above in recipe.upstream(name)}.difference(chosen)
     others = {name for name in others if not recipe.teacher[recipe.stage[name].teacher].serve}
     for name in sorted(others):  # (what model is served is not known before it is)
-        if found := graph.standing(name).others:
-            words = f"has answers to other settings than these ({found[0].why}): run it too, or put them back"
-            raise recipe.wrong(("stage", name), f"it {words}")
+        if standing := graph.standing(name).others:
+            words = f"has answers to other settings than these ({standing[0].why}): "
+            raise recipe.wrong(("stage", name), f"it {words}run it too, or put them back")
+    planned, index = {}, index.copy()
+    for name in chosen:
+        job = graph.job(name, asks)
+        try:
+            found = survey(graph.expected(name), job.plan, index, seconds, price_steps(job.settings))
+        except PoolError:
+            if not job.after:
+                raise
+            found = Survey()  # everything that it reads has failed
+        planned[name] = (job, told(job.settings, job.plan, found, observed(run, job.settings)))
+    return planned
 
 
 def settle(graph: Graph, chosen: Sequence[str], confirm: Confirm, quiet: bool) -> Iterator[str]:
     """Asks what becomes of answers under other settings; gives the stages where a yes was said. Raises
     UsageError with the line of a stage where nothing was."""
+    recipe = graph.recipe
     for name in chosen:
         found, settings = graph.standing(name), graph.settings[name]
-        if not found.others or _is_retrained(graph, name):
+        if not found.others:
             continue
+        changes = [change for other in found.others for change in other.changes]
+        is_model = bool(changes) and all(change.startswith("model: ") for change in changes)
+        if is_model and isinstance(recipe.teacher[recipe.stage[name].teacher].serve, OfStep):
+            continue  # the recipe itself has made another model, which is what it is for
         try:
             settled(found, settings, confirm, quiet)
         except UsageError as error:
-            raise graph.recipe.wrong(("stage", name), str(error)) from None
+            raise recipe.wrong(("stage", name), str(error)) from None
         yield name
-
-
-def _is_retrained(graph: Graph, name: str) -> bool:
-    """Whether the recipe itself has made another model of the stage's teacher, which is what it is for."""
-    teacher = graph.recipe.teacher[graph.recipe.stage[name].teacher]
-    changes = [change for other in graph.standing(name).others for change in other.changes]
-    changed = bool(changes) and all(change.startswith("model: ") for change in changes)
-    return isinstance(teacher.serve, OfStep) and changed
 
 
 def without_missing(recipe: Recipe, chosen: Sequence[str]) -> tuple[Recipe, Mapping[str, Missing]]:
@@ -155,7 +148,15 @@ class Plan:
 
     @property
     def steps_told(self) -> dict[str, dict[str, object]]:
-        return {name: _step_told(self.graph.given, name, self.graph.run) for name in self.steps}
+        told: dict[str, dict[str, object]] = {}
+        for name in self.steps:
+            table, done = (
+                self.graph.given.step[name],
+                is_whole(self.graph.run, record_of(self.graph.run, name)),
+            )
+            needs = list(table.needs)
+            told[name] = {"run": table.run, "needs": needs, "done": done, "cost_usd": 0.0}  # it asks nobody
+        return told
 
     def as_json(self) -> dict[str, Any]:
         stages: dict[str, dict[str, object]]
@@ -197,8 +198,108 @@ def _print_missing(recipe: Recipe, missing: Mapping[str, Missing], is_rest_price
         print(f"stages without a price: {', '.join(stages)}")
 
 
-def _step_told(recipe: Recipe, name: str, run: Path) -> dict[str, object]:
-    """cost_usd: a step asks nobody."""
-    table = recipe.step[name]
-    done = is_whole(run, record_of(run, name))
-    return {"run": table.run, "needs": list(table.needs), "done": done, "cost_usd": 0.0}
+@dataclass(frozen=True, slots=True)
+class Lack:
+    """What keeps a stage or step from being complete: the first one, from the pools on, that is not."""
+
+    name: str
+    words: str
+
+
+class Completeness:
+    """Of a recipe in a run folder, as it is now; what was found is kept."""
+
+    def __init__(self, graph: Graph, steps: Mapping[str, Step], run: Path, index: KeyIndex) -> None:
+        self._graph, self._steps, self._run, self._index = graph, steps, run, index
+        self._found: dict[str, Lack | None] = {}
+
+    def lack(self, name: str) -> Lack | None:
+        """None where a stage or step is complete."""
+        if name not in self._found:
+            recipe = self._graph.given
+            # what it takes its rows from (a stage's teacher brings none)
+            is_step = name in recipe.step
+            sources = recipe.step[name].needs if is_step else (*recipe.upstream(name), *recipe.made(name))
+            above = (found for one in sources if (found := self.lack(one)))
+            self._found[name] = next(above, None) or self._own(name)
+        return self._found[name]
+
+    def _own(self, name: str) -> Lack | None:
+        if name in self._steps:
+            step, record = self._steps[name], record_of(self._run, name)
+            if not is_whole(self._run, record):
+                return Lack(name, f"step '{name}' has not come to its end")
+            if not step.is_last and not is_as_recorded(self._graph.given, step, self._run, record):
+                return Lack(name, f"step '{name}' was run with another command or on other data than now")
+            return None
+        known = Known(self._run, self._index)
+        try:
+            number = stage_number(known.reader, name)
+            if number is None:
+                return Lack(name, f"stage '{name}' has not run")
+            pending, rows = _Census(known, number, self._graph.job(name, asks=False)).count()
+        finally:
+            known.close()
+        return Lack(name, pending_words(name, pending, rows)) if pending else None
+
+
+def pending_words(name: str, pending: int, rows: int) -> str:
+    are = "row is" if rows == 1 else "rows are"
+    return f"stage '{name}' is incomplete: {pending:,} of {rows:,} {are} pending"
+
+
+class _Census:
+    """Counts the rows of a stage that a run would do something about."""
+
+    def __init__(self, known: Known, stage: int, job: StageJob) -> None:
+        self._known, self._stage, self._job = known, stage, job
+        self._page: Page = ({}, [])
+        self._start = -PAGE
+
+    def count(self) -> tuple[int, int]:
+        """(pending, all)"""
+        rows = pending = 0
+        limit = self._job.plan.limit
+        for row in self._job.rows.placed(self._known.reader):
+            if isinstance(row, tuple):
+                if limit is not None and rows >= limit:
+                    break
+                rows += 1
+                pending += self._is_pending(row[0], self._job.plan.task.encode(row[1]))
+            elif isinstance(row, Gone):
+                pending += has_row(self._known.reader, self._stage, row.position)
+            elif not isinstance(row, BadRow):  # nothing more will come
+                break
+        return pending, max(rows, pending)
+
+    def _is_pending(self, position: int, item: bytes) -> bool:
+        """Whether it does not stand in its place, or a sample of it has neither an answer nor failed."""
+        plan = self._job.plan
+        if not self._start <= position < self._start + PAGE:
+            self._start = position - position % PAGE
+            places = (self._start, self._start + PAGE)
+            self._page = placed_page(self._known.reader, self._stage, plan.accepted, plan.samples, *places)
+        items, requests = self._page
+        there = items.get(position)
+        if there is None or there[0] != item:
+            return True
+        numbers = [one.get(position) for one in requests]
+        states = [DUE if number is None else self._known.index.state(number) for number in numbers]
+        is_kept = there[1] != plan.fingerprint  # of settings of which only answers count
+        return any(state == DUE or (is_kept and state != ANSWERED) for state in states)
+
+
+DRY_SECONDS = 5.0  # of counting for each stage; what is not counted by then is extrapolated
+
+
+def plan_recipe(
+    file: Path, run: Path, commands: Commands, only: Sequence[str], reuse: bool = False, replace: bool = False
+) -> Plan:
+    """What a recipe will cost; nothing is asked, and files may be missing. Raises UsageError."""
+    recipe = with_choice(load(file, may_lack_files=True), reuse, replace)
+    steps, chosen = steps_of(recipe, commands), chosen_of(recipe, run, only)
+    recipe, missing = without_missing(recipe, chosen)
+    graph = Graph(recipe, run, unserved(recipe, run))
+    stages = [name for name in chosen if name in recipe.stage]
+    planned = plan_stages(graph, stages, run, known_keys(run), DRY_SECONDS, asks=False)
+    return Plan(graph, planned, [name for name in chosen if name in steps], missing)

@@ -2,15 +2,17 @@
 
 A stage that reads files stands for itself. One that reads other stages gets its rows as their
 answers come (upstream.py), and is estimated from the answers that are there and imagined ones
-(placeholders.py).
+(`Expected`).
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from engine.collect.other_settings import Standing, standing
-from engine.collect.plan import plan_of, role
+from engine.collect.plan import Plan, plan_of, role
 from engine.collect.rows import Members, Numbered, Rows, Surveyed, contests_of, pool_of
 from engine.collect.setting_fields import (
     DEFAULTS,
@@ -21,17 +23,95 @@ from engine.collect.setting_fields import (
     Timeouts,
 )
 from engine.collect.settings import Server, Settings
-from engine.collect.upstream import USABLE, StageRows, Upstream
+from engine.collect.upstream import PAGE, USABLE, StageRows, Upstream, UpstreamRecord, answers_at
 from engine.environment import default_url, server_values, text_of_file
 from engine.provider.pricing import is_loopback
 from engine.provider.tokens import tokenizer_for
 from engine.recipe.load import RANKED
-from engine.recipe.placeholders import Expected, Foreseen
-from engine.recipe.schema import EndpointTable, Member, OfStep, Path_, Recipe, TeacherTable
+from engine.recipe.schema import EndpointTable, OfStep, Path_, Recipe
 from engine.recipe.steps import placed
-from engine.run.build import StageJob
+from engine.run.job import StageJob
 from store.errors import UsageError
-from store.records import Item, Outcome
+from store.files import LEDGER
+from store.queries import connect_reader
+from store.records import BadRow, Item, Outcome
+from store.stage_rows import stage_number
+
+MARK = 10  # hexadecimal digits: of a million rows no two are alike but for one time in two
+
+
+@dataclass(frozen=True, slots=True)
+class Foreseen:
+    """A stage that rows are made of. `sample`: which of its answers."""
+
+    upstream: Upstream
+    plan: Plan
+    rows: Surveyed
+    run: Path
+    sample: int = 0
+
+    def records(self) -> Iterator[Any]:
+        """What comes of each of its rows, by position; None where nothing usable will come."""
+        reader = connect_reader(self.run) if (self.run / LEDGER).exists() else None
+        number = stage_number(reader, self.upstream.stage) if reader else None
+        if isinstance(self.rows, Expected):
+            every = self.rows.by_position()
+        else:
+            every = (item for item in self.rows if not isinstance(item, BadRow))
+        items, start = islice(every, self.upstream.limit), 0
+        once = replace(self.plan, samples=self.sample + 1)
+        try:
+            while page := list(islice(items, PAGE)):
+                there: dict[int, UpstreamRecord] = {}
+                if reader and number is not None:
+                    places = range(start, start + len(page))
+                    there = answers_at(reader, number, self.upstream, places, self.sample, self.plan.accepted)
+                for position, item in enumerate(page, start):
+                    stored = there.get(position)
+                    if item is None:
+                        yield None
+                    elif stored and not stored.is_waiting and stored.item == self.plan.task.encode(item):
+                        yield stored.record
+                    else:
+                        (*_, key) = once.seal(item)[2]
+                        yield self.plan.task.imagined(item, key.hex()[:MARK])
+                start += len(page)
+        finally:
+            if reader:
+                reader.close()
+
+
+class Expected:
+    """What a stage will be asked. `make`, `each` and `limit` as for StageRows."""
+
+    is_stream = False
+
+    def __init__(
+        self,
+        above: Sequence[Foreseen],
+        make: Callable[[Sequence[Any]], Sequence[Item]],
+        each: int = 1,
+        limit: int | None = None,
+    ) -> None:
+        self._above, self._make, self._each, self._limit = above, make, each, limit
+        self.source = "answers to " + " + ".join(one.rows.source for one in above)
+
+    @property
+    def fraction(self) -> float:
+        return self._above[0].rows.fraction
+
+    def __iter__(self) -> Iterator[Item | BadRow]:
+        return (item for item in self.by_position() if item is not None)
+
+    def by_position(self) -> Iterator[Item | None]:
+        return islice(self._made(), self._limit)
+
+    def _made(self) -> Iterator[Item | None]:
+        for records in zip(*(one.records() for one in self._above), strict=False):  # (limits may differ)
+            made = self._make(records) if any(record is not None for record in records) else []
+            yield from made
+            yield from [None] * (self._each - len(made))
+
 
 Served = Mapping[str, tuple[str, str]]  # teacher -> (address, model) of what the recipe serves itself
 
@@ -55,7 +135,19 @@ class Graph:
         settings, table = self.settings[name], self.recipe.stage[name]
         capped = settings.model_copy(update={} if table.budget is None else {"budget": table.budget})
         if asks:
-            self._check_keys(table.teacher, settings)
+            teacher = self.recipe.teacher[table.teacher]
+            places: list[Path_] = [
+                ("teacher", table.teacher, "endpoint", n) for n in range(len(teacher.endpoint))
+            ]
+            tables: list[EndpointTable] = [*teacher.endpoint]
+            if len(tables) < len(settings.servers()):
+                places.insert(0, ("teacher", table.teacher))
+                tables.insert(0, teacher)
+            for place, one, server in zip(places, tables, settings.servers(), strict=True):
+                is_named = "api_key_env" in one.model_fields_set  # then it is meant, on loopback too
+                if server.api_key is None and (is_named or not is_loopback(server.base_url)):
+                    words = f"no API key for {server.base_url}: {one.api_key_env} is not set"
+                    raise self.recipe.wrong((*place, "api_key_env"), words)
         try:
             capped.check(settings.price(), needs_keys=False)
             plan = self.standing(name).plan
@@ -74,37 +166,22 @@ class Graph:
             self._standing[name] = standing(self.run, settings, plan)
         return self._standing[name]
 
-    def _check_keys(self, teacher: str, settings: Settings) -> None:
-        table = self.recipe.teacher[teacher]
-        places: list[Path_] = [("teacher", teacher, "endpoint", n) for n in range(len(table.endpoint))]
-        tables: list[EndpointTable] = [*table.endpoint]
-        if len(tables) < len(settings.servers()):
-            places.insert(0, ("teacher", teacher))
-            tables.insert(0, table)
-        for place, one, server in zip(places, tables, settings.servers(), strict=True):
-            is_named = "api_key_env" in one.model_fields_set  # then it is meant, on loopback too
-            if server.api_key is None and (is_named or not is_loopback(server.base_url)):
-                words = f"no API key for {server.base_url}: {one.api_key_env} is not set"
-                raise self.recipe.wrong((*place, "api_key_env"), words)
-
     def expected(self, name: str) -> Surveyed:
         """The rows of a stage for its estimate: of its files, or of answers, imagined where there are
         none yet."""
         if not self.recipe.upstream(name):
             return self._files(name)
-        members = self._members(name)
+        members, above = self._members(name), []
         make, each = (members.contests, members.each) if members else (_as_they_are, 1)
         inputs = zip(self.given.stage[name].inputs, self.recipe.stage[name].inputs, strict=True)
-        above = [
-            self._foreseen(str(one), name, _rank_of(given) - 1)
-            for given, one in inputs
-            if str(one) in self.recipe.stage
-        ]
+        for given, one in inputs:
+            if (source := str(one)) in self.recipe.stage:
+                # The n-th file of a ranking holds one of a row's answers as good as the n-th sample
+                rank = RANKED.fullmatch(given.file or "") if isinstance(given, OfStep) else None
+                sample = int(rank[1]) - 1 if rank else 0
+                upstream, plan = self._upstream(source, name), self.standing(source).plan
+                above.append(Foreseen(upstream, plan, self.expected(source), self.run, sample))
         return Expected(above, make, each, self.settings[name].limit)
-
-    def _foreseen(self, name: str, reader: str, sample: int) -> Foreseen:
-        upstream, plan = self._upstream(name, reader), self.standing(name).plan
-        return Foreseen(upstream, plan, self.expected(name), self.run, sample)
 
     def _rows(self, name: str) -> Rows:
         if not self.recipe.upstream(name):
@@ -150,13 +227,6 @@ class Graph:
         return min((limit for limit in limits if limit is not None), default=None)
 
 
-def _rank_of(member: Member) -> int:
-    """Of what a ranking leaves: its n-th file holds one of a row's answers as good as the n-th sample.
-    Other stages are read for their first."""
-    rank = RANKED.fullmatch(member.file or "") if isinstance(member, OfStep) else None
-    return int(rank[1]) if rank else 1
-
-
 def _as_they_are(records: Sequence[Any]) -> Sequence[Item]:
     return [record for record in records if record is not None]
 
@@ -170,8 +240,16 @@ def _settings(recipe: Recipe, name: str, served: Served) -> Settings:
         given[key] = getattr(teacher, key) if getattr(stage, key) is None else getattr(stage, key)
     for key, usual in DEFAULTS[stage.task].items():
         given[key] = usual if getattr(stage, key) is None else getattr(stage, key)
+    # the teacher's own address, if it has one, then its endpoints
+    tables: list[EndpointTable] = list(teacher.endpoint)
+    if url is not None or not tables:
+        tables.insert(0, teacher.model_copy(update={"base_url": url}))
+    servers = []
     try:
-        first, *others = _servers(teacher, url)
+        for one in tables:
+            address = server_values(one.base_url or default_url(), one.api_key_env)
+            servers.append({**address, **{key: getattr(one, key) for key in Quota.model_fields}})
+        first, *others = servers
         prompt = text_of_file(recipe.path(stage.prompt)) if stage.prompt else None
     except UsageError as error:
         raise recipe.wrong(("teacher", stage.teacher), str(error)) from None
@@ -188,17 +266,3 @@ def _settings(recipe: Recipe, name: str, served: Served) -> Settings:
     }
     waiting = {key: getattr(teacher, key) for key in Timeouts.model_fields}
     return Settings(**{**given, **first, **waiting, **own})
-
-
-def _servers(teacher: TeacherTable, url: str | None) -> list[dict[str, Any]]:
-    """The values of each server: the teacher's own address, if it has one, then its endpoints."""
-    tables: list[EndpointTable] = list(teacher.endpoint)
-    if url is not None or not tables:
-        tables.insert(0, teacher.model_copy(update={"base_url": url}))
-    return [
-        {
-            **server_values(t.base_url or default_url(), t.api_key_env),
-            **{k: getattr(t, k) for k in Quota.model_fields},
-        }
-        for t in tables
-    ]

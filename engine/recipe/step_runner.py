@@ -14,7 +14,7 @@ import shutil
 import signal
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -26,13 +26,12 @@ from engine.collect.other_settings import counting
 from engine.export import ExportOptions, export_stage
 from engine.recipe.schema import READ_THE_RUN, OfStage, OfStep, Recipe, Value
 from engine.recipe.steps import EVALUATIONS, MADE, WRITTEN, Flag, Step, folder_of, is_file, left_by
-from engine.run.control import Control
+from engine.run.job import Control
 from engine.subprocesses import Stop, command, run_to_end
 from engine.terminal import plain, tell
-from store.damage import words_of
-from store.errors import DistillError
+from store.errors import DistillError, words_of
 from store.queries import connect_reader, stage_of, stage_status
-from store.step_records import STEPS, Record, StepResult, is_whole, record_of, write_record
+from store.run_folder import STEPS, Record, StepResult, is_whole, record_of, write_record
 
 OUR_STDERR = 2  # for what a command says: our standard output may be a program's
 BEGUN = Path("training") / "run.json"  # where a training was begun, which can be resumed
@@ -70,8 +69,12 @@ def run_step(
     seconds = time.monotonic() - started
     if code:
         said = f"`distill {' '.join(words)}` ended with exit code {code}"
-        return StepResult("interrupted" if code == 130 else "failed", _as_ours(code), said, seconds)
-    left = {str(file.relative_to(run)): _seal(file) for file in _left(step, run)}
+        ours = code if code in (3, 130) else 1
+        return StepResult("interrupted" if code == 130 else "failed", ours, said, seconds)
+    files = sorted(file for file in folder_of(run, step.name).glob("*") if file.is_file())
+    if step.run[0] == "evaluate":
+        files.append(run / EVALUATIONS / f"{step.name}.json")
+    left = {str(file.relative_to(run)): _seal(file) for file in files}
     write_record(run, step.name, {**record, "left": left, "ended": time.time(), "seconds": seconds})
     return StepResult("done", seconds=seconds)
 
@@ -89,10 +92,6 @@ def is_as_recorded(recipe: Recipe, step: Step, run: Path, record: Record) -> boo
 
 def _digest(inputs: list[Any]) -> str:
     return hashlib.sha256(orjson.dumps(inputs, option=orjson.OPT_SORT_KEYS)).hexdigest()
-
-
-def _as_ours(code: int) -> int:
-    return code if code in (3, 130) else 1
 
 
 def _prepared(recipe: Recipe, step: Step, run: Path, folder: Path) -> tuple[list[str], list[Any]]:
@@ -115,9 +114,22 @@ def _prepared(recipe: Recipe, step: Step, run: Path, folder: Path) -> tuple[list
 def _word(recipe: Recipe, step: Step, run: Path, folder: Path, flag: Flag, value: Value) -> tuple[str, Any]:
     """How a value is said on the command line, and what it is known by."""
     if isinstance(value, OfStage) and flag.name == "stage":  # read in the ledger, under its name
-        return value.stage, _seal_of_stage(run, value.stage)
+        number, _ = stage_of(run, value.stage)
+        with contextlib.closing(connect_reader(run)) as reader:
+            counted, told = counting(reader, number), stage_status(reader, number)
+        known_by = ("done", "failed", "outcomes", "prompt_tokens", "completion_tokens")
+        return value.stage, {"plans": sorted(counted.plans), **{key: told[key] for key in known_by}}
     if isinstance(value, OfStage):
-        path = _exported(recipe, folder, run, value)
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"{value.stage}.jsonl"
+        format = value.format or SHAPES[recipe.stage[value.stage].task][0]
+        chosen = ExportOptions(format, value.stage, value.outcome, value.min_margin, value.reasoning)
+        found = export_stage(run, path, chosen)
+        if words := words_of([found.damages], run):
+            tell(f"distill: {plain(words, 1000)}\n")
+        if not found.rows:
+            words = f"stage '{value.stage}' has no row for it (outcomes {value.outcome})"
+            raise EmptyStage(f"{words}: see `distill status --run {run}` for what became of its rows")
     elif isinstance(value, OfStep):
         path = left_by(run, value, recipe.step[value.step].run)
     elif is_file(flag) and flag.name in WRITTEN:
@@ -128,29 +140,6 @@ def _word(recipe: Recipe, step: Step, run: Path, folder: Path, flag: Flag, value
         return str(value), value
     record = record_of(run, value.step) if isinstance(value, OfStep) and path.is_dir() else {}
     return str(path), record.get("left") or _seal(path)
-
-
-def _exported(recipe: Recipe, folder: Path, run: Path, given: OfStage) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    out = folder / f"{given.stage}.jsonl"
-    format = given.format or SHAPES[recipe.stage[given.stage].task][0]
-    chosen = ExportOptions(format, given.stage, given.outcome, given.min_margin, given.reasoning)
-    found = export_stage(run, out, chosen)
-    if words := words_of([found.damages], run):
-        tell(f"distill: {plain(words, 1000)}\n")
-    if not found.rows:
-        words = f"stage '{given.stage}' has no row for it (outcomes {given.outcome})"
-        raise EmptyStage(f"{words}: see `distill status --run {run}` for what became of its rows")
-    return out
-
-
-def _seal_of_stage(run: Path, name: str) -> dict[str, Any]:
-    """What the answers of a stage are known by that a command reads in the ledger itself."""
-    number, _ = stage_of(run, name)
-    with contextlib.closing(connect_reader(run)) as reader:
-        counted, told = counting(reader, number), stage_status(reader, number)
-    kept = {key: told[key] for key in ("done", "failed", "outcomes", "prompt_tokens", "completion_tokens")}
-    return {"plans": sorted(counted.plans), **kept}
 
 
 def _own_words(step: Step, run: Path, quiet: bool) -> list[str]:
@@ -185,12 +174,6 @@ def _run(
     if code == 0:
         beside.replace(result)
     return code
-
-
-def _left(step: Step, run: Path) -> Iterator[Path]:
-    yield from sorted(file for file in folder_of(run, step.name).glob("*") if file.is_file())
-    if step.run[0] == "evaluate":
-        yield run / EVALUATIONS / f"{step.name}.json"
 
 
 def _seal(path: Path) -> dict[str, Any]:

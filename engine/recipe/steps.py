@@ -16,17 +16,17 @@ RUN/evaluations/NAME.json, where `report` looks for it.
 """
 
 import tomllib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 from engine.answers import SHAPES, check_outcomes, check_reasoning
-from engine.recipe.schema import READ_THE_RUN, Member, OfStage, OfStep, Path_, Recipe, StageTable, Value
-from engine.serve.llama import SMOLLM2
+from engine.recipe.schema import READ_THE_RUN, OfStage, OfStep, Path_, Recipe, Value
+from engine.serve.llama import FOR_FOLDERS, SMOLLM2, extras_of
 from store.answers import stem
 from store.errors import UsageError
-from store.step_records import STEPS
+from store.run_folder import STEPS
 
 FIRST_WORDS = ("train", "rank", "evaluate", "report")
 # What is the recipe's to say: where results go, what is resumed, in which form it is told.
@@ -52,9 +52,6 @@ class Flag:
     required: bool
 
 
-Flags = Mapping[str, Flag]
-
-
 class Command(dict[str, Flag]):
     """The flags of a command by their keys in a recipe. extras: what must be installed to run it."""
 
@@ -67,18 +64,25 @@ Commands = Mapping[str, Command]  # by its words: "train sft"
 
 
 def commands_of(root: Any) -> Commands:
-    """root: the command line as a typer group."""
-    found = {
-        words: Command(map(_flag, command.params), getattr(command.callback, "extras", ()))
-        for words, command in _commands(root, ())
-    }
-    return {words: command for words, command in found.items() if _can_run(words, command)}
-
-
-def _can_run(words: str, flags: Flags) -> bool:
-    """Not what needs people's votes, which lie in a folder of their own."""
-    of_folder = "run" in flags and flags["run"].required and words != "report"
-    return words.split()[0] in FIRST_WORDS and not of_folder
+    """root: the command line as a typer group. A key is the flag's name with underscores, as elsewhere
+    in recipes."""
+    found = {}
+    for words, command in _commands(root, ()):
+        flags = []
+        for param in command.params:
+            is_option = param.param_type_name == "option"
+            kind = param.type_descriptor.annotation
+            inner = str if get_origin(kind) is Literal else next(iter(get_args(kind)), kind)
+            longest = max(param.opts, key=len)
+            name = longest.lstrip("-").replace("-", "_")
+            off = param.secondary_opts[0] if is_option and param.secondary_opts else None
+            several = bool(getattr(param, "multiple", False)) or param.nargs == -1
+            flags.append(Flag(name, longest if is_option else "", off, inner, several, param.required))
+        # not what needs people's votes, which lie in a folder of their own
+        of_folder = any(flag.name == "run" and flag.required for flag in flags) and words != "report"
+        if words.split()[0] in FIRST_WORDS and not of_folder:
+            found[words] = Command(flags, getattr(command.callback, "extras", ()))
+    return found
 
 
 def _commands(group: Any, before: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
@@ -87,17 +91,6 @@ def _commands(group: Any, before: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
             yield from _commands(command, (*before, name))
         else:
             yield " ".join((*before, name)), command
-
-
-def _flag(param: Any) -> Flag:
-    """A key is the flag's name with underscores, as elsewhere in recipes."""
-    is_option = param.param_type_name == "option"
-    kind = param.type_descriptor.annotation
-    inner = str if get_origin(kind) is Literal else next(iter(get_args(kind)), kind)
-    name = max(param.opts, key=len).lstrip("-").replace("-", "_")
-    off = param.secondary_opts[0] if is_option and param.secondary_opts else None
-    several = bool(getattr(param, "multiple", False)) or param.nargs == -1
-    return Flag(name, max(param.opts, key=len) if is_option else "", off, inner, several, param.required)
 
 
 def is_file(flag: Flag) -> bool:
@@ -128,6 +121,17 @@ def steps_of(recipe: Recipe, commands: Commands) -> Mapping[str, Step]:
     return {name: _step(recipe, name, commands) for name in recipe.nodes if name in recipe.step}
 
 
+def extras_for(recipe: Recipe, steps: Mapping[str, Step], chosen: Sequence[str]) -> Iterator[str]:
+    """Of the chosen steps, and of the teachers that the recipe serves to the chosen stages."""
+    for name in chosen:
+        if name in steps:
+            yield from steps[name].extras
+        elif isinstance(serve := recipe.teacher[recipe.stage[name].teacher].serve, OfStep):
+            yield from FOR_FOLDERS
+        elif serve not in (None, "scripted"):
+            yield from extras_of(serve)
+
+
 def folder_of(run: Path, name: str) -> Path:
     return run / STEPS / name
 
@@ -143,35 +147,26 @@ def left_by(run: Path, step: OfStep, command: str) -> Path:
 def placed(recipe: Recipe, run: Path) -> Recipe:
     """The recipe with a file for all answers that stages read of steps. While a file is not there, the
     stage that its answers come from stands for it: good enough for a price."""
-    return recipe.model_copy(
-        update={"stage": {name: _placed(recipe, stage, run) for name, stage in recipe.stage.items()}}
-    )
-
-
-def _placed(recipe: Recipe, stage: StageTable, run: Path) -> StageTable:
-    if all(isinstance(member, str) for member in stage.members):
-        return stage
-    found = tuple(_place_of(recipe, member, run) for member in stage.members)
-    names = stage.names or tuple(_name(recipe, member) for member in stage.members)
-    if stage.against is None:
-        return stage.model_copy(update={"answers": found, "names": names})
-    return stage.model_copy(update={"answers": found[0], "against": found[1], "names": names})
-
-
-def _place_of(recipe: Recipe, member: Member, run: Path) -> str:
-    if isinstance(member, str):
-        return member
-    path = left_by(run, member, recipe.step[member.step].run)
-    (candidates,) = recipe.step[member.step].flags["candidates"]
-    assert isinstance(candidates, OfStage)
-    return str(path.resolve()) if path.is_file() else candidates.stage
-
-
-def _name(recipe: Recipe, member: Member) -> str:
-    """A stage's own name; a file's, whoever made it, without its endings."""
-    if isinstance(member, str) and member in recipe.stage:
-        return member
-    return stem(Path(member if isinstance(member, str) else member.file or "").name)
+    stages = {}
+    for name, stage in recipe.stage.items():
+        found, names = [], []
+        for member in stage.members:
+            if isinstance(member, OfStep):
+                path = left_by(run, member, recipe.step[member.step].run)
+                (candidates,) = recipe.step[member.step].flags["candidates"]
+                assert isinstance(candidates, OfStage)
+                found.append(str(path.resolve()) if path.is_file() else candidates.stage)
+                names.append(stem(Path(member.file or "").name))
+            else:  # a stage's own name; a file's, whoever made it, without its endings
+                found.append(member)
+                names.append(member if member in recipe.stage else stem(Path(member).name))
+        if any(isinstance(member, OfStep) for member in stage.members):
+            update: dict[str, Any] = {"answers": tuple(found), "names": stage.names or tuple(names)}
+            if stage.against is not None:
+                update |= {"answers": found[0], "against": found[1]}
+            stage = stage.model_copy(update=update)
+        stages[name] = stage
+    return recipe.model_copy(update={"stage": stages})
 
 
 def _step(recipe: Recipe, name: str, commands: Commands) -> Step:
@@ -191,7 +186,17 @@ def _step(recipe: Recipe, name: str, commands: Commands) -> Step:
             raise recipe.wrong((*at, key), words)
         _check_values(recipe, (*at, key), flags[key], values)
         given.append((flags[key], values))
-    _check_needed(recipe, name, table.run, flags)
+    needed = [f.name for f in flags.values() if f.required and f.name not in (*OURS, "out")]
+    if table.run in READ_THE_RUN and "stage" in table.flags:
+        needed = [key for key in needed if flags[key].words]  # its argument is this run's folder
+    if "recipe" not in table.flags:
+        needed += NEEDED.get(table.run, ())
+    for key in needed:
+        if key not in table.flags:
+            raise recipe.wrong(at, f"{table.run} needs {key} = …")
+    choice = ONE_OF.get(table.run)
+    if choice and not table.flags.keys() & {*choice}:
+        raise recipe.wrong(at, f"{table.run} needs {' or '.join(f'{key} = …' for key in choice)}")
     is_last = table.run == "report" and not table.after
     extras = (*flags.extras, *_extras_of_model(recipe, table.flags))
     return Step(name, tuple(table.run.split()), tuple(given), table.needs, is_last, "quiet" in flags, extras)
@@ -207,20 +212,6 @@ def _extras_of_model(recipe: Recipe, flags: Mapping[str, tuple[Value, ...]]) -> 
         except (OSError, ValueError):  # which the command itself will say
             return ()
     return (SMOLLM2,) if model == SMOLLM2 else ()
-
-
-def _check_needed(recipe: Recipe, name: str, run: str, flags: Mapping[str, Flag]) -> None:
-    table = recipe.step[name]
-    needed = [f.name for f in flags.values() if f.required and f.name not in (*OURS, "out")]
-    if run in READ_THE_RUN and "stage" in table.flags:
-        needed = [name for name in needed if flags[name].words]  # its argument is this run's folder
-    if "recipe" not in table.flags:
-        needed += NEEDED.get(run, ())
-    for key in needed:
-        if key not in table.flags:
-            raise recipe.wrong(("step", name), f"{run} needs {key} = …")
-    if run in ONE_OF and not table.flags.keys() & {*ONE_OF[run]}:
-        raise recipe.wrong(("step", name), f"{run} needs {' or '.join(f'{key} = …' for key in ONE_OF[run])}")
 
 
 def _check_values(recipe: Recipe, where: Path_, flag: Flag, values: tuple[Value, ...]) -> None:

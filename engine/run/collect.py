@@ -15,20 +15,20 @@ from engine.collect.plan import Plan, plan_of
 from engine.collect.rows import Numbered, Surveyed
 from engine.collect.settings import MOST_CONCURRENT, Settings
 from engine.provider.tokens import tokenizer_for
-from engine.run.build import Job, StageJob, StageResult
-from engine.run.completion_tokens import UNSEEN, Paid, Range, Seen, effort_of, expected_completion
-from engine.run.control import Control
-from engine.run.estimate import Bound, DeclaredLimits, Estimate, Survey, estimate, extrapolated, survey
-from engine.run.result_tables import print_bad_rows, print_result
+from engine.run.completion_tokens import UNSEEN, Paid, Range, Seen, expected_completion
+from engine.run.estimate import DeclaredLimits, Estimate, Survey, estimate, extrapolated, survey
+from engine.run.job import Control, Job, StageJob, StageResult
+from engine.run.results import print_bad_rows, print_result
 from engine.run.session import run_job
 from engine.run.tables import TAKEN_AS_FREE, print_estimate, tell_shown
 from engine.terminal import dollars, exact_dollars, tell
 from store.costs import paid_requests
 from store.errors import UsageError
+from store.files import LEDGER
 from store.key_index import KeyIndex, known_keys
-from store.ledger import connect_writer
 from store.queries import account, connect_reader
-from store.run_folder import LEDGER, held
+from store.run_folder import held
+from store.schema import connect_writer
 
 ASK_OVER_USD = 1.0
 SURVEY_SECONDS = 2.0  # before a run; `estimate` itself counts everything
@@ -92,36 +92,17 @@ def price_steps(settings: Settings) -> tuple[int, ...]:
 
 def told(settings: Settings, plan: Plan, found: Survey, seen: Seen = UNSEEN) -> Estimate:
     """The estimate of a survey, under the settings' limits and prices."""
+    # without limits a run finds its own level
+    concurrency = sum(
+        server.concurrency or (MOST_CONCURRENT if server.rpm or server.tpm else ASSUMED_CONCURRENCY)
+        for server in settings.servers()
+    )
     rpm, tpm, rpd, tpd = (settings.together(name) for name in ("rpm", "tpm", "rpd", "tpd"))
-    limits = DeclaredLimits(rpm, tpm, rpd, tpd, _concurrency(settings))
+    limits = DeclaredLimits(rpm, tpm, rpd, tpd, concurrency)
     found = extrapolated(found)
     imagined = found.imagined_tokens / found.requests if found.requests else 0.0
     completion = expected_completion(settings, plan.task.prior, imagined, found.requests, seen)
-    sent = settings.sent_max_tokens()
-    made = estimate(
-        found,
-        completion,
-        settings.price(batch=False),
-        settings.price(batch=True),
-        limits,
-        sent,
-        plan.tokenizer.exact,
-        settings.price_source(),
-    )
-    thinks = bool(completion.thinking or settings.thinking_room)
-    return replace(
-        made,
-        effort=effort_of(settings) if thinks else None,
-        bound=Bound(settings.answer_bound() or None, settings.thinking_room, sent or None),
-        not_sent=settings.unsent(),
-    )
-
-
-def _concurrency(settings: Settings) -> int:
-    """For the time that a run will take; without limits it finds its own level."""
-    servers = settings.servers()
-    assumed = [MOST_CONCURRENT if s.rpm or s.tpm else ASSUMED_CONCURRENCY for s in servers]
-    return sum(s.concurrency or n for s, n in zip(servers, assumed, strict=True))
+    return estimate(settings, found, completion, limits, plan.tokenizer.exact)
 
 
 def run_estimate(settings: Settings, pool: Surveyed, run: Path | None, sent: int, as_json: bool) -> int:
@@ -240,10 +221,6 @@ def budget_warning(run: Path | None, cap: float | None, cost: Range | None) -> s
     )
 
 
-def _unknown_price(settings: Settings) -> str:
-    return f"{settings.no_price()}; or pass --yes to continue without a price"
-
-
 def ask_leave(settings: Settings, told: Estimate | None, yes: bool, confirm: Confirm) -> None:
     """Without --yes: a terminal is asked over $1, another caller needs a budget or a price of zero."""
     ask_leave_for([(settings, told)], yes, confirm)
@@ -259,7 +236,7 @@ def ask_leave_for(stages: Sequence[tuple[Settings, Estimate | None]], yes: bool,
     cost = sum_of([c for c in costs if c is not None]) if all(costs) else None
     if confirm is None or not (sys.stdin.isatty() and all(told for _, told in paid)):
         if unknown is not None:
-            raise UsageError(_unknown_price(unknown))
+            raise UsageError(f"{unknown.no_price()}; or pass --yes to continue without a price")
         amount = f" (about {dollars(cost.expected)})" if cost else ""
         raise UsageError(f"this run costs money{amount}: set a cap with --budget USD, or agree with --yes")
     if cost is not None and cost.expected <= ASK_OVER_USD:

@@ -109,7 +109,10 @@ def _cuts(seen: Seen) -> list[bool]:
 
 
 def _by_prior(settings: Settings, prior: Prior, imagined: float) -> Completion:
-    answer = _answer(prior, settings.answer_bound(), imagined)
+    cap = settings.answer_bound() or math.inf
+    median = prior.median * imagined if prior.of_imagined else prior.median
+    mean = _mean_of_lognormal(max(median, 1.0), prior.sigma, cap)
+    answer = Range(mean, mean * prior.low, min(mean * prior.high, cap))
     thinking = _thinking(settings)
     if thinking is None:
         return Completion(answer, None, 1.0, "the task's prior")
@@ -125,14 +128,6 @@ def _by_prior(settings: Settings, prior: Prior, imagined: float) -> Completion:
         f"{effort_of(settings)} ({thinking_source()}; the model: {by})"
     )
     return Completion(tokens, thinking, 1.0, source)
-
-
-def _answer(prior: Prior, bound: int, imagined: float) -> Range:
-    """Mean answer by the task's prior, cut at its bound."""
-    cap = bound or math.inf
-    median = prior.median * imagined if prior.of_imagined else prior.median
-    mean = _mean_of_lognormal(max(median, 1.0), prior.sigma, cap)
-    return Range(mean, mean * prior.low, min(mean * prior.high, cap))
 
 
 def _thinking(settings: Settings) -> Range | None:
@@ -199,22 +194,19 @@ def _lognormal_interval(values: Sequence[int], remaining: int) -> tuple[float, f
     None where their logarithms lean to the left, as those of no log-normal do."""
     logs = [math.log(value) for value in values if value > 0]
     count = len(logs)
-    if count < LEAST_FITTED or _skew(logs) < -2.0 * math.sqrt(6 / count):
+    if count < LEAST_FITTED:
         return None
-    middle, variance = statistics.fmean(logs), statistics.variance(logs)
+    middle, scatter = statistics.fmean(logs), statistics.pvariance(logs)
+    cubes = statistics.fmean((value - middle) ** 3 for value in logs)
+    if scatter > 1e-12 and cubes / math.pow(scatter, 1.5) < -2.0 * math.sqrt(6 / count):
+        return None
+    variance = statistics.variance(logs)
     error = student95(count - 1) * math.sqrt(
         variance / count + variance**2 / (2 * (count - 1)) + math.expm1(min(variance, 50)) / max(1, remaining)
     )
     share = count / len(values)
     middle += variance / 2
     return share * math.exp(middle - error), share * math.exp(middle + error)
-
-
-def _skew(values: Sequence[float]) -> float:
-    mean, variance = statistics.fmean(values), statistics.pvariance(values)
-    if variance <= 1e-12:
-        return 0.0
-    return statistics.fmean((value - mean) ** 3 for value in values) / math.pow(variance, 1.5)
 
 
 def _share_interval(share: float, count: int) -> tuple[float, float]:

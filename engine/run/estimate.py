@@ -13,8 +13,9 @@ from dataclasses import asdict, dataclass, field, replace
 
 from engine.collect.plan import Plan
 from engine.collect.rows import Surveyed
+from engine.collect.settings import Settings
 from engine.provider.pricing import Price
-from engine.run.completion_tokens import Completion, Range
+from engine.run.completion_tokens import Completion, Range, effort_of
 from engine.terminal import counted
 from store.errors import PoolError
 from store.key_index import ANSWERED, FAILED, TAKEN, KeyIndex
@@ -200,24 +201,18 @@ def extrapolated(found: Survey) -> Survey:
 
 
 def estimate(
-    found: Survey,
-    completion: Completion,
-    price: Price | None,
-    batch: Price | None,
-    limits: DeclaredLimits,
-    max_tokens: int,
-    exact_tokens: bool,
-    price_source: str = "",
+    settings: Settings, found: Survey, completion: Completion, limits: DeclaredLimits, exact_tokens: bool
 ) -> Estimate:
-    """Puts a complete survey, prices and limits together. max_tokens: the bound that is sent, 0 for none."""
-    n = found.requests
-    seconds, bound_by = _seconds(found, completion, limits, max_tokens)
+    """Puts a complete survey, prices and limits together."""
+    n, sent = found.requests, settings.sent_max_tokens()
+    seconds, bound_by = _seconds(found, completion, limits, sent)
+    thinks = bool(completion.thinking or settings.thinking_room)
     return Estimate(
         requests=n,
         prompt_tokens=found.prompt_tokens,
         completion_tokens=completion.tokens.times(n).rounded(),
-        cost_usd=_cost(price, found, completion),
-        batch_cost_usd=_cost(batch, found, completion),
+        cost_usd=_cost(settings.price(batch=False), found, completion),
+        batch_cost_usd=_cost(settings.price(batch=True), found, completion),
         seconds=seconds,
         bound_by=bound_by,
         rows=found.rows,
@@ -225,10 +220,13 @@ def estimate(
         already_answered=found.known,
         exact_tokens=exact_tokens,
         completion_from=completion.source,
-        price_source=price_source,
+        price_source=settings.price_source(),
         thinking_tokens=completion.thinking and completion.thinking.times(n).rounded(),
         replies_per_request=round(completion.replies, 4),
         billed_prompt_tokens=round(found.prompt_tokens * completion.prompts),
+        effort=effort_of(settings) if thinks else None,
+        bound=Bound(settings.answer_bound() or None, settings.thinking_room, sent or None),
+        not_sent=settings.unsent(),
     )
 
 
@@ -247,8 +245,8 @@ def _cost(price: Price | None, found: Survey, completion: Completion) -> Range |
 def _seconds(
     found: Survey, completion: Completion, limits: DeclaredLimits, max_tokens: int
 ) -> tuple[Range, str]:
-    """Low: real usage is charged; high: prompt + max_tokens; expected: the larger of the two. Thinking
-    takes its time as answers do."""
+    """`max_tokens`: the bound that is sent, 0 for none. Low: real usage is charged; high: prompt +
+    max_tokens; expected: the larger of the two. Thinking takes its time as answers do."""
     prompt = found.prompt_tokens / found.requests if found.requests else 0.0
     replies = max(1.0, completion.replies)
     a_reply, n = completion.tokens.times(1 / replies), found.requests * replies

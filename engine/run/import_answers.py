@@ -19,15 +19,16 @@ from engine.collect.plan import Plan, plan_of
 from engine.collect.rows import Surveyed, pool_of
 from engine.collect.settings import Settings
 from engine.provider.tokens import tokenizer_for
-from engine.run.control import Control
+from engine.run.job import Control
 from engine.terminal import counted, plain
-from store.columns import missing
 from store.errors import PoolError, UsageError
-from store.ledger import Ledger, connect_writer
+from store.files import LEDGER
+from store.ledger import Ledger
 from store.pool import Pool
 from store.queries import connect_reader, last_runs
-from store.records import BadRow, Instruction
-from store.run_folder import LEDGER, held
+from store.records import BadRow, Instruction, missing
+from store.run_folder import held
+from store.schema import connect_writer
 from store.stage_rows import one_row_of_each_plan, rows_and_pending, stage_facts
 
 ROWS_A_TURN, TURNS_AHEAD = 500, 8  # rows between two looks at the writer; what may wait for its disk
@@ -55,7 +56,17 @@ def import_answers(settings: Settings, source: str, run: Path, control: Control 
         with held(run):  # a folder that is in use is told first
             pass
     if not rows.is_stream:  # a file without an answer leaves nothing behind
-        _check_answers(rows, source)
+        counts = ImportCounts()
+        for row in rows:
+            if isinstance(row, Instruction) and row.output.strip():
+                break
+            if isinstance(row, BadRow):
+                counts.count_bad(row)
+        else:
+            pool = Pool(source)
+            next(iter(pool), None)
+            columns = f": {missing(pool.raw, 'output')}" if pool.raw else ""
+            raise PoolError(f"no row of {source} has an answer{columns}{_bad(counts)}")
     with held(run):
         plan = _plan(settings, run)
         connect_writer(run).close()
@@ -63,20 +74,6 @@ def import_answers(settings: Settings, source: str, run: Path, control: Control 
     if not found.counts.rows - found.counts.empty:
         raise PoolError(f"no row of {source} has an answer{_bad(found.counts)}")
     return found
-
-
-def _check_answers(rows: Surveyed, source: str) -> None:
-    """Raises PoolError."""
-    counts = ImportCounts()
-    for row in rows:
-        if isinstance(row, Instruction) and row.output.strip():
-            return
-        if isinstance(row, BadRow):
-            counts.count_bad(row)
-    pool = Pool(source)
-    next(iter(pool), None)
-    columns = f": {missing(pool.raw, 'output')}" if pool.raw else ""
-    raise PoolError(f"no row of {source} has an answer{columns}{_bad(counts)}")
 
 
 def _plan(settings: Settings, run: Path) -> Plan:
@@ -133,24 +130,20 @@ async def _taken(settings: Settings, plan: Plan, rows: Surveyed, ledger: Ledger)
         stage, number = ledger.begin(settings.stage, settings.task, settings.samples, told)
         importer = Importer(settings, plan, ledger, stage, number)
         try:
-            await _take_all(importer, rows, ledger, settings.limit)
+            for turn, row in enumerate(rows, 1):
+                importer.take(row)
+                if turn % (ROWS_A_TURN * TURNS_AHEAD) == 0:
+                    await ledger.committed()
+                elif turn % ROWS_A_TURN == 0:
+                    await asyncio.sleep(0)  # the writer commits what there is while the next rows are read
+                if settings.limit is not None and importer.counts.rows >= settings.limit:
+                    break
         finally:
             importer.close()
         await ledger.committed()
         return Imported(importer.counts, *await _close_books(ledger, stage, number, importer.counts))
     finally:
         await ledger.close()
-
-
-async def _take_all(importer: Importer, rows: Surveyed, ledger: Ledger, limit: int | None) -> None:
-    for turn, row in enumerate(rows, 1):
-        importer.take(row)
-        if turn % (ROWS_A_TURN * TURNS_AHEAD) == 0:
-            await ledger.committed()
-        elif turn % ROWS_A_TURN == 0:
-            await asyncio.sleep(0)  # the writer commits what there is while the next rows are read
-        if limit is not None and importer.counts.rows >= limit:
-            return
 
 
 async def _close_books(ledger: Ledger, stage: int, run: int, counts: ImportCounts) -> tuple[int, int]:

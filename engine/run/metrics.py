@@ -12,12 +12,12 @@ the gauges. `prometheus_client` is imported when a port is asked for, and only t
 import contextlib
 import errno
 import socket
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from engine.collect.stats import LATENCY_BOUNDS
+from engine.collect.stats import LATENCY_BOUNDS, RunState
 from engine.limits.endpoints import Endpoint
 from engine.run.progress import View
 from engine.terminal import tell
@@ -25,7 +25,6 @@ from store.errors import UsageError
 
 if TYPE_CHECKING:
     from aiohttp import web
-    from prometheus_client import CollectorRegistry
     from prometheus_client.metrics_core import Metric
 
 HOST = "127.0.0.1"
@@ -69,20 +68,9 @@ def _requests(source: MeteredStage) -> Iterator[Sample]:
     yield ("rate_limit",), state.limited
 
 
-def _tokens(source: MeteredStage) -> Iterator[Sample]:
-    state = source.view.state
-    yield ("prompt",), state.billed_prompt
-    yield ("completion",), state.billed_completion
-
-
-def _unusable(source: MeteredStage) -> Iterator[Sample]:
-    for outcome, count in source.view.state.unusable.items():
-        yield (outcome,), count
-
-
-def _failed(source: MeteredStage) -> Iterator[Sample]:
-    for cause, count in source.view.state.failed.items():
-        yield (cause,), count
+def _counted(counts: Callable[[RunState], Mapping[str, int]]) -> Callable[[MeteredStage], Iterator[Sample]]:
+    """What a run has counted by name."""
+    return lambda source: (((name,), count) for name, count in counts(source.view.state).items())
 
 
 def _used(source: MeteredStage) -> Iterator[Sample]:
@@ -113,11 +101,6 @@ def _ledger_bytes(source: MeteredStage) -> Iterator[Sample]:
     return _one(total)
 
 
-def _retries(source: MeteredStage) -> Iterator[Sample]:
-    for cause, count in source.view.state.retry_causes.items():
-        yield (cause,), count
-
-
 COUNTERS = (
     Family(
         "distill_requests",
@@ -127,8 +110,18 @@ COUNTERS = (
     ),
     Family("distill_requests_sent", "Requests sent", lambda s: _one(s.view.state.asked)),
     Family("distill_rate_limited", "Replies with status 429", lambda s: _one(s.view.state.limited)),
-    Family("distill_retries", "Asks that failed for a passing reason", _retries, ("cause",)),
-    Family("distill_tokens", "Tokens as billed, of every stored reply", _tokens, ("kind",)),
+    Family(
+        "distill_retries",
+        "Asks that failed for a passing reason",
+        _counted(lambda state: state.retry_causes),
+        ("cause",),
+    ),
+    Family(
+        "distill_tokens",
+        "Tokens as billed, of every stored reply",
+        _counted(lambda state: {"prompt": state.billed_prompt, "completion": state.billed_completion}),
+        ("kind",),
+    ),
     Family(
         "distill_reasoning_tokens",
         "Of the completion tokens: thinking, where the server tells it",
@@ -140,7 +133,10 @@ COUNTERS = (
         lambda s: _one(s.view.state.estimated),
     ),
     Family(
-        "distill_unusable_replies", "Paid replies that hold no answer, by outcome", _unusable, ("outcome",)
+        "distill_unusable_replies",
+        "Paid replies that hold no answer, by outcome",
+        _counted(lambda state: state.unusable),
+        ("outcome",),
     ),
     Family(
         "distill_unusable_cost_usd",
@@ -167,7 +163,12 @@ GAUGES = (
     Family(
         "distill_rows_known", "Of the done: answered before this process", lambda s: _one(s.view.state.known)
     ),
-    Family("distill_rows_failed", "Pool rows x samples that have failed", _failed, ("cause",)),
+    Family(
+        "distill_rows_failed",
+        "Pool rows x samples that have failed",
+        _counted(lambda state: state.failed),
+        ("cause",),
+    ),
     Family("distill_rows_bad", "Pool rows that cannot be used", lambda s: _one(s.view.state.bad_rows)),
     Family(
         "distill_requests_in_flight",
@@ -232,7 +233,12 @@ class Board:
         self._sources.append(source)
 
     def collect(self) -> Iterator["Metric"]:
-        from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily
+        from prometheus_client.metrics_core import (
+            CounterMetricFamily,
+            GaugeMetricFamily,
+            HistogramMetricFamily,
+        )
+        from prometheus_client.utils import floatToGoString
 
         for kind, families in ((CounterMetricFamily, COUNTERS), (GaugeMetricFamily, GAUGES)):
             for family in families:
@@ -241,19 +247,13 @@ class Board:
                     for values, number in family.read(source):
                         metric.add_metric((source.stage, source.model, *values), number)
                 yield metric
-        yield self._latencies()
-
-    def _latencies(self) -> "Metric":
-        from prometheus_client.metrics_core import HistogramMetricFamily
-        from prometheus_client.utils import floatToGoString
-
-        metric = HistogramMetricFamily(LATENCY, "From request to complete answer", labels=LABELS)
+        latencies = HistogramMetricFamily(LATENCY, "From request to complete answer", labels=LABELS)
         bounds = [*map(floatToGoString, LATENCY_BOUNDS), "+Inf"]
         for source in self._sources:
             spread = source.view.state.spread
             buckets = list(zip(bounds, spread.cumulative(), strict=True))
-            metric.add_metric((source.stage, source.model), buckets, spread.sum)
-        return metric
+            latencies.add_metric((source.stage, source.model), buckets, spread.sum)
+        yield latencies
 
 
 @contextlib.asynccontextmanager
@@ -268,8 +268,15 @@ async def serving(port: int | None) -> AsyncIterator[Board]:
         return
     from aiohttp import web
 
-    bound = _bind(port)
-    runner = web.AppRunner(_application(_registry(board)), access_log=None, shutdown_timeout=1.0)
+    bound = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        bound.bind((HOST, port))
+    except OSError as error:
+        bound.close()
+        words = "is in use" if error.errno == errno.EADDRINUSE else f"cannot be had: {error.strerror}"
+        raise UsageError(f"--metrics-port {port}: the port {words}; name another, or 0 for any") from None
+    runner = web.AppRunner(_application(board), access_log=None, shutdown_timeout=1.0)
     try:
         await runner.setup()
         await web.SockSite(runner, bound).start()
@@ -280,31 +287,16 @@ async def serving(port: int | None) -> AsyncIterator[Board]:
         bound.close()
 
 
-def _bind(port: int) -> socket.socket:
-    bound = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        bound.bind((HOST, port))
-    except OSError as error:
-        bound.close()
-        words = "is in use" if error.errno == errno.EADDRINUSE else f"cannot be had: {error.strerror}"
-        raise UsageError(f"--metrics-port {port}: the port {words}; name another, or 0 for any") from None
-    return bound
-
-
-def _registry(board: Board) -> "CollectorRegistry":
-    """Ours, and what the process itself uses (process_resident_memory_bytes, process_cpu_seconds_total)."""
+def _application(board: Board) -> "web.Application":
+    """Tells the board, and what the process itself uses (process_resident_memory_bytes,
+    process_cpu_seconds_total)."""
+    from aiohttp import web
     from prometheus_client import CollectorRegistry, ProcessCollector
+    from prometheus_client.exposition import choose_encoder
 
     registry = CollectorRegistry(auto_describe=False)
     ProcessCollector(registry=registry)
     registry.register(board)  # duck-typed: it asks for `collect` only
-    return registry
-
-
-def _application(registry: "CollectorRegistry") -> "web.Application":
-    from aiohttp import web
-    from prometheus_client.exposition import choose_encoder
 
     async def metrics(request: web.Request) -> web.Response:
         encode, content_type = choose_encoder(request.headers.get("Accept", ""))

@@ -217,31 +217,22 @@ def display(views: Sequence[View], width: int, height: int) -> "RenderableType":
     waits = [f"{view.stage} WAITING: {words}" for view in views for words in view.waits()][
         : max(0, room - len(views) - 1)
     ]
-    rows = room - len(waits) - 1
-    shown = list(views) if len(views) <= rows else sorted(views, key=_is_idle)[: max(0, rows - 1)]
-    last = [_together(views)]
+    rows, shown = room - len(waits) - 1, list(views)
+    if len(views) > rows:  # of those that are complete or not begun there is nothing to see
+        shown.sort(key=lambda v: not v.state.in_flight and v.state.finished in (0, v.state.total))
+        shown = shown[: max(0, rows - 1)]
+    # the last line: money of all stages, and how far their common cap allows
+    budget = views[0].budget.above or views[0].budget
+    spent = dollars(sum(view.state.cost_micro for view in views) / 1e6)
+    together = f"together {spent}, {sum(view.state.in_flight for view in views):,} in flight"
+    if budget.cap is not None:
+        together += f"; budget {dollars(budget.spent / 1e6)} of {exact_dollars(budget.cap)}"
+    last = [together]
     if len(shown) < len(views):
         last.insert(0, f"and {len(views) - len(shown)} more stages")
     lines = [Text(plain(line, width - MARGIN), style="bold yellow") for line in waits]
     lines += [Text(plain(line, width - MARGIN), style="dim") for line in last]
     return Group(Constrain(_stage_lines(shown, width), width - MARGIN), *lines)
-
-
-def _is_idle(view: View) -> bool:
-    """Complete, or not begun: there is nothing to see."""
-    state = view.state
-    return not state.in_flight and state.finished in (0, state.total)
-
-
-def _together(views: Sequence[View]) -> str:
-    """The last line: money of all stages, and how far their common cap allows."""
-    first = views[0].budget
-    budget = first.above or first
-    spent = dollars(sum(view.state.cost_micro for view in views) / 1e6)
-    line = f"together {spent}, {sum(view.state.in_flight for view in views):,} in flight"
-    if budget.cap is not None:
-        line += f"; budget {dollars(budget.spent / 1e6)} of {exact_dollars(budget.cap)}"
-    return line
 
 
 def _stage_lines(views: Sequence[View], width: int) -> "Table":

@@ -14,12 +14,11 @@ import orjson
 from engine.collect.plan import role, settings_of_stage
 from engine.provider.responses import stored_answer
 from engine.tasks.task import Task
-from store.damage import is_intact
-from store.errors import DistillError, UsageError
-from store.ledger import connect_writer
+from store.errors import DistillError, UsageError, is_intact
 from store.queries import stage_of
 from store.records import CAUSES, UNUSABLE
 from store.run_folder import held, ledger_path
+from store.schema import connect_writer
 
 IF_NAMED = ("content_filter", "refusal", "length")  # outcomes that are asked again only by name
 

@@ -15,12 +15,12 @@ from typing import Any
 import orjson
 
 from engine.terminal import console_of, exact_dollars, plain
-from store import unconfirmed as doubt
+from store import costs
+from store.costs import Doubt, Settled
 from store.errors import UsageError
-from store.ledger import connect_writer
 from store.queries import connect_reader, stage_of
 from store.run_folder import held, is_held, ledger_path
-from store.unconfirmed import Doubt, Settled
+from store.schema import connect_writer
 
 SHOWN = 50
 UNEXPLAINED = "requests of earlier versions, which kept no figure for each"
@@ -81,12 +81,12 @@ def settle(run: Path, asked: Settlement) -> Settled:
         stage_of(run, asked.stage)
     with held(run), contextlib.closing(connect_writer(run)) as connection:
         sums = _choose(run, connection, asked)
-        total = doubt.most(connection) + sum(sums.values())
+        total = costs.most_in_doubt(connection) + sum(sums.values())
         amount = round(asked.usd * 1e6) if asked.usd is not None else total if asked.billed else 0
         if amount > total:
             most = f"these requests can cost {exact_dollars(total)} together at the most"
             raise UsageError(f"--usd {asked.usd}: {most}")
-        return doubt.settle(connection, sums, amount)
+        return costs.settle(connection, sums, amount)
 
 
 @contextlib.contextmanager
@@ -97,14 +97,14 @@ def _in_doubt(run: Path, asked: Settlement) -> Iterator[tuple[Iterator[Doubt], d
         stage_of(run, asked.stage)
     with contextlib.closing(connect_reader(run)) as reader:
         sums = _choose(run, reader, asked)
-        yield doubt.listed(reader), sums, doubt.most(reader) + sum(sums.values())
+        yield costs.in_doubt(reader), sums, costs.most_in_doubt(reader) + sum(sums.values())
 
 
 def _choose(run: Path, connection: sqlite3.Connection, asked: Settlement) -> dict[str, int]:
     """Leaves what was named; returns the sums that belong to it. Raises UsageError for what is not there."""
-    doubt.look(connection)
-    sums = {} if asked.id or asked.attempt else doubt.rest(connection, asked.stage)
-    if missing := doubt.choose(connection, asked.stage, asked.id, asked.attempt):
+    costs.note_doubt(connection)
+    sums = {} if asked.id or asked.attempt else costs.unexplained(connection, asked.stage)
+    if missing := costs.choose(connection, asked.stage, asked.id, asked.attempt):
         names = ", ".join(sorted(missing)[:10])
         raise UsageError(f"nothing is in doubt for {names}; `distill settle --run {run}` lists what is")
     return sums

@@ -1,8 +1,7 @@
-"""Tables for people: an estimate, a recipe's plan and steps, the status of a run folder."""
+"""Tables for people: an estimate, a recipe's plan and steps; and the words that others share."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from decimal import Decimal
-from pathlib import Path
 from typing import Any
 
 from rich.table import Table
@@ -10,10 +9,9 @@ from rich.text import Text
 
 from engine.collect.settings import Settings
 from engine.provider.pricing import LOCAL, Price
-from engine.run.bills import bound_words, interval, spent_in_vain
-from engine.run.build import StageJob
 from engine.run.completion_tokens import Range
-from engine.run.estimate import Estimate
+from engine.run.estimate import Bound, Estimate
+from engine.run.job import StageJob
 from engine.terminal import (
     Cell,
     Column,
@@ -25,10 +23,11 @@ from engine.terminal import (
     print_columns,
     show,
 )
-from store.failures import Alike
-from store.step_records import StepResult
+from store.run_folder import StepResult
+from store.stage_rows import Alike
 
 TAKEN_AS_FREE = "taken as free: a local server"
+MESSAGES_SHOWN = 5  # of one stage
 
 
 def grid() -> Table:
@@ -42,6 +41,21 @@ def grid() -> Table:
 def tell_shown(shown: Table | Text) -> None:
     """On stderr, which may be gone. Texts are for the terminal to wrap."""
     show(shown, stderr=True)
+
+
+def interval(found: Range, as_text: str = "{:,.0f}") -> str:
+    return f"95 %: {as_text.format(found.low)} to {as_text.format(found.high)}"
+
+
+def bound_words(bound: Bound, is_inside: bool) -> str:
+    """How the bound on a reply is made up."""
+    if bound.answer is None:
+        return "none"
+    if not bound.thinking:
+        return f"{bound.answer:,} tokens"
+    if is_inside:
+        return f"{bound.answer:,} for the answer + {bound.thinking:,} to think"
+    return f"{bound.answer:,} for the answer; this model thinks beside it, up to {bound.thinking:,} assumed"
 
 
 def _price(price: Price, source: str) -> str:
@@ -191,102 +205,9 @@ def used_words(utilisation: Mapping[str, Any]) -> list[str]:
     return [f"{name} {percent(share)}" for name, share in shares if share is not None]
 
 
-def print_status(status: Mapping[str, Any], run: Path, failed: Mapping[str, Sequence[Alike]]) -> None:
-    """`status` for people, on stdout. failed: by stage, what was said of the rows that failed."""
-    columns = [
-        Column("stage", is_text=True), Column("done"), Column("failed", is_text=True, wraps=True),
-        Column("outcomes", is_text=True, wraps=True), Column("tokens in"), Column("tokens out"),
-        Column("cost"),
-    ]  # fmt: skip
-    rows: list[list[Cell]] = [
-        [
-            plain(name, 40),
-            done_of(s["done"], s["total"]),
-            ", ".join(f"{c} {n:,}" for c, n in s["failed"].items()) or "0",
-            ", ".join(f"{o} {n:,}" for o, n in s["outcomes"].items()) or "-",
-            s["prompt_tokens"],
-            s["completion_tokens"],
-            dollars(s["cost_usd"]),
-        ]
-        for name, s in status["stages"].items()
-    ]
-    print_columns(columns, rows)
-    for line in _status_lines(status, run, failed):
-        show(Text(line))
-
-
 def done_of(done: int, total: int | None) -> Cell:
     """`20,000 of 52,002`, or shorter."""
     return lambda count: f"{count(done)} of {'?' if total is None else count(total)}"
-
-
-def _status_lines(
-    status: Mapping[str, Any], run: Path, failed: Mapping[str, Sequence[Alike]]
-) -> Iterator[str]:
-    """What the table does not hold, in the order in which people ask."""
-    yield from _how_stopped(status)
-    for name, groups in failed.items():
-        yield from failed_words(f"stage {plain(name, 40)}", groups)
-    if any(failed.values()):
-        yield f"all of them: distill failures --run {run}; send them again: distill retry --run {run}"
-    for name, s in status["stages"].items():
-        yield from (f"stage {plain(name, 40)}: {words}" for words in spent_in_vain(s))
-    used = used_words(status["utilisation"])
-    yield f"spent {dollars(status['spent_usd'])}" + (f"; of the limit: {', '.join(used)}" if used else "")
-    for url, e in status["endpoints"].items():
-        if e["answered"] or e["cost_usd"]:
-            limits = used_words(e["utilisation"])
-            of_limit = f"; of its limit: {', '.join(limits)}" if limits else ""
-            yield f"{plain(url, 100)}: {e['answered']:,} answers, {dollars(e['cost_usd'])}{of_limit}"
-    for b in status["batches"]:
-        yield (
-            f"batch {b['batch']} of {plain(str(b['stage']), 40)}: {plain(str(b['status']), 40)}, "
-            f"{b['read']:,} of {b['requests']:,} requests have their result"
-        )
-    for name, step in status["steps"].items():
-        said = f"done in {duration(step['seconds'])}" if step["done"] else "not done"
-        yield f"step {plain(name, 40)}: {step['run']}, {said}"
-    if status["unanswered"]:
-        count = f"{status['unanswered']:,} request{'s' * (status['unanswered'] != 1)}"
-        if status["running"]:
-            yield f"{count} in flight now, or lost when an earlier process ended"
-        else:
-            yield f"{count} sent and lost when the process ended: without an answer, and pending again"
-    if status["at_risk_usd"]:
-        worst = f"at most {dollars(status['at_risk_usd'])} may have been billed"
-        yield f"{worst} for requests without an answer (distill settle lists them)"
-    for name, changes in status["changed"].items():
-        yield f"{plain(name, 40)}: keys differ from the run before: {plain('; '.join(changes), 400)}"
-    for name, count in status["other_settings"].items():
-        words = f"{count:,} rows have an answer under other settings than the last run's"
-        yield f"{plain(name, 40)}: {words}; an export leaves them out"
-    for name, s in status["stages"].items():
-        if s["damaged"]:
-            yield f"{plain(name, 40)}: {s['damaged']:,} answers are damaged (distill check tells more)"
-    if bad := sum(s["bad_rows"] for s in status["stages"].values()):
-        yield f"{bad:,} pool rows could not be used"
-
-
-def _how_stopped(status: Mapping[str, Any]) -> Iterator[str]:
-    """Stages that are not complete: whether they run, or why they do not. Those of one fate together."""
-    fates: dict[str, list[str]] = {}
-    for name, s in status["stages"].items():
-        last, pending = s["last_run"], s["pending"]
-        rows = "rows are still to be counted" if pending is None else f"{pending:,} pending"
-        if last["running"]:
-            fate = "running"
-        elif last["ended"] is None and last["started"]:
-            fate = "its process was killed or crashed; run the same command to continue"
-        elif last["exit_code"] in (0, 1, None) or not (pending or last["reason"]):
-            continue
-        else:
-            fate = plain(last["reason"] or "stopped early; the reason was not kept", 600)
-        fates.setdefault(fate, []).append(f"{plain(name, 40)} ({rows})")
-    for fate, names in fates.items():
-        yield f"{'stages' if len(names) > 1 else 'stage'} {', '.join(names)}: {fate}"
-
-
-MESSAGES_SHOWN = 5  # of one stage
 
 
 def failed_words(who: str, groups: Sequence[Alike]) -> Iterator[str]:

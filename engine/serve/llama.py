@@ -5,14 +5,15 @@
 folder is transformers_server.py's.
 """
 
+import errno
 import importlib.util
 import os
 import signal
+import socket
 import sys
 import threading
 from pathlib import Path
 
-from engine.serve.launch import check_parallel, check_port
 from engine.serve.model_folder import check
 from engine.subprocesses import stop_signals
 from store.errors import MissingExtra, UsageError
@@ -51,6 +52,27 @@ def model_file(model: str) -> Path:
     return path
 
 
+def check_port(port: int) -> None:
+    """Before a model is loaded, which takes its time. Raises UsageError."""
+    if not 0 <= port <= 65535:
+        raise UsageError(f"--port {port}: wants 0 (any that is free) to 65535")
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+            probe.listen()
+        except OSError as error:
+            words = "is in use" if error.errno == errno.EADDRINUSE else f"cannot be had: {error.strerror}"
+            raise UsageError(
+                f"port {port} {words}; name another with --port, or 0 for any that is free"
+            ) from None
+
+
+def check_parallel(parallel: int) -> None:
+    if parallel < 1:
+        raise UsageError(f"--parallel {parallel}: must be at least 1")
+
+
 def run_server(model: str, port: int, parallel: int, precision: str | None = None) -> None:
     """Serves until it is told to stop; prints the address on stdout when it is ready."""
     if precision not in (None, *PRECISIONS):
@@ -58,7 +80,11 @@ def run_server(model: str, port: int, parallel: int, precision: str | None = Non
     check_port(port)
     check_parallel(parallel)
     if model != SMOLLM2 and Path(model).is_dir():
-        _run_student(Path(model), port, parallel, precision)
+        check(Path(model))
+        require(*FOR_FOLDERS, purpose="serving a transformers folder")
+        from engine.serve.transformers_server import run_student
+
+        run_student(Path(model), port, parallel, precision)
         return
     if precision:
         raise UsageError(f"--precision is for a transformers folder; {model} has its own")
@@ -66,7 +92,8 @@ def run_server(model: str, port: int, parallel: int, precision: str | None = Non
         model_file(model)  # is it there?
     require(*extras_of(model), purpose="serving a model")
     path = model_file(model)
-    _silence_stderr()
+    if not os.environ.get("DISTILL_LLAMA_LOG"):  # it talks to the descriptor itself, page after page
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     server = _start(path, port, parallel)
     print(
         f"serving {path.stem} at {server.listening_address}/v1 (model name: {alias(path)})",
@@ -80,14 +107,6 @@ def run_server(model: str, port: int, parallel: int, precision: str | None = Non
     os._exit(0)  # llama.cpp's threads need no farewell
 
 
-def _run_student(folder: Path, port: int, parallel: int, precision: str | None) -> None:
-    check(folder)
-    require(*FOR_FOLDERS, purpose="serving a transformers folder")
-    from engine.serve.transformers_server import run_student
-
-    run_student(folder, port, parallel, precision)
-
-
 def alias(path: Path) -> str:
     """The model's name with a hash of its weights: another file is another model, with other keys."""
     import hashlib
@@ -95,12 +114,6 @@ def alias(path: Path) -> str:
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return f"{path.stem}-{digest[:8]}"
-
-
-def _silence_stderr() -> None:
-    """llama.cpp talks to the descriptor itself, page after page."""
-    if not os.environ.get("DISTILL_LLAMA_LOG"):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
 
 
 def _start(path: Path, port: int, parallel: int):  # type: ignore[no-untyped-def]

@@ -16,11 +16,9 @@ from transformers.cache_utils import DynamicLayer
 
 from engine.serve.http import Refused
 from engine.serve.model_folder import EXPECTED
-from engine.tasks.generate import WITHOUT_INPUT
 from store.errors import UsageError, first_line
-from store.records import Message
-from store.special_tokens import TextTokens
-from store.weights import check_weights
+from store.records import ALPACA_WITHOUT_INPUT, Message, alpaca_prompt
+from store.student import TextTokens, check_weights
 
 PRECISIONS = {"bf16": torch.bfloat16, "fp32": torch.float32}
 UNKNOWN_CONTEXT = 4096
@@ -73,7 +71,9 @@ class Student:
 def load(folder: Path, name: str, precision: str | None = None) -> Student:
     """precision: bf16 or fp32, the faster one unless given. Raises UsageError where the folder cannot be
     used."""
-    _quieten(logging)
+    logs: Any = logging  # what matters is in the errors
+    logs.set_verbosity_error()
+    logs.disable_progress_bar()
     whole = _read(folder, AutoConfig)
     config, tokenizer = whole.get_text_config(), _read(folder, AutoTokenizer)
     _check_whole(folder, whole)
@@ -83,17 +83,17 @@ def load(folder: Path, name: str, precision: str | None = None) -> Student:
     _check_cache(folder, model)
     tokenizer("")  # forgets truncation and padding here, before there are threads
     texts = TextTokens(tokenizer)
+    limits = (getattr(config, "max_position_embeddings", None), tokenizer.model_max_length)
+    known = (limit for limit in limits if isinstance(limit, int) and 0 < limit < MOST_CONTEXT)
+    context = next(known, UNKNOWN_CONTEXT)
+    said = getattr(model.generation_config, "eos_token_id", None)
+    ends = {tokenizer.eos_token_id, *(said if isinstance(said, list) else [said])} - {None}
+    if not ends:
+        raise UsageError(f"{folder}: its tokenizer has no end-of-sequence, so no answer would end")
+    vocabulary = min(config.vocab_size, max(tokenizer.get_vocab().values()) + 1)
     return Student(
-        name, model, texts, device, dtype, _context(config, tokenizer), _ends(folder, model, tokenizer),
-        texts.unseen,
-        min(config.vocab_size, max(tokenizer.get_vocab().values()) + 1),
+        name, model, texts, device, dtype, context, frozenset(ends), texts.unseen, vocabulary
     )  # fmt: skip
-
-
-def _quieten(logs: Any) -> None:
-    """What matters is in the errors."""
-    logs.set_verbosity_error()
-    logs.disable_progress_bar()
 
 
 def _read(folder: Path, kind: Any) -> Any:
@@ -168,29 +168,15 @@ def takes(model: Any, argument: str) -> bool:
     return argument in inspect.signature(model.forward).parameters
 
 
-def _context(config: Any, tokenizer: Any) -> int:
-    for said in (getattr(config, "max_position_embeddings", None), tokenizer.model_max_length):
-        if isinstance(said, int) and 0 < said < MOST_CONTEXT:
-            return said
-    return UNKNOWN_CONTEXT
-
-
-def _ends(folder: Path, model: Any, tokenizer: Any) -> frozenset[int]:
-    said = getattr(model.generation_config, "eos_token_id", None)
-    found = {tokenizer.eos_token_id, *(said if isinstance(said, list) else [said])} - {None}
-    if not found:
-        raise UsageError(f"{folder}: its tokenizer has no end-of-sequence, so no answer would end")
-    return frozenset(found)
-
-
-END_OF_PROMPT = WITHOUT_INPUT[WITHOUT_INPUT.index("### Response:") :]
+END_OF_PROMPT = ALPACA_WITHOUT_INPUT[ALPACA_WITHOUT_INPUT.index("### Response:") :]
 
 
 def prompt_tokens(messages: Sequence[Message], texts: TextTokens) -> list[int]:
     """Control tokens in messages are read as text. Raises Refused where the template does not take them."""
     told: list[Message] = [{"role": m["role"], "content": texts.plain(m["content"])} for m in messages]
     if not texts.tokenizer.chat_template:
-        return _without_end(texts.ids(alpaca(told, texts.tokenizer.eos_token or "")), texts.end)
+        tokens = texts.ids(alpaca(told, texts.tokenizer.eos_token or ""))
+        return tokens[:-1] if len(tokens) > 1 and tokens[-1] == texts.end else tokens
     from jinja2 import TemplateError
 
     known = [{**m, "role": "system" if m["role"] == "developer" else m["role"]} for m in told]
@@ -204,16 +190,15 @@ def prompt_tokens(messages: Sequence[Message], texts: TextTokens) -> list[int]:
 
 def alpaca(messages: Sequence[Message], end: str) -> str:
     """Each question in Alpaca's form, unless it is in it already; each answer with its end of sequence."""
-    return "".join(_turn(message["role"], message["content"], end) for message in messages)
-
-
-def _turn(role: str, content: str, end: str) -> str:
-    if role == "assistant":
-        return content + end
-    if role != "user":
-        return f"{content}\n\n"
-    return content if content.endswith(END_OF_PROMPT) else WITHOUT_INPUT.replace("{instruction}", content)
-
-
-def _without_end(tokens: list[int], end: int) -> list[int]:
-    return tokens[:-1] if len(tokens) > 1 and tokens[-1] == end else tokens
+    turns = []
+    for message in messages:
+        role, content = message["role"], message["content"]
+        if role == "assistant":
+            turns.append(content + end)
+        elif role != "user":
+            turns.append(f"{content}\n\n")
+        elif content.endswith(END_OF_PROMPT):
+            turns.append(content)
+        else:
+            turns.append(alpaca_prompt(content))
+    return "".join(turns)

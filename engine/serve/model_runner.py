@@ -1,9 +1,15 @@
-"""Rows that are written together: they join between two steps, and leave when they end.
+"""Rows that are written together, and the thread that writes them, first come, first served.
+
+A short answer waits for no long one: rows join between two steps, and leave when they end. Prompts are read
+some at a time, so that a flood of them does not hold up those that are being written.
 
 All share one cache of keys and values, padded on the left, so that the newest token of every row stands in
 the last column. Joining pads the shorter side; leaving drops the row and the columns that no one needs.
 """
 
+import queue
+import sys
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,10 +17,12 @@ import torch
 from torch.nn.functional import pad
 from transformers import DynamicCache
 
-from engine.serve.grammar import keep_allowed
 from engine.serve.model_loader import Student, takes
-from engine.serve.sampler import next_tokens
+from engine.serve.sampler import keep_allowed, next_tokens
 from engine.serve.sequence import Generation
+
+PROMPT_TOKENS_AT_ONCE = 4096  # padded; one prompt may have more
+FAREWELL = 10.0  # seconds for the step that is being computed
 
 
 class Batch:
@@ -41,7 +49,16 @@ class Batch:
         places = {prompt: place for place, prompt in enumerate(prompts)}
         shared = torch.tensor([places[tuple(row.prompt)] for row in rows], device=self._student.device)
         _select(cache, shared, 0)
-        self._add(cache, mask.to(self._student.device)[shared], logits[shared])
+        mask, logits = mask.to(self._student.device)[shared], logits[shared]
+        if not self.rows:
+            self._cache, self._mask, self._logits = cache, mask, logits
+        else:
+            width = max(self._mask.shape[1], mask.shape[1])
+            self._mask = torch.cat([pad(one, (width - one.shape[1], 0)) for one in (self._mask, mask)])
+            self._logits = torch.cat([self._logits, logits])
+            for own, new in zip(self._cache.layers, cache.layers, strict=True):
+                own.keys = _stacked(own.keys, new.keys, width)
+                own.values = _stacked(own.values, new.values, width)
         self.rows.extend(rows)
 
     def step(self) -> None:
@@ -90,17 +107,6 @@ class Batch:
             logits: torch.Tensor = said.logits[:, -1, : self._student.vocabulary].float()
         return logits
 
-    def _add(self, cache: Any, mask: torch.Tensor, logits: torch.Tensor) -> None:
-        if not self.rows:
-            self._cache, self._mask, self._logits = cache, mask, logits
-            return
-        width = max(self._mask.shape[1], mask.shape[1])
-        self._mask = torch.cat([pad(one, (width - one.shape[1], 0)) for one in (self._mask, mask)])
-        self._logits = torch.cat([self._logits, logits])
-        for own, new in zip(self._cache.layers, cache.layers, strict=True):
-            own.keys = _stacked(own.keys, new.keys, width)
-            own.values = _stacked(own.values, new.values, width)
-
     def _keep(self, places: list[int]) -> None:
         """Only these rows go on."""
         if len(places) == len(self.rows):
@@ -125,3 +131,61 @@ def _select(cache: Any, rows: torch.Tensor, left: int) -> None:
     """These rows, from this column on."""
     for layer in cache.layers:
         layer.keys, layer.values = layer.keys[rows, :, left:], layer.values[rows, :, left:]
+
+
+class Worker:
+    """`submit` from any thread; `Row.tell` is called from this one's."""
+
+    def __init__(self, student: Student, most_rows: int) -> None:
+        self._batch = Batch(student)
+        self._most = most_rows
+        self._inbox: queue.SimpleQueue[Generation | None] = queue.SimpleQueue()
+        self._waiting: list[Generation] = []
+        self._closing = False
+        self._thread = threading.Thread(target=self._run, name="student", daemon=True)
+        self._thread.start()
+
+    def submit(self, rows: Sequence[Generation]) -> None:
+        for row in rows:
+            self._inbox.put(row)
+
+    def counts(self) -> dict[str, int]:
+        return {"running": len(self._batch.rows), "waiting": len(self._waiting) + self._inbox.qsize()}
+
+    def close(self) -> None:
+        self._closing = True
+        self._inbox.put(None)
+        self._thread.join(FAREWELL)
+
+    def _run(self) -> None:
+        while not self._closing:
+            try:
+                self._admit()
+                self._batch.step()
+            except Exception as error:  # out of memory, most of all; those who wait must hear of any
+                print(f"a batch of {len(self._batch.rows)} rows failed: {error}", file=sys.stderr, flush=True)
+                self._batch.fail()
+
+    def _admit(self) -> None:
+        """Rows that wait join, as many as there is room for. Waits where there is nothing else to do."""
+        arrived = []
+        if not self._batch.rows and not self._waiting:
+            arrived.append(self._inbox.get())
+        while not self._inbox.empty():
+            arrived.append(self._inbox.get())
+        self._waiting += [row for row in arrived if row is not None]
+        self._waiting = [row for row in self._waiting if not row.gone]
+        joining: list[Generation] = []
+        for row in self._waiting[: self._most - len(self._batch.rows)]:
+            width = max(len(one.prompt) for one in [*joining, row])
+            if joining and width * (len(joining) + 1) > PROMPT_TOKENS_AT_ONCE:
+                break
+            joining.append(row)
+        if joining:
+            del self._waiting[: len(joining)]
+            try:
+                self._batch.join(joining)
+            except Exception:
+                for row in joining:
+                    row.fail()
+                raise

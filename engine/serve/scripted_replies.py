@@ -79,23 +79,16 @@ def _piece(match: re.Match[str]) -> str:
     known = _glossary().get(word.lower())
     if known is not None:
         return known
-    return word if _is_name(word, match.string, match.start()) else _spelt(word)
+    start, before = match.start(), match.string[max(0, match.start() - 2) : match.start()].strip()
+    if word[0].isupper() and start > 0 and before and before[-1] not in _SENTENCE_ENDS:
+        return word  # a capital inside a sentence makes a name
+    return "".join(SOUNDS.get(letter, "") for letter in word.lower()) or NO_SOUND
 
 
 @cache
 def _glossary() -> dict[str, str]:
     entries = (entry.split("=") for entry in GLOSSARY_LINES.replace("\n", "|").strip("|").split("|"))
     return {word: meaning for words, meaning in entries for word in words.split(",")}
-
-
-def _is_name(word: str, text: str, start: int) -> bool:
-    """A capital inside a sentence makes a name."""
-    before = text[max(0, start - 2) : start].strip()
-    return word[0].isupper() and start > 0 and bool(before) and before[-1] not in _SENTENCE_ENDS
-
-
-def _spelt(word: str) -> str:
-    return "".join(SOUNDS.get(letter, "") for letter in word.lower()) or NO_SOUND
 
 
 LONG_ENOUGH = 80  # words; more bring no more points
@@ -123,9 +116,20 @@ def rate(question: str, answer: str) -> Rating:
     words = words_of(answer)
     if not words:
         return Rating(LEAST, "(scripted) There is no answer.")
-    overlap, variety = _overlap(words_of(question), words), _variety(words)
+    # the share of the question's words that come in the answer
+    asked = {word for word in words_of(question) if len(word) > SHORT_WORD or ord(word[0]) > 0x3000}
+    overlap = len(asked & set(words)) / len(asked) if asked else 0.0
+    # the share of the runs of words that are not repetitions
+    runs = [tuple(words[i : i + RUN]) for i in range(max(1, len(words) - RUN + 1))]
+    variety = len(set(runs)) / len(runs)
     length = min(1.0, math.log1p(len(words)) / math.log1p(LONG_ENOUGH))
-    flaws = _flaws(answer)
+    flaws = []
+    if "\ufffd" in answer or any(unicodedata.category(c) == "Cc" for c in answer if c not in "\n\t\r"):
+        flaws.append("broken characters")
+    if answer.count("```") % 2:
+        flaws.append("an open code block")
+    elif not _ENDED.search(answer) and len(words) > LONG_ENOUGH:
+        flaws.append("no end")
     points = (
         LEAST
         + LENGTH_POINTS * length
@@ -141,29 +145,6 @@ def rate(question: str, answer: str) -> Rating:
 def words_of(text: str) -> list[str]:
     """The words in lower case."""
     return _WORD.findall(text.lower())
-
-
-def _overlap(question: list[str], answer: list[str]) -> float:
-    """The share of the question's words that come in the answer."""
-    asked = {word for word in question if len(word) > SHORT_WORD or ord(word[0]) > 0x3000}
-    return len(asked & set(answer)) / len(asked) if asked else 0.0
-
-
-def _variety(words: list[str]) -> float:
-    """The share of the runs of words that are not repetitions."""
-    runs = [tuple(words[i : i + RUN]) for i in range(max(1, len(words) - RUN + 1))]
-    return len(set(runs)) / len(runs)
-
-
-def _flaws(answer: str) -> list[str]:
-    found = []
-    if "\ufffd" in answer or any(unicodedata.category(c) == "Cc" for c in answer if c not in "\n\t\r"):
-        found.append("broken characters")
-    if answer.count("```") % 2:
-        found.append("an open code block")
-    elif not _ENDED.search(answer) and len(words_of(answer)) > LONG_ENOUGH:
-        found.append("no end")
-    return found
 
 
 # How answers are shown: what opens and what closes the one at a place.
@@ -200,10 +181,22 @@ Answers = Sequence[tuple[str, str]]  # place, text
 def reply(messages: Sequence[Message], response_format: Mapping[str, Any] | None = None) -> str:
     """The text of the reply to a chat; JSON where the format asks for it."""
     asked = next((m["content"] for m in reversed(messages) if m["role"] == "user"), "")
-    schema = _schema(response_format)
+    wanted = response_format or {}
+    schema: Mapping[str, Any] | None = None  # for text; an empty one for `json_object`
+    if wanted.get("type") == "json_schema":
+        schema = wanted["json_schema"]["schema"]
+    elif wanted.get("type") == "json_object":
+        schema = {}
     found = TRANSLATE.match(asked)
-    if found is not None:
-        return _translated(asked, found[1], schema)
+    if found is not None:  # the tagged parts, each translated, in their tags again
+        try:
+            language = find_language(found[1])
+        except UsageError:
+            return f"(scripted: no language {found[1]})"
+        parts = [(tag, part, translate(text, language)) for tag, part, text in TAGGED.findall(asked)]
+        if schema is not None:
+            return _json({part: text for _, part, text in parts})
+        return "\n".join(f"<{tag}>\n{text}\n</{tag}>" for tag, _, text in parts)
     question, answers = _contest(asked)
     if answers:
         return _verdict(asked, question, answers, schema)
@@ -211,32 +204,8 @@ def reply(messages: Sequence[Message], response_format: Mapping[str, Any] | None
     return plain if schema is None else _json(_filled(schema, plain))
 
 
-def _schema(response_format: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
-    """The schema that is asked for; an empty one for `json_object`; None for text."""
-    kind = (response_format or {}).get("type", "text")
-    if kind == "json_schema":
-        found: Mapping[str, Any] = (response_format or {})["json_schema"]["schema"]
-        return found
-    return {} if kind == "json_object" else None
-
-
 def _json(value: object) -> str:
     return orjson.dumps(value).decode()
-
-
-# Translate
-
-
-def _translated(asked: str, name: str, schema: Mapping[str, Any] | None) -> str:
-    """The tagged parts, each translated, in their tags again."""
-    try:
-        language = find_language(name)
-    except UsageError:
-        return f"(scripted: no language {name})"
-    parts = [(tag, part, translate(text, language)) for tag, part, text in TAGGED.findall(asked)]
-    if schema is not None:
-        return _json({part: text for _, part, text in parts})
-    return "\n".join(f"<{tag}>\n{text}\n</{tag}>" for tag, _, text in parts)
 
 
 # Score, judge, compare
@@ -262,41 +231,32 @@ def _verdict(asked: str, question: str, answers: Answers, schema: Mapping[str, A
     why = "\n".join(f"{place}: {one.why}" for (place, _), one in zip(answers, ratings, strict=True))
     scores = [one.score for one in ratings]
     better = "C" if scores[0] == scores[-1] else "A" if scores[0] > scores[-1] else "B"
-    if schema is not None:
-        return _json(_as_object(schema, scores, better, why))
+    if schema is not None:  # `score_1`, …, `preference` and texts, in the order of the schema
+        values: dict[str, Any] = {f"score_{place}": score for place, score in enumerate(scores, 1)}
+        values["preference"] = better
+        names = schema.get("properties") or {**dict.fromkeys(values), "reasons": None}
+        return _json({name: values.get(name, why) for name in names})
     first = f"[[{better}]]" if [place for place, _ in answers] == ["A", "B"] else " ".join(map(str, scores))
     return f"{why}\n\n{first}" if SCORES_LAST.search(asked) else f"{first}\n{why}"
-
-
-def _as_object(schema: Mapping[str, Any], scores: Sequence[int], better: str, why: str) -> dict[str, Any]:
-    """`score_1`, …, `preference` and texts, in the order of the schema."""
-    values: dict[str, Any] = {f"score_{place}": score for place, score in enumerate(scores, 1)}
-    values["preference"] = better
-    names = schema.get("properties") or {**dict.fromkeys(values), "reasons": None}
-    return {name: values.get(name, why) for name in names}
 
 
 # Answer
 
 
 def _plain(asked: str) -> str:
-    """A short answer out of the words of the instruction; how many sentences, its hash decides."""
+    """A short answer out of three of the longest words of the instruction (in Chinese: stretches between
+    signs), in their order; how many sentences, its hash decides."""
     template = ALPACA.search(asked)
     instruction = " ".join(part for part in template.groups() if part) if template else asked
     chinese = bool(re.search(r"[\u4e00-\u9fff]", instruction))
-    words = _keywords(instruction, chinese)
-    count = 1 + hashlib.sha256(instruction.encode()).digest()[0] % len(SENTENCES)
-    sentences = [s.format(*words) for s in (SENTENCES_ZH if chinese else SENTENCES)[:count]]
-    return "（脚本）" + "".join(sentences) if chinese else "(scripted) " + " ".join(sentences)
-
-
-def _keywords(instruction: str, chinese: bool) -> list[str]:
-    """Three of its longest words (of its stretches between signs, in Chinese), in their order."""
     found = re.findall(r"[\u4e00-\u9fff]{2,8}", instruction) if chinese else words_of(instruction)
     found = list(dict.fromkeys(word for word in found if chinese or len(word) >= KEYWORD))
     longest = sorted(found, key=len, reverse=True)[:3]
-    chosen = [word for word in found if word in longest]
-    return [*chosen, *["此事" if chinese else "the matter"] * (3 - len(chosen))]
+    words = [word for word in found if word in longest]
+    words += ["此事" if chinese else "the matter"] * (3 - len(words))
+    count = 1 + hashlib.sha256(instruction.encode()).digest()[0] % len(SENTENCES)
+    sentences = [s.format(*words) for s in (SENTENCES_ZH if chinese else SENTENCES)[:count]]
+    return "（脚本）" + "".join(sentences) if chinese else "(scripted) " + " ".join(sentences)
 
 
 def _filled(schema: Mapping[str, Any], text: str) -> Any:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
-from store.reasoning import Marks
+from store.student import Marks
 
 UNFINISHED = "\ufffd"  # how a piece of a character decodes
 LONGEST_CHARACTER = 8  # tokens; more of them unfinished are no character at all
@@ -51,11 +51,8 @@ class Writing:
             return False
         self._recent = self._recent[self._known :]
         self._known = len(self._recent)
-        return self._write(now[len(known) :])
-
-    def _write(self, piece: str) -> bool:
         start = max(0, len(self.text) - self._overlap)
-        self.text += piece
+        self.text += now[len(known) :]
         found = [at for stop in self._stops if (at := self.text.find(stop, start)) >= 0]
         if found:
             self.text = self.text[: min(found)]
@@ -88,15 +85,11 @@ def parts(text: str, marks: Marks | None, final: bool) -> ThinkingParts:
     thought, closed, answer = begins.partition(closing)
     if closed:
         return ThinkingParts(thought.strip(), answer.lstrip(), False)
-    if not final:
-        thought = thought[: len(thought) - _begun(thought, closing)]
+    if not final:  # signs at the end that may be the beginning of the mark
+        longest = min(len(thought), len(closing) - 1)
+        begun = next((n for n in range(longest, 0, -1) if closing.startswith(thought[-n:])), 0)
+        thought = thought[: len(thought) - begun]
     return ThinkingParts(thought.strip(), "", True)
-
-
-def _begun(text: str, mark: str) -> int:
-    """How many signs at the end of the text may be the beginning of the mark."""
-    longest = min(len(text), len(mark) - 1)
-    return next((n for n in range(longest, 0, -1) if mark.startswith(text[-n:])), 0)
 
 
 Finish = Literal["stop", "length", "error"]
@@ -138,14 +131,11 @@ class Generation:
         elif self.written >= self.most:
             self.finish = "stop" if self.writing.end() else "length"
         if not self.answering:
-            self._count_thinking()
-
-    def _count_thinking(self) -> None:
-        """Up to and with the token that closes it; all that may be its opening mark waits uncounted."""
-        found = parts(self.writing.text, self.marks, final=False)
-        if found.inside or self.thought:
-            self.thought = self.written
-        self.answering = bool(found.answer) or bool(self.thought and not found.inside)
+            # thinking counts up to and with the token that closes it; what may be its opening mark waits
+            found = parts(self.writing.text, self.marks, final=False)
+            if found.inside or self.thought:
+                self.thought = self.written
+            self.answering = bool(found.answer) or bool(self.thought and not found.inside)
 
     def said(self) -> ThinkingParts:
         """What it has to say so far that no more tokens can take back."""

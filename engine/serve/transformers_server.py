@@ -17,12 +17,11 @@ import orjson
 from aiohttp import web
 
 from engine.serve import http as chat_api
-from engine.serve.chat_request import ChatRequest, understand
-from engine.serve.grammar import Grammars, matcher
-from engine.serve.http import Refused, json_reply
+from engine.serve.http import ChatRequest, Refused, json_reply, understand
 from engine.serve.model_folder import check, name_of
 from engine.serve.model_loader import Student, load, prompt_tokens
-from engine.serve.scheduler import Worker
+from engine.serve.model_runner import Worker
+from engine.serve.sampler import Grammars, matcher
 from engine.serve.sequence import Generation, ThinkingParts, Writing
 
 TOO_LONG = "context_length_exceeded"
@@ -48,39 +47,36 @@ class Service:
         self._worker.close()
 
     async def chat(self, request: web.Request) -> web.StreamResponse:
-        asked = understand(await request.read(), self.student.name)
-        prompt = self._prompt(asked)
-        most = self._most(asked, len(prompt))
+        student = self.student
+        asked = understand(await request.read(), student.name)
+        known = set(student.texts.seen)
+        prompt = prompt_tokens(asked.messages, student.texts)
+        for control in student.texts.seen.keys() - known:
+            words = f"a request has the control token {control} in its text, which is read as plain text"
+            print(f"{words} (told once; /health counts them)", file=sys.stderr, flush=True)
+        if not prompt:
+            raise Refused(400, "the messages come to no token at all", "messages", "invalid_value")
+        room = student.context - len(prompt)
+        if room < 1:
+            words = f"the messages have {len(prompt)} tokens; the model's context has {student.context}"
+            raise Refused(400, f"{words}, with room for an answer", "messages", TOO_LONG)
         grammar = await asyncio.to_thread(self._grammars.compiled, asked.response_format)
         heard: asyncio.Queue[Generation] = asyncio.Queue()
         loop = asyncio.get_running_loop()
-        rows = self._rows(asked, prompt, most, grammar, lambda row: _tell(loop, heard, row))
+
+        def tell(row: Generation) -> None:
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(heard.put_nowait, row)
+
+        rows = self._rows(asked, prompt, min(room, asked.most_tokens or room), grammar, tell)
         try:
             self._worker.submit(rows)
             if asked.stream:
-                return await _streamed(request, asked, rows, heard, self.student)
-            return json_reply(await _whole(rows, heard, self.student))
+                return await _streamed(request, asked, rows, heard, student)
+            return json_reply(await _whole(rows, heard, student))
         finally:
             for row in rows:  # the client has gone, or all is said
                 row.gone = True
-
-    def _prompt(self, asked: ChatRequest) -> list[int]:
-        seen = self.student.texts.seen
-        known = set(seen)
-        prompt = prompt_tokens(asked.messages, self.student.texts)
-        for control in seen.keys() - known:
-            words = f"a request has the control token {control} in its text, which is read as plain text"
-            print(f"{words} (told once; /health counts them)", file=sys.stderr, flush=True)
-        return prompt
-
-    def _most(self, asked: ChatRequest, prompt: int) -> int:
-        if prompt == 0:
-            raise Refused(400, "the messages come to no token at all", "messages", "invalid_value")
-        room = self.student.context - prompt
-        if room < 1:
-            words = f"the messages have {prompt} tokens; the model's context has {self.student.context}"
-            raise Refused(400, f"{words}, with room for an answer", "messages", TOO_LONG)
-        return min(room, asked.most_tokens or room)
 
     def _rows(
         self,
@@ -91,23 +87,14 @@ class Service:
         tell: Callable[[Generation], None],
     ) -> list[Generation]:
         marks = None if grammar else self.student.texts.marks  # JSON by a schema has no room for thinking
-        return [
-            Generation(
-                prompt, most, asked.temperature, asked.top_p, _draws(asked.seed, choice),
-                Writing(self.student.decode, asked.stop), matcher(grammar), tell, asked.stream, marks,
-            )
-            for choice in range(asked.choices)
-        ]  # fmt: skip
-
-
-def _draws(seed: int | None, choice: int) -> random.Random:
-    """A generator for each choice: with a seed the same at every time, and without regard to the others."""
-    return random.Random() if seed is None else random.Random(f"{seed} {choice}")
-
-
-def _tell(loop: asyncio.AbstractEventLoop, heard: "asyncio.Queue[Generation]", row: Generation) -> None:
-    if not loop.is_closed():
-        loop.call_soon_threadsafe(heard.put_nowait, row)
+        rows = []
+        for choice in range(asked.choices):
+            # with a seed the same numbers at every time, and without regard to the other choices
+            draws = random.Random() if asked.seed is None else random.Random(f"{asked.seed} {choice}")
+            writing = Writing(self.student.decode, asked.stop)
+            given = (prompt, most, asked.temperature, asked.top_p, draws, writing)
+            rows.append(Generation(*given, matcher(grammar), tell, asked.stream, marks))
+        return rows
 
 
 async def _whole(
@@ -115,25 +102,18 @@ async def _whole(
 ) -> dict[str, Any]:
     """The reply, when all rows have ended."""
     for _ in rows:
-        _check(await heard.get())
-    choices = [
-        {"index": index, "message": _message(row), "logprobs": None, "finish_reason": row.finish}
-        for index, row in enumerate(rows)
-    ]
+        if (await heard.get()).finish == "error":
+            words = "the model could not compute this answer (out of memory, or broken weights); "
+            raise Refused(500, f"{words}see the server", kind="server_error")
+    choices = []
+    for index, row in enumerate(rows):
+        said = row.said()
+        message = {"role": "assistant", "content": said.answer, "refusal": None}
+        if said.thought:  # apart from the answer, in the field that most servers use for it
+            message["reasoning_content"] = said.thought
+        choice = {"index": index, "message": message, "logprobs": None, "finish_reason": row.finish}
+        choices.append(choice)
     return {**_head(student, "chat.completion"), "choices": choices, "usage": _usage(rows)}
-
-
-def _message(row: Generation) -> dict[str, str | None]:
-    """Thinking goes apart from the answer, in the field that most servers use for it."""
-    said = row.said()
-    message = {"role": "assistant", "content": said.answer, "refusal": None}
-    return message | ({"reasoning_content": said.thought} if said.thought else {})
-
-
-def _check(row: Generation) -> None:
-    if row.finish == "error":
-        words = "the model could not compute this answer (out of memory, or broken weights); see the server"
-        raise Refused(500, words, kind="server_error")
 
 
 def _head(student: Student, kind: str) -> dict[str, Any]:
@@ -179,7 +159,11 @@ async def _streamed(
             await _send(response, Refused(500, "the model could not continue", kind="server_error").body)
             return response
         finish, said = row.finish, row.said()
-        delta = _news(sent[index], said)
+        news = {  # thinking and answer only grow
+            "reasoning_content": said.thought[len(sent[index].thought) :],
+            "content": said.answer[len(sent[index].answer) :],
+        }
+        delta = {name: text for name, text in news.items() if text}
         sent[index] = said
         if delta or finish:
             await _send(response, _piece(head, index, delta, finish))
@@ -189,15 +173,6 @@ async def _streamed(
         await _send(response, {**head, "choices": [], "usage": _usage(rows)})
     await response.write(b"data: [DONE]\n\n")
     return response
-
-
-def _news(before: ThinkingParts, now: ThinkingParts) -> dict[str, str]:
-    """What came since: thinking and answer only grow."""
-    news = {
-        "reasoning_content": now.thought[len(before.thought) :],
-        "content": now.answer[len(before.answer) :],
-    }
-    return {name: text for name, text in news.items() if text}
 
 
 def _piece(head: dict[str, Any], index: int, delta: dict[str, str], finish: str | None) -> dict[str, Any]:

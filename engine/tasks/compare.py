@@ -3,9 +3,18 @@
 from typing import Any
 
 from engine.tasks import parse_scores as reading
-from engine.tasks.multi_answer import Build, check_language, contest_task, messages, question, response_format
 from engine.tasks.parse_scores import Preference
-from engine.tasks.task import Prior, Task
+from engine.tasks.task import (
+    LANGUAGES,
+    Build,
+    Prior,
+    Task,
+    check_language,
+    contest_task,
+    messages,
+    question,
+    response_format,
+)
 from store.records import Contest, Message
 
 NAME = "compare"
@@ -74,7 +83,10 @@ TEXTS = (SYSTEM, SHOWN, VERDICT_FIRST, AS_JSON)
 
 def task(system: str | None, language: str | None, structured: bool) -> Task:
     """The role. Raises UsageError for a language that it has no prompt in."""
-    return contest_task(NAME, PRIOR, TEXTS, builder, read, schema, system, language, structured)
+    language = language or LANGUAGES[0]
+    build = builder(system, language, structured)
+    decisive = (*(text[language] for text in TEXTS), system, structured)
+    return contest_task(NAME, PRIOR, decisive, build, read, schema)
 
 
 def builder(system: str | None = None, language: str = "English", structured: bool = False) -> Build:

@@ -9,8 +9,8 @@ from collections.abc import Iterable, Iterator
 from itertools import combinations, groupby
 from typing import Any
 
-from engine.tasks.multi_answer import question
 from engine.tasks.parse_scores import Preference
+from engine.tasks.task import question
 from store.records import Comparison, Contest, Verdict
 
 Placed = tuple[str, str, float]  # model, answer, score
@@ -34,20 +34,16 @@ def comparisons(
             better, worse = (one, other) if one[2] > other[2] else (other, one)
             margin = better[2] - worse[2]
             if margin > 0 and margin >= min_margin and one[1] != other[1]:
-                yield _comparison(contest, better, worse, margin)
-
-
-def _comparison(contest: Contest, better: Placed, worse: Placed, margin: float) -> Comparison:
-    return Comparison(
-        prompt=question(contest),
-        chosen=better[1],
-        rejected=worse[1],
-        margin=margin,
-        chosen_model=better[0],
-        rejected_model=worse[0],
-        chosen_score=better[2],
-        rejected_score=worse[2],
-    )
+                yield Comparison(
+                    prompt=question(contest),
+                    chosen=better[1],
+                    rejected=worse[1],
+                    margin=margin,
+                    chosen_model=better[0],
+                    rejected_model=worse[0],
+                    chosen_score=better[2],
+                    rejected_score=worse[2],
+                )
 
 
 def agreed(compared: Iterable[tuple[Contest, Preference | None]]) -> Iterator[Comparison]:
@@ -58,35 +54,30 @@ def agreed(compared: Iterable[tuple[Contest, Preference | None]]) -> Iterator[Co
     """
     for _, group in groupby(compared, key=lambda row: _same(row[0])):
         said = [(contest, preference) for contest, preference in group if preference]
-        winners = {_winner(contest, preference) for contest, preference in said}
+        # the winner's place in the user's order of files, None for a tie
+        winners = {
+            None if preference == "tie" else contest.order[0 if preference == "first" else 1]
+            for contest, preference in said
+        }
         if len({contest.order for contest, _ in said}) == 2 and len(winners) == 1:
             contest, (winner,) = said[0][0], winners
             if winner is not None:
-                yield _preferred(contest, contest.order.index(winner))
+                place = contest.order.index(winner)
+                yield Comparison(
+                    prompt=question(contest),
+                    chosen=contest.answers[place],
+                    rejected=contest.answers[1 - place],
+                    margin=None,
+                    chosen_model=contest.models[place],
+                    rejected_model=contest.models[1 - place],
+                    chosen_score=None,
+                    rejected_score=None,
+                )
 
 
 def _same(contest: Contest) -> tuple[object, ...]:
     answers = sorted(zip(contest.order, contest.models, contest.answers, strict=True))
     return contest.id, contest.prompt, contest.input, *answers
-
-
-def _winner(contest: Contest, preference: Preference) -> int | None:
-    """The winner's place in the user's order of files, or None for a tie."""
-    return None if preference == "tie" else contest.order[0 if preference == "first" else 1]
-
-
-def _preferred(contest: Contest, place: int) -> Comparison:
-    other = 1 - place
-    return Comparison(
-        prompt=question(contest),
-        chosen=contest.answers[place],
-        rejected=contest.answers[other],
-        margin=None,
-        chosen_model=contest.models[place],
-        rejected_model=contest.models[other],
-        chosen_score=None,
-        rejected_score=None,
-    )
 
 
 def comparison_line(pair: Comparison) -> dict[str, Any]:

@@ -1,17 +1,27 @@
 """Judge two answers to one question: a score from 1 to 10 for each, and why.
 
 Three reviewers by the question's category (general, coding, math), asking what Vicuna's reviewers
-ask, in our words. `fastchat_prompts.py` gives FastChat's own instead. The same in Chinese.
+ask, in our words. The same in Chinese.
+
+FastChat's published reviewer prompts can take their place, for exact reproduction: one JSON object a line,
+with `system_prompt`, `prompt_template` with {question}, {answer_1}, {answer_2} and the names of `defaults`
+(there {prompt}), `category`. Filled in as FastChat's eval_gpt_review.py does, with str.format, which never
+looks for braces in the values.
 """
 
 from collections.abc import Mapping
-from functools import partial
+from dataclasses import dataclass
+from string import Formatter
 from typing import Any
 
+import orjson
+
 from engine.tasks import parse_scores as reading
-from engine.tasks.fastchat_prompts import ReviewPrompt, chosen, read_prompts
-from engine.tasks.multi_answer import (
+from engine.tasks.task import (
+    LANGUAGES,
     Build,
+    Prior,
+    Task,
     check_language,
     contest_task,
     grades,
@@ -20,8 +30,89 @@ from engine.tasks.multi_answer import (
     response_format,
     score_names,
 )
-from engine.tasks.task import Prior, Task
-from store.records import Contest, Message
+from store.errors import UsageError
+from store.records import Contest, Message, kind_of
+
+PLACES = ("question", "answer_1", "answer_2")
+
+
+@dataclass(frozen=True, slots=True)
+class ReviewPrompt:
+    """One reviewer. defaults: what else the template names, in pairs of name and text."""
+
+    category: str
+    system: str
+    template: str
+    defaults: tuple[tuple[str, str], ...]
+
+    def fill(self, question: str, answer_1: str, answer_2: str) -> str:
+        return self.template.format(
+            question=question, answer_1=answer_1, answer_2=answer_2, **dict(self.defaults)
+        )
+
+
+def read_prompts(text: str, name: str) -> tuple[ReviewPrompt, ...]:
+    """All prompts of a file's text. Raises UsageError with the file's name and the line of one that
+    cannot be used."""
+    prompts = []
+    for number, line in enumerate(text.encode().splitlines(), 1):
+        if not line.strip():
+            continue
+        where = f"{name}, line {number}"
+        try:
+            row = orjson.loads(line)
+        except orjson.JSONDecodeError as error:
+            words = f"not JSON ({error}); expected one prompt in FastChat's shape"
+            raise UsageError(f"{where}: {words}") from error
+        if not isinstance(row, dict):
+            raise UsageError(f"{where}: not an object but {kind_of(row)}")
+        defaults = row.get("defaults") or {}
+        if not isinstance(defaults, dict) or not all(isinstance(text, str) for text in defaults.values()):
+            raise UsageError(f"{where}: `defaults` must be an object of texts")
+        template = _text(row, "prompt_template", where)
+        _check_template(template, set(defaults), where)
+        system = _text(row, "system_prompt", where) if "system_prompt" in row else ""
+        category = _text(row, "category", where)
+        prompts.append(ReviewPrompt(category, system, template, tuple(defaults.items())))
+    if not prompts:
+        raise UsageError(f"{name} holds no prompt; expected FastChat's shape, one JSON object a line")
+    return tuple(prompts)
+
+
+def chosen(prompts: tuple[ReviewPrompt, ...], category: str) -> ReviewPrompt:
+    """The first of the category, else the general one, else the first (as FastChat does)."""
+    for wanted in (category, "general"):
+        for prompt in prompts:
+            if prompt.category == wanted:
+                return prompt
+    return prompts[0]
+
+
+def _text(row: dict[str, Any], name: str, where: str) -> str:
+    if not isinstance(value := row.get(name), str):
+        raise UsageError(f"{where}: `{name}` must be a text, found {value!r:.60}")
+    return value
+
+
+def _check_template(template: str, defaults: set[str], where: str) -> None:
+    """Nothing but plain names: {question.__class__} or {answer_1!r} would be another text."""
+    if clash := defaults.intersection(PLACES):
+        raise UsageError(f"{where}: `defaults` must not name {', '.join(sorted(clash))}")
+    try:
+        fields = [(name, spec, how) for _, name, spec, how in Formatter().parse(template) if name is not None]
+    except ValueError as error:
+        raise UsageError(
+            f"{where}: `prompt_template`: {error}; write a brace itself as {{{{ or }}}}"
+        ) from error
+    known = {*PLACES, *defaults}
+    for name, spec, how in fields:
+        if name not in known or spec or how:
+            shown = name + (f"!{how}" if how else "") + (f":{spec}" if spec else "")
+            names = ", ".join(f"{{{n}}}" for n in sorted(known))
+            raise UsageError(f"{where}: `prompt_template` has {{{shown}}}; it may have {names}")
+    if missing := [name for name in PLACES if name not in {field for field, *_ in fields}]:
+        raise UsageError(f"{where}: `prompt_template` never shows {{{missing[0]}}}")
+
 
 NAME = "judge"
 # Completion tokens, log-normal. Measured with cl100k on GPT-4's 320 published reviews (Vicuna's
@@ -128,9 +219,10 @@ TASKS = {"general": GENERAL, "coding": CODING, "math": MATH}  # FastChat's categ
 def task(prompt: str | None, system: str | None, language: str | None, structured: bool) -> Task:
     """The role. `prompt`: the text of a FastChat prompt file. Raises UsageError."""
     prompts = read_prompts(prompt, "--prompt") if prompt is not None else ()
-    ours = partial(builder, prompts)
-    given = (system, language, structured)
-    return contest_task(NAME, PRIOR, TEXTS, ours, read, schema, *given, further=(prompt,))
+    language = language or LANGUAGES[0]
+    build = builder(prompts, system, language, structured)
+    decisive = (*(text[language] for text in TEXTS), prompt, system, structured)
+    return contest_task(NAME, PRIOR, decisive, build, read, schema)
 
 
 def builder(
@@ -147,20 +239,17 @@ def builder(
         if prompts:
             prompt = chosen(prompts, contest.category)
             return messages(system or prompt.system, prompt.fill(question(contest), *contest.answers))
-        return messages(system or SYSTEM[language], _ours(contest, language, structured))
+        form = AS_JSON if structured else SCORES_LAST if contest.category == "math" else SCORES_FIRST
+        text = SHOWN[language].format(
+            question=question(contest),
+            first=contest.answers[0],
+            second=contest.answers[1],
+            task=TASKS.get(contest.category, GENERAL)[language],
+            form=form[language],
+        )
+        return messages(system or SYSTEM[language], text)
 
     return build
-
-
-def _ours(contest: Contest, language: str, structured: bool) -> str:
-    form = AS_JSON if structured else SCORES_LAST if contest.category == "math" else SCORES_FIRST
-    return SHOWN[language].format(
-        question=question(contest),
-        first=contest.answers[0],
-        second=contest.answers[1],
-        task=TASKS.get(contest.category, GENERAL)[language],
-        form=form[language],
-    )
 
 
 def read(contest: Contest, text: str) -> tuple[float, float] | None:

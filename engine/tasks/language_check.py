@@ -128,17 +128,14 @@ def language_of(text: str) -> str:
 
 
 def _prose(text: str) -> str:
-    """What is left to translate; capitals throughout are lowered, for they do not make names."""
-    prose = UNCHANGED.sub(" ", _without_code(text[:MOST_LETTERS]))
-    return prose.lower() if prose.isupper() and len(prose.split()) >= LEAST_WORDS else prose
-
-
-def _without_code(text: str) -> str:
-    """The lines that are no code; where most are, none that is indented either."""
-    lines = [line for line in text.splitlines() if line.strip()]
+    """What is left to translate: the lines that are no code (where most are, none that is indented either);
+    capitals throughout are lowered, for they do not make names."""
+    lines = [line for line in text[:MOST_LETTERS].splitlines() if line.strip()]
     rest = [line for line in lines if not CODE_LINE.match(line)]
     mostly_code = 2 * len(rest) < len(lines)
-    return "\n".join(line for line in rest if not (mostly_code and line[0].isspace()))
+    kept = "\n".join(line for line in rest if not (mostly_code and line[0].isspace()))
+    prose = UNCHANGED.sub(" ", kept)
+    return prose.lower() if prose.isupper() and len(prose.split()) >= LEAST_WORDS else prose
 
 
 def _words(prose: str) -> dict[str, float]:
@@ -158,16 +155,14 @@ def _by_script(prose: str) -> Iterator[tuple[str, str]]:
 
 
 def _right_script(prose: str, to: Language) -> bool:
-    """Kana makes Japanese of Chinese characters; their forms make Simplified or Traditional Chinese."""
+    """Kana makes Japanese of Chinese characters. Of Simplified and Traditional Chinese it is the one that
+    most characters are of that only one of the two character sets has."""
     if to.code not in ("zh", "ja"):
         return True
     words = list(_by_script(prose))
     han, kana = (sum(len(word) for one, word in words if one == script) for script in ("Han", "Kana"))
-    return (kana > LEAST_KANA * (han + kana)) == (to.code == "ja") and _right_variant(prose, to)
-
-
-def _right_variant(prose: str, to: Language) -> bool:
-    """Whether most characters that only one of the two character sets has are of the right one."""
+    if (kana > LEAST_KANA * (han + kana)) != (to.code == "ja"):
+        return False
     if not to.variant:
         return True
     found = [(_encodes(c, "gb2312"), _encodes(c, "big5")) for c in prose]
@@ -190,17 +185,12 @@ def _right_language(prose: str, source: str, to: Language) -> bool:
     mine = {to.code, *RELATIVES.get(to.code, "").split()}
     target = sum(p for label, p in found.items() if label in mine)
     other, label = max(((p, label) for label, p in found.items() if label not in mine), default=(0.0, ""))
-    if _overlap(prose, source) >= MOST_OVERLAP:
+    words, given = (set(re.findall(r"[^\W\d_]+", text.casefold())) for text in (prose, source))
+    if words and len(words & given) / len(words) >= MOST_OVERLAP:
         return target >= CONFIDENT
     if label in list(_probabilities(_prose(source), to))[:1]:
         return target >= other
     return other < CERTAIN or len(prose.split()) < MANY_WORDS
-
-
-def _overlap(prose: str, source: str) -> float:
-    """The share of the words that are words of the source."""
-    words, given = (set(re.findall(r"[^\W\d_]+", text.casefold())) for text in (prose, source))
-    return len(words & given) / len(words) if words else 0.0
 
 
 def _probabilities(prose: str, to: Language) -> dict[str, float]:

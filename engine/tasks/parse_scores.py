@@ -19,6 +19,8 @@ Preference = Literal["first", "second", "tie"]
 
 _FENCED = re.compile(r"```(?:json\w*)?[ \t]*\n?(.*?)```", re.S | re.I)
 MOST_OBJECTS = 20
+_rules = cache(Rules)  # by the count of answers
+_PREFERENCES = ("preference", "verdict", "winner", "better", "choice")
 _LISTS = ("scores", "score", "ratings", "rating", "评分", "分数", "得分")
 _NAME = r"(?:assistant|answer|response|model|candidate|score|rating|助手|回答|答案|模型|评分|得分|分数)"
 _NUMBERED = re.compile(rf"(?:{_NAME}[ _-]*)+([1-9]\d?|[a-h])(?:['’]s)?[ _-]*(?:{_NAME})?", re.I)
@@ -51,7 +53,7 @@ def scores(text: str, count: int) -> Scores | None:
     structured = {_scores_in(value, count) for value in _json_in(text)} - {None}
     if structured:
         return structured.pop() if len(structured) == 1 else None
-    if _is_json(text):
+    if text.strip()[:1] in ("{", "[") and _loaded(text.strip()) is not None:
         return None
     return _rules(count).read(labelled(plain(text), count))
 
@@ -59,8 +61,11 @@ def scores(text: str, count: int) -> Scores | None:
 def preference(text: str) -> Preference | None:
     """Which of two answers is the better: [[A]], [[B]], or [[C]] for a tie; or None."""
     for value in _json_in(text):
-        if isinstance(value, dict) and (found := _preference_in(value)):
-            return found
+        if isinstance(value, dict):
+            names = [value[key] for key in _PREFERENCES if isinstance(value.get(key), str)]
+            words = r"^\W+|\W+$|\b(?:assistant|answer|response)\b"
+            if names and (found := _verdict(re.sub(words, "", names[0], flags=re.I))):
+                return found
     text = plain(text).strip()
     first_line = text.split("\n", 1)[0].strip()
     in_brackets = [_verdict(name) for name in _IN_BRACKETS.findall(text)]
@@ -72,25 +77,8 @@ def preference(text: str) -> Preference | None:
     return _verdict(match[1]) if match else None
 
 
-@cache
-def _rules(count: int) -> Rules:
-    return Rules(count)
-
-
 def _verdict(name: str) -> Preference | None:
     return _VERDICTS.get(re.sub(r"\s", "", name).lower())
-
-
-def _preference_in(value: dict[str, Any]) -> Preference | None:
-    for key in ("preference", "verdict", "winner", "better", "choice"):
-        if isinstance(name := value.get(key), str):
-            return _verdict(re.sub(r"^\W+|\W+$|\b(?:assistant|answer|response)\b", "", name, flags=re.I))
-    return None
-
-
-def _is_json(text: str) -> bool:
-    text = text.strip()
-    return text[:1] in ("{", "[") and _loaded(text) is not None
 
 
 def _json_in(text: str) -> Iterator[Any]:
@@ -143,8 +131,14 @@ def _scores_in(value: Any, count: int) -> Scores | None:
 
 def _labelled_scores(value: dict[str, Any], count: int) -> Scores | None:
     by_label: dict[int, float] = {}
+    label: int | None
     for key, inner in value.items():
-        label, score = _label(key), _one_score(inner)
+        key, score = key.strip().lower(), _one_score(inner)
+        if match := _NUMBERED.fullmatch(key) or _BARE_LABEL.fullmatch(key):
+            name = match[1]
+            label = int(name) if name.isdigit() else ord(name) - ord("a") + 1
+        else:
+            label = _WORDS.get(key.removesuffix("_score").removesuffix(" score"))
         if label is None or score is None:
             continue
         if label in by_label:
@@ -153,14 +147,6 @@ def _labelled_scores(value: dict[str, Any], count: int) -> Scores | None:
     if sorted(by_label) != list(range(1, count + 1)):
         return None
     return in_range(tuple(by_label[label] for label in sorted(by_label)))
-
-
-def _label(key: str) -> int | None:
-    key = key.strip().lower()
-    match = _NUMBERED.fullmatch(key) or _BARE_LABEL.fullmatch(key)
-    if not match:
-        return _WORDS.get(key.removesuffix("_score").removesuffix(" score"))
-    return int(match[1]) if match[1].isdigit() else ord(match[1].lower()) - ord("a") + 1
 
 
 def _one_score(value: Any) -> float | None:

@@ -3,8 +3,11 @@
 from typing import Any
 
 from engine.tasks import parse_scores as reading
-from engine.tasks.multi_answer import (
+from engine.tasks.task import (
+    LANGUAGES,
     Build,
+    Prior,
+    Task,
     check_language,
     contest_task,
     grades,
@@ -13,7 +16,6 @@ from engine.tasks.multi_answer import (
     response_format,
     score_names,
 )
-from engine.tasks.task import Prior, Task
 from store.records import Contest, Message
 
 NAME = "score"
@@ -61,7 +63,10 @@ TEXTS = (SYSTEM, SHOWN, ANSWER, TASK, SCORES_FIRST, AS_JSON)
 
 def task(system: str | None, language: str | None, structured: bool) -> Task:
     """The role. Raises UsageError for a language that it has no prompt in."""
-    return contest_task(NAME, PRIOR, TEXTS, builder, read, schema, system, language, structured)
+    language = language or LANGUAGES[0]
+    build = builder(system, language, structured)
+    decisive = (*(text[language] for text in TEXTS), system, structured)
+    return contest_task(NAME, PRIOR, decisive, build, read, schema)
 
 
 def builder(system: str | None = None, language: str = "English", structured: bool = False) -> Build:

@@ -133,18 +133,14 @@ _RANGE = re.compile(
 )
 
 
-def _list_of(count: int) -> str:
-    """`count` numbers in a row: either each out of ten or none ('8/10' is one number, not two)."""
-    none = _SEPARATOR.join([f"({_NUM})"] * count) + f"(?: ?(?:{_IN_WORDS}))?"
-    each = rf"{_OUT_OF}(?:{_SEPARATOR}|)".join([f"({_NUM})"] * count) + _OUT_OF
-    return rf"[(\[<{{\"']{{0,3}}(?:{each}|{none})[)\]>}}\"']{{0,3}}"
-
-
 class Rules:
     """The rules for replies that score `count` answers; compiled once for each count."""
 
     def __init__(self, count: int) -> None:
-        numbers = _list_of(count)
+        # `count` numbers in a row: either each out of ten or none ('8/10' is one number, not two)
+        none = _SEPARATOR.join([f"({_NUM})"] * count) + f"(?: ?(?:{_IN_WORDS}))?"
+        each = rf"{_OUT_OF}(?:{_SEPARATOR}|)".join([f"({_NUM})"] * count) + _OUT_OF
+        numbers = rf"[(\[<{{\"']{{0,3}}(?:{each}|{none})[)\]>}}\"']{{0,3}}"
         self._count = count
         self._bare = re.compile(rf"{numbers}[.!]?", re.I)
         self._opening = re.compile(rf"{numbers}(?: ?[:.;]| [-–—])? (?=[A-Z(]|{LABEL}|{BOTH})")
@@ -161,7 +157,11 @@ class Rules:
         if (first := self._first_line(lines)) is not None:
             return first or None
         for part in _parts(text):
-            if found := self._found(part):
+            by_label = self._complete(_by_label(part)) if _meant_as_scores(part) else None
+            if by_label is None:
+                by_label = self._complete(_by_heading(part))
+            said = {by_label} if by_label is not None else set()
+            if found := said | set(self._statements(part)) | set(self._own_lines(part)):
                 return (found.pop() or None) if len(found) == 1 else None
         return None
 
@@ -180,14 +180,6 @@ class Rules:
     def _numbers(self, match: re.Match[str], lowest: float = LOWEST) -> Scores:
         groups = match.groups()[-2 * self._count :]
         return in_range(tuple(float(group) for group in groups if group), lowest) or ()
-
-    def _found(self, text: str) -> set[Scores]:
-        """All that a text says the scores are."""
-        by_label = self._complete(_by_label(text)) if _meant_as_scores(text) else None
-        if by_label is None:
-            by_label = self._complete(_by_heading(text))
-        said = {by_label} if by_label is not None else set()
-        return said | set(self._statements(text)) | set(self._own_lines(text))
 
     def _complete(self, said: Found) -> Scores | None:
         """The scores when each answer has one; None when one has none."""

@@ -13,8 +13,14 @@ from typing import Any, Literal, get_args
 
 from engine.tasks.language_check import has_prose, is_translated, same_text
 from engine.tasks.languages import Language, find_language
-from engine.tasks.multi_answer import response_format
-from engine.tasks.task import Prior, Task, decode_instruction, encode_answered, encode_instruction
+from engine.tasks.task import (
+    Prior,
+    Task,
+    decode_instruction,
+    encode_answered,
+    encode_instruction,
+    response_format,
+)
 from store.errors import UsageError
 from store.files import loads
 from store.records import Instruction, Message
@@ -70,9 +76,11 @@ class Reading:
 def task(prompt: str | None, system: str | None, to: Language, field: Field = "instruction") -> Task:
     """The role. Raises UsageError for a template without its place for the text."""
     read = reader(to, field, prompt)
+    # variants of a language (zh-TW) are asked for by other names
+    known_as = to.code if to.name == find_language(to.code).name else to.name
     return Task(
         NAME,
-        (PROMPT, prompt, system, _known_as(to), field),
+        (PROMPT, prompt, system, known_as, field),
         builder(to, field, prompt, system),
         encode_answered if field == "output" else encode_instruction,
         decode_instruction,
@@ -83,11 +91,6 @@ def task(prompt: str | None, system: str | None, to: Language, field: Field = "i
         imagine=lambda item: imagine(item, field),
         imagined=lambda item, mark: replace(item, **{field: f"{mark} {getattr(item, field)}"}),
     )
-
-
-def _known_as(to: Language) -> str:
-    """What decides the requests of a language: its variants (zh-TW) are asked for by other names."""
-    return to.code if to.name == find_language(to.code).name else to.name
 
 
 def check_field(field: str) -> Field:
@@ -224,7 +227,9 @@ def _wrong(text: str, source: str, tag: str, prompt_lines: frozenset[str], to: L
         return "empty"
     if f"<{tag}>" in text or f"</{tag}>" in text or _lines(text) & prompt_lines - _lines(source):
         return "the prompt is repeated in it"
-    if _repeats(text, source) and not is_translated(source, "", to):
+    whole, within = (" ".join(one.split()).casefold() for one in (source, text))
+    repeats = len(within) > len(whole) and whole in within and has_prose(source)
+    if repeats and not is_translated(source, "", to):
         return "the source is repeated in it"
     if not is_translated(text, source, to):
         return f"it is not {to.name}"
@@ -234,9 +239,3 @@ def _wrong(text: str, source: str, tag: str, prompt_lines: frozenset[str], to: L
 def _lines(text: str) -> frozenset[str]:
     """The lines long enough to be known again, without the space around them."""
     return frozenset(line for part in text.splitlines() if len(line := part.strip(" -")) >= LEAST_ECHO)
-
-
-def _repeats(text: str, source: str) -> bool:
-    """Whether the whole of the source, which has some prose in it, stands in a longer text."""
-    plain, within = " ".join(source.split()).casefold(), " ".join(text.split()).casefold()
-    return len(within) > len(plain) and plain in within and has_prose(source)

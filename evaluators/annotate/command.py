@@ -16,8 +16,8 @@ from store.answer_sets import judge_contests
 from store.errors import UsageError
 from store.records import BadRow, Contest
 from store.run_folder import held
-from store.votes import Votes, votes_path
-from store.votes_schema import LOCK, Study, VotePair, fingerprint
+from store.votes import Votes
+from store.votes_schema import LOCK, Study, VotePair, fingerprint, votes_path
 
 WANTED = 3
 LONGEST = 2**20  # characters of a question with its answers: a page must be read by somebody

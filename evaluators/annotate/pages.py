@@ -32,8 +32,7 @@ from evaluators.annotate.ballot import (
 )
 from store.errors import StorageError
 from store.votes import Votes
-from store.votes_queries import overview
-from store.votes_schema import LONGEST_NAME, Showing, tidy
+from store.votes_schema import LONGEST_NAME, Showing, overview, tidy
 
 LEAD_PAGE = "/lead"
 Page = Mapping[str, Any]

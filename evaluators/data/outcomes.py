@@ -21,9 +21,8 @@ from engine.terminal import plain, tell
 from evaluators.records import data_sets, row_of
 from evaluators.stats import wilson
 from evaluators.tables import Sheet, Span, Value, publish
-from store.damage import Damages, words_of
 from store.datasets import stored
-from store.errors import UsageError
+from store.errors import Damages, UsageError, words_of
 from store.queries import connect_reader, stage_of, stage_status, stages
 from store.records import OUTCOMES, BadRow
 

@@ -28,10 +28,9 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 
 from engine.tasks.languages import LETTERS
 from evaluators.records import plain_words
-from store.columns import as_text, columns_of
 from store.errors import PoolError, UsageError
 from store.pool import Pool
-from store.records import BadRow
+from store.records import BadRow, as_text, columns_of
 
 PREDICTED = ("prediction", "output", "completion", "response", "text")
 EXPECTED = ("references", "target", "output", "reference", "text")

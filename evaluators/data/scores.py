@@ -15,10 +15,9 @@ from typing import Any
 from evaluators.data.lengths import spread
 from evaluators.stats import Z
 from evaluators.tables import Sheet, Span, Value, publish
-from store.columns import columns_of
 from store.errors import PoolError
 from store.pool import Pool
-from store.records import BadRow
+from store.records import BadRow, columns_of
 
 LOW, HIGH = 1, 10
 MOST = 1e9  # beyond it, and where it is no number, nothing was scored

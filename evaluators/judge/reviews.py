@@ -24,18 +24,16 @@ from engine.collect.other_settings import Counting, counting
 from engine.collect.plan import role
 from engine.provider.responses import answer_of
 from engine.tasks.datasets import by_file, verdict
-from engine.tasks.multi_answer import question
 from engine.tasks.parse_scores import two_scores
+from engine.tasks.task import question
 from engine.terminal import plain, tell
 from evaluators.judge.judgements import Judgement, won
 from store.answers import identity, model_names
-from store.columns import columns_of
-from store.damage import Damages, words_of
 from store.datasets import stored
-from store.errors import PoolError, UsageError
+from store.errors import Damages, PoolError, UsageError, words_of
 from store.pool import Pool
 from store.queries import connect_reader, stage_status, stages
-from store.records import BadRow, Contest
+from store.records import BadRow, Contest, columns_of
 
 Word = Literal["file", "text"]
 Scores = tuple[float, float]

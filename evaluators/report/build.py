@@ -31,11 +31,10 @@ from evaluators.report.queries import drawn
 from evaluators.report.run import asked_section, cost_section
 from evaluators.report.scores import human_section, rouge_section, scores_section
 from evaluators.report.training import reward_section, student_section
-from store.damage import is_damage, words_of
-from store.errors import DamagedLedger, DistillError, RunFolderError
-from store.files import is_plain, is_stdout, replacing
+from store.errors import DamagedLedger, DistillError, RunFolderError, is_damage, words_of
+from store.files import LEDGER, is_plain, is_stdout, replacing
 from store.queries import connect_reader
-from store.run_folder import LEDGER, ledger_path
+from store.run_folder import ledger_path
 from store.schema import migrate
 from store.votes_schema import VOTES
 

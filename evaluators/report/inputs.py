@@ -14,8 +14,7 @@ from typing import Any
 import orjson
 
 from evaluators.report.figures import Block
-from store.damage import Damages
-from store.errors import UsageError, why_unread
+from store.errors import Damages, UsageError, why_unread
 from store.queries import last_runs, stage_status, stages
 
 DEEP = 3  # folders below the run folder in which trainings are looked for

@@ -13,7 +13,7 @@ import orjson
 
 from engine.provider.responses import stored_answer
 from evaluators.report.inputs import Inputs, StageInput
-from store.damage import Damages, is_intact
+from store.errors import Damages, is_intact
 
 TRIES = 20  # places drawn for each row wanted: some hold no row of the kind
 

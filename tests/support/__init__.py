@@ -1,0 +1,1 @@
+"""What several test files use: servers, ledgers, files, and the command line as tests call it."""
