@@ -12,42 +12,53 @@ is asked on the terminal. docs/library.md has examples.
 """
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from engine import __version__
 from engine.library import (
+    Imported,
     Name,
+    RecipeResult,
     Result,
     Rows,
     Shown,
     ask_about,
     ask_pool,
     beside,
-    checked_settings,
-    stage_of_result,
+    estimated,
+    imported,
+    recipe_ran,
     with_settings,
 )
 from engine.run.estimate import Estimate
 from engine.run.job import Progress
+from engine.run_calls import (
+    answers,
+    check,
+    export,
+    failures,
+    retry,
+    settle,
+    status,
+    to_dataset,
+    to_pandas,
+    unconfirmed,
+)
 from store.errors import DistillError, MissingExtra, PoolError, RunFolderError, StorageError, UsageError
 from store.extras import require
-from store.pool import rereadable, spooled
 
 if TYPE_CHECKING:
-    import datasets
-    import pandas
-
+    from engine.recipe.steps import Commands
     from trainers.config import RewardRecipe, SftRecipe
 
 __all__ = [
-    "DistillError", "Estimate", "MissingExtra", "PoolError", "Progress", "Result", "RunFolderError",
-    "StorageError", "UsageError", "__version__", "acompare", "aestimate", "agenerate", "ajudge", "answers",
-    "ascore", "atranslate", "compare", "estimate", "evaluate", "export", "failures", "generate",
-    "judge", "rank", "report", "score", "status", "to_dataset", "to_pandas", "train_reward", "train_sft",
-    "translate",
+    "DistillError", "Estimate", "Imported", "MissingExtra", "PoolError", "Progress", "RecipeResult", "Result",
+    "RunFolderError", "StorageError", "UsageError", "__version__", "acompare", "aestimate", "agenerate",
+    "ajudge", "answers", "arun", "ascore", "atranslate", "check", "compare", "estimate", "evaluate", "export",
+    "failures", "generate", "import_answers", "judge", "plan", "rank", "report", "retry", "run", "score",
+    "settle", "status", "to_dataset", "to_pandas", "train_reward", "train_sft", "translate", "unconfirmed",
 ]  # fmt: skip
 
 
@@ -58,16 +69,15 @@ def estimate(
     model: str,
     task: Literal["generate", "translate"] = "generate",
     run: Name | None = None,
+    pilot: int | None = None,
+    yes: bool = False,
+    progress: Shown = True,
     **settings: Any,
 ) -> Estimate:
-    """Tells what a pool will cost and how long it will take; with `run`, what remains of it."""
-    from engine.collect.rows import pool_of
-    from engine.run.collect import estimate_stage
-
-    given = checked_settings(task, {"model": model, **settings}, "estimate")
+    """Tells what a pool will cost and how long it will take; with `run`, what remains of it. pilot: so many
+    rows, drawn at random, are sent first, and their answers kept in `run`."""
     folder = Path(run) if run is not None else None
-    with spooled(pool, "pool") as given_file, rereadable(given_file) as file:
-        return estimate_stage(given, pool_of(given, file), folder)[0]
+    return estimated(task, pool, folder, pilot, yes, progress, {"model": model, **settings})
 
 
 @with_settings
@@ -140,76 +150,48 @@ def judge(
     return ask_about("judge", [answers, against], questions, run, yes, progress, given)
 
 
+def run(
+    recipe: Name,
+    *,
+    run: Name,
+    only: Sequence[str] = (),
+    yes: bool = False,
+    reuse: bool = False,
+    replace: bool = False,
+    metrics_port: int | None = None,
+    progress: Shown = True,
+) -> RecipeResult:
+    """Runs a recipe: its stages side by side, and steps such as training. only: these stages and steps.
+    Raises what has stopped a stage, or kept a step from its end; the same call continues it."""
+    how = {"yes": yes, "reuse": reuse, "replace": replace, "metrics_port": metrics_port}
+    return recipe_ran(Path(recipe), Path(run), _commands(), only, progress, **how)
+
+
+def plan(recipe: Name, *, run: Name, only: Sequence[str] = ()) -> dict[str, Any]:
+    """What a recipe will cost, and which of its files are missing: as `run --dry-run --json` prints it."""
+    from engine.recipe.plan import plan_recipe
+
+    return plan_recipe(Path(recipe), Path(run), _commands(), only).as_json()
+
+
+def _commands() -> "Commands":
+    """What the steps of a recipe can be."""
+    import typer.main
+
+    from engine.cli.app import app
+    from engine.recipe.steps import commands_of
+
+    return commands_of(typer.main.get_command(app))
+
+
 aestimate, agenerate, atranslate = beside(estimate), beside(generate), beside(translate)
-ascore, acompare, ajudge = beside(score), beside(compare), beside(judge)
+ascore, acompare, ajudge, arun = beside(score), beside(compare), beside(judge), beside(run)
 
 
-def answers(
-    run: Name,
-    stage: str | None = None,
-    *,
-    format: str | None = None,
-    outcome: str = "stop,length",
-    min_margin: float = 0.0,
-    reasoning: Literal["drop", "keep", "inline"] = "drop",
-    all_settings: bool = False,
-) -> Iterator[dict[str, Any]]:
-    """The answers of a stage, in the order of the pool, one by one: the rows that `export` writes."""
-    from engine.answers import answers_of
-
-    stage = stage_of_result(run, stage)
-    return answers_of(Path(run), stage, format, outcome, min_margin, reasoning, all_settings)
-
-
-def to_pandas(run: Name, stage: str | None = None, **how: Any) -> "pandas.DataFrame":
-    """The same as a DataFrame."""
-    try:
-        import pandas
-    except ImportError:
-        raise UsageError("to_pandas needs pandas, which is not installed: pip install pandas") from None
-    return pandas.DataFrame(list(answers(run, stage, **how)))
-
-
-def to_dataset(run: Name, stage: str | None = None, **how: Any) -> "datasets.Dataset":
-    """The same as a Dataset of Hugging Face's."""
-    try:
-        import datasets
-    except ImportError:
-        raise UsageError("to_dataset needs datasets, which is not installed: pip install datasets") from None
-    return datasets.Dataset.from_list(list(answers(run, stage, **how)))
-
-
-def export(
-    run: Name,
-    out: Name,
-    stage: str | None = None,
-    *,
-    format: str | None = None,
-    outcome: str = "stop,length",
-    min_margin: float = 0.0,
-    reasoning: Literal["drop", "keep", "inline"] = "drop",
-    all_settings: bool = False,
-) -> int:
-    """Writes the answers as a data set, in the form that the file's name asks for; returns how many rows."""
-    from engine.export import ExportOptions, export_stage
-
-    stage = stage_of_result(run, stage)
-    chosen = ExportOptions(format, stage, outcome, min_margin, reasoning, all_settings)
-    return export_stage(Path(run), Path(out), chosen).rows
-
-
-def status(run: Name) -> dict[str, Any]:
-    """What a run has done, what failed and why, and what it cost: as `status --json` prints it."""
-    from engine.run.status import status_of
-
-    return status_of(Path(run))
-
-
-def failures(run: Name, stage: str | None = None, *, cause: str | None = None) -> Iterator[dict[str, Any]]:
-    """The rows that failed, each with the server's message: as `failures --json` prints them."""
-    from engine.run.status import failures_of
-
-    return map(asdict, failures_of(Path(run), stage_of_result(run, stage), cause))
+@with_settings
+def import_answers(answers: Rows, *, run: Name, model: str, **settings: Any) -> Imported:
+    """Takes in answers that were paid for elsewhere: rows in Alpaca's shape, with `output`."""
+    return imported(answers, Path(run), {"model": model, **settings})
 
 
 def train_sft(

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit, urlunsplit
 
-from store.errors import MissingExtra, UsageError
+from store.errors import MissingExtra, UsageError, why_unread
 
 OPENAI_URL = "https://api.openai.com/v1"
 OPENAI_KEY = "OPENAI_API_KEY"  # the variable that holds a key unless another is named
@@ -73,9 +73,12 @@ def text_of_file(path: str | Path | None) -> str | None:
     if path is None:
         return None
     try:
-        return Path(path).read_text(encoding="utf-8")
+        text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"cannot read --prompt {path}: {error}") from error
+        raise UsageError(f"cannot read --prompt {path}: {why_unread(error)}") from error
+    if not text.strip():
+        raise UsageError(f"--prompt {path}: the file is empty")
+    return text
 
 
 def start_again(missing: MissingExtra) -> None:

@@ -25,7 +25,7 @@ from engine.answers import (
     read_stage,
 )
 from engine.collect.other_settings import Other, counting
-from engine.terminal import plain, tell
+from engine.terminal import counted, plain, tell
 from store.datasets import check_name, write, write_lines
 from store.errors import Damages, words_of
 from store.files import is_stdout, shape_of
@@ -95,7 +95,7 @@ def run_export(run: Path, out: Path, chosen: ExportOptions) -> int:
     because they are damaged. Raises UsageError."""
     found = export_stage(run, out, chosen)
     where = "standard output" if is_stdout(out) else out
-    print(f"{found.rows:,} rows written to {where}{found.words}", file=sys.stderr)
+    print(f"{counted(found.rows, 'row')} written to {where}{found.words}", file=sys.stderr)
     if words := words_of([found.damages], run):
         tell(f"distill: {plain(words, 1000)}\n")
     return 1 if found.damages.count else 0

@@ -20,12 +20,15 @@ from engine.collect.setting_fields import DEFAULTS
 from engine.environment import OPENAI_KEY, check_key
 from engine.run.estimate import Estimate
 from engine.run.job import Control, Progress, in_thread, in_thread_async
-from store.errors import UsageError
-from store.pool import spooled
+from store.errors import DistillError, UsageError
+from store.pool import rereadable, spooled
+from store.run_folder import StepResult
 
 if TYPE_CHECKING:
     from engine.collect.rows import Surveyed
     from engine.collect.settings import Settings
+    from engine.recipe.steps import Commands
+    from engine.run.job import StageResult
 
 Name = str | os.PathLike[str]  # of a file or folder; a Result stands for its run folder
 Rows = Name | Iterable[Mapping[str, Any]]  # a file, or rows: dicts, a pandas.DataFrame, a datasets.Dataset
@@ -57,6 +60,38 @@ class Result:
         return str(self.run)
 
 
+@dataclass(frozen=True)
+class Imported:
+    """What became of a file's rows. It stands for its run folder and stage wherever a run is asked for.
+
+    taken: answers that are stored now. known: the same answer was there. others: not taken in, because the
+    request has another answer. empty: rows without an answer. pending: rows of the stage that have none."""
+
+    run: Path
+    stage: str
+    taken: int
+    known: int
+    others: int
+    empty: int
+    bad_rows: int
+    pending: int
+
+    def __fspath__(self) -> str:
+        return str(self.run)
+
+
+@dataclass(frozen=True)
+class RecipeResult:
+    """How a recipe ended: its stages and its steps, by name."""
+
+    run: Path
+    stages: Mapping[str, Result]
+    steps: Mapping[str, StepResult]
+
+    def __fspath__(self) -> str:
+        return str(self.run)
+
+
 def beside(call: Callable[P, T]) -> Callable[P, Coroutine[Any, Any, T]]:
     """The same call for a coroutine: it does not hold up its event loop. Being cancelled, it stops the run in
     good order first, which takes at most some seconds."""
@@ -77,7 +112,7 @@ def beside(call: Callable[P, T]) -> Callable[P, Coroutine[Any, Any, T]]:
 
 def with_settings(call: Callable[P, T]) -> Callable[P, T]:
     """The settings that a call takes by name, in its help and signature, where notebooks look for them."""
-    name, shown = call.__name__, inspect.signature(call)
+    name, shown = call.__name__.removesuffix("_answers"), inspect.signature(call)
     own = [p for p in shown.parameters.values() if p.kind is not p.VAR_KEYWORD]
     usuals = {"stage": name, **DEFAULTS[name]} if name in DEFAULTS else {}
     lent, lines = [], []
@@ -96,7 +131,7 @@ def with_settings(call: Callable[P, T]) -> Callable[P, T]:
 
 
 def stage_of_result(run: Name, stage: str | None) -> str | None:
-    return run.stage if stage is None and isinstance(run, Result) else stage
+    return run.stage if stage is None and isinstance(run, Result | Imported) else stage
 
 
 def checked_settings(task: str, given: Mapping[str, Any], call: str = "", **own: Any) -> "Settings":
@@ -148,20 +183,85 @@ def ask_about(
 
 
 def _asked(settings: "Settings", rows: "Surveyed", run: Name, yes: bool, progress: Shown) -> Result:
-    """Collects in another thread than the caller's, whose loop and signals are its own."""
     from engine.run.collect import run_stage
 
-    control, is_apart = _CONTROL.get() or Control(), _CONTROL.get() is not None
-    control.on_progress = progress if callable(progress) else None
-
-    def work() -> Result:
+    def work(control: Control) -> Result:
         found = run_stage(settings, rows, Path(run), yes, progress is not True, control=control)
         if found.stopped:
             raise found.stopped
-        state = found.state
-        return Result(
-            Path(run), settings.stage, state.done, dict(+state.failed), state.bad_rows,
-            state.cost_micro / 1e6, found.seconds, found.estimate,
-        )  # fmt: skip
+        return _result(Path(run), settings.stage, found)
 
-    return work() if is_apart else in_thread(work, control)
+    return _apart(work, progress)
+
+
+def _apart(work: Callable[[Control], T], progress: Shown) -> T:
+    """In another thread than the caller's, whose loop and signals are its own."""
+    control, is_apart = _CONTROL.get() or Control(), _CONTROL.get() is not None
+    control.on_progress = progress if callable(progress) else None
+    return work(control) if is_apart else in_thread(lambda: work(control), control)
+
+
+def _result(run: Path, stage: str, found: "StageResult") -> Result:
+    state = found.state
+    return Result(
+        run, stage, state.done, dict(+state.failed), state.bad_rows, state.cost_micro / 1e6, found.seconds,
+        found.estimate,
+    )  # fmt: skip
+
+
+def estimated(
+    task: str,
+    pool: Rows,
+    run: Path | None,
+    pilot: int | None,
+    yes: bool,
+    progress: Shown,
+    given: Mapping[str, Any],
+) -> Estimate:
+    from engine.collect.rows import pool_of
+    from engine.run.collect import estimate_stage, run_pilot
+
+    settings, sent = checked_settings(task, given, "estimate"), 0
+    with spooled(pool, "pool") as given_file, rereadable(given_file) as file:
+        rows = pool_of(settings, file)
+        if pilot is not None:
+            check_key(given.get("api_key_env") or OPENAI_KEY)
+
+            def work(control: Control) -> int:
+                return run_pilot(settings, rows, run, pilot, yes, progress is not True, control=control)
+
+            sent = _apart(work, progress)
+        return estimate_stage(settings, rows, run, sent)[0]
+
+
+def imported(answers: Rows, run: Path, given: Mapping[str, Any]) -> Imported:
+    from engine.run.import_answers import import_answers
+
+    settings = checked_settings("generate", given, "import")
+    with spooled(answers, "answers") as file:
+        found = _apart(lambda control: import_answers(settings, file, run, control), False)
+    counts = found.counts
+    return Imported(
+        run, settings.stage, counts.taken, counts.known, counts.others, counts.empty, counts.bad,
+        found.pending,
+    )  # fmt: skip
+
+
+def recipe_ran(
+    recipe: Path, run: Path, commands: "Commands", only: Sequence[str], progress: Shown, **how: Any
+) -> RecipeResult:
+    """how: what phases.How has beside. Raises what has stopped a stage, or kept a step from its end."""
+    from engine.recipe.run import How, take_course
+
+    def work(control: Control) -> RecipeResult:
+        asked = How(quiet=progress is not True, confirm=None, control=control, **how)
+        course = take_course(recipe, run, commands, only, asked)
+        for found in course.results.values():
+            if found.stopped:
+                raise found.stopped
+        if course.lost:
+            raise DistillError("; ".join(f"{name}: {why}" for name, why in course.lost.items()))
+        stages = {name: _result(run, name, found) for name, found in course.results.items()}
+        return RecipeResult(run, stages, course.steps)
+
+    return _apart(work, progress)

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from types import FrameType
 from typing import IO
@@ -31,27 +32,32 @@ def mortal(number: int) -> Callable[[], None] | None:
     return lambda: ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number)
 
 
-def run_to_end(words: Sequence[str], stdout: IO[bytes], on_our_death: int) -> int:
+Stop = Callable[[str, bool], None]  # (by whom, whether at once)
+
+
+def run_to_end(
+    words: Sequence[str],
+    stdout: IO[bytes] | int,
+    on_our_death: int,
+    stoppable: Callable[[Stop], AbstractContextManager[None]] | None = None,
+) -> int:
     """Its exit code; 130 where we were told to stop. It is out of the terminal's reach: the first SIGINT,
-    SIGTERM or SIGHUP asks it to end, a second SIGINT or SIGTERM ends it and its children at once."""
+    SIGTERM or SIGHUP asks it to end, a second SIGINT or SIGTERM ends it and its children at once.
+    stoppable: who tells us instead of signals, which only the main thread can handle."""
     process: subprocess.Popen[bytes] | None = None
     told = 0
 
-    def stop(number: int, frame: FrameType | None) -> None:
+    def stop(by: str, is_urgent: bool) -> None:
         nonlocal told
-        if number == signal.SIGHUP:  # the shell and the kernel both tell of a lost terminal
-            signal.signal(number, signal.SIG_IGN)
-            if told:
-                return
         told += 1
         if process is None or process.poll() is not None:
             return
-        if told == 1:
-            process.terminate()
-        else:
+        if is_urgent:
             os.killpg(process.pid, signal.SIGKILL)
+        else:
+            process.terminate()
 
-    with _handled(stop):
+    with (stoppable or _signals)(stop):
         process = subprocess.Popen(
             list(words), stdin=subprocess.DEVNULL, stdout=stdout, start_new_session=True,
             preexec_fn=mortal(on_our_death),
@@ -63,12 +69,23 @@ def run_to_end(words: Sequence[str], stdout: IO[bytes], on_our_death: int) -> in
 
 
 @contextlib.contextmanager
-def _handled(stop: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+def _signals(stop: Stop) -> Iterator[None]:
+    told = False
+
+    def hear(number: int, frame: FrameType | None) -> None:
+        nonlocal told
+        if number == signal.SIGHUP:  # the shell and the kernel both tell of a lost terminal
+            signal.signal(number, signal.SIG_IGN)
+            if told:
+                return
+        was, told = told, True
+        stop(signal.Signals(number).name, was)
+
     if threading.current_thread() is not threading.main_thread():  # which alone may handle them
         yield
         return
     numbers = stop_signals()
-    before = [signal.signal(number, stop) for number in numbers]
+    before = [signal.signal(number, hear) for number in numbers]
     try:
         yield
     finally:

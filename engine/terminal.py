@@ -119,6 +119,11 @@ def percent(share: float | None) -> str:
     return "-" if share is None else f"{share:.0%}"
 
 
+def counted(count: int, noun: str) -> str:
+    """`1 row`, `2,769 rows`."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
 def full(count: float) -> str:
     """Every digit: `2,769,123`."""
     return f"{count:,.0f}"

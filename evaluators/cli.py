@@ -18,6 +18,7 @@ from evaluators import cli_data as data_cli
 from evaluators.cli_data import CsvOption
 from store.errors import UsageError
 from store.extras import needs
+from store.pool import Pool
 from trainers.cli import QuietOption, RewardOption, quieten
 
 if TYPE_CHECKING:
@@ -134,6 +135,9 @@ def reward(
     quiet: QuietOption = False,
 ) -> None:
     """Measure how often a reward model prefers the better answer."""
+    if limit is not None and limit < 1:
+        raise UsageError(f"--limit {limit}: must be greater than 0")
+    Pool(data)  # is it there? Told at once: libraries take their time to load
     quieten()
     from trainers.reward_model import run_evaluation
 

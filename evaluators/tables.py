@@ -17,7 +17,7 @@ from typing import Any
 
 import orjson
 
-from engine.terminal import console_of, plain, tell
+from engine.terminal import console_of, counted, plain, tell
 from store.errors import UsageError
 from store.files import is_plain, is_stdout, replacing
 
@@ -77,7 +77,7 @@ def publish(report: Mapping[str, Any], sheets: Sequence[Sheet], json: bool, out:
     if out is not None:
         write_sheet(out, sheets[0])
         where = "standard output" if is_stdout(out) else plain(str(out))
-        tell(f"{len(sheets[0].rows):,} rows written to {where}\n")
+        tell(f"{counted(len(sheets[0].rows), 'row')} written to {where}\n")
     if json:
         sys.stdout.write(orjson.dumps(report, option=orjson.OPT_NON_STR_KEYS).decode() + "\n")
     else:

@@ -39,6 +39,7 @@ BASE_HEADER = """\
 def main() -> None:
     project = tomllib.loads((HERE.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras: dict[str, list[str]] = project["optional-dependencies"]
+    extras["train"] += extras["schemas"]  # one layer of ours
     wanted = {layer: [r for r in extras[layer] if not alone(r)] for layer in LAYERS}
     base: list[str] = project["dependencies"]
 

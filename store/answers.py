@@ -19,7 +19,7 @@ from typing import Any
 
 from store.errors import PoolError, StorageError, UsageError
 from store.pool import Pool, as_instruction
-from store.records import BadRow, Instruction, columns_of, text_of
+from store.records import BadRow, Instruction, columns_of, kind_of, missing, text_of
 
 SUFFIXES = (".jsonl", ".json", ".ndjson", ".csv", ".tsv", ".parquet")
 CACHE_KIB = 32 * 1024
@@ -215,14 +215,16 @@ def _as_answer(row: dict[str, Any], position: int, has_questions: bool) -> tuple
             return item
         given = row.get("prediction", row.get("output", item.output or None))
         if (text := text_of(given)) is None:
-            there = "" if "prediction" in row or "output" in row else f"; {columns_of(row)}"
-            return f"no answer: `output` is {given!r:.60}{there}"
+            name = "prediction" if "prediction" in row else "output"
+            if given is None and name == "output":
+                return f"no answer: {missing(row, name)}"
+            return f"no answer: `{name}` is {kind_of(given)}, not text"
         return _prompt_key(item), text, NO_HEAD if has_questions else _head(item, row)
     named = row.get("question_id") if row.get("question_id") is not None else row.get("id")
     if named is None or "text" not in row:
         return f"no answer: neither `instruction` and `output` nor `id` and `text`; {columns_of(row)}"
     if (text := text_of(row["text"])) is None:
-        return f"no answer: `text` is {row['text']!r:.60}"
+        return f"no answer: `text` is {kind_of(row['text'])}, not text"
     if not has_questions:
         return "it has an id alone, so the questions must be given (--questions)"
     return _id_key(identity(named)), text, NO_HEAD

@@ -158,11 +158,17 @@ class Doubt:
 
 @dataclass(frozen=True, slots=True)
 class Settled:
-    """What has been settled: attempts, what they were at most, what they are booked as."""
+    """What has been settled: attempts, stages' sums of earlier versions, what they could cost together at
+    the most, and what they are booked as."""
 
     attempts: int
+    sums: int
     most_micro: int
     billed_micro: int
+
+    @property
+    def released_micro(self) -> int:
+        return self.most_micro - self.billed_micro
 
 
 def note_doubt(connection: sqlite3.Connection) -> None:
@@ -239,7 +245,7 @@ def settle(connection: sqlite3.Connection, sums: dict[str, int], billed: int) ->
             told = json.dumps({"stage": stage, "billed_micro": cost, "released_micro": amount - cost})
             connection.execute("INSERT INTO facts VALUES (?, ?)", (f"{SETTLED} {now:.6f} {number}", told))
             connection.execute(_SETTLE, (cost, amount, 0, stage))
-    return Settled(count, total, share)
+    return Settled(count, len(sums), total, share)
 
 
 def billed_by_hand(connection: sqlite3.Connection) -> dict[int, int]:

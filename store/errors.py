@@ -78,14 +78,26 @@ def first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
+def why_unread(error: OSError | UnicodeDecodeError) -> str:
+    """Why a file cannot be read, without the number and the name that Python adds."""
+    if isinstance(error, UnicodeDecodeError):
+        return f"it is not UTF-8 (byte {error.start}: 0x{error.object[error.start]:02x})"
+    return error.strerror or str(error)
+
+
 SHOWN = 60  # characters of a wrong value
 
 
 def wrong_value(name: str, problem: Mapping[str, Any]) -> str:
     """What pydantic says about a value, in our words: "--rpm 0: must be greater than 0". problem: one of a
     ValidationError's `errors()`."""
-    value = str(problem["input"])
-    text = str(problem["msg"]).removeprefix("Value error, ").split(", unable to parse")[0]
+    value, text = str(problem["input"]) or "''", in_our_words(str(problem["msg"]))
+    return f"{name} {value if len(value) <= SHOWN else value[: SHOWN - 1] + '…'}: {text}"
+
+
+def in_our_words(said: str) -> str:
+    """Of pydantic: "must be a whole number"."""
+    text = said.removeprefix("Value error, ").split(", unable to parse")[0]
     for theirs, ours in (
         ("Input should", "must"),
         ("String should", "must"),
@@ -96,7 +108,7 @@ def wrong_value(name: str, problem: Mapping[str, Any]) -> str:
         ("a valid boolean", "true or false"),
     ):
         text = text.replace(theirs, ours)
-    return f"{name} {value if len(value) <= SHOWN else value[: SHOWN - 1] + '…'}: {text}"
+    return text
 
 
 NAMED = 5

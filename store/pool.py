@@ -20,10 +20,11 @@ import orjson
 
 from store.errors import PoolError
 from store.json_rows import json_lines, json_lists
-from store.records import BadRow, Instruction, as_text, missing, no_text, with_known_names
+from store.records import BadRow, Instruction, as_text, kind_of, missing, no_text, with_known_names
 from store.tables import names_columns, parquet_rows, table_rows
 from store.text_streams import PARQUET, Complaint, Raw, Stream, stdin, unpacked
 
+PACKED = {".parquet": "a Parquet file", ".gz": "gzipped"}
 TABLES = {".csv": ",", ".tsv": "\t", ".tab": "\t", ".psv": "|"}  # and what usually separates their fields
 LONGEST_HEADER = 1 << 16
 
@@ -87,7 +88,7 @@ class Pool:
                 elif isinstance(raw, Complaint):
                     yield line, BadRow(line, raw)
                 else:
-                    yield line, BadRow(line, f"not an object but {type(raw).__name__}")
+                    yield line, BadRow(line, f"not an object but {kind_of(raw)}")
         except (OSError, EOFError, zlib.error) as error:
             raise PoolError(f"reading pool {self.source} failed: {error}") from error
 
@@ -107,6 +108,11 @@ class Pool:
                     yield from json_lists(stream)
                 elif not line.startswith(b"{") and (usual or names_columns(line)):
                     yield from table_rows(stream, usual or ",")
+                elif wrong := next((end for end in PACKED if self.source.lower().endswith(end)), ""):
+                    if line and not line.startswith(b"{"):
+                        name = f"pool {self.source} is not {PACKED[wrong]}, though its name ends in {wrong}"
+                        raise PoolError(name)
+                    yield from json_lines(stream)
                 else:
                     yield from json_lines(stream)
 
@@ -162,9 +168,10 @@ def as_instruction(row: dict[str, Any], position: int) -> Instruction | str:
 
 @contextmanager
 def rereadable(source: str) -> Iterator[str]:
-    """A file with what standard input or a pipe holds, for as long as it is wanted; a file is itself. Raises
-    PoolError where there is no room for it."""
-    if source != "-" and not Path(source).is_fifo():
+    """A file with what standard input, a pipe or a device holds, while it is wanted; a file is itself.
+    Raises PoolError where there is no room for it."""
+    path = Path(source)
+    if source != "-" and (path.is_file() or path.is_dir() or not path.exists()):
         yield source
         return
     with tempfile.TemporaryDirectory(prefix="distill-") as folder:

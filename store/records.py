@@ -268,6 +268,12 @@ def as_text(value: object) -> str | None:
     return json.dumps(value) if isinstance(value, bool) else text_of(value)
 
 
+def kind_of(value: object) -> str:
+    """A value of JSON by its kind, in JSON's words."""
+    kinds = {dict: "object", list: "list", str: "text", bool: "true or false", int: "number", float: "number"}
+    return "null" if value is None else kinds.get(type(value), type(value).__name__)
+
+
 def no_text(name: str, value: object) -> str:
     """Of a column in which a list or an object stands."""
     return f"{name} is not text: {value!r:.60}"

@@ -205,7 +205,7 @@ def test_bad_rows_say_file_and_line(tmp_path: Path) -> None:
         (3, "b.jsonl"),
     ]
     assert "not JSON" in found[0][2]
-    assert "`output` is None" in found[2][2]
+    assert "no output; its columns are instruction" in found[2][2]
 
 
 def test_nothing_in_common_is_no_pool(tmp_path: Path) -> None:

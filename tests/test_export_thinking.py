@@ -207,7 +207,7 @@ async def test_a_stored_body_that_is_no_answer_does_not_end_an_export(tmp_path: 
         book.add(1)
     for format, out in (("alpaca", "x.jsonl"), ("chat", "x.jsonl"), ("parquet", "x.parquet")):
         ended = await written(run, tmp_path / out, "--reasoning", "keep", format=format)
-        assert "1 rows written" in ended.err
+        assert "1 row written" in ended.err
         rows = read(tmp_path / out)
         assert len(rows) == 1
         assert "Answer 1." in str(rows[0])

@@ -160,7 +160,7 @@ def test_estimate_reads_standard_input_and_pipes(tmp_path: Path, pool: Path) -> 
 async def test_an_empty_pipe_is_told_by_the_name_that_was_given() -> None:
     ended = await distill("estimate", "-", "--model", MODEL)
     assert ended.code == 2
-    assert ended.err.strip() == "distill: no usable row in pool - (0 bad rows)"
+    assert ended.err.strip() == "distill: no usable row in pool - (it is empty)"
 
 
 # A recipe that sums up its own judges

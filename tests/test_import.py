@@ -219,7 +219,7 @@ async def test_of_equal_rows_the_one_with_an_answer_counts_whichever_comes_first
     pair = [row | {"output": "Yes."}, row | {"output": ""}]
     run, file = tmp_path / "run", write_pool(tmp_path / "paid.jsonl", pair if answer_first else pair[::-1])
     said = await taken_in(run, file)
-    assert "1 answers taken in" in said
+    assert "1 answer taken in" in said
     assert "no answer yet" not in said
     assert [output for _, output in await texts(run)] == ["Yes.", "Yes."]
 
@@ -231,7 +231,7 @@ async def test_of_different_answers_to_equal_rows_the_first_counts_and_the_other
     run = tmp_path / "run"
     three = [row | {"output": text} for text in ("One.", "Two.", "One.")]
     said = await taken_in(run, write_pool(tmp_path / "a.jsonl", three))
-    assert "1 answers taken in, 1 were there already" in said
+    assert "1 answer taken in, 1 were there already" in said
     assert "1 not taken in, because their requests have another reply already" in said
     other = write_pool(tmp_path / "b.jsonl", [row | {"output": "Three."}])
     assert "1 not taken in, because their requests have another reply already" in await taken_in(run, other)
@@ -364,8 +364,8 @@ async def test_thinking_in_an_imported_answer_is_read_as_in_any_reply(tmp_path: 
     given = ("<think>Hm.</think>Yes.", "<think>Only thinking.</think>")
     paid = [row | {"output": text} for row, text in zip(asked, given, strict=True)]
     run, file = tmp_path / "run", write_pool(tmp_path / "paid.jsonl", paid)
-    assert "1 answers taken in, 0 were there already, 1 rows had none" in await taken_in(run, file)
-    assert "0 answers taken in, 1 were there already, 1 rows had none" in await taken_in(run, file)
+    assert "1 answer taken in, 0 were there already, 1 row had none" in await taken_in(run, file)
+    assert "0 answers taken in, 1 were there already, 1 row had none" in await taken_in(run, file)
     assert [output for _, output in await texts(run)] == ["Yes."]
 
 
@@ -389,7 +389,7 @@ async def test_an_answer_that_is_no_text_is_a_bad_row(tmp_path: Path) -> None:
     ]
     file = write_pool(tmp_path / "a.jsonl", asked)
     said = await taken_in(tmp_path / "run", file)
-    assert "2 answers taken in, 0 were there already, 1 rows had none; 2 bad rows left out" in said
+    assert "2 answers taken in, 0 were there already, 1 row had none; 2 bad rows left out" in said
     assert "line 1: output is not text: ['red', 'green']" in said
     ended = await take_in(tmp_path / "strict", file, "--strict")
     assert ended.code == 2

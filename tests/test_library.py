@@ -10,13 +10,10 @@ import re
 import signal
 import sqlite3
 import sys
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import AbstractAsyncContextManager, AbstractContextManager, contextmanager
+from collections.abc import Iterator
 from pathlib import Path
-from queue import Queue
 from types import SimpleNamespace
-from typing import Any, TypeVar
+from typing import Any
 
 import orjson
 import pyarrow.parquet
@@ -29,38 +26,9 @@ from engine.collect.stopping import DRAIN_SECONDS
 from store.extras import installed
 from tests.support.cli import KEY, MODEL, ROOT, environment, rows, until, write_pool
 from tests.support.judging import Judge
+from tests.support.library import FREE, apart, generate, served
 from tests.support.provider import Config, Provider
 from tests.support.scripted import scripted
-
-FREE = {"model": MODEL, "price_in": 0, "price_out": 0, "progress": False}
-
-
-T = TypeVar("T")
-
-
-@contextmanager
-def apart(serving: Callable[[], AbstractAsyncContextManager[T]]) -> Iterator[T]:
-    """A server with a thread and a loop of its own: the calls under test may hold up theirs."""
-    found: Queue[T] = Queue()
-    loop, end = asyncio.new_event_loop(), asyncio.Event()
-
-    async def serve() -> None:
-        async with serving() as server:
-            found.put(server)
-            await end.wait()
-
-    thread = threading.Thread(target=lambda: loop.run_until_complete(serve()))
-    thread.start()
-    try:
-        yield found.get(timeout=10)
-    finally:
-        loop.call_soon_threadsafe(end.set)
-        thread.join(10)
-        loop.close()
-
-
-def served(config: Config | None = None) -> AbstractContextManager[Provider]:
-    return apart(Provider(config or Config()).running)
 
 
 @pytest.fixture(autouse=True)
@@ -72,11 +40,6 @@ def key(monkeypatch: pytest.MonkeyPatch) -> None:
 def provider() -> Iterator[Provider]:
     with served() as found:
         yield found
-
-
-def generate(provider: Provider, run: Path, pool: Any = None, **settings: Any) -> distill.Result:
-    given = {"base_url": provider.base_url, **FREE, **settings}
-    return distill.generate(rows(5) if pool is None else pool, run=run, **given)
 
 
 # Calls.
@@ -461,6 +424,7 @@ def test_the_examples_of_the_documentation_run(
         asyncio.run(cells())
     assert said["result"].done == said["english"].done == 2
     assert said["compared"].done == 4
+    assert (said["told"].already_answered, said["ran"].steps["shares"].state) == (1, "done")
     assert "--rpm 0: must be greater than 0" in capsys.readouterr().out
     assert (tmp_path / "report.html").exists()
 

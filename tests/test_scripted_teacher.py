@@ -314,4 +314,5 @@ async def test_a_port_that_is_taken_is_a_usage_error() -> None:
         taken.listen()
         async with process(taken.getsockname()[1]) as server:
             _, said = await server.communicate()
-    assert b"UsageError: cannot listen on port" in said
+    assert b"UsageError: port " in said
+    assert b" is in use; name another with --port" in said

@@ -104,7 +104,7 @@ def recipe_with(folder: Path, name: str, text: str) -> Callable[[], Any]:
 def test_a_flag_refuses_what_is_out_of_bounds_and_stores_what_is_not(name: str) -> None:
     told = {text: complaint(lambda: orjson.dumps(getattr(settings(**{name: text}), name))) for text in WRONG}  # noqa: B023
     for text, words in told.items():
-        shown = text if len(text) <= 60 else text[:59] + "…"
+        shown = (text if len(text) <= 60 else text[:59] + "…") or "''"
         assert words is None or words.startswith(f"{flag_of(name, FIELDS[name][1])} {shown}: must be "), words
     assert len([words for words in told.values() if words]) >= 8
 

@@ -11,6 +11,7 @@ import typer
 
 from engine.cli.options import takes
 from store.extras import needs, require
+from store.pool import Pool
 from trainers.config import RewardRecipe, SftRecipe, recipe_from
 
 SMOLLM2 = "smollm2"  # the embedded model, and the extra that brings it
@@ -83,6 +84,7 @@ def rank(
 def run_ranking(reward: Path, candidates: Path, out: Path, split: Path | None, quiet: bool) -> int:
     """Returns the exit code. Raises UsageError."""
     require("train", purpose="ranking answers")
+    Pool(candidates)
     quieten()
     from trainers.rank import run_rank
 
@@ -94,6 +96,8 @@ def run_training(told: SftRecipe | RewardRecipe, resume: bool, quiet: bool) -> i
     right. Raises UsageError."""
     quieten()
     require("train", *([SMOLLM2] if told.model == SMOLLM2 else []), purpose="training a model")
+    if not resume:
+        Pool(told.data)  # is it there? Told at once: libraries take their time to load
     if isinstance(told, SftRecipe):
         from trainers.sft import run_sft
 

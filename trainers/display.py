@@ -23,7 +23,8 @@ class Display:
 
     def __init__(self, quiet: bool) -> None:
         self._console = Console(stderr=True, highlight=False, soft_wrap=True)
-        self._live = self._console.is_terminal and not quiet
+        # Not the console's word: FORCE_COLOR, which notebooks set for what they start, makes it a terminal.
+        self._live = sys.stderr.isatty() and not quiet
         self._quiet = quiet
         self._bar = Progress(
             TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
@@ -113,16 +114,14 @@ CHANCE = 0.5
 
 def draw(records: Sequence[dict[str, Any]], path: Path, title: str, loss_name: str) -> None:
     """Writes a PNG; nothing where nothing was measured yet."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib.figure import Figure  # not pyplot: what a notebook draws with is its own choice
 
     steps = [(r["step"], r["loss"]) for r in records if r["kind"] == "step"]
     held = [(r["step"], r["held_out_loss"]) for r in records if r["kind"] == "held_out"]
     if not steps:
         return
-    figure, axes = pyplot.subplots(figsize=SIZE, dpi=DPI, layout="constrained")
+    figure = Figure(figsize=SIZE, dpi=DPI, layout="constrained")
+    axes = figure.add_subplot()
     places = [step for step, _ in steps]
     each = [loss for _, loss in steps]
     axes.plot(places, each, color=TRAINING, alpha=0.25, linewidth=0.8, label="training, each step")
@@ -145,7 +144,6 @@ def draw(records: Sequence[dict[str, Any]], path: Path, title: str, loss_name: s
     axes.legend(frameon=False)
     with whole(path) as file:
         figure.savefig(file, format="png")
-    pyplot.close(figure)
 
 
 def smoothed(values: Sequence[float]) -> list[float]:

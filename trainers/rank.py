@@ -18,7 +18,7 @@ import orjson
 from store.errors import PoolError, UsageError
 from store.files import is_plain, replacing
 from store.pool import Pool
-from store.records import BadRow
+from store.records import BadRow, missing
 from trainers.display import Display
 from trainers.reward_model import Precision, Scorer, planned
 
@@ -99,7 +99,7 @@ def survey(path: Path, with_ids: bool = False) -> tuple[int, list[str]]:
 
 def fault(raw: Row) -> str | None:
     if not isinstance(raw.get("prompt"), str) or not raw["prompt"].strip():
-        return "no prompt"
+        return missing(raw, "prompt")
     found = raw.get("candidates")
     if not isinstance(found, list) or not all(isinstance(text, str) for text in found):
         return "candidates is not a list of texts"

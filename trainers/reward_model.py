@@ -25,7 +25,7 @@ import torch
 from transformers import AutoModelForSequenceClassification
 from transformers.modeling_outputs import SequenceClassifierOutputWithPast
 
-from store.errors import UsageError
+from store.errors import UsageError, why_unread
 from store.student import TextTokens, named
 from trainers.comparisons import Group, read_groups
 from trainers.display import Display
@@ -124,8 +124,9 @@ def read_about(folder: Path) -> About:
             raise ValueError(f"template {found['template']}, max_length {found['max_length']}")
         return About(found["template"], int(found["max_length"]))
     except (OSError, ValueError, KeyError, TypeError) as error:
+        why = why_unread(error) if isinstance(error, OSError) else error
         raise UsageError(
-            f"--reward {folder}: no {ABOUT} that says how it reads ({error}); "
+            f"--reward {folder}: no {ABOUT} that says how it reads ({why}); "
             "expected a folder of `train reward`"
         ) from None
 

@@ -13,7 +13,8 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,60 @@ PASSES = 4  # what is made up from what others name is looked at again
 
 
 def run_check(run: Path, repair: bool, as_json: bool) -> int:
-    """0 for an intact ledger, or one that has been repaired; 1 for a damaged one."""
+    """`check`, as the command line shows it: 0 for an intact ledger, or one that has been repaired; 1 for a
+    damaged one."""
+    found = check(run, repair)
+    if as_json:
+        sys.stdout.write(orjson.dumps(found.as_json()).decode() + "\n")
+    else:
+        print(*lines(found.report, str(run)), sep="\n")
+        if found.repair:
+            _tell_repair(found.report, found.repair)
+        elif not found.report.is_intact:
+            print(f"repair it with: distill check --run {run} --repair")
+    if found.repair and not found.is_intact:
+        left = found.repair.left
+        tell(f"distill: {run / LEDGER} is still damaged: {plain('; '.join(left), 600)}\n")
+    return 0 if found.is_intact else DAMAGED
+
+
+@dataclass(frozen=True, slots=True)
+class Repair:
+    """What a repair has done, and what is damaged after it. kept: where the damaged ledger lies, if a fresh
+    one has its place. log: what was there before, if anything was changed."""
+
+    done: Mapping[str, int]
+    left: Sequence[str]
+    kept: Path | None
+    log: Path | None
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """What a check has found, and the repair, if there was one."""
+
+    report: CheckReport
+    repair: Repair | None = None
+
+    @property
+    def is_intact(self) -> bool:
+        """Now."""
+        return not self.repair.left if self.repair else self.report.is_intact
+
+    def as_json(self) -> dict[str, Any]:
+        found = self.report.as_json()
+        if self.repair is None:
+            return {**found, "repaired": False}
+        kept, log = self.repair.kept, self.repair.log
+        return {
+            **found, "repaired": not self.report.is_intact, "done": self.repair.done,
+            "intact_now": self.is_intact, "kept": str(kept) if kept else None,
+            "log": str(log) if log else None,
+        }  # fmt: skip
+
+
+def check(run: Path, repair: bool) -> Checked:
+    """Raises RunFolderError, StorageError."""
     ledger = ledger_path(run)
     # one that a newer version has written is not damaged, and one in the making is not either
     log = ledger.with_name(ledger.name + "-wal")
@@ -50,7 +104,7 @@ def run_check(run: Path, repair: bool, as_json: bool) -> int:
         if is_too_new:
             raise RunFolderError(version_words(ledger, version))
     try:
-        return _repair(run, as_json) if repair else _check(run, as_json)
+        return _repair(run) if repair else Checked(_check(run))
     except (sqlite3.Error, OSError) as error:
         raise StorageError(f"{ledger} cannot be checked: {error}") from error
 
@@ -63,7 +117,7 @@ def _salvaged(run: Path, fresh: Path) -> int:
     return found.unreadable
 
 
-def _check(run: Path, as_json: bool) -> int:
+def _check(run: Path) -> CheckReport:
     faults = [] if is_held(run) else faults_of_log(run)
     if not faults:
         with contextlib.suppress(Exception):  # an older version; where that cannot be, the check says why
@@ -75,15 +129,8 @@ def _check(run: Path, as_json: bool) -> int:
             unreadable = _salvaged(run, fresh)
             result = _look(fresh, run, faults)
             result.unreadable = unreadable
-    else:
-        result = _look(run / LEDGER, run, [])
-    if as_json:
-        sys.stdout.write(orjson.dumps({**result.as_json(), "repaired": False}).decode() + "\n")
-    else:
-        print(*lines(result, str(run)), sep="\n")
-        if not result.is_intact:
-            print(f"repair it with: distill check --run {run} --repair")
-    return 0 if result.is_intact else DAMAGED
+            return result
+    return _look(run / LEDGER, run, [])
 
 
 def _look(path: Path, run: Path, faults: list[str]) -> CheckReport:
@@ -102,7 +149,7 @@ def _connected(path: Path) -> sqlite3.Connection:
     return connection
 
 
-def _repair(run: Path, as_json: bool) -> int:
+def _repair(run: Path) -> Checked:
     with held(run):
         faults = faults_of_log(run)
         if not faults:
@@ -121,27 +168,9 @@ def _repair(run: Path, as_json: bool) -> int:
             result, done = _mended(run / LEDGER, run, [], log)
         result.unreadable = unreadable
         left = faults_of(run)
-        after = _look(run / LEDGER, run, left) if not left else None
-    is_intact = after is not None and after.is_intact
-    if as_json:
-        repaired = {"repaired": not result.is_intact, "done": done, "intact_now": is_intact}
-        names = {"kept": str(kept) if kept else None, "log": str(log) if log.exists() else None}
-        sys.stdout.write(orjson.dumps({**result.as_json(), **repaired, **names}).decode() + "\n")
-    else:
-        print(*lines(result, str(run)), sep="\n")
-        if not result.is_intact:
-            print("repaired:")
-            for what, count in done.items():
-                print(f"  {count:,} {what}")
-            if kept:
-                print(f"  what could be read is in a fresh ledger; the damaged one is kept as {kept}")
-            if log.exists():
-                print(f"  what was changed, and what it was before, is in {log}")
-            print("run the same command as before: it puts rows back and sends what is pending")
-    if not is_intact:
-        words = "; ".join(left or list(lines(after, str(run)) if after else []))
-        tell(f"distill: {run / LEDGER} is still damaged: {plain(words, 600)}\n")
-    return 0 if is_intact else DAMAGED
+        if not left and not (after := _look(run / LEDGER, run, [])).is_intact:
+            left = [*lines(after, str(run))]
+    return Checked(result, Repair(done, left, kept, log if log.exists() else None))
 
 
 def _mended(path: Path, run: Path, faults: list[str], log: Path) -> tuple[CheckReport, dict[str, int]]:
@@ -203,3 +232,16 @@ def _put_in_place(run: Path, fresh: Path) -> Path:
     finally:
         os.close(descriptor)
     return kept
+
+
+def _tell_repair(report: CheckReport, repair: Repair) -> None:
+    if report.is_intact:
+        return
+    print("repaired:")
+    for what, count in repair.done.items():
+        print(f"  {count:,} {what}")
+    if repair.kept:
+        print(f"  what could be read is in a fresh ledger; the damaged one is kept as {repair.kept}")
+    if repair.log:
+        print(f"  what was changed, and what it was before, is in {repair.log}")
+    print("run the same command as before: it puts rows back and sends what is pending")

@@ -129,7 +129,7 @@ def retry(
     stage: StageOption = None,
 ) -> None:
     """Let the next run of the same command send failed rows again."""
-    from engine.cli.commands import run_retry
+    from engine.run.retry import run_retry
 
     run_retry(run, cause, stage)
 

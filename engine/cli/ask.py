@@ -171,15 +171,15 @@ def estimate(
     options: dict[str, Any],
 ) -> None:
     """Tell what a pool will cost and how long it will take."""
-    from engine.cli.commands import run_estimate, send_pilot
     from engine.collect.rows import pool_of
+    from engine.run.collect import run_estimate, run_pilot
     from store.pool import rereadable
 
     settings, sent = settings_from(options, task), 0
     with rereadable(pool) as file:
         rows = pool_of(settings, file)
         if pilot is not None:
-            sent = send_pilot(settings, rows, asked.run, pilot, asked.yes, asked.quiet, typer.confirm)
+            sent = run_pilot(settings, rows, asked.run, pilot, asked.yes, asked.quiet, typer.confirm)
         raise typer.Exit(run_estimate(settings, rows, asked.run, sent, json))
 
 

@@ -24,7 +24,7 @@ from engine.recipe.load import SHIPPED
 from engine.run.status import status_of
 from engine.subprocesses import command, served
 from engine.terminal import plain
-from store.errors import DistillError, RunFolderError
+from store.errors import DistillError, RunFolderError, UsageError
 from store.extras import require
 from store.files import LEDGER
 
@@ -157,7 +157,7 @@ def _start_afresh(out: Path) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise DemoFailed(f"cannot write {out}: {error.strerror}; name another with --out") from error
+        raise UsageError(f"cannot write {out}: {error.strerror}; name another with --out") from error
 
 
 def _collect_and_kill(asking: list[str], run: Path) -> None:

@@ -7,11 +7,12 @@ folder in every command; one that has no other argument takes it as its argument
 import sys
 from typing import Any
 
+import typer
 import typer.core
 
 from engine.collect.build_settings import flag_of
 from engine.collect.setting_fields import ALL, FLAGGED, declared
-from store.errors import UsageError
+from store.errors import UsageError, in_our_words
 
 
 def _untyped(params: list[Any]) -> None:
@@ -63,6 +64,16 @@ class Panels:
     def format_options(self, ctx: Any, formatter: Any) -> None:
         _write_sections(self, ctx, formatter)
 
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        """Arguments as we call them: `POOL`, `[MODEL]`, `FILE...`, without braces of typer's around them."""
+        pieces = super().collect_usage_pieces(ctx)  # type: ignore[misc]
+        for param in self.get_params(ctx):  # type: ignore[attr-defined]
+            if param.param_type_name == "argument" and param.metavar:
+                (theirs,) = param.get_usage_pieces(ctx)
+                needed = param.required or param.metavar.startswith("[")
+                pieces[pieces.index(theirs)] = param.metavar if needed else f"[{param.metavar}]"
+        return list(pieces)
+
 
 class PanelGroup(Panels, typer.core.TyperGroup):
     pass
@@ -71,6 +82,14 @@ class PanelGroup(Panels, typer.core.TyperGroup):
 class PanelCommand(Panels, typer.core.TyperCommand):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         self._refuse(args)
+        self._refuse_no_name(args)
+        try:
+            return self._parsed(ctx, args)
+        except typer.BadParameter as error:
+            error.message = in_our_words(error.message)
+            raise
+
+    def _parsed(self, ctx: Any, args: list[str]) -> list[str]:
         names = {param.name for param in self.params if param.param_type_name == "option"}
         if "run" not in names or len(names) < len(self.params) or ctx.resilient_parsing:
             return super().parse_args(ctx, args)
@@ -82,6 +101,19 @@ class PanelCommand(Panels, typer.core.TyperCommand):
         if others:
             ctx.fail(f"Got unexpected extra argument ({others[0]})")
         return []
+
+    def _refuse_no_name(self, args: list[str]) -> None:
+        """`--run "$RUN"` of a variable that is not set would mean the folder that one stands in."""
+        options: list[Any] = [param for param in self.params if param.param_type_name == "option"]
+        flags = {name: option for option in options for name in option.opts}
+        for before, arg in zip(["", *args], args, strict=False):
+            flag = before if arg == "" else arg.removesuffix("=") if arg.endswith("=") else None
+            if flag is None or (arg and flag not in flags):
+                continue
+            if flag not in flags or flags[flag].is_flag:
+                raise UsageError("an argument is empty: name a file or folder")
+            if (flags[flag].metavar or "").partition(".")[0] in ("DIR", "FILE", "PATH"):
+                raise UsageError(f"{flag} '': it is empty; name a file or folder")
 
     def _refuse(self, args: list[str]) -> None:
         """A setting of other commands is refused with their names."""

@@ -23,16 +23,21 @@
 Every message names the file and the line. Nothing is asked or written here.
 """
 
+import contextlib
 import graphlib
 import re
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from engine.collect.setting_fields import POOLED, TASKS, StageSettings, declared
 from engine.recipe.schema import OfStage, OfStep, Path_, Recipe, StageTable, StepTable, line_numbers, wrong
-from store.errors import UsageError, wrong_value
+from store.errors import UsageError, why_unread, wrong_value
+from store.files import LEDGER
+from store.queries import connect_reader, stages
+from store.run_folder import is_whole, record_of
 
 ONLY_FOR = {  # keys that other tasks would not heed
     name: tasks
@@ -209,7 +214,7 @@ def load(file: Path, may_lack_files: bool = False) -> Recipe:
         text = file.read_text(encoding="utf-8")
         tables = tomllib.loads(text)
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"cannot read recipe {file}: {error}") from error
+        raise UsageError(f"cannot read recipe {file}: {why_unread(error)}") from error
     except tomllib.TOMLDecodeError as error:
         raise UsageError(f"{file} is not valid TOML: {error}") from error
     lines = line_numbers(text)
@@ -244,3 +249,25 @@ def with_choice(recipe: Recipe, reuse: bool, replace: bool) -> Recipe:
         for name, stage in recipe.stage.items()
     }
     return recipe.model_copy(update={"stage": stages})
+
+
+def chosen_of(recipe: Recipe, run: Path, only: Sequence[str]) -> list[str]:
+    """The stages and steps to run, in order. What they need must run with them, or have run."""
+    for name in only:
+        if name not in recipe.nodes:
+            raise UsageError(f"--only {name}: no such stage or step; there are {', '.join(recipe.nodes)}")
+    chosen = [name for name in recipe.nodes if not only or name in only]
+    there: set[str] = set()
+    if (run / LEDGER).exists():
+        with contextlib.closing(connect_reader(run)) as reader:
+            there = {name for _, name in stages(reader)}
+    for name in chosen:
+        for above in recipe.needs(name):
+            record = record_of(run, above) if above in recipe.step else {}
+            begun = above in there if above in recipe.stage else bool(record)
+            if name in recipe.stage and above in recipe.step:
+                begun = is_whole(run, record)
+            if above not in chosen and not begun:
+                what = "it reads stage" if above in recipe.stage else "it needs step"
+                raise UsageError(f"--only {name}: {what} '{above}', which has not run in {run} yet")
+    return chosen

@@ -7,27 +7,27 @@ has left came of just that.
 
 import contextlib
 import hashlib
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
-import orjson
-
-from engine.collect.other_settings import settled
+from engine.collect.other_settings import Standing, settled
 from engine.collect.rows import Gone
+from engine.recipe.load import chosen_of, load, with_choice
 from engine.recipe.schema import OfStep, Recipe
 from engine.recipe.stages import Graph
 from engine.recipe.step_runner import is_as_recorded
-from engine.recipe.steps import Step
-from engine.run.collect import observed, price_steps, sum_of, told
+from engine.recipe.steps import Commands, Step, steps_of
+from engine.run.collect import Confirm, observed, price_steps, sum_of, told
 from engine.run.estimate import Estimate, Survey, survey
 from engine.run.job import StageJob
 from engine.run.tables import print_plan, print_planned_steps
 from engine.terminal import plain
 from store.errors import PoolError, UsageError
 from store.files import LEDGER
-from store.key_index import ANSWERED, DUE, KeyIndex, Known
+from store.key_index import ANSWERED, DUE, KeyIndex, Known, known_keys
 from store.queries import Page, connect_reader, has_row, placed_page, stages
 from store.records import BadRow
 from store.run_folder import is_whole, record_of
@@ -90,7 +90,7 @@ def plan_stages(
     return planned
 
 
-def settle(graph: Graph, chosen: Sequence[str], confirm: Callable[[str], bool], quiet: bool) -> Iterator[str]:
+def settle(graph: Graph, chosen: Sequence[str], confirm: Confirm, quiet: bool) -> Iterator[str]:
     """Asks what becomes of answers under other settings; gives the stages where a yes was said. Raises
     UsageError with the line of a stage where nothing was."""
     recipe = graph.recipe
@@ -132,40 +132,55 @@ def without_missing(recipe: Recipe, chosen: Sequence[str]) -> tuple[Recipe, Mapp
     return recipe.model_copy(update={"stage": there}), {f: m for f, m in missing.items() if m.needed_by}
 
 
-def show_plan(
-    planned: Planned,
-    graph: Graph,
-    steps: Sequence[str],
-    missing: Mapping[str, Missing],
-    as_json: bool,
-) -> None:
-    recipe = graph.given
-    of_steps: dict[str, dict[str, object]] = {}
-    for name in steps:
-        table, done = recipe.step[name], is_whole(graph.run, record_of(graph.run, name))
-        needs = list(table.needs)
-        of_steps[name] = {"run": table.run, "needs": needs, "done": done, "cost_usd": 0.0}  # it asks nobody
-    others = {name: found for name in planned if (found := graph.standing(name)).others}
-    if not as_json:
-        if planned:
-            print_plan(planned, recipe.budget, to_stdout=True)
-        print_planned_steps(of_steps)
-        _print_missing(recipe, missing, bool(planned))
-        for name, found in others.items():
-            print(
-                f"stage '{plain(name, 40)}': {found.words}: a run will want reuse, replace or another stage"
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A dry run's result: stages with a price, steps, and files that are not there."""
+
+    graph: Graph
+    planned: Planned
+    steps: Sequence[str]
+    missing: Mapping[str, Missing]
+
+    @property
+    def others(self) -> dict[str, Standing]:
+        """The stages with answers under other settings."""
+        return {name: found for name in self.planned if (found := self.graph.standing(name)).others}
+
+    @property
+    def steps_told(self) -> dict[str, dict[str, object]]:
+        told: dict[str, dict[str, object]] = {}
+        for name in self.steps:
+            table, done = (
+                self.graph.given.step[name],
+                is_whole(self.graph.run, record_of(self.graph.run, name)),
             )
-        return
-    stages_told: dict[str, dict[str, object]] = {name: told.as_json() for name, (_, told) in planned.items()}
-    for name, found in others.items():
-        stages_told[name]["other_settings"] = found.as_json()
-    total: dict[str, object] = {"requests": sum(told.requests for _, told in planned.values())}
-    costs = [told.cost_as_asked(job.settings.batch) for job, told in planned.values()]
-    known = sum_of([cost for cost in costs if cost is not None])
-    total["cost_usd"] = None if None in costs else asdict(known)
-    shown = {"stages": stages_told, "total": total, "steps": of_steps}
-    shown["missing"] = {file: asdict(one) for file, one in missing.items()}
-    sys.stdout.write(orjson.dumps(shown).decode() + "\n")
+            needs = list(table.needs)
+            told[name] = {"run": table.run, "needs": needs, "done": done, "cost_usd": 0.0}  # it asks nobody
+        return told
+
+    def as_json(self) -> dict[str, Any]:
+        stages: dict[str, dict[str, object]]
+        stages = {name: told.as_json() for name, (_, told) in self.planned.items()}
+        for name, found in self.others.items():
+            stages[name]["other_settings"] = found.as_json()
+        costs = [told.cost_as_asked(job.settings.batch) for job, told in self.planned.values()]
+        known = sum_of([cost for cost in costs if cost is not None])
+        total = {
+            "requests": sum(told.requests for _, told in self.planned.values()),
+            "cost_usd": None if None in costs else asdict(known),
+        }
+        missing = {file: asdict(one) for file, one in self.missing.items()}
+        return {"stages": stages, "total": total, "steps": self.steps_told, "missing": missing}
+
+
+def print_dry_run(plan: Plan) -> None:
+    recipe = plan.graph.given
+    if plan.planned:
+        print_plan(plan.planned, recipe.budget, to_stdout=True)
+    print_planned_steps(plan.steps_told)
+    _print_missing(recipe, plan.missing, bool(plan.planned))
+    for name, found in plan.others.items():
+        print(f"stage '{plain(name, 40)}': {found.words}: a run will want reuse, replace or another stage")
 
 
 def _print_missing(recipe: Recipe, missing: Mapping[str, Missing], is_rest_priced: bool) -> None:
@@ -175,7 +190,7 @@ def _print_missing(recipe: Recipe, missing: Mapping[str, Missing], is_rest_price
     rest = "the rest is priced above" if is_rest_priced else "without them no stage can be priced"
     print(f"\nfiles that are not there yet ({rest}):")
     for file, one in missing.items():
-        print(f"  {plain(str(recipe.path(file)), 200)}")
+        print(f"  {plain(os.path.normpath(recipe.path(file)), 200)}")
         print(f"    {plain(one.where or 'the recipe does not say where to get it', 400)}")
     names = dict.fromkeys(name for one in missing.values() for name in one.needed_by)
     stages = [plain(name, 40) for name in names if name not in recipe.step]
@@ -272,3 +287,19 @@ class _Census:
         states = [DUE if number is None else self._known.index.state(number) for number in numbers]
         is_kept = there[1] != plan.fingerprint  # of settings of which only answers count
         return any(state == DUE or (is_kept and state != ANSWERED) for state in states)
+
+
+DRY_SECONDS = 5.0  # of counting for each stage; what is not counted by then is extrapolated
+
+
+def plan_recipe(
+    file: Path, run: Path, commands: Commands, only: Sequence[str], reuse: bool = False, replace: bool = False
+) -> Plan:
+    """What a recipe will cost; nothing is asked, and files may be missing. Raises UsageError."""
+    recipe = with_choice(load(file, may_lack_files=True), reuse, replace)
+    steps, chosen = steps_of(recipe, commands), chosen_of(recipe, run, only)
+    recipe, missing = without_missing(recipe, chosen)
+    graph = Graph(recipe, run, unserved(recipe, run))
+    stages = [name for name in chosen if name in recipe.stage]
+    planned = plan_stages(graph, stages, run, known_keys(run), DRY_SECONDS, asks=False)
+    return Plan(graph, planned, [name for name in chosen if name in steps], missing)

@@ -6,45 +6,52 @@ failed, a stage that was stopped) takes with it what needs it; the rest goes on.
 
 import contextlib
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import orjson
 
 from engine.provider.errors import Incomplete
-from engine.recipe.load import load, with_choice
-from engine.recipe.plan import Completeness, plan_stages, settle, show_plan, unserved, without_missing
+from engine.recipe.load import chosen_of, load, with_choice
+from engine.recipe.plan import (
+    Completeness,
+    plan_recipe,
+    plan_stages,
+    print_dry_run,
+    settle,
+    unserved,
+)
 from engine.recipe.schema import OfStep, Recipe
 from engine.recipe.stages import Graph, Served
 from engine.recipe.step_runner import run_step
 from engine.recipe.steps import Commands, Step, extras_for, left_by, steps_of
-from engine.run.collect import SURVEY_SECONDS, ask_leave_for, budget_warning, sum_of
-from engine.run.job import Job, StageJob, StageResult
+from engine.run.collect import SURVEY_SECONDS, Confirm, ask_leave_for, budget_warning, sum_of
+from engine.run.job import Control, Job, StageJob, StageResult
 from engine.run.results import bill_json, print_bad_rows, print_results
 from engine.run.session import run_job
 from engine.run.tables import print_plan, print_steps
 from engine.subprocesses import ServingFailed, served
 from engine.terminal import plain, tell
-from store.errors import DistillError, UsageError
+from store.errors import DistillError
 from store.extras import require
-from store.files import LEDGER
 from store.key_index import known_keys
-from store.queries import connect_reader, stages
-from store.run_folder import StepResult, held, is_whole, record_of
+from store.run_folder import StepResult, held
 from store.schema import connect_writer
 
 
 @dataclass(frozen=True, slots=True)
 class How:
-    """What the command line says of how to run."""
+    """What the command line, or a program, says of how to run. control: of the program, which has started
+    this thread."""
 
     yes: bool
     quiet: bool
     metrics_port: int | None
-    confirm: Callable[[str], bool]
+    confirm: Confirm
     reuse: bool = False
     replace: bool = False
+    control: Control | None = None
 
 
 @dataclass(slots=True)
@@ -112,26 +119,15 @@ class Course:
 def run_recipe(
     file: Path, run: Path, commands: Commands, only: Sequence[str], dry_run: bool, as_json: bool, how: How
 ) -> int:
-    """Returns the exit code; raises UsageError before anything is asked, and Incomplete where a step
-    would run on a part of its data."""
-    recipe = with_choice(load(file, may_lack_files=dry_run), how.reuse, how.replace)
-    steps = steps_of(recipe, commands)
-    chosen = _chosen(recipe, run, only)
-    if not dry_run:
-        require(*extras_for(recipe, steps, chosen), purpose=f"recipe {plain(file.name)}")
+    """`run`, as the command line shows it. Returns the exit code."""
     if dry_run:
-        recipe, missing = without_missing(recipe, chosen)
-        graph = Graph(recipe, run, unserved(recipe, run))
-        stages = [name for name in chosen if name in recipe.stage]
-        planned = plan_stages(graph, stages, run, known_keys(run), DRY_SECONDS, asks=False)
-        show_plan(planned, graph, [name for name in chosen if name in steps], missing, as_json)
+        plan = plan_recipe(file, run, commands, only, how.reuse, how.replace)
+        if as_json:
+            sys.stdout.write(orjson.dumps(plan.as_json()).decode() + "\n")
+        else:
+            print_dry_run(plan)
         return 0
-    graph = Graph(recipe, run, unserved(recipe, run))
-    with held(run):
-        connect_writer(run).close()
-        _check_complete(graph, steps, chosen, run)
-        course = Course(recipe, steps, run, how)
-        run_phases(course, chosen)
+    course = take_course(file, run, commands, only, how)
     if as_json:
         _print_results(course)
     elif not how.quiet or course.exit_code:
@@ -143,26 +139,19 @@ def run_recipe(
     return course.exit_code
 
 
-def _chosen(recipe: Recipe, run: Path, only: Sequence[str]) -> list[str]:
-    """The stages and steps to run, in order. What they need must run with them, or have run."""
-    for name in only:
-        if name not in recipe.nodes:
-            raise UsageError(f"--only {name}: no such stage or step; there are {', '.join(recipe.nodes)}")
-    chosen = [name for name in recipe.nodes if not only or name in only]
-    there: set[str] = set()
-    if (run / LEDGER).exists():
-        with contextlib.closing(connect_reader(run)) as reader:
-            there = {name for _, name in stages(reader)}
-    for name in chosen:
-        for above in recipe.needs(name):
-            record = record_of(run, above) if above in recipe.step else {}
-            begun = above in there if above in recipe.stage else bool(record)
-            if name in recipe.stage and above in recipe.step:
-                begun = is_whole(run, record)
-            if above not in chosen and not begun:
-                what = "it reads stage" if above in recipe.stage else "it needs step"
-                raise UsageError(f"--only {name}: {what} '{above}', which has not run in {run} yet")
-    return chosen
+def take_course(file: Path, run: Path, commands: Commands, only: Sequence[str], how: How) -> Course:
+    """Runs a recipe. Raises UsageError before anything is asked, and Incomplete where a step would run on a
+    part of its data; what becomes of stages and steps is in the result."""
+    recipe = with_choice(load(file), how.reuse, how.replace)
+    steps, chosen = steps_of(recipe, commands), chosen_of(recipe, run, only)
+    require(*extras_for(recipe, steps, chosen), purpose=f"recipe {plain(file.name)}")
+    graph = Graph(recipe, run, unserved(recipe, run))
+    with held(run):
+        connect_writer(run).close()
+        _check_complete(graph, steps, chosen, run)
+        course = Course(recipe, steps, run, how)
+        run_phases(course, chosen)
+    return course
 
 
 def _check_complete(graph: Graph, steps: Mapping[str, Step], chosen: Sequence[str], run: Path) -> None:
@@ -221,7 +210,8 @@ def _ask(course: Course, now: Sequence[str], every: Sequence[str], is_first: boo
         results = []
         if jobs:
             knob = "budget in the recipe"
-            job = Job(jobs, run, known_keys(run), recipe.budget, how.quiet, how.metrics_port, knob)
+            index, budget = known_keys(run), recipe.budget
+            job = Job(jobs, run, index, budget, how.quiet, how.metrics_port, knob, how.control)
             results = run_job(job)
     for job_of_stage, result in zip(jobs, results, strict=False):
         course.take(job_of_stage, result)
@@ -230,7 +220,7 @@ def _ask(course: Course, now: Sequence[str], every: Sequence[str], is_first: boo
 def _step(course: Course, step: Step) -> None:
     if course.is_interrupted or course.waits(step.name):
         return
-    result = run_step(course.recipe, step, course.run, course.how.quiet)
+    result = run_step(course.recipe, step, course.run, course.how.quiet, course.how.control)
     course.steps[step.name] = result
     if result.state in ("failed", "interrupted"):
         course.lose(step.name, result.why, result.exit_code)
@@ -290,9 +280,6 @@ def _serving(course: Course, names: Sequence[str]) -> Iterator[Served]:
                     if recipe.stage[name].teacher == teacher:
                         course.lose(name, str(error), error.exit_code)
         yield own
-
-
-DRY_SECONDS = 5.0  # of counting for each stage; what is not counted by then is extrapolated
 
 
 def _print_results(course: Course) -> None:

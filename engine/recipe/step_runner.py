@@ -12,11 +12,12 @@ import contextlib
 import hashlib
 import shutil
 import signal
-import sys
 import tempfile
 import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import orjson
 
@@ -25,12 +26,14 @@ from engine.collect.other_settings import counting
 from engine.export import ExportOptions, export_stage
 from engine.recipe.schema import READ_THE_RUN, OfStage, OfStep, Recipe, Value
 from engine.recipe.steps import EVALUATIONS, MADE, WRITTEN, Flag, Step, folder_of, is_file, left_by
-from engine.subprocesses import command, run_to_end
+from engine.run.job import Control
+from engine.subprocesses import Stop, command, run_to_end
 from engine.terminal import plain, tell
 from store.errors import DistillError, words_of
 from store.queries import connect_reader, stage_of, stage_status
 from store.run_folder import STEPS, Record, StepResult, is_whole, record_of, write_record
 
+OUR_STDERR = 2  # for what a command says: our standard output may be a program's
 BEGUN = Path("training") / "run.json"  # where a training was begun, which can be resumed
 
 
@@ -40,8 +43,11 @@ class EmptyStage(DistillError):
     exit_code = 1
 
 
-def run_step(recipe: Recipe, step: Step, run: Path, quiet: bool) -> StepResult:
-    """Nothing is done where the same command has done the same already."""
+def run_step(
+    recipe: Recipe, step: Step, run: Path, quiet: bool, control: Control | None = None
+) -> StepResult:
+    """Nothing is done where the same command has done the same already. control: of whoever has started this
+    thread."""
     started = time.monotonic()
     try:
         words, inputs = _prepared(recipe, step, run, run / STEPS / f"{step.name}.in")
@@ -59,7 +65,7 @@ def run_step(recipe: Recipe, step: Step, run: Path, quiet: bool) -> StepResult:
     write_record(run, step.name, record)
     if not quiet:
         tell(f"step {step.name}: distill {' '.join(words)}\n")
-    code = _run(step, run, words)
+    code = _run(step, run, words, control.attached_process if control else None)
     seconds = time.monotonic() - started
     if code:
         said = f"`distill {' '.join(words)}` ended with exit code {code}"
@@ -150,27 +156,24 @@ def _own_words(step: Step, run: Path, quiet: bool) -> list[str]:
     return [*words, "--split", str(folder)] if kind == "rank" else ["--run", str(run), *words]
 
 
-def _run(step: Step, run: Path, words: list[str]) -> int:
+def _run(
+    step: Step, run: Path, words: list[str], stoppable: Callable[[Stop], AbstractContextManager[None]] | None
+) -> int:
     """A training is killed when we are, for it goes on from its checkpoint; others clear up first."""
     folder = folder_of(run, step.name)
     if step.run[0] == "train":
-        return run_to_end(command(*words), _errors(), signal.SIGKILL)
+        return run_to_end(command(*words), OUR_STDERR, signal.SIGKILL, stoppable)
     folder.mkdir(parents=True, exist_ok=True)
     if step.run[0] != "evaluate":
-        return run_to_end(command(*words), _errors(), signal.SIGTERM)
+        return run_to_end(command(*words), OUR_STDERR, signal.SIGTERM, stoppable)
     result = run / EVALUATIONS / f"{step.name}.json"
     result.parent.mkdir(exist_ok=True)
     beside = result.with_name(f".{result.name}.part")
     with beside.open("wb") as out:
-        code = run_to_end(command(*words), out, signal.SIGTERM)
+        code = run_to_end(command(*words), out, signal.SIGTERM, stoppable)
     if code == 0:
         beside.replace(result)
     return code
-
-
-def _errors() -> IO[bytes]:
-    """What a command says is not ours to say: our standard output may be a program's."""
-    return sys.stderr.buffer
 
 
 def _seal(path: Path) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from random import Random
 
+import orjson
 from rich.text import Text
 
 from engine.collect.other_settings import Standing, settled, standing
@@ -104,10 +105,38 @@ def told(settings: Settings, plan: Plan, found: Survey, seen: Seen = UNSEEN) -> 
     return estimate(settings, found, completion, limits, plan.tokenizer.exact)
 
 
+def run_estimate(settings: Settings, pool: Surveyed, run: Path | None, sent: int, as_json: bool) -> int:
+    """`estimate`: on stdout a table or one JSON object. sent: rows of the pilot."""
+    told, found = estimate_stage(settings, pool, run, sent)
+    if as_json:
+        shown = {**told.as_json(), "other_settings": found.as_json()}
+        sys.stdout.write(orjson.dumps(shown).decode() + "\n")
+        return 0
+    print_estimate(told, settings, to_stdout=True, batch=settings.batch)
+    if warning := budget_warning(run, settings.budget, told.cost_as_asked(settings.batch)):
+        print(warning)
+    if found.others:
+        print(f"{found.words}: generate will want --reuse, --replace or another --stage")
+    return 0
+
+
 def run_pilot(
-    settings: Settings, pool: Surveyed, run: Path, count: int, yes: bool, quiet: bool, confirm: Confirm
-) -> StageResult:
-    """Really asks `count` rows drawn at random; their answers stay in the run."""
+    settings: Settings,
+    pool: Surveyed,
+    run: Path | None,
+    count: int,
+    yes: bool,
+    quiet: bool,
+    confirm: Confirm = None,
+    control: Control | None = None,
+) -> int:
+    """Really asks `count` rows drawn at random, whose answers stay in the run; returns how many have ended.
+    Raises UsageError before anything is asked, or what has stopped it."""
+    if run is None:
+        raise UsageError("--pilot needs --run DIR: the answers that it buys are kept there")
+    if count < 1:
+        raise UsageError(f"--pilot {count}: must be at least 1 row")
+    settings = settings.model_copy(update={"batch": False})  # a pilot is for now, not for tomorrow
     settings.check(settings.price())
     plan = plan_of(settings, tokenizer_for(settings.model))
     plan = settled(standing(run, settings, plan), settings, confirm, quiet)
@@ -121,7 +150,13 @@ def run_pilot(
     with held(run):
         connect_writer(run).close()
         job = StageJob(settings, replace(plan, only=chosen), Numbered(pool))
-        return run_job(Job([job], run, known_keys(run), settings.budget, quiet, settings.metrics_port))[0]
+        whole = Job(
+            [job], run, known_keys(run), settings.budget, quiet, settings.metrics_port, control=control
+        )
+        (result,) = run_job(whole)
+    if result.stopped:
+        raise result.stopped
+    return result.state.ended
 
 
 def collect(settings: Settings, pool: Surveyed, run: Path, yes: bool, quiet: bool, confirm: Confirm) -> int:

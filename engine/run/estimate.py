@@ -16,6 +16,7 @@ from engine.collect.rows import Surveyed
 from engine.collect.settings import Settings
 from engine.provider.pricing import Price
 from engine.run.completion_tokens import Completion, Range, effort_of
+from engine.terminal import counted
 from store.errors import PoolError
 from store.key_index import ANSWERED, FAILED, TAKEN, KeyIndex
 from store.records import BadRow
@@ -188,8 +189,9 @@ def survey(
             found.fraction = max(pool.fraction, 1e-6)
             break
     if not found.rows:
-        why = f"; line {first_bad.line}: {first_bad.reason}" if first_bad else ""
-        raise PoolError(f"no usable row in pool {pool.source} ({found.bad_rows} bad rows{why})")
+        bad = counted(found.bad_rows, "bad row")
+        why = f"{bad}; line {first_bad.line}: {first_bad.reason}" if first_bad else "it is empty"
+        raise PoolError(f"no usable row in pool {pool.source} ({why})")
     return found
 
 

@@ -7,8 +7,10 @@ continues there. What is there already is never replaced.
 """
 
 import asyncio
+import contextlib
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 from engine.collect.importer import IMPORTED, ImportCounts, Importer
@@ -17,7 +19,8 @@ from engine.collect.plan import Plan, plan_of
 from engine.collect.rows import Surveyed, pool_of
 from engine.collect.settings import Settings
 from engine.provider.tokens import tokenizer_for
-from engine.terminal import plain
+from engine.run.job import Control
+from engine.terminal import counted, plain
 from store.errors import PoolError, UsageError
 from store.files import LEDGER
 from store.ledger import Ledger
@@ -31,8 +34,23 @@ from store.stage_rows import one_row_of_each_plan, rows_and_pending, stage_facts
 ROWS_A_TURN, TURNS_AHEAD = 500, 8  # rows between two looks at the writer; what may wait for its disk
 
 
+@dataclass(frozen=True, slots=True)
+class Imported:
+    """What became of a file's rows; the stage now has so many, of which `pending` have no answer yet."""
+
+    counts: ImportCounts
+    rows: int
+    pending: int
+
+
 def run_import(settings: Settings, source: str, run: Path) -> int:
-    """Says what became of the rows. Raises UsageError, PoolError, StorageError."""
+    """`import`, as the command line shows it: says what became of the rows."""
+    _say(import_answers(settings, source, run), settings)
+    return 0
+
+
+def import_answers(settings: Settings, source: str, run: Path, control: Control | None = None) -> Imported:
+    """control: of whoever has started this thread. Raises UsageError, PoolError, StorageError."""
     rows = pool_of(settings, source, answered=True)
     if (run / LEDGER).exists():
         with held(run):  # a folder that is in use is told first
@@ -52,20 +70,10 @@ def run_import(settings: Settings, source: str, run: Path) -> int:
     with held(run):
         plan = _plan(settings, run)
         connect_writer(run).close()
-        counts, (placed, pending) = asyncio.run(_import(settings, plan, rows, run))
-    if not counts.rows - counts.empty:
-        raise PoolError(f"no row of {source} has an answer{_bad(counts)}")
-    told = f"stage '{settings.stage}' has {placed:,} rows"
-    if pending:
-        what = "of them" if settings.samples == 1 else f"samples of them ({settings.samples} to a row)"
-        told += f"; {pending:,} {what} have no answer yet, and generate asks for them"
-    parts = f"{counts.taken:,} answers taken in, {counts.known:,} were there already, "
-    parts += f"{counts.empty:,} rows had none"
-    if counts.others:
-        parts += f", {counts.others:,} not taken in, because their requests have another reply already"
-    # what the file brought comes last, because that line is read first
-    print(f"{told}\n{parts}{_bad(counts)}", file=sys.stderr)
-    return 0
+        found = asyncio.run(_import(settings, plan, rows, run, control))
+    if not found.counts.rows - found.counts.empty:
+        raise PoolError(f"no row of {source} has an answer{_bad(found.counts)}")
+    return found
 
 
 def _plan(settings: Settings, run: Path) -> Plan:
@@ -103,9 +111,20 @@ def _plan(settings: Settings, run: Path) -> Plan:
 
 
 async def _import(
-    settings: Settings, plan: Plan, rows: Surveyed, run: Path
-) -> tuple[ImportCounts, tuple[int, int]]:
-    ledger = Ledger(run)
+    settings: Settings, plan: Plan, rows: Surveyed, run: Path, control: Control | None
+) -> Imported:
+    task = asyncio.current_task()
+    assert task
+
+    def stop(by: str, is_urgent: bool) -> None:
+        if not is_urgent:  # the first time: what was read is stored, and no more can be hurried
+            task.cancel()
+
+    with control.attached(stop) if control else contextlib.nullcontext():
+        return await _taken(settings, plan, rows, Ledger(run))
+
+
+async def _taken(settings: Settings, plan: Plan, rows: Surveyed, ledger: Ledger) -> Imported:
     try:
         told = {**settings.public(), **plan.recorded, "pool": rows.source, IMPORTED: True}
         stage, number = ledger.begin(settings.stage, settings.task, settings.samples, told)
@@ -122,7 +141,7 @@ async def _import(
         finally:
             importer.close()
         await ledger.committed()
-        return importer.counts, await _close_books(ledger, stage, number, importer.counts)
+        return Imported(importer.counts, *await _close_books(ledger, stage, number, importer.counts))
     finally:
         await ledger.close()
 
@@ -143,9 +162,22 @@ async def _close_books(ledger: Ledger, stage: int, run: int, counts: ImportCount
     return rows, pending
 
 
+def _say(found: Imported, settings: Settings) -> None:
+    """What the file brought comes last, because that line is read first."""
+    counts, told = found.counts, f"stage '{settings.stage}' has {counted(found.rows, 'row')}"
+    if found.pending:
+        what = "of them" if settings.samples == 1 else f"samples of them ({settings.samples} to a row)"
+        told += f"; {found.pending:,} {what} have no answer yet, and generate asks for them"
+    parts = f"{counted(counts.taken, 'answer')} taken in, {counts.known:,} were there already, "
+    parts += f"{counted(counts.empty, 'row')} had none"
+    if counts.others:
+        parts += f", {counts.others:,} not taken in, because their requests have another reply already"
+    print(f"{told}\n{parts}{_bad(counts)}", file=sys.stderr)
+
+
 def _bad(counts: ImportCounts) -> str:
     if not counts.bad:
         return ""
     first = counts.first_bad
     why = f"; the first is line {first.line}: {plain(first.reason, 200)}" if first else ""
-    return f"; {counts.bad:,} bad rows left out{why}"
+    return f"; {counted(counts.bad, 'bad row')} left out{why}"

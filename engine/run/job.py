@@ -124,7 +124,7 @@ class Control:
         self.error: Exception | None = None
         self._lock = threading.Lock()
         self._asked = 0
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self._call_soon: Callable[[Callable[[], None]], object] | None = None
         self._stop: Callable[[str, bool], None] = lambda by, is_urgent: None
 
     def stop(self) -> None:
@@ -132,25 +132,38 @@ class Control:
         second call does not wait for it."""
         with self._lock:
             self._asked += 1
-            if self._loop:
-                self._loop.call_soon_threadsafe(self._tell)
+            if self._call_soon:
+                self._call_soon(self._tell)
 
     def _tell(self) -> None:
         self._stop("its caller", self._asked > 1)
 
     @contextlib.contextmanager
     def attached(self, stop: Callable[[str, bool], None]) -> Iterator[None]:
-        """The job runs, and `stop` (by whom, whether at once) ends it."""
+        """The job runs on this thread's loop, and `stop` (by whom, whether at once) ends it."""
         loop = asyncio.get_running_loop()
         with self._lock:
-            self._loop, self._stop = loop, stop
+            self._call_soon, self._stop = loop.call_soon_threadsafe, stop
             if self._asked:  # the next turn starts the job's tasks, the one after it ends them
                 loop.call_soon(loop.call_soon, self._tell)
         try:
             yield
         finally:
             with self._lock:
-                self._loop = None
+                self._call_soon = None
+
+    @contextlib.contextmanager
+    def attached_process(self, stop: Callable[[str, bool], None]) -> Iterator[None]:
+        """The same where this thread waits for a process; `stop` is called in the caller's thread."""
+        with self._lock:
+            self._call_soon, self._stop = (lambda tell: tell()), stop
+            if self._asked:
+                self._tell()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._call_soon = None
 
     async def report(self, views: Sequence[View], on_tick: Callable[[], None]) -> None:
         """Until it is cancelled."""

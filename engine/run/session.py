@@ -31,6 +31,7 @@ from engine.provider.errors import RunStopped
 from engine.provider.pricing import FREE, UNKNOWN, Prices
 from engine.run import metrics, progress
 from engine.run.job import Job, Stage, StageJob, StageResult, stoppable
+from engine.terminal import counted
 from store.errors import DamagedLedger, DiskFull, PoolError
 from store.files import LEDGER
 from store.ledger import Ledger
@@ -281,7 +282,7 @@ async def _run_stage(stage: Stage) -> None:
         and not stage.job.after
     ):
         why = "; ".join(f"line {bad.line}: {bad.reason}" for bad in state.bad_shown[:1])
-        rows = f"{state.bad_rows:,} bad rows; {why}" if why else "it is empty"
+        rows = f"{counted(state.bad_rows, 'bad row')}; {why}" if why else "it is empty"
         stage.stopped = PoolError(f"no usable row in pool {stage.job.rows.source} ({rows})")
     code = stage.stopped.exit_code if stage.stopped else (1 if state.failed.total() else 0)
     used, seconds = stage.view.teacher.utilisation(), time.monotonic() - stage.started

@@ -10,12 +10,13 @@ import time
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import orjson
 
 from engine.terminal import console_of, exact_dollars, plain
 from store import costs
-from store.costs import Doubt
+from store.costs import Doubt, Settled
 from store.errors import UsageError
 from store.queries import connect_reader, stage_of
 from store.run_folder import held, is_held, ledger_path
@@ -36,27 +37,67 @@ class Settlement:
     id: Collection[str] = ()
     attempt: Collection[int] = ()
 
+    @property
+    def settles(self) -> bool:
+        return self.lost or self.billed or self.usd is not None
+
 
 def run_settle(run: Path, asked: Settlement, as_json: bool) -> None:
-    """Lists what is in doubt, or settles it. Raises UsageError, RunFolderError."""
-    ledger_path(run)
+    """`settle`, as the command line shows it: lists what is in doubt, or settles it. Raises UsageError,
+    RunFolderError."""
+    if not asked.settles:
+        with _in_doubt(run, asked) as found:
+            if as_json:
+                _write_json(*found, is_held(run))
+            else:
+                _print(run, *found)
+        return
+    done = settle(run, asked)
+    if not (done.attempts or done.sums):
+        print("nothing was in doubt", file=sys.stderr)
+        return
+    what = f"{done.attempts:,} request{'s' * (done.attempts != 1)}" if done.attempts else ""
+    both = " and ".join(part for part in (what, "a sum of earlier versions" if done.sums else "") if part)
+    booked, released = exact_dollars(done.billed_micro), exact_dollars(done.released_micro)
+    print(f"{both} settled: {booked} booked as spent, {released} released", file=sys.stderr)
+
+
+def unconfirmed(run: Path, asked: Settlement) -> dict[str, Any]:
+    """As `settle --json` prints it. Raises UsageError, RunFolderError."""
+    with _in_doubt(run, asked) as (found, sums, total):
+        return {"attempts": [*map(_as_json, found)], **_sums_json(sums, total), "running": is_held(run)}
+
+
+def settle(run: Path, asked: Settlement) -> Settled:
+    """Raises UsageError, RunFolderError."""
+    if not asked.settles:
+        raise UsageError("say what became of the requests: --lost, --billed or --usd X")
     if asked.lost and (asked.billed or asked.usd is not None):
         raise UsageError("--lost means that nothing was billed: leave out --billed and --usd")
     if asked.usd is not None and not 0 <= asked.usd < 1e9:
         raise UsageError(f"--usd {asked.usd}: must be an amount of dollars, 0 or more")
+    ledger_path(run)
     if asked.stage is not None:
         stage_of(run, asked.stage)
-    if asked.lost or asked.billed or asked.usd is not None:
-        with held(run), contextlib.closing(connect_writer(run)) as connection:
-            _settle(run, connection, asked)
-        return
+    with held(run), contextlib.closing(connect_writer(run)) as connection:
+        sums = _choose(run, connection, asked)
+        total = costs.most_in_doubt(connection) + sum(sums.values())
+        amount = round(asked.usd * 1e6) if asked.usd is not None else total if asked.billed else 0
+        if amount > total:
+            most = f"these requests can cost {exact_dollars(total)} together at the most"
+            raise UsageError(f"--usd {asked.usd}: {most}")
+        return costs.settle(connection, sums, amount)
+
+
+@contextlib.contextmanager
+def _in_doubt(run: Path, asked: Settlement) -> Iterator[tuple[Iterator[Doubt], dict[str, int], int]]:
+    """What is listed one by one, the sums of earlier versions, and the most that all can cost together."""
+    ledger_path(run)
+    if asked.stage is not None:
+        stage_of(run, asked.stage)
     with contextlib.closing(connect_reader(run)) as reader:
         sums = _choose(run, reader, asked)
-        total = costs.most_in_doubt(reader) + sum(sums.values())
-        if as_json:
-            _write_json(costs.in_doubt(reader), sums, total, is_held(run))
-        else:
-            _print(run, costs.in_doubt(reader), sums, total)
+        yield costs.in_doubt(reader), sums, costs.most_in_doubt(reader) + sum(sums.values())
 
 
 def _choose(run: Path, connection: sqlite3.Connection, asked: Settlement) -> dict[str, int]:
@@ -69,19 +110,25 @@ def _choose(run: Path, connection: sqlite3.Connection, asked: Settlement) -> dic
     return sums
 
 
+def _as_json(one: Doubt) -> dict[str, Any]:
+    return {
+        "attempt": one.attempt, "stage": one.stage, "position": one.position, "sample": one.sample,
+        "id": one.id, "sent_at": one.sent_at, "most_usd": one.most_micro / 1e6, "cause": one.cause,
+        "why": one.why,
+    }  # fmt: skip
+
+
+def _sums_json(sums: dict[str, int], total: int) -> dict[str, Any]:
+    return {"earlier_usd": {name: most / 1e6 for name, most in sums.items()}, "at_risk_usd": total / 1e6}
+
+
 def _write_json(found: Iterator[Doubt], sums: dict[str, int], total: int, running: bool) -> None:
     """One object, written as it is read: after an outage there may be very many."""
-    out = sys.stdout
-    out.write('{"attempts":[')
+    sys.stdout.write('{"attempts":[')
     for number, one in enumerate(found):
-        row = {
-            "attempt": one.attempt, "stage": one.stage, "position": one.position, "sample": one.sample,
-            "id": one.id, "sent_at": one.sent_at, "most_usd": one.most_micro / 1e6, "cause": one.cause,
-            "why": one.why,
-        }  # fmt: skip
-        out.write(("," if number else "") + orjson.dumps(row).decode())
-    earlier = orjson.dumps({name: most / 1e6 for name, most in sums.items()}).decode()
-    out.write(f'],"earlier_usd":{earlier},"at_risk_usd":{total / 1e6},"running":{str(running).lower()}}}\n')
+        sys.stdout.write(("," if number else "") + orjson.dumps(_as_json(one)).decode())
+    rest = orjson.dumps({**_sums_json(sums, total), "running": running}).decode()
+    sys.stdout.write(f"],{rest[1:]}\n")
 
 
 def _print(run: Path, found: Iterator[Doubt], sums: dict[str, int], total: int) -> None:
@@ -119,22 +166,3 @@ def _print(run: Path, found: Iterator[Doubt], sums: dict[str, int], total: int) 
         "--stage, --id and --attempt choose some",
         markup=False,
     )
-
-
-def _settle(run: Path, connection: sqlite3.Connection, asked: Settlement) -> None:
-    sums = _choose(run, connection, asked)
-    total = costs.most_in_doubt(connection) + sum(sums.values())
-    amount = round(asked.usd * 1e6) if asked.usd is not None else total if asked.billed else 0
-    if amount > total:
-        raise UsageError(
-            f"--usd {asked.usd}: these requests can cost {exact_dollars(total)} together at the most"
-        )
-    found = costs.settle(connection, sums, amount)
-    if not (found.attempts or sums):
-        print("nothing was in doubt", file=sys.stderr)
-        return
-    what = f"{found.attempts:,} request{'s' * (found.attempts != 1)}" if found.attempts else ""
-    both = " and ".join(part for part in (what, "a sum of earlier versions" if sums else "") if part)
-    booked = exact_dollars(found.billed_micro)
-    released = exact_dollars(found.most_micro - found.billed_micro)
-    print(f"{both} settled: {booked} booked as spent, {released} released", file=sys.stderr)

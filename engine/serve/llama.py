@@ -5,9 +5,11 @@
 folder is transformers_server.py's.
 """
 
+import errno
 import importlib.util
 import os
 import signal
+import socket
 import sys
 import threading
 from pathlib import Path
@@ -46,14 +48,37 @@ def model_file(model: str) -> Path:
     except OSError as error:
         raise UsageError(f"cannot read model {path}: {error.strerror}") from error
     if magic != GGUF_MAGIC:
-        raise UsageError(f"{path} is no GGUF file (it begins with {magic!r}); expected a llama.cpp model")
+        raise UsageError(f"{path} is not a GGUF file: expected a model for llama.cpp")
     return path
+
+
+def check_port(port: int) -> None:
+    """Before a model is loaded, which takes its time. Raises UsageError."""
+    if not 0 <= port <= 65535:
+        raise UsageError(f"--port {port}: wants 0 (any that is free) to 65535")
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+            probe.listen()
+        except OSError as error:
+            words = "is in use" if error.errno == errno.EADDRINUSE else f"cannot be had: {error.strerror}"
+            raise UsageError(
+                f"port {port} {words}; name another with --port, or 0 for any that is free"
+            ) from None
+
+
+def check_parallel(parallel: int) -> None:
+    if parallel < 1:
+        raise UsageError(f"--parallel {parallel}: must be at least 1")
 
 
 def run_server(model: str, port: int, parallel: int, precision: str | None = None) -> None:
     """Serves until it is told to stop; prints the address on stdout when it is ready."""
     if precision not in (None, *PRECISIONS):
         raise UsageError(f"--precision {precision}: expected {' or '.join(PRECISIONS)}")
+    check_port(port)
+    check_parallel(parallel)
     if model != SMOLLM2 and Path(model).is_dir():
         check(Path(model))
         require(*FOR_FOLDERS, purpose="serving a transformers folder")
@@ -67,8 +92,6 @@ def run_server(model: str, port: int, parallel: int, precision: str | None = Non
         model_file(model)  # is it there?
     require(*extras_of(model), purpose="serving a model")
     path = model_file(model)
-    if not (0 <= port <= 65535 and parallel > 0):
-        raise UsageError("--port wants 0 to 65535, --parallel at least 1")
     if not os.environ.get("DISTILL_LLAMA_LOG"):  # it talks to the descriptor itself, page after page
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     server = _start(path, port, parallel)

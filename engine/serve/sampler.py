@@ -38,7 +38,7 @@ class Grammars:
             try:
                 import xgrammar
             except ImportError as error:
-                words = "response_format needs xgrammar: start the server with bin/distill serve"
+                words = "response_format needs xgrammar: pip install 'distill[schemas]'"
                 raise Refused(400, words, PARAM, "unsupported_parameter") from error
             told = xgrammar.TokenizerInfo.from_huggingface(
                 self._student.texts.tokenizer,

@@ -5,6 +5,7 @@ Everything that leaves it says that it is scripted: the model's name, `system_fi
 
 import asyncio
 import hashlib
+import math
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,7 @@ from aiohttp import web
 from engine.provider.tokens import Tokenizer, tokenizer_for
 from engine.serve import http as chat_api
 from engine.serve.http import Refused, body_of, format_of, json_reply, messages_of, most_tokens_of
+from engine.serve.llama import check_port
 from engine.serve.scripted_replies import reply
 from store.errors import UsageError
 from store.records import Message
@@ -87,7 +89,8 @@ def run_scripted(port: int, latency: float = 0.0) -> None:
     """Serves until it is told to stop; prints the address on stdout when it is ready."""
     import uvloop
 
-    if not (0 <= port <= 65535 and latency >= 0):
-        raise UsageError("--port wants 0 to 65535, --latency seconds from 0")
+    check_port(port)
+    if not 0 <= latency < math.inf:
+        raise UsageError(f"--latency {latency:g}: wants seconds, 0 or more")
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(chat_api.listen(application(latency), port, MODEL))

@@ -23,7 +23,6 @@ from engine.serve.model_loader import Student, load, prompt_tokens
 from engine.serve.model_runner import Worker
 from engine.serve.sampler import Grammars, matcher
 from engine.serve.sequence import Generation, ThinkingParts, Writing
-from store.errors import UsageError
 
 TOO_LONG = "context_length_exceeded"
 BATCH_MATTERS = (
@@ -186,8 +185,6 @@ async def _send(response: web.StreamResponse, value: dict[str, Any]) -> None:
 
 def run_student(folder: Path, port: int, parallel: int, precision: str | None = None) -> None:
     """Serves until it is told to stop; prints the address on stdout when it is ready. Raises UsageError."""
-    if not (0 <= port <= 65535 and parallel > 0):
-        raise UsageError("--port wants 0 to 65535, --parallel at least 1")
     check(folder)
     student = load(folder, name_of(folder), precision)
     print(f"{student!r}, {parallel} answers at once", file=sys.stderr, flush=True)

@@ -31,7 +31,7 @@ from engine.tasks.task import (
     score_names,
 )
 from store.errors import UsageError
-from store.records import Contest, Message
+from store.records import Contest, Message, kind_of
 
 PLACES = ("question", "answer_1", "answer_2")
 
@@ -65,7 +65,7 @@ def read_prompts(text: str, name: str) -> tuple[ReviewPrompt, ...]:
             words = f"not JSON ({error}); expected one prompt in FastChat's shape"
             raise UsageError(f"{where}: {words}") from error
         if not isinstance(row, dict):
-            raise UsageError(f"{where}: not an object but {type(row).__name__}")
+            raise UsageError(f"{where}: not an object but {kind_of(row)}")
         defaults = row.get("defaults") or {}
         if not isinstance(defaults, dict) or not all(isinstance(text, str) for text in defaults.values()):
             raise UsageError(f"{where}: `defaults` must be an object of texts")

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from store.errors import UsageError
+from store.errors import UsageError, why_unread
 from store.votes_schema import CRITERIA, Ballot, Choice, Side
 
 
@@ -100,7 +100,7 @@ def read_words(path: Path) -> dict[str, Any]:
     try:
         told = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"cannot read --words {path}: {error}") from error
+        raise UsageError(f"cannot read --words {path}: {why_unread(error)}") from error
     except tomllib.TOMLDecodeError as error:
         raise UsageError(f"--words {path} is not valid TOML: {error}") from error
     if unknown := told.keys() - {"language", "criterion", "text"}:

@@ -26,7 +26,7 @@ from engine.subprocesses import stop_signals
 from engine.terminal import plain, tell
 from evaluators.annotate.ballot import words_of
 from evaluators.annotate.pages import LEAD_PAGE, Site, add_routes, remember, templates
-from store.errors import RunFolderError, StorageError, UsageError
+from store.errors import RunFolderError, StorageError, UsageError, why_unread
 from store.votes import Votes
 
 TOKEN_FILE, LEAD_FILE = "annotate.token", "annotate.lead-token"
@@ -83,7 +83,7 @@ def token_of(run: Path, name: str = TOKEN_FILE) -> str:
                 token = secrets.token_urlsafe(24)
                 file.write(token + "\n")
     except (OSError, UnicodeDecodeError) as error:
-        raise RunFolderError(f"cannot keep the token in {path}: {error}") from error
+        raise RunFolderError(f"cannot keep the token in {path}: {why_unread(error)}") from error
     return token
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import orjson
 
 from evaluators.report.figures import Block
-from store.errors import Damages, UsageError
+from store.errors import Damages, UsageError, why_unread
 from store.queries import last_runs, stage_status, stages
 
 DEEP = 3  # folders below the run folder in which trainings are looked for
@@ -175,7 +175,8 @@ def _evaluation(path: Path, is_named: bool, unread: list[tuple[str, str]]) -> Ev
             raise ValueError(f"it is larger than {MOST_JSON >> 20} MiB")
         data = orjson.loads(path.read_bytes())
     except (OSError, ValueError) as error:
-        _refuse(path, f"cannot be read: {error}", is_named, unread)
+        why = why_unread(error) if isinstance(error, OSError) else str(error)
+        _refuse(path, f"cannot be read: {why}", is_named, unread)
         return None
     kind = kind_of(data)
     if kind is None:

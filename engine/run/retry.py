@@ -1,83 +1,49 @@
-"""The smaller commands: estimate and retry. Each reads as its help says.
+"""`distill retry`: failed requests become pending again. Stored replies that no parser could read when they
+came are read again first: those that can be read by now become answers."""
 
-`retry` first reads the stored replies again that no parser could read when they came.
-"""
-
+import contextlib
 import sqlite3
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 import orjson
 
 from engine.collect.plan import role, settings_of_stage
-from engine.collect.settings import Settings
 from engine.provider.responses import stored_answer
 from engine.tasks.task import Task
-
-if TYPE_CHECKING:
-    from engine.collect.rows import Surveyed
 from store.errors import DistillError, UsageError, is_intact
 from store.queries import stage_of
 from store.records import CAUSES, UNUSABLE
 from store.run_folder import held, ledger_path
+from store.schema import connect_writer
 
 IF_NAMED = ("content_filter", "refusal", "length")  # outcomes that are asked again only by name
 
 
-def send_pilot(
-    settings: Settings,
-    pool: "Surveyed",
-    run: Path | None,
-    rows: int,
-    yes: bool,
-    quiet: bool,
-    confirm: Callable[[str], bool],
-) -> int:
-    """`estimate --pilot`: sends rows drawn at random, and returns how many have ended. Raises UsageError."""
-    from engine.run.collect import run_pilot
+@dataclass(frozen=True, slots=True)
+class Retried:
+    """pending: requests that are pending again. read: stored replies that became answers."""
 
-    _check_file(pool)
-    if run is None:
-        raise UsageError("--pilot needs --run DIR: the answers that it buys are kept there")
-    if rows < 1:
-        raise UsageError(f"--pilot {rows}: must be at least 1 row")
-    online = settings.model_copy(update={"batch": False})  # a pilot is for now, not for tomorrow
-    result = run_pilot(online, pool, run, rows, yes, quiet, confirm)
-    if result.stopped:
-        raise result.stopped
-    return result.state.ended
-
-
-def _check_file(pool: "Surveyed") -> None:
-    if pool.is_stream:
-        raise UsageError("estimate reads its pool more than once: give a file, not a pipe")
-
-
-def run_estimate(settings: Settings, pool: "Surveyed", run: Path | None, sent: int, as_json: bool) -> int:
-    """`estimate`: on stdout a table or one JSON object. sent: rows of the pilot."""
-    from engine.run.collect import budget_warning, estimate_stage
-    from engine.run.tables import print_estimate
-
-    _check_file(pool)
-    told, found = estimate_stage(settings, pool, run, sent)
-    if as_json:
-        shown = {**told.as_json(), "other_settings": found.as_json()}
-        sys.stdout.write(orjson.dumps(shown).decode() + "\n")
-        return 0
-    print_estimate(told, settings, to_stdout=True, batch=settings.batch)
-    if warning := budget_warning(run, settings.budget, told.cost_as_asked(settings.batch)):
-        print(warning)
-    if found.others:
-        print(f"{found.words}: generate will want --reuse, --replace or another --stage")
-    return 0
+    pending: int
+    read: int
 
 
 def run_retry(run: Path, cause: str | None, stage: str | None) -> None:
-    """Makes failed requests pending again; stored replies that can be parsed by now become answers."""
-    from store.schema import connect_writer
+    """`retry`, as the command line shows it."""
+    found = retry(run, cause, stage)
+    if found.read:
+        print(f"{found.read:,} stored replies can be read now and need not be asked again", file=sys.stderr)
+    print(
+        f"{found.pending:,} failed requests are pending again: run the same command to send them",
+        file=sys.stderr,
+    )
 
+
+def retry(run: Path, cause: str | None, stage: str | None) -> Retried:
+    """Nothing is sent before the next run. Raises UsageError, RunFolderError."""
     outcomes = UNUSABLE if cause is None else tuple(o for o in (*UNUSABLE, *IF_NAMED) if o == cause)
     if cause is not None and not outcomes and cause not in CAUSES:
         known = ", ".join((*CAUSES, *UNUSABLE, *IF_NAMED))
@@ -95,21 +61,12 @@ def run_retry(run: Path, cause: str | None, stage: str | None) -> None:
     # these replies stay in the ledger; their requests have no answer again
     marks = ", ".join("?" * len(outcomes))
     in_vain = f"answer IN (SELECT id FROM responses WHERE outcome IN ({marks})){of_stage}"
-    with held(run):
-        connection = connect_writer(run)
-        try:
-            read = read_again(connection, where, values) if cause in (None, "unparsed") else 0
-            count = connection.execute(f"UPDATE requests SET failure = NULL WHERE {where}", values).rowcount
-            sql = f"UPDATE requests SET answer = NULL WHERE {in_vain}"
-            count += connection.execute(sql, [*outcomes, *stage_values]).rowcount
-        finally:
-            connection.close()
-    if read:
-        print(f"{read:,} stored replies can be read now and need not be asked again", file=sys.stderr)
-    print(
-        f"{count:,} failed requests are pending again: run the same command to send them",
-        file=sys.stderr,
-    )
+    with held(run), contextlib.closing(connect_writer(run)) as connection:
+        read = read_again(connection, where, values) if cause in (None, "unparsed") else 0
+        count = connection.execute(f"UPDATE requests SET failure = NULL WHERE {where}", values).rowcount
+        sql = f"UPDATE requests SET answer = NULL WHERE {in_vain}"
+        count += connection.execute(sql, [*outcomes, *stage_values]).rowcount
+    return Retried(count, read)
 
 
 _FAILED = """
