@@ -250,8 +250,8 @@ def failures_section(found: Inputs) -> Section | str:
         causes[cause] += asks
     by_cause = sorted(causes.items(), key=lambda c: (-c[1], c[0]))
     numbers = table("attempts-by-cause", ("cause", "attempts:count"), by_cause)
-    caption = "Asks that went wrong, by cause. A rate limit costs no attempt; passing causes are asked again."
-    drawn = figure("Asks that went wrong", caption, caption, numbers, counted, height_for(len(causes)))
+    caption = "Attempts that failed, by cause. After a rate limit or a passing cause the row is sent again."
+    drawn = figure("Attempts that failed", caption, caption, numbers, counted, height_for(len(causes)))
     columns = (
         "stage",
         "cause",
