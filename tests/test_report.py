@@ -130,7 +130,7 @@ async def test_a_burst_is_told_in_a_line(tmp_path: Path) -> None:
 
 
 def test_failures_are_told_with_the_servers_words(whole: Report) -> None:
-    assert ("bad_request", 1) in numbers(whole)["asks-by-cause"].rows
+    assert ("bad_request", 1) in numbers(whole)["attempts-by-cause"].rows
     assert ("generate", "bad_request", "400", 1, 1, 1) in numbers(whole)["errors"].rows
     assert ("rate_limit", "HTTP 429:", 1) in numbers(whole)["messages"].rows
 
@@ -209,7 +209,9 @@ def test_a_csv_holds_what_is_drawn(whole: Report) -> None:
     lengths = [float(end) - float(begin) for begin, end in bars]
     assert len(lengths) == len(rows) == 2
     shares = [length / max(lengths) for length in lengths]
-    assert shares == pytest.approx([float(r["asks"]) / max(float(r["asks"]) for r in rows) for r in rows])
+    assert shares == pytest.approx(
+        [float(r["attempts"]) / max(float(r["attempts"]) for r in rows) for r in rows]
+    )
 
 
 def test_the_page_carries_every_table_as_csv(whole: Report, page: str) -> None:

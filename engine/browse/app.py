@@ -83,7 +83,7 @@ SETTINGS = {
 TABLES: dict[str, dict[str, Any]] = {
     "answers": {"title": "Answers", "description": "A pool row with its answer.",
                 "facets": ["stage", "outcome", "model"]},
-    "failures": {"title": "Failures", "description": "A pool row that has failed, with the server's words.",
+    "failures": {"title": "Failures", "description": "A pool row that failed, with the server's message.",
                  "facets": ["stage", "cause", "status"]},
     "unanswered": {"title": "Asked, never answered", "description": "An ask without answer or error."},
     "costs": {"title": "Costs", "description": "A stage: spent, at risk, tokens, requests."},

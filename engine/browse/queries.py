@@ -169,14 +169,14 @@ WHERE :words <> '' AND (instruction LIKE '%' || :words || '%' OR input LIKE '%' 
 
 QUESTIONS = (
     SavedQuery("all", "Answers", "every pool row with its answer, in pool order", path="answers"),
-    SavedQuery("latest", "Latest answers", "the newest replies first, while a run goes", LATEST),
+    SavedQuery("latest", "Latest answers", "the newest replies first, also during a run", LATEST),
     SavedQuery(
         "failures-by-cause",
         "Failures by cause",
-        "rows that have failed, and the server's words",
+        "rows that failed, with the server's message",
         FAILURES_BY_CAUSE,
     ),
-    SavedQuery("cut", "Cut short", "answers that ran into max_tokens", path="answers?outcome__exact=length"),
+    SavedQuery("cut", "Cut short", "answers that reached max_tokens", path="answers?outcome__exact=length"),
     SavedQuery(
         "filtered",
         "Filtered or refused",
@@ -200,21 +200,26 @@ QUESTIONS = (
     ),
     SavedQuery(
         "never-answered",
-        "Asked, never answered",
-        "may have been billed; while a run goes, what is in flight",
+        "Sent, never answered",
+        "may have been billed; during a run: what is in flight",
         UNANSWERED,
     ),
     SavedQuery(
         "no-answer",
         "No answer",
-        "paid, and empty or incomplete; is_last: nothing further was bought for the row",
+        "paid, and empty or incomplete; is_last: the row was not sent again",
         NO_ANSWER,
     ),
-    SavedQuery("malformed", "Unreadable replies", "stored and paid, but no answer: asked again", MALFORMED),
+    SavedQuery(
+        "malformed",
+        "Unreadable replies",
+        "stored and paid, but not an answer: the row is sent again",
+        MALFORMED,
+    ),
     SavedQuery(
         "errors-by-cause",
         "Errors on the way",
-        "every ask that went wrong, also where a later one went well",
+        "every attempt that failed, also where a later one succeeded",
         ERRORS_BY_CAUSE,
     ),
     SavedQuery(

@@ -89,12 +89,6 @@ OnlyCause = Annotated[
 ]
 
 
-def _print_json(value: Any) -> None:
-    import orjson
-
-    sys.stdout.write(orjson.dumps(value).decode() + "\n")
-
-
 @app.command()
 def status(run: RunOption, json: JsonOption = False) -> None:
     """Show what a run has done, what failed and why, and what it cost."""
@@ -102,7 +96,9 @@ def status(run: RunOption, json: JsonOption = False) -> None:
 
     found = status_of(run)
     if json:
-        _print_json(found)
+        import orjson
+
+        sys.stdout.write(orjson.dumps(found).decode() + "\n")
         return
     from engine.run.status import print_status
 
@@ -226,7 +222,24 @@ def browse(
     run_browse(run, port)
 
 
+class ServeFlags(Declared):
+    """How a model is served."""
+
+    port: int = setting(8080, "port; 0 picks a free one", OPTIONS, metavar="P")
+    parallel: int = setting(16, "answers generated at the same time", OPTIONS, metavar="N")
+    precision: str | None = setting(
+        None,
+        "transformers folder: bf16 or fp32; on a CPU, only fp32 gives the same answer to a seed",
+        OPTIONS,
+        usual="bf16; fp32 on a CPU without it, or if the model is in fp32",
+        metavar="P",
+    )
+    scripted: bool = setting(False, "reply by simple rules, without a model, to try things out", OPTIONS)
+    latency: float = setting(0.0, "seconds before a scripted reply", OPTIONS, metavar="S")
+
+
 @app.command()
+@takes(ServeFlags.model_fields, "asked", build=ServeFlags)
 def serve(
     model: Annotated[
         str,
@@ -234,47 +247,20 @@ def serve(
             metavar="[MODEL]", help="smollm2, a GGUF file or a transformers folder", show_default=False
         ),
     ] = "smollm2",
-    port: Annotated[
-        int, typer.Option("--port", metavar="P", help="port; 0 picks a free one [8080]", show_default=False)
-    ] = 8080,
-    parallel: Annotated[
-        int,
-        typer.Option(
-            "--parallel", metavar="N", help="answers generated at the same time [16]", show_default=False
-        ),
-    ] = 16,
-    precision: Annotated[
-        str | None,
-        typer.Option(
-            "--precision",
-            metavar="P",
-            help="transformers folder: bf16 or fp32; on a CPU, only fp32 gives the same answer to a seed "
-            "[bf16; fp32 on a CPU without it, or if the model is in fp32]",
-            show_default=False,
-        ),
-    ] = None,
-    scripted: Annotated[
-        bool,
-        typer.Option("--scripted", help="reply by simple rules, without a model, to try things out"),
-    ] = False,
-    latency: Annotated[
-        float,
-        typer.Option(
-            "--latency", metavar="S", help="seconds before a scripted reply [0]", show_default=False
-        ),
-    ] = 0.0,
+    *,
+    asked: ServeFlags,
 ) -> None:
     """Serve a small model with the OpenAI chat API, on loopback."""
-    if scripted and precision:
+    if asked.scripted and asked.precision:
         raise UsageError("--precision is for a transformers folder; a scripted teacher has none")
-    if scripted:
+    if asked.scripted:
         from engine.serve.scripted_server import run_scripted
 
-        run_scripted(port, latency)
+        run_scripted(asked.port, asked.latency)
         return
     from engine.serve.llama import run_server
 
-    run_server(model, port, parallel, precision)
+    run_server(model, asked.port, asked.parallel, asked.precision)
 
 
 @app.command()

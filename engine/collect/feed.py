@@ -209,7 +209,11 @@ class Feed:
         chunk.rows += 1
         text = self._plan.task.encode(item)
         if not self._page_start <= position < self._page_start + PAGE:
-            self._turn_page(position)
+            start = position - position % PAGE
+            self._page = placed_page(
+                self._known.reader, self._stage, self._plan.accepted, self._plan.samples, start, start + PAGE
+            )
+            self._page_start = start
         items, requests = self._page
         there = items.get(position)
         if there is None or there[0] != text:
@@ -258,8 +262,10 @@ class Feed:
                 asked, refused = self._known.asked(number)
                 request = self._request(number, key, sample, body, messages, item)
                 chunk.due.append(replace(request, asked=asked, refused=refused))
+            elif (state := self.index.state(number)) in (ANSWERED, FAILED):
+                chunk.known[state] += 1
             else:
-                self._count_known(number, chunk)
+                chunk.shared[number] += 1
             placement.requests.append((sample, number))
         if placement.plan != plan or placed != [number for _, number in placement.requests]:
             chunk.placements.append(placement)
@@ -269,13 +275,6 @@ class Feed:
         if placed is None or self.index.state(placed) != ANSWERED:
             return None
         return placed if number is None or self.index.state(number) != ANSWERED else None
-
-    def _count_known(self, request: int, chunk: Chunk) -> None:
-        state = self.index.state(request)
-        if state in (ANSWERED, FAILED):
-            chunk.known[state] += 1
-        else:
-            chunk.shared[request] += 1
 
     def _request(
         self,
@@ -289,10 +288,3 @@ class Feed:
         tokens = self._plan.tokenizer.count_messages(messages)
         kept = item if self._plan.task.check else None
         return Request(number, key, sample, body, tokens, self._plan.max_tokens, kept)
-
-    def _turn_page(self, position: int) -> None:
-        start, plan = position - position % PAGE, self._plan
-        self._page = placed_page(
-            self._known.reader, self._stage, plan.accepted, plan.samples, start, start + PAGE
-        )
-        self._page_start = start

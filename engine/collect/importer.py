@@ -2,7 +2,6 @@
 eight bytes each, and no row. Knows nothing of files."""
 
 import hashlib
-import sqlite3
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -91,7 +90,10 @@ class Importer:
                 new.append(Request(number, key, sample, body, tokens, self._plan.max_tokens))
             numbers.append(number)
         self._place(row, numbers, new, belongs)
-        raw = _as_reply(self._settings.model, row.output)
+        # The shape of a reply, marked as imported, so that one reader serves all.
+        message = {"role": "assistant", "content": row.output}
+        choice = {"index": 0, "finish_reason": "stop", "message": message}
+        raw = orjson.dumps({"object": IMPORTED, "model": self._settings.model, "choices": [choice]})
         reply = read_reply(raw)
         if reply.is_unusable:
             counts.empty += 1
@@ -146,25 +148,14 @@ class Importer:
     def _digest_of(self, request: int) -> int:
         """Of the answer to a request; 0 where it has none."""
         if not self._digests[request] and self._known.index.state(request) == ANSWERED:
-            self._digests[request] = _stored_digest(self._known.reader, request)
+            raw = answer_to(self._known.reader, request)
+            try:
+                self._digests[request] = 2 if raw is None else _digest(text_of(raw))
+            except (ValueError, DistillError):  # it cannot be read: no answer of a file is the same
+                self._digests[request] = 2
         return self._digests[request]
 
 
 def _digest(text: str) -> int:
     """Never 0."""
     return int.from_bytes(hashlib.blake2b(text.encode(errors="replace"), digest_size=8).digest()) | 1
-
-
-def _stored_digest(reader: sqlite3.Connection, request: int) -> int:
-    raw = answer_to(reader, request)
-    try:
-        return _digest(text_of(raw)) if raw is not None else 2
-    except (ValueError, DistillError):
-        return 2  # a reply that cannot be read: no answer of a file is the same
-
-
-def _as_reply(model: str, output: str) -> bytes:
-    """The shape of a reply, marked as imported, so that one reader serves all."""
-    message = {"role": "assistant", "content": output}
-    choice = {"index": 0, "finish_reason": "stop", "message": message}
-    return orjson.dumps({"object": IMPORTED, "model": model, "choices": [choice]})

@@ -175,7 +175,9 @@ class StageRows:
     def _looked_through(
         self, reader: sqlite3.Connection, above: Sequence["_Above"]
     ) -> Iterator[Placed | Gone | None]:
-        end = self._end(reader, above)
+        sql = "SELECT ifnull(max(position), -1) + 1 FROM samples WHERE stage = ?"
+        end = max(int(reader.execute(sql, (one.number,)).fetchone()[0]) for one in above)
+        end = min([end, *(one.upstream.limit for one in above if one.upstream.limit is not None)])
         if self._limit is not None:
             end = min(end, -(-self._limit // self._each))
         cursor = 0
@@ -194,17 +196,10 @@ class StageRows:
                 stop = min(cursor + PAGE, frontier)
                 yield from self._rows_at(reader, above, cursor, stop)
                 cursor = stop
-            if over or (self._is_limited_to(cursor) and not self._waiting):
+            is_full = self._limit is not None and cursor * self._each >= self._limit
+            if over or (is_full and not self._waiting):
                 return
             yield None
-
-    def _is_limited_to(self, cursor: int) -> bool:
-        return self._limit is not None and cursor * self._each >= self._limit
-
-    def _end(self, reader: sqlite3.Connection, above: Sequence[_Above]) -> int:
-        sql = "SELECT ifnull(max(position), -1) + 1 FROM samples WHERE stage = ?"
-        end = max(int(reader.execute(sql, (one.number,)).fetchone()[0]) for one in above)
-        return min([end, *(one.upstream.limit for one in above if one.upstream.limit is not None)])
 
     def _rows_at(
         self,
@@ -225,15 +220,12 @@ class StageRows:
                 self._waiting.add(position)
                 continue
             self._waiting.discard(position)
-            yield from self._made(position, [one.record for one in there])
-
-    def _made(self, position: int, records: Sequence[Any]) -> Iterator[Placed | Gone]:
-        rows = self._make(records) if any(record is not None for record in records) else []
-        for offset in range(self._each):
-            place = position * self._each + offset
-            if self._limit is not None and place >= self._limit:
-                return
-            yield (place, rows[offset]) if offset < len(rows) else Gone(place)
+            records = [one.record for one in there]
+            rows = self._make(records) if any(record is not None for record in records) else []
+            for offset in range(self._each):
+                place = position * self._each + offset
+                if self._limit is None or place < self._limit:
+                    yield (place, rows[offset]) if offset < len(rows) else Gone(place)
 
 
 def _stretches(positions: frozenset[int]) -> list[tuple[int, int]]:

@@ -1,7 +1,7 @@
 """How the limits were used over time: requests and tokens a minute of each teacher, 429s, and pauses.
 
 Time is the time in which somebody asked: between runs it stands still. And what failed and why, with the
-server's words: rows without an answer, and asks that went wrong.
+server's words: rows without an answer, and attempts that failed.
 """
 
 from collections import Counter, defaultdict
@@ -243,16 +243,23 @@ def failures_section(found: Inputs) -> Section | str:
         return "nothing failed, and no ask went wrong"
     words = (
         f"{total:,} rows have failed for good and {done:,} have an answer. On the way "
-        f"{sum(e[3] for e in errors):,} asks went wrong; those of a passing cause were asked again."
+        f"{sum(e[3] for e in errors):,} attempts failed; those with a passing cause were sent again."
     )
     causes: Counter[str] = Counter()
     for _, cause, _, asks, *_ in errors:
         causes[cause] += asks
     by_cause = sorted(causes.items(), key=lambda c: (-c[1], c[0]))
-    numbers = table("asks-by-cause", ("cause", "asks:count"), by_cause)
-    caption = "Asks that went wrong, by cause. A rate limit costs no attempt; passing causes are asked again."
-    drawn = figure("Asks that went wrong", caption, caption, numbers, counted, height_for(len(causes)))
-    columns = ("stage", "cause", "HTTP status:text", "asks:count", "requests:count", "failed for good:count")
+    numbers = table("attempts-by-cause", ("cause", "attempts:count"), by_cause)
+    caption = "Attempts that failed, by cause. After a rate limit or a passing cause the row is sent again."
+    drawn = figure("Attempts that failed", caption, caption, numbers, counted, height_for(len(causes)))
+    columns = (
+        "stage",
+        "cause",
+        "HTTP status:text",
+        "attempts:count",
+        "requests:count",
+        "failed for good:count",
+    )
     every = table("errors", columns, [(*e[:2], "" if e[2] is None else str(e[2]), *e[3:]) for e in errors])
     # the commonest messages of each cause; of a cause with very many errors, among the first
     commonest = [
@@ -260,7 +267,7 @@ def failures_section(found: Inputs) -> Section | str:
         for cause in dict.fromkeys(e[1] for e in errors)
         for message, asks in found.reader.execute(WORDS, (cause, MESSAGES))
     ]
-    messages = table("messages", ("cause", "the server's words", "asks:count"), commonest)
+    messages = table("messages", ("cause", "the server's message", "attempts:count"), commonest)
     blocks: list[Block] = [
         Words(words),
         Drawing(drawn),
@@ -270,11 +277,14 @@ def failures_section(found: Inputs) -> Section | str:
     samples = []
     for _, stage, cause, status, message, item in failed(found.reader, SAMPLED, f"{found.seed} failures"):
         row = orjson.loads(item) if item else {}
-        quotes = [Quote("instruction", str(row.get("instruction", ""))), Quote("the server's words", message)]
+        quotes = [
+            Quote("instruction", str(row.get("instruction", ""))),
+            Quote("the server's message", message),
+        ]
         samples.append(Sample(f"{stage}: {cause}", f"status {status}" if status else "", quotes))
     if samples:
         about = f"{len(samples)} failed rows, drawn at random (seed {found.seed})"
         blocks.append(Samples(about, samples))
     share = total / (total + done) if total + done else 0.0
     headline = Headline(f"{total:,}", "rows failed", f"{share:.1%} of those that have ended")
-    return Section("failures", "What failed", "By cause, with the server's words.", blocks, [headline])
+    return Section("failures", "What failed", "By cause, with the server's messages.", blocks, [headline])

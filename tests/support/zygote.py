@@ -150,7 +150,9 @@ def _serve(address: str) -> list[str]:
         sys.stdout.flush()
         while True:
             for key, _ in waiting.select():
-                if key.fileobj is sys.stdin:
+                if key.fileobj is sys.stdin:  # the tests have ended, or were interrupted
+                    for pid, _ in [other.data for other in waiting.get_map().values() if other.data]:
+                        os.kill(pid, signal.SIGKILL)
                     os._exit(0)
                 if key.fileobj is door:
                     connection, _ = door.accept()
