@@ -102,6 +102,30 @@ UNKNOWN_MODELS = [
         TOP_P,
     ),
     Unknown(
+        "only 1 is allowed (Moonshot)",
+        ("temperature",),
+        refusal(400, "invalid temperature: only 1 is allowed for this model"),
+        ("--omit temperature",),
+    ),
+    Unknown(
+        "a model that is named before the parameter",
+        ("top_p",),
+        refusal(400, "Model m: `top_p` is not available with thinking enabled"),
+        TOP_P,
+    ),
+    Unknown(
+        "a valid range (DeepSeek)",
+        ("max_tokens",),
+        refusal(400, "Invalid max_tokens value, the valid range of max_tokens is [1, 256]"),
+        ("lower --max-tokens",),
+    ),
+    Unknown(
+        "a bound, and a context window (Groq)",
+        ("max_tokens",),
+        refusal(400, "`max_tokens` must be less than or equal to `256`, less than the `context_window`"),
+        ("lower --max-tokens",),
+    ),
+    Unknown(
         "Unrecognized request argument (OpenAI)",
         ("top_p",),
         refusal(400, "Unrecognized request argument supplied: top_p", None, "invalid_request_error"),
