@@ -193,6 +193,18 @@ WAITS = [
     Wait("x-ratelimit-reset in ms", timed("X-RateLimit-Reset", 1.1, lambda at: str(int(at * 1000))), 1.1),
     Wait("anthropic-ratelimit-requests-reset", timed("anthropic-ratelimit-requests-reset", 2, iso), 1),
     Wait("anthropic-ratelimit-tokens-reset", timed("anthropic-ratelimit-output-tokens-reset", 2, iso), 1),
+    Wait("RateLimit of the IETF", limited(ratelimit="limit=10, remaining=0, reset=1"), 1),
+    Wait("RateLimit of the IETF, as a list", limited(ratelimit='"default";r=0;t=1'), 1),
+    Wait("x-ratelimit-reset-after", limited(x_ratelimit_reset_after="1"), 1),
+    Wait("x-ratelimit-timeremaining (GitHub)", limited(x_ratelimit_timeremaining="1"), 1),
+    Wait(
+        "a reset of a minute's tokens (Cerebras)",
+        limited(x_ratelimit_remaining_tokens_minute="0", x_ratelimit_reset_tokens_minute="1.1"),
+        1.1,
+    ),
+    Wait("resets_in_seconds", limited({"error": {"message": "Slow down", "resets_in_seconds": 1.1}}), 1.1),
+    Wait("seconds in Chinese", words("请求过于频繁,请在1秒后重试"), 1),
+    Wait("a moment in words", Sent(later(2, lambda at: says(f"Try again at {iso(at)}.")), 429), 1),
     Wait("a 200 that is a 429 with a wait", Sent(later(1.1, reset_in_metadata)), 1.1),
     Wait(
         "x-ratelimit-reset-requests",
