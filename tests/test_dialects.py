@@ -55,7 +55,15 @@ from tests.support.dialects_faults import PAGE, REPLIES
 from tests.support.dialects_money import LISTED, MONEY
 from tests.support.dialects_refusals import REFUSALS
 from tests.support.dialects_runs import ADDRESSES, KNOWN_MODELS, UNKNOWN_MODELS, WAITS, Unknown, Wait, strict
-from tests.support.dialects_stops import DAILY, DAY_WITH_A_SHORT_WAIT, FIRST_FILTERED, MISTAKES, STOPS, Stop
+from tests.support.dialects_stops import (
+    DAILY,
+    DAY_WITH_A_SHORT_WAIT,
+    FIRST_FILTERED,
+    MISTAKES,
+    REFUSED_BY_ALL,
+    STOPS,
+    Stop,
+)
 
 PRICED = ("--price-in", PRICE_IN, "--price-out", PRICE_OUT, "--yes")
 UNUSABLE = ("empty", "other", "tool_calls")
@@ -493,6 +501,42 @@ async def test_rows_that_are_forbidden_one_after_the_other_stop_the_run(tmp_path
     assert "Not for you." in told.err
     assert len(told.server.log) <= 3 + 10 + 10 + 2  # ten in a row, and as many from over the pool
     assert told.outcomes["pending"] >= 60 - 3 - 22
+
+
+@pytest.mark.parametrize("stop", named(REFUSED_BY_ALL))
+async def test_a_server_that_begins_to_refuse_everybody_with_the_same_words_stops_the_run(
+    tmp_path: Path, stop: Stop
+) -> None:
+    told = await ask(tmp_path, after(3, stop.sent), 60, "--concurrency", 2)
+    assert told.ended.code == 3, told.err
+    assert stop.says in told.err
+    assert told.outcomes == {"stop": 3, "pending": 57}
+    assert len(told.server.log) <= 3 + 10 + 10 + 2  # ten in a row, and as many from over the pool
+
+
+@pytest.mark.parametrize(("sent", "lost"), [(REFUSED_BY_ALL[1].sent, 10), (REFUSED_BY_ALL[2].sent, 0)])
+async def test_one_of_two_servers_that_begins_to_refuse_everybody_rests(
+    tmp_path: Path, sent: Sent, lost: int
+) -> None:
+    async with serving(after(3, sent)) as refusing, serving(good) as fine:
+        told = await ask_at(fine, tmp_path, 60, "--base-url", refusing.url, "--concurrency", 4)
+    assert told.outcomes["pending"] == 0, told.err
+    assert told.outcomes["!bad_request"] <= lost
+    assert len(refusing.log) <= 3 + 10 + 4
+
+
+async def test_odd_rows_at_the_end_of_a_pool_fail(tmp_path: Path) -> None:
+    rows = [Row(f"row {n}", (refusal(400, "Odd."),)) for n in range(28, 40)]
+    told = await ask(tmp_path, by_row(rows), 40, "--concurrency", 4)
+    assert told.ended.code == 1, told.err
+    assert told.outcomes == {"stop": 28, "!bad_request": 12}
+
+
+async def test_a_wall_before_the_server_is_not_a_filter(tmp_path: Path) -> None:
+    wall = error(403, "Your request was blocked by our security policy", "text/plain")
+    told = await ask(tmp_path, always(wall), 20)
+    assert told.ended.code == 3, told.err
+    assert told.outcomes == {"pending": 20}
 
 
 async def test_a_key_that_is_forbidden_from_the_first_row_stops_the_run(tmp_path: Path) -> None:

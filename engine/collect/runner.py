@@ -17,8 +17,10 @@ from engine.collect.stage import Intake
 from engine.collect.stopping import (
     CANARIES,
     CANARY_PLACES,
+    OF_THE_RUN,
     against_the_run,
     are_in_a_row,
+    are_the_last,
     asking,
     is_doubtful,
     is_of_the_run,
@@ -92,7 +94,7 @@ class Runner:
             # Refusals with which a run ends may be meant for everybody, unless an earlier run has seen these
             # rows refused already and others answered.
             last = [failed for _, failed in self._refused]
-            if are_in_a_row(last) and not all(request.refused for request, _ in self._refused):
+            if are_the_last(last) and not all(request.refused for request, _ in self._refused):
                 self.stop(AllRefused(f"the last {len(last)} rows were all refused: {last[-1].words}"))
             self._settle_doubts()
 
@@ -264,15 +266,17 @@ class Runner:
         has answered others, or of all. An endpoint that answers nobody rests."""
         others = [e for e in self.teacher.endpoints if e is not endpoint]
         endpoint.refusals += 1
+        if endpoint.refusals >= CANARIES and failed.about not in ("row", "filter"):
+            endpoint.proven = False  # it has begun to refuse everybody
         doubtful = failed.status == 404 or endpoint.refusals >= CANARIES or any(e.proven for e in others)
         if doubtful and not endpoint.proven:
             self.teacher.put_to_rest(endpoint, AllRefused(failed.words))
             return Again(0.0)
         if endpoint.number in effort.refused_by or all(e.number in effort.refused_by for e in others):
             return failed
-        if endpoint.proven and failed.cause not in ELSEWHERE:
+        if endpoint.proven and failed.cause not in ELSEWHERE and failed.status not in OF_THE_RUN:
             return failed
-        if failed.status in (403, 404):
+        if failed.status in OF_THE_RUN:
             endpoint.proven = False  # its next one is a canary again
         effort.refused_by += (endpoint.number,)
         return Again(0.0)

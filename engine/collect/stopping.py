@@ -20,8 +20,21 @@ DRAIN_SECONDS = 5.0
 CANARIES = 10
 # Where they stand among the pending rows: the first, and rows further and further away.
 CANARY_PLACES = (0, 1, 4, 12, 36, 100, 250, 600, 1200, 2500)
+MANY = 100  # refusals one after the other, in words of their own
 EMPTY_CANARIES = 3  # empty replies without a thought may be a weak model's answers to hard rows
-OF_THE_RUN = (403, 404, 405, 410)  # refusals of this kind are seldom a row's fault
+OF_THE_RUN = (
+    301,
+    302,
+    303,
+    307,
+    308,
+    403,
+    404,
+    405,
+    407,
+    410,
+    511,
+)  # refusals of this kind are seldom a row's fault
 
 
 def is_doubtful(failed: Failed | Unusable) -> bool:
@@ -49,14 +62,29 @@ def against_the_run(failures: Collection[Failed | Unusable], first: bool = True)
 
 def is_of_the_run(failed: Failed) -> bool:
     """Whether a refusal, though others were answered, may be meant for everybody."""
-    return failed.refused and (failed.status in OF_THE_RUN or failed.about == "run")
+    return failed.refused and failed.about not in ("row", "filter")
 
 
 def are_in_a_row(failures: Sequence[Failed]) -> bool:
     """Whether refusals since the last answer are so many and so alike that rows from elsewhere should be
     asked before the others."""
     last = failures[-CANARIES:]
-    return len(last) >= CANARIES and _are_alike(last)
+    if _are_seldom_a_row(last):
+        return len(last) >= CANARIES and _are_alike(last)
+    # Others are a row's fault as a rule: these must agree in their words too, or be very many.
+    several = len({(one.status, one.words) for one in last}) > 1
+    return len(failures) >= (MANY if several else CANARIES) and _are_alike(
+        failures[-MANY:] if several else last
+    )
+
+
+def are_the_last(failures: Sequence[Failed]) -> bool:
+    """Whether a run that ends with these refusals ends because of them."""
+    return are_in_a_row(failures) and _are_seldom_a_row(failures[-CANARIES:])
+
+
+def _are_seldom_a_row(failures: Collection[Failed]) -> bool:
+    return all(one.status in OF_THE_RUN or one.about == "run" for one in failures)
 
 
 def mostly_unusable(state: RunState, most: float) -> RunStopped | None:

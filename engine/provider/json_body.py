@@ -1,6 +1,8 @@
 """What stands in a reply's body, whatever stands around it: JSON behind a byte order mark, comments, blank
 lines, or cut into the events of a stream. Pure; knows nothing of what the JSON means."""
 
+import json
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -9,6 +11,8 @@ import orjson
 from store.files import loads
 
 _MARKS = ((b"\xef\xbb\xbf", "utf-8"), (b"\xff\xfe", "utf-16-le"), (b"\xfe\xff", "utf-16-be"))
+_LINE_END = re.compile(r"\r\n|\r|\n")  # in a text there may be others
+_DONE = re.compile(r"data: ?\[DONE\]\s*")
 _PAGE = (b"<!doctype", b"<html", b"<head", b"<body", b"<?xml", b"<!--")
 
 
@@ -25,20 +29,25 @@ def parse_body(raw: bytes) -> tuple[Any, bool]:
 
 
 def _parsed(raw: bytes) -> tuple[Any, bool]:
+    """The same of a body that orjson does not read; never plain, for SQLite's functions do not either."""
     try:
-        return loads(raw), True
+        return loads(raw), False
     except ValueError:
         text = _decoded(raw)
     try:
-        return loads(text.encode()), False
+        return json.loads(text, strict=False), False  # line breaks in a text that are not escaped
     except ValueError:
-        lines = [line for line in text.splitlines() if line.strip() and not line.startswith(":")]
-        events = [line for line in lines if line.startswith("data:")]
-        if events:
-            return _joined(_events(events), ended=events[-1].removeprefix("data:").strip() == "[DONE]"), False
-        if len(lines) == len(text.splitlines()):
+        lines = [line for line in _LINE_END.split(text) if line.strip() and not line.startswith(":")]
+    said = [line for line in lines if not _DONE.fullmatch(line)]
+    try:
+        return json.loads("\n".join(said), strict=False), False
+    except ValueError:
+        events = [line for line in said if line.startswith("data:")]
+        if not events and len(said) > 1 and all(line.startswith("{") for line in said):
+            events = said  # a stream that does without the name of its lines
+        if not events:
             raise
-        return loads("\n".join(lines).encode()), False
+    return _joined(_events(events), ended=len(said) < len(lines)), False
 
 
 def _decoded(raw: bytes) -> str:
@@ -51,8 +60,7 @@ def _decoded(raw: bytes) -> str:
 def _events(lines: list[str]) -> Iterator[Mapping[str, Any]]:
     """The JSON objects of a stream of server-sent events."""
     for line in lines:
-        data = line.removeprefix("data:").strip()
-        if data and data != "[DONE]":
+        if data := line.removeprefix("data:").strip():
             event = loads(data.encode())
             if isinstance(event, Mapping):
                 yield event
@@ -70,17 +78,27 @@ def _joined(events: Iterator[Mapping[str, Any]], ended: bool) -> dict[str, Any]:
         if event.get("error") or (isinstance(choice, Mapping) and "message" in choice):
             return dict(event)
         body |= {name: value for name, value in event.items() if name != "choices" and value is not None}
+        if isinstance(groq := event.get("x_groq"), Mapping) and groq.get("usage"):
+            body["usage"] = groq["usage"]
         if isinstance(choice, Mapping):
+            body |= {"usage": choice["usage"]} if choice.get("usage") else {}  # Moonshot
             finish = choice.get("finish_reason") or finish
             for name, part in (choice.get("delta") or {}).items():
                 if isinstance(part, str) and name != "role":
-                    message[name] = (message.get(name) or "") + part
+                    held = message.get(name) or ""
+                    message[name] = held + part if isinstance(held, str) else [*_listed(held), part]
+                elif isinstance(part, list) and message.get(name):
+                    message[name] = [*_listed(message[name]), *part]
                 elif part is not None and name != "role":
                     message[name] = part
     if not (ended or finish):
         raise ValueError("the stream broke off")
     body["choices"] = [{"index": 0, "message": message, "finish_reason": finish}]
     return body
+
+
+def _listed(held: Any) -> list[Any]:
+    return held if isinstance(held, list) else [held]
 
 
 def is_page(raw: bytes) -> bool:
@@ -100,4 +118,4 @@ def is_prose(raw: bytes) -> bool:
 
 def storable(text: str) -> str:
     """Half a surrogate pair can neither be stored nor printed."""
-    return text if text.isascii() else text.encode(errors="replace").decode()
+    return text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

@@ -252,19 +252,23 @@ def is_loopback(base_url: str) -> bool:
         return False
 
 
+COST_NAMES = ("estimated_cost", "total_cost")  # beside `cost`
+
+
 def told_cost(usage: object, headers: Mapping[str, str] | None = None) -> int | None:
     """Micro-dollars that a server says it charged, or None where it does not say so in a way that can
     be believed.
 
     OpenRouter (and gateways like it): `usage.cost` in dollars, and with a key of one's own
     (`is_byok`) only its fee, to which the vendor's bill in `cost_details` is added. Perplexity:
-    `usage.cost.total_cost`. xAI: `usage.cost_in_usd_ticks`. LiteLLM: a header.
+    `usage.cost.total_cost`. DeepInfra: `usage.estimated_cost`. xAI: `usage.cost_in_usd_ticks`.
+    LiteLLM: a header.
     """
     said: Mapping[str, object] = usage if isinstance(usage, dict) else {}
     header = headers.get(COST_HEADER) if headers else None
-    if header is None and "cost" not in said and "cost_in_usd_ticks" not in said:
+    cost = next((said[name] for name in ("cost", *COST_NAMES) if said.get(name) is not None), None)
+    if header is None and cost is None and "cost_in_usd_ticks" not in said:
         return None
-    cost = said.get("cost")
     usd = _amount(cost.get("total_cost") if isinstance(cost, dict) else cost)
     if usd is None and (ticks := _amount(said.get("cost_in_usd_ticks"))) is not None:
         usd = ticks / TICKS

@@ -5,7 +5,6 @@ kept here as data, by kind. One order holds for all: a filter, an empty account,
 a parameter that the model does not take, a row that is too large, then the status.
 """
 
-import functools
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -38,10 +37,14 @@ _CODES = {
     "categories", "quotaid", "internal_code", "status_code",
 }  # fmt: skip
 _MESSAGES = (
-    "message", "msg", "detail", "error_msg", "errmsg", "status_msg", "error_message", "error", "title",
+    "message", "msg", "detail", "error_msg", "errmsg", "status_msg", "error_message", "error", "errors",
+    "title", "Error", "Message",
 )  # fmt: skip
 
+_QUOTED_PARAMETER = re.compile(rf"[`'\"](?:{'|'.join(words.PARAMETERS)})[`'\"]")
+_QUOTED_NAME = re.compile(r"[`'\"]\w+[`'\"]")
 _PASSING = (408, 409, 425, 498, 499)  # passes by itself; Groq's 498: no capacity in the flex tier
+_NEVER_FILTERS = (401, 402, 404, 405, 407, 408, 409, 410, 413, 425, 429, 498, 499)
 _REDIRECTS = (301, 302, 303, 307, 308)
 
 
@@ -55,7 +58,10 @@ class Refusal:
     page: bool = False
 
     def has(self, code: re.Pattern[str], words: re.Pattern[str]) -> bool:
-        return any(code.search(one) for one in self.codes) or bool(words.search(self.message.lower()))
+        if any(code.search(one) for one in self.codes):
+            return True
+        fields = isinstance(self.body, Mapping) and isinstance(self.body.get("detail"), list)
+        return not fields and bool(words.search(self.message.lower()))  # validators repeat the row's text
 
 
 def read_refusal(raw: bytes) -> Refusal:
@@ -115,7 +121,12 @@ def _message(value: Any, depth: int) -> str:
 
 def is_filtered(status: int, raw: bytes) -> bool:
     """A refusal that is a content filter's doing, in anybody's words: an outcome, not an error."""
-    return status in (400, 403, 422, 451) and _is_filter(status, read_refusal(raw))
+    if status < 400 or status in _NEVER_FILTERS:
+        return False
+    refusal = read_refusal(raw)
+    if status >= 500:
+        return refusal.has(words.FILTER_FAULT, words.FILTER_FAULT)
+    return _is_filter(status, refusal)
 
 
 def _is_filter(status: int, refusal: Refusal) -> bool:
@@ -148,10 +159,10 @@ def _place(location: str | None) -> str:
 
 
 @lru_cache(maxsize=256)
-@functools.lru_cache(maxsize=256)
 def ended(finish: str) -> str:
     """How a reply ended, in one spelling: lower case, and '_' for all that is no letter or digit."""
-    return re.sub(r"[^a-z0-9]+", "_", finish[:FINISH_LENGTH].lower()).strip("_")
+    plain = re.sub(r"[^a-z0-9]+", "_", finish[:FINISH_LENGTH].lower()).strip("_")
+    return re.sub("^finish_?reason_", "", plain)
 
 
 def embedded_error(body: Any) -> AskError | RunStopped | None:
@@ -168,7 +179,7 @@ def embedded_error(body: Any) -> AskError | RunStopped | None:
         return None  # nearly all
     finish = ended(str(choice.get("finish_reason") or ""))
     failed = bool(words.FAILED_FINISH.match(finish))
-    inner = body.get("error") or choice.get("error")
+    inner = _told(body.get("error")) or _told(choice.get("error"))
     named = not choices and any(
         body.get(name) for name in ("message", "msg", "detail", "error_msg", "errors")
     )
@@ -183,6 +194,15 @@ def embedded_error(body: Any) -> AskError | RunStopped | None:
     if _is_filter(status, refusal):  # whatever its status: this row's prompt or answer was refused
         return RowRefused(f"filtered: {refusal.message}", status, "bad_request", about="filter")
     return _error(status, {}, refusal, "status 200 with an error")
+
+
+def _told(error: Any) -> Any:
+    """An error that says something. Some gateways put one with nothing in it, or with a code that means
+    success, beside each answer."""
+    if not isinstance(error, Mapping):
+        return error
+    code = str(error.get("code", "")).lower()
+    return error if any(error.values()) and code not in ("0", "200", "success", "ok") else None
 
 
 def _status_of(refusal: Refusal, told: Mapping[str, Any]) -> int:
@@ -220,6 +240,8 @@ def _error(
 def _is_gone(status: int, refusal: Refusal) -> bool:
     """Whether the model is not there. Anthropic's words for it are 'model: NAME' alone."""
     named = status == 404 and refusal.message.lower().startswith("model:")
+    if _QUOTED_PARAMETER.search(refusal.message.lower()):
+        return False
     return named or refusal.has(words.GONE_CODE, words.GONE_WORDS)
 
 
@@ -251,9 +273,11 @@ def _limited(refusal: Refusal, said: str, wait: Wait) -> AskError:
 
 def _row_refused(status: int, refusal: Refusal, said: str) -> AskError:
     lower, codes = refusal.message.lower(), " ".join(refusal.codes)
-    if status == 413 or words.TOO_LARGE.search(lower) or re.search(r"context_length|string_above_max", codes):
+    name = _refused_parameter(refusal) if status in (400, 422) else None
+    unquoted = _QUOTED_NAME.sub("", lower)
+    if status == 413 or words.TOO_LARGE.search(unquoted) or words.TOO_LARGE_CODE.search(codes):
         return RowRefused(said, status, "too_large", about="row")
-    if status in (400, 422) and (name := _refused_parameter(refusal)):
+    if name:
         return RowRefused(f"{said}; {_advice(name, lower)}", status, "bad_request", about="run")
     if status == 403:
         return RowRefused(said, status, "auth")
@@ -278,7 +302,7 @@ def _refused_parameter(refusal: Refusal) -> str | None:
 def _advice(name: str, lower: str) -> str:
     if "temperature" in lower and "top_p" in lower:
         return "send one of the two: --omit top_p"
-    too_much = re.search(r"too large|at most|less than|maximum|exceed", lower)
+    too_much = re.search(r"too large|at most|less than|maximum|exceed|valid range", lower)
     if name in ("max_tokens", "max_completion_tokens") and too_much:
         return "lower --max-tokens or --thinking-tokens"
     if name == "max_tokens":

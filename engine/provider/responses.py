@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from engine.provider.errors import AskError, BadReply, RunStopped
 from engine.provider.json_body import is_page, is_prose, parse_body, storable
+from engine.provider.refusal_words import any_of
 from engine.provider.refusals import embedded_error, ended
 from engine.provider.usage import NO_CLAIM, Claim, read_claim
 from store.records import UNUSABLE, Outcome
@@ -21,37 +22,32 @@ UNREAD_LENGTH = 200
 # How a reply ended, in anybody's spelling: lower case, '-' and blanks as '_'.
 WHOLE = {
     "", "stop", "end_turn", "eos", "eos_token", "stop_sequence", "stop_token", "end_of_sequence", "complete",
-    "completed", "finish_reason_stop",
+    "completed",
 }  # fmt: skip
-CUT = {
-    "length", "max_tokens", "model_length", "max_output_tokens", "max_completion_tokens", "max_length",
-    "token_limit", "max_token", "context_length", "model_context_window_exceeded", "max_new_tokens",
-    "context_window_exceeded", "finish_reason_max_tokens", "incomplete", "maxtokens",
-    "error_limit", "max_tokens_reached",
-}  # fmt: skip
-FILTERED = {
-    "content_filter", "content_filtered", "contentfilter", "safety", "prohibited_content", "sensitive",
-    "blocklist", "spii", "recitation", "image_safety", "guardrail_intervened", "guardrails", "censored",
-    "blocked", "moderation", "moderated", "content_policy", "content_policy_violation", "error_toxic",
-    "finish_reason_safety", "risk", "unsafe", "model_armor", "language",
-}  # fmt: skip
+CUT = any_of(
+    "length", "truncat", "max(?:imum)?_?(?:new_|output_|completion_|predicted_?)?(?:token|output$)",
+    "token_?limit", "context_window", "^(?:error_)?limit$", "^incomplete$",
+)  # fmt: skip
+FILTERED = any_of(
+    "content_?filter", "safety", "prohibited", "sensitive", "^block", "^spii$", "recitation", "guardrail",
+    "censor", "moderat", "content_?policy", "policy_violation", "toxic", "^risk$", "unsafe", "model_armor",
+    "^language$",
+)  # fmt: skip
 REFUSED = {"refusal", "refused"}
 TOOLS = {
     "tool_calls", "tool_call", "tool_use", "function_call", "malformed_function_call",
     "unexpected_tool_call", "malformed_tool_call",
 }  # fmt: skip
-_REASONING = ("reasoning_content", "reasoning", "thinking", "reasoning_details", "thinking_blocks")
-_THOUGHT_PARTS = (
-    "thinking",
-    "reasoning",
-    "thought",
-    "reasoning_content",
-    "redacted_thinking",
-    "summary_text",
-)
+_REASONING = (
+    "reasoning_content", "reasoning", "thinking", "reasoning_text", "thoughts", "reasoning_details",
+    "thinking_blocks",
+)  # fmt: skip
+_THOUGHT_PART = re.compile("think|thought|reason|^summary_text$")
+_CALL_PARTS = ("tool_use", "tool_call", "function_call", "server_tool_use")
 _BARE_CLOSING = re.compile(r"(?:^|\n)\s*(</think>|</thinking>|\[/THINK\]|◁/think▷|</seed:think>)\s*(?:\n|$)")
-_INLINE_CLOSING = re.compile(r"</think>\s*\n")
+_INLINE_CLOSING = re.compile(r"(?<=[.!?。！？])\s*</think>\s*(?=\w)|</think>\s*\n")
 _INVISIBLE = re.compile(r"[\s\x00-\x1f\x7f\u00ad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]*")
+_BARE_HARMONY = re.compile(r"analysis(.+?)assistantfinal(.*)", re.DOTALL)  # its marks were left out
 _HARMONY = re.compile(
     r"<\|channel\|>(\w+)(?:<\|constrain\|>\w+)?<\|message\|>(.*?)(?=<\|(?:end|return|call|start|channel)\|>|\Z)",
     re.DOTALL,
@@ -114,18 +110,19 @@ def _reply(
 ) -> Reply:
     given, told = message.get("content"), ""
     content, thought = (given, "") if isinstance(given, str) else _content(given)
-    for name in _REASONING:
-        if (value := message.get(name)) and (told := _joined_text(value)):
+    beside = message.get("provider_specific_fields")  # LiteLLM
+    for place in (message, choice, beside if isinstance(beside, dict) else {}):
+        if told := next((text for name in _REASONING if (text := _joined_text(place.get(name)))), ""):
             break
     text, marked = split_thinking(content)
     refusal = message.get("refusal") or (_refusal_in(given) if isinstance(given, list) else "")
     finish = choice.get("finish_reason") or choice.get("stop_reason") or ""
-    calls = message.get("tool_calls") or message.get("function_call")
+    calls = message.get("tool_calls") or message.get("function_call") or _has_calls(given)
     outcome = _outcome(str(finish), text, refusal, bool(calls))
     if outcome == "refusal" and not text.strip() and isinstance(refusal, str):
         text = refusal
     reasoning = "\n".join(filter(None, (told, thought, marked)))
-    shown = given == text or (not text and given is None)
+    shown = (given == text and "\0" not in text) or (not text and given is None)
     model, tier = body.get("model"), body.get("service_tier")
     return Reply(
         outcome,
@@ -142,7 +139,7 @@ def _reply(
 def _outcome(finish: str, text: str, refusal: object, calls: bool) -> Outcome:
     """What a reply amounts to: the server's word on a filter first, then whether there is an answer."""
     end = ended(finish)
-    if end in FILTERED or end.startswith(("content_filter_", "prohibited_content_", "safety_")):
+    if end not in WHOLE and FILTERED.search(end):
         return "content_filter"
     if end in REFUSED or (isinstance(refusal, str) and refusal):
         return "refusal"
@@ -150,13 +147,15 @@ def _outcome(finish: str, text: str, refusal: object, calls: bool) -> Outcome:
         return "tool_calls"
     if not text[:1].isalnum() and _INVISIBLE.fullmatch(text):
         return "empty"
-    if end in CUT:
-        return "length"
-    return "stop" if end in WHOLE else "other"
+    if end in WHOLE:
+        return "stop"
+    return "length" if CUT.search(end) else "other"
 
 
 def _content(content: object) -> tuple[str, str]:
     """(text, thinking) of a message's content: a text, or parts of either kind."""
+    if isinstance(content, int | float) and not isinstance(content, bool):
+        return str(content), ""
     if isinstance(content, dict):
         content = content.get("parts") if isinstance(content.get("parts"), list) else [content]
     texts: list[str] = []
@@ -166,9 +165,16 @@ def _content(content: object) -> tuple[str, str]:
             texts.append(part)
         elif isinstance(part, dict):
             kind = str(part.get("type", ""))
-            is_thought = kind in _THOUGHT_PARTS or part.get("thought") is True
+            is_thought = bool(_THOUGHT_PART.search(kind)) or part.get("thought") is True
             (thoughts if is_thought else texts).append(_joined_text(part))
     return "".join(texts), "\n".join(text for text in thoughts if text)
+
+
+def _has_calls(content: object) -> bool:
+    """Whether a call of a tool is among the parts."""
+    return isinstance(content, list) and any(
+        isinstance(part, dict) and part.get("type") in _CALL_PARTS for part in content
+    )
 
 
 def _refusal_in(content: list[object]) -> str:
@@ -182,7 +188,16 @@ def _joined_text(value: object) -> str:
     if isinstance(value, str):
         return value
     if isinstance(value, dict):
-        names = ("text", "thinking", "reasoning", "reasoning_content", "summary", "content", "output_text")
+        names = (
+            "text",
+            "thinking",
+            "reasoning",
+            "reasoning_content",
+            "summary",
+            "content",
+            "output_text",
+            "value",
+        )
         return next((text for name in names if (text := _joined_text(value.get(name)))), "")
     if isinstance(value, list):
         return "".join(_joined_text(part) for part in value)
@@ -192,12 +207,16 @@ def _joined_text(value: object) -> str:
 def split_thinking(text: str) -> tuple[str, str]:
     """(answer, thinking) of a text with thinking marks at its start; the closing mark alone will do, where
     the prompt had opened it. A text that only speaks of such marks is left alone."""
+    if text.startswith("analysis") and (bare := _BARE_HARMONY.fullmatch(text)):
+        return bare[2].lstrip(), bare[1].strip()
     if "<" not in text and "[" not in text and "◁" not in text:
         return text, ""
     if "<|channel|>" in text and (found := _HARMONY.findall(text)):
         final = "".join(part for channel, part in found if channel == "final")
         return final, "\n".join(part for channel, part in found if channel != "final").strip()
     thought, answer = apart(text)
+    while (again := apart(answer))[1] != answer:  # some think several times
+        thought, answer = f"{thought}\n{again[0]}".strip(), again[1]
     answer = unwrapped(answer)
     if answer != text:
         return answer, thought
@@ -258,4 +277,4 @@ def text_of(raw: bytes) -> str:
 
 def is_cut(reply: Reply) -> bool:
     """Whether a reply ended at its bound."""
-    return ended(reply.finish_reason) in CUT
+    return bool(CUT.search(ended(reply.finish_reason)))

@@ -23,7 +23,17 @@ _IN_WORDS = re.compile(
     rf"((?:\d+(?:\.\d+)?\s*(?:{_UNITS})(?![a-z0-9]|\d)[\s,]*(?:and\s+)?|\d+(?:\.\d+)?(?:ms|d|h|m|s)(?=\d))+)"
 )
 _EPOCH = 1e9  # a larger number of seconds is a date
-_WAITS = ("retry-after-ms", "retry-after", "x-ms-retry-after-ms", "x-retry-after", "ratelimit-reset")
+_MOMENT = re.compile(
+    r"\b(?:at|until|on|after) (\d{4}-\d\d-\d\d[t ]\d\d:\d\d(?::\d\d)?(?:\.\d+)?) ?(z|utc|gmt|[+-]\d\d:?\d\d)?"
+)
+_CHINESE = re.compile(r"(\d+(?:\.\d+)?)\s*(秒|分钟|小时)(?:钟)?(?:之?后|再)")
+_CHINESE_UNITS = {"秒": 1.0, "分钟": 60.0, "小时": 3600.0}
+# The IETF's one header for all: `limit=10, remaining=0, reset=2` or `"default";r=0;t=2`.
+_USED_UP = re.compile(r"\b(?:remaining|r)=0\b.*?\b(?:reset|t)=(\d+)")
+_WAITS = (
+    "retry-after-ms", "retry-after", "x-ms-retry-after-ms", "x-retry-after", "ratelimit-reset",
+    "x-ratelimit-reset-after", "x-ratelimit-timeremaining",
+)  # fmt: skip
 _RESETS = (
     "x-ratelimit-reset", "x-ratelimit-reset-requests", "x-ratelimit-reset-tokens",
     "anthropic-ratelimit-requests-reset", "anthropic-ratelimit-tokens-reset",
@@ -36,6 +46,10 @@ _IN_BODY = (
     "retryafter",
     "retry-after",
     "x-ratelimit-reset",
+    "resets_in_seconds",
+    "reset_in_seconds",
+    "resets_at",
+    "reset_at",
 )
 
 
@@ -83,11 +97,34 @@ def wait_for(headers: Mapping[str, str], body: Any, message: str) -> Wait:
             return Wait(wait)
     if (wait := next(_in_body(body, 8), None)) is not None:
         return Wait(wait)
-    if found := _IN_WORDS.search(message.lower()):
-        return Wait(_bounded(_sum(_SPOKEN.findall(found[1]))))
+    if (wait := _in_words(message.lower())) is not None:
+        return Wait(wait)
+    if found := _USED_UP.search(lower.get("ratelimit", "")):
+        return Wait(_bounded(float(found[1])))
     # Last, since a bucket that leaks is usable long before it is full again.
-    resets = [_header(lower, name) for name in _RESETS if _is_used_up(lower, name)]
+    resets = [_header(lower, name) for name in lower if _is_reset(lower, name)]
     return Wait(max((wait for wait in resets if wait is not None), default=None))
+
+
+def _in_words(said: str) -> float | None:
+    if found := _IN_WORDS.search(said):
+        return _bounded(_sum(_SPOKEN.findall(found[1])))
+    if found := _CHINESE.search(said):
+        return _bounded(float(found[1]) * _CHINESE_UNITS[found[2]])
+    if found := _MOMENT.search(said):
+        zone = "Z" if found[2] in ("z", "utc", "gmt") else found[2] or ""
+        return _bounded(seconds_until(found[1].upper() + zone))
+    return None
+
+
+def _is_reset(lower: Mapping[str, str], name: str) -> bool:
+    """Whether a header tells when a limit that is used up is full again. Of a name that we do not know
+    another header must say that nothing is left."""
+    if name in _RESETS:
+        return _is_used_up(lower, name)
+    if "ratelimit" not in name or "-reset" not in name:
+        return False
+    return name.replace("-reset", "-remaining") in lower and _is_used_up(lower, name)
 
 
 def _is_used_up(lower: Mapping[str, str], reset: str) -> bool:

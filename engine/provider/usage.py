@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from engine.provider.pricing import told_cost
+from engine.provider.pricing import COST_NAMES, told_cost
 from store.records import Usage
 
 MOST_TOKENS = 10**9  # a count beyond this is not a count
@@ -40,6 +40,7 @@ _REASONING = _places(
     "reasoning_tokens", "thoughtsTokenCount",
 )  # fmt: skip
 
+_TOLD = frozenset(("cost", *COST_NAMES, "cost_in_usd_ticks"))
 _PARTS = frozenset(name for places in (_CACHED, _WRITTEN, _REASONING) for name, _ in places)
 
 
@@ -83,7 +84,7 @@ def read_claim(given: object) -> Claim:
     elif total is None and completion is not None and reasoning > completion:
         completion += reasoning  # thinking that stands beside the answer
     most = MOST_TOKENS if prompt is None else prompt
-    told = told_cost(given) if "cost" in given or "cost_in_usd_ticks" in given else None
+    told = None if _TOLD.isdisjoint(given) else told_cost(given)
     cached = min(cached, most)
     return Claim(prompt, completion, cached, min(written, most - cached), reasoning, told)
 

@@ -9,6 +9,7 @@ import orjson
 
 from tests.support.dialects import (
     COST,
+    USAGE,
     Row,
     Sent,
     anthropic,
@@ -38,6 +39,7 @@ def failing_choice(code: int, finish: str = "error") -> Sent:
     return reply("Half a te", finish, choice={"error": {"code": code, "message": "Upstream error"}})
 
 
+NO_ERROR = {"message": "", "type": "", "param": "", "code": None}
 ERRORS_IN_A_200 = [
     healed("finish error with an error of 502", failing_choice(502), retried="server"),
     healed("finish error with an error of 429", failing_choice(429), retried="rate_limit"),
@@ -63,12 +65,22 @@ ERRORS_IN_A_200 = [
         "content_filter",
     ),
     read("error null beside an answer", Sent(chat("Answer.", error=None)), "Answer."),
+    read("an error that says nothing (One API)", Sent(chat("Answer.", error=NO_ERROR)), "Answer."),
+    read("an error of code 0", Sent(chat("Answer.", error={"code": 0, "message": "ok"})), "Answer."),
 ]
 ANSWER = chat("Answer.")
 RAW = orjson.dumps(ANSWER)
 STREAMED = (chunk("Ans"), chunk("wer."), chunk(None, "stop", usage=used(10, 5)))
 THOUGHT = {"choices": [{"index": 0, "delta": {"reasoning_content": "Hm."}, "finish_reason": None}]}
 BROKEN_STREAM = {"error": {"code": 502, "message": "Provider disconnected"}}
+ENDS_WITH_USAGE = {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop", "usage": USAGE}]}
+
+
+def piece(text: str) -> dict[str, Any]:
+    """One piece of a stream whose content comes in parts."""
+    return {"choices": [{"index": 0, "delta": {"content": [{"type": "text", "text": text}]}}]}
+
+
 PAGE = "<!DOCTYPE html><html><head><title>Just a moment...</title></head><body></body></html>"
 ENVELOPES = [
     read("a byte order mark", Sent(b"\xef\xbb\xbf" + RAW), "Answer."),
@@ -100,6 +112,26 @@ ENVELOPES = [
         "An",
         None,
         "length",
+    ),
+    read("NaN beside the answer", Sent(RAW[:-1] + b', "logprob": NaN}'), "Answer."),
+    read("half an emoji", Sent(RAW.replace(b"Ans", rb"A\ud83d ")), "A\ufffd wer."),
+    read("a line break that is not escaped", Sent(RAW.replace(b"Ans", b"An\n\ns")), "An\n\nswer."),
+    read("a character 0", Sent(RAW.replace(b"Ans", rb"A\u0000")), "A\0wer."),
+    read("the end of a stream behind a reply", Sent(RAW + b"\n\ndata: [DONE]\n\n"), "Answer."),
+    read("pieces that are not named data", Sent(b"\n".join(map(orjson.dumps, STREAMED))), "Answer."),
+    read("a line separator in a stream", Sent(events(chunk("An\u2028"), chunk("s.", "stop"))), "An\u2028s."),
+    read("parts in a stream", Sent(events(piece("Ans"), piece("wer."), chunk(None, "stop"))), "Answer."),
+    Row(
+        "usage inside a choice of a stream (Moonshot)",
+        (Sent(events(chunk("Answer."), ENDS_WITH_USAGE), type=STREAM),),
+        output="Answer.",
+        cost=COST,
+    ),
+    Row(
+        "usage in x_groq of a stream (Groq)",
+        (Sent(events(chunk("Answer."), chunk(None, "stop", x_groq={"usage": USAGE})), type=STREAM),),
+        output="Answer.",
+        cost=COST,
     ),
     healed("a stream that breaks off", Sent(events(*STREAMED[:1], done=False), type=STREAM)),
     healed("a stream with an error in it", Sent(events(STREAMED[0], BROKEN_STREAM), type=STREAM)),

@@ -55,6 +55,7 @@ MONEY = [
     costs("a billion in total", used(10, 5) | {"total_tokens": 10**9}, (1, AT_MOST)),
     costs("a billion prompt tokens", used(10**9, 5), (1, AT_MOST)),
     costs("usage.cost (OpenRouter)", used(10, 5, cost=0.00123), 1230, listed=COST),
+    costs("estimated_cost (DeepInfra)", used(10, 5, estimated_cost=0.00123), 1230, listed=COST),
     costs("usage.cost null", used(10, 5, cost=None), COST),
     costs("usage.cost below zero", used(10, 5, cost=-1), COST),
     costs("usage.cost of $5,000", used(10, 5, cost=5000.0), (1, AT_MOST)),

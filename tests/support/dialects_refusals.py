@@ -157,6 +157,34 @@ REFUSALS = [
         "400 Content Exists Risk (DeepSeek)",
         refusal(400, "Content Exists Risk", "invalid_request_error", "invalid_request_error"),
     ),
+    filtered(
+        "446 of a guardrail (Portkey)",
+        refusal(446, "The guardrail checks defined in the config failed.", None, "hooks_failed"),
+    ),
+    filtered(
+        "424 blocked by a gateway (Cloudflare)",
+        error(
+            424,
+            {"error": [{"code": 2016, "message": "Prompt blocked due to security configurations"}]},
+        ),
+    ),
+    filtered(
+        "500 of a filter behind a gateway (One API)",
+        refusal(500, "blocked by Gemini API: PROHIBITED_CONTENT", "prompt_blocked", "upstream_error"),
+    ),
+    filtered(
+        "an error in capitals (Tencent)",
+        error(
+            400,
+            {
+                "Response": {
+                    "Error": {"Code": "FailedOperation", "Message": "输入内容包含敏感信息"},
+                    "RequestId": "1",
+                }
+            },
+        ),
+    ),
+    filtered("nsfw (Together)", refusal(422, "Input prompt contains NSFW content")),
     refused("403 with a page (Cloudflare)", error(403, BLOCKED, HTML)),
     refused("400 as a string", error(400, {"error": "the field is odd"}), "bad_request", "the field is odd"),
     refused(
@@ -244,5 +272,33 @@ REFUSALS = [
         "413 request_too_large (Anthropic)",
         anthropic(413, "request_too_large", "Request exceeds the maximum size"),
         "too_large",
+    ),
+    refused(
+        "please reduce the length (Groq)",
+        refusal(400, "Please reduce the length of the messages or completion."),
+        "too_large",
+    ),
+    refused(
+        "inputs and new tokens (TGI)",
+        error(422, {"error": "Input validation error: `inputs` tokens + `max_new_tokens` must be <= 4097."}),
+        "too_large",
+    ),
+    refused(
+        "a prompt that is too long (GLM)",
+        error(400, {"error": {"code": "1261", "message": "Prompt 超长"}}),
+        "too_large",
+    ),
+    refused(
+        "a text of the row that is repeated and speaks of bills",
+        error(
+            422,
+            {"detail": [{"loc": ["body", "messages"], "msg": "Odd: 'Explain an overdue, unpaid balance'"}]},
+        ),
+        "bad_request",
+    ),
+    refused(
+        "an unknown character",
+        refusal(400, "The prompt for the model has an unknown character in it"),
+        "bad_request",
     ),
 ]

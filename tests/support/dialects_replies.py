@@ -44,6 +44,12 @@ CUT = [
     finishes("finish model_context_window_exceeded (GLM)", "model_context_window_exceeded", "length"),
     finishes("finish token_limit (watsonx)", "token_limit", "length"),
     finishes("finish ERROR_LIMIT (Cohere)", "ERROR_LIMIT", "length|other"),
+    finishes("finish maxPredictedTokensReached (LM Studio)", "maxPredictedTokensReached", "length"),
+    finishes("finish contextLengthReached (LM Studio)", "contextLengthReached", "length"),
+    finishes("finish maximum_tokens (Aleph Alpha)", "maximum_tokens", "length"),
+    finishes("finish FinishReason.MAX_TOKENS (a name of Python's)", "FinishReason.MAX_TOKENS", "length"),
+    finishes("finish limit (llama.cpp)", "limit", "length"),
+    finishes("finish LENGTH (Titan)", "LENGTH", "length"),
 ]
 FILTERED = [
     finishes("finish content_filter with text", "content_filter", "content_filter"),
@@ -57,6 +63,11 @@ FILTERED = [
     finishes("finish sensitive with half a text (GLM)", "sensitive", "content_filter", "Half a"),
     finishes("finish content_filtered (Bedrock)", "content_filtered", "content_filter"),
     finishes("finish guardrail_intervened (Bedrock)", "guardrail_intervened", "content_filter", "Blocked."),
+    finishes("finish IMAGE_PROHIBITED_CONTENT (Gemini)", "IMAGE_PROHIBITED_CONTENT", "content_filter", None),
+    finishes("finish FinishReason.SAFETY (a name of Python's)", "FinishReason.SAFETY", "content_filter"),
+    finishes(
+        "finish input_guardrail_triggered (Databricks)", "input_guardrail_triggered", "content_filter", None
+    ),
     finishes("finish ERROR_TOXIC (Cohere)", "ERROR_TOXIC", "content_filter", None),
     finishes(
         "finish content_filter: PROHIBITED_CONTENT (Gemini's layer)",
@@ -142,6 +153,11 @@ TOOLS = [
     ),
     Row("tool_calls under stop", (reply("", message={"tool_calls": [CALL]}),), "tool_calls"),
     Row("tool_use (Anthropic)", (reply(None, "tool_use", message={"tool_calls": [CALL]}),), "tool_calls"),
+    Row(
+        "a part of the kind tool_use (Anthropic)",
+        (reply([{"type": "tool_use", "id": "1", "name": "s", "input": {}}]),),
+        "tool_calls",
+    ),
     Row("a list of no tool_calls", (reply("Text.", message={"tool_calls": []}),), "stop", output="Text."),
 ]
 
@@ -203,6 +219,27 @@ READ = [
         "length",
     ),
     read("a text about the think mark", reply("Write <think> to begin."), "Write <think> to begin."),
+    read("a number", reply(42), "42"),
+    read(
+        "reasoning_text as a part (Responses)",
+        reply([{"type": "reasoning_text", "text": "Hm."}, {"type": "text", "text": {"value": "Answer."}}]),
+        "Answer.",
+        "Hm.",
+    ),
+    read("reasoning_text (Copilot)", reply("Answer.", message={"reasoning_text": "Hm."}), "Answer.", "Hm."),
+    read(
+        "reasoning_content among the provider's own fields (LiteLLM)",
+        reply("Answer.", message={"provider_specific_fields": {"reasoning_content": "Hm."}}),
+        "Answer.",
+        "Hm.",
+    ),
+    read("thinking beside the message", reply("Answer.", choice={"reasoning": "Hm."}), "Answer.", "Hm."),
+    read("a closing mark in the line", reply("Hm, so two.</think>Answer."), "Answer.", "Hm, so two."),
+    read("thinking twice", reply("<think>A.</think>\n<think>B.</think>\nAnswer."), "Answer.", "A.\nB."),
+    read(
+        "channels without their marks (gpt-oss)", reply("analysisHm.assistantfinalAnswer."), "Answer.", "Hm."
+    ),
+    read("a channel of thought (Gemma)", reply("<|channel>thought\nHm.<channel|>Answer."), "Answer.", "Hm."),
     read("[THINK] marks (Magistral)", reply("[THINK]Hm.[/THINK]Answer."), "Answer.", "Hm."),
 ]
 

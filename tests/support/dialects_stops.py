@@ -137,6 +137,35 @@ STOPS = [
         "Invalid model name",
     ),
     Stop(
+        "403 not enough balance (Novita)",
+        error(403, {"code": 403, "reason": "NOT_ENOUGH_BALANCE", "message": "not enough balance"}),
+        "not enough balance",
+    ),
+    Stop(
+        "400 organization disabled (Anthropic)",
+        anthropic(400, "invalid_request_error", "This organization has been disabled."),
+        "disabled",
+    ),
+    Stop(
+        "403 of a token that has expired (Bedrock)",
+        error(403, {"message": "The security token included in the request is expired"}),
+        "is expired",
+    ),
+    Stop(
+        "400 model_not_supported (Hugging Face)",
+        refusal(
+            400,
+            "The requested model 'teacher' is not supported by any provider you have enabled.",
+            "model_not_supported",
+        ),
+        "not supported by any provider",
+    ),
+    Stop(
+        "404 at the end of its life (Bedrock)",
+        error(404, {"message": "This model version has reached the end of its life."}),
+        "end of its life",
+    ),
+    Stop(
         "401 in the middle of a run",
         refusal(401, "Incorrect API key provided.", "invalid_api_key"),
         "Incorrect API key",
@@ -148,6 +177,16 @@ STOPS = [
     ),
 ]
 
+REFUSED_BY_ALL = [  # in the middle of a run, with words from which nobody can tell that it is for good
+    Stop(
+        "400 of a place (Gemini)", refusal(400, "User location is not supported for the API use."), "location"
+    ),
+    Stop("400 of a setup", refusal(400, "Something is odd"), "Something is odd"),
+    Stop(
+        "302 to a page where people sign in", Sent("", 302, {"Location": "https://sign.in/here"}), "sign.in"
+    ),
+    Stop("407 of a proxy", error(407, "Proxy authentication required", "text/plain"), "Proxy"),
+]
 FIRST_FILTERED = [
     Stop("code 1301 (GLM)", GLM, ""),
     Stop("invalid_prompt (OpenAI)", FLAGGED, ""),
