@@ -95,7 +95,9 @@ def test_numbers_are_refused_in_our_words() -> None:
     assert "Input should" not in said
     for port, told in ((-1, "--port -1: wants 0 (any"), (65536, "--port 65536: wants 0 (any")):
         assert told in refused("serve", "--scripted", "--port", port)
-    assert "--latency nan: wants seconds" in refused("serve", "--scripted", "--port", 0, "--latency", "nan")
+    assert "--latency nan: must be a finite number" in refused(
+        "serve", "--scripted", "--port", 0, "--latency", "nan"
+    )
 
 
 def test_a_port_that_is_in_use_is_told_before_a_model_is_read() -> None:

@@ -156,7 +156,7 @@ async def counting(folder: Path, **config: Any) -> AsyncIterator[Counted]:
 def moments(seed: int, early: int, late: int) -> list[tuple[str, float]]:
     """When to kill: so many seconds after the start, or after so many more bills and a blink."""
     dice = random.Random(seed)
-    found = [("seconds", dice.uniform(0.05, 1.6)) for _ in range(early)]
+    found = [("seconds", dice.uniform(0.02, 0.6)) for _ in range(early)]
     found += [("bills", dice.randrange(45) + dice.uniform(0.0, 0.99)) for _ in range(late)]
     dice.shuffle(found)
     return found
