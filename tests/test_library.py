@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import asyncio
 import builtins
+import gc
 import inspect
 import re
 import signal
@@ -87,6 +88,7 @@ async def test_a_coroutine_does_not_hold_up_its_loop(tmp_path: Path) -> None:
 
 
 async def test_several_runs_at_the_same_time(tmp_path: Path) -> None:
+    before = gc.get_threshold()
     async with Provider().running() as p:
         found = await asyncio.gather(
             *(
@@ -95,6 +97,7 @@ async def test_several_runs_at_the_same_time(tmp_path: Path) -> None:
             )
         )
     assert [result.done for result in found] == [3, 3]
+    assert gc.get_threshold() == before  # runs set the collector, and set it back
 
 
 def test_a_pool_is_translated(provider: Provider, tmp_path: Path) -> None:

@@ -64,14 +64,17 @@ def run_job(job: Job) -> list[StageResult]:
     # Replies make many short-lived objects and no circles: the garbage collector looks at them less often,
     # and not at what was there before (a tenth of the time for each reply)
     before = gc.get_threshold()
-    gc.freeze()
-    gc.set_threshold(GC_ALLOCATIONS, 20, 50)
+    is_first = before[0] < GC_ALLOCATIONS  # no other run in this process has seen to it
+    if is_first:
+        gc.freeze()
+        gc.set_threshold(GC_ALLOCATIONS, 20, 50)
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             return runner.run(_run(job, most))
     finally:
-        gc.set_threshold(*before)
-        gc.unfreeze()
+        if is_first:
+            gc.set_threshold(*before)
+            gc.unfreeze()
 
 
 async def _run(job: Job, most: int) -> list[StageResult]:
