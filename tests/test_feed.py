@@ -9,6 +9,7 @@ import hashlib
 import os
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,14 +20,15 @@ import pytest
 import engine.collect.feed
 import store.key_index
 from engine.collect.feed import Chunk, Feed, FeedThread, Placement
-from engine.collect.plan import Plan, plan_of
+from engine.collect.plan import Plan, PromptTokens, plan_of
 from engine.collect.rows import Numbered
 from engine.collect.settings import Settings
-from engine.provider.tokens import tokenizer_for
+from engine.provider.tokens import Tokenizer, tokenizer_for
+from engine.run.estimate import survey
 from store.errors import PoolError
 from store.key_index import ANSWERED, FAILED, known_keys
 from store.pool import Pool
-from store.records import BadRow, Request, Response, Usage
+from store.records import BadRow, Message, Request, Response, Usage
 from store.schema import connect_writer
 from tests.support.ledgers import Book, chat, opened, rows
 
@@ -405,3 +407,42 @@ async def test_a_limit_ends_a_pipe_without_waiting_for_a_further_row(
         pipe.close()
         thread.close()
         pipe.done()
+
+
+# What the estimate has counted
+
+
+async def test_prompts_that_the_estimate_has_counted_are_not_counted_again(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = [f"Tell me {'more ' * (number % 7)}about {number}." for number in range(200)]
+    run.write(*texts)
+    plan = plan_of(settings(samples=2), tokenizer_for("gpt-4"))
+    survey(Pool(run.pool), plan, known_keys(None).copy())
+    changed = {20: "Something else.", 150: "Something else again."}
+    run.write(*[changed.get(number, text) for number, text in enumerate(texts)])
+    counted: list[str] = []
+    count = Tokenizer.count_messages
+
+    def counting(tokenizer: Tokenizer, messages: Sequence[Message]) -> int:
+        counted.append(messages[-1]["content"])
+        return count(tokenizer, messages)
+
+    monkeypatch.setattr(Tokenizer, "count_messages", counting)
+    feed, thread = feed_of(run, Pool(run.pool), plan)
+    chunk = await feed.chunk(1000)
+    thread.close()
+    assert counted == list(changed.values())
+    assert len(chunk.due) == 400
+    tokenizer = tokenizer_for("gpt-4")
+    for request in chunk.due:
+        assert request.prompt_tokens == count(tokenizer, orjson.loads(request.body)["messages"])
+
+
+def test_counts_of_another_pool_are_let_go() -> None:
+    counted, keys = PromptTokens(), [hashlib.sha256(b"%d" % n).digest() for n in range(300)]
+    for key in keys[:100]:
+        counted.note(key, 7)
+    assert [counted.take(key) for key in keys[:3]] == [7, 7, 7]
+    assert [counted.take(key) for key in keys[200:300]] == [None] * 100
+    assert counted.take(keys[3]) is None

@@ -13,7 +13,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from queue import SimpleQueue
 
@@ -23,7 +23,7 @@ from store.errors import DamagedLedger, PoolError, is_damage
 from store.files import LEDGER
 from store.key_index import ANSWERED, DUE, FAILED, TAKEN, KeyIndex, Known
 from store.queries import Page, has_row, placed_page
-from store.records import BadRow, Item, Message, Request
+from store.records import BadRow, Item, Request
 
 PAGE = 4096  # positions read from the ledger at once
 CLOCK_ROWS = 64
@@ -248,20 +248,24 @@ class Feed:
         settings that it belongs to there."""
         messages, body, keys = self._plan.seal(item)
         keys, placement.plan = self._plan.kept(item, keys, self._known.has_answer)
+        tokens, most, tokenizer = 0, self._plan.max_tokens, self._plan.tokenizer
+        beside = item if self._plan.task.check else None  # to read the reply
         for sample, key in enumerate(keys):
             number = self._known.find(key)
             if plan != self.plan and (kept := self._answer_kept(placed[sample], number)) is not None:
                 number, placement.plan = kept, plan
+            if number is None or self.index.state(number) == DUE:
+                tokens = tokens or self._plan.counted.take(keys[0]) or tokenizer.count_messages(messages)
             if number is None:
-                request = self._request(self._known.new(key), key, sample, body, messages, item)
+                request = Request(self._known.new(key), key, sample, body, tokens, most, beside)
                 number = request.id
                 placement.new.append(request)
                 chunk.due.append(request)
             elif self.index.state(number) == DUE:  # known from an earlier run, not answered yet
                 self.index.mark(number, TAKEN)
                 asked, refused = self._known.asked(number)
-                request = self._request(number, key, sample, body, messages, item)
-                chunk.due.append(replace(request, asked=asked, refused=refused))
+                request = Request(number, key, sample, body, tokens, most, beside, asked, refused)
+                chunk.due.append(request)
             elif (state := self.index.state(number)) in (ANSWERED, FAILED):
                 chunk.known[state] += 1
             else:
@@ -275,16 +279,3 @@ class Feed:
         if placed is None or self.index.state(placed) != ANSWERED:
             return None
         return placed if number is None or self.index.state(number) != ANSWERED else None
-
-    def _request(
-        self,
-        number: int,
-        key: bytes,
-        sample: int,
-        body: bytes,
-        messages: Sequence[Message],
-        item: Item,
-    ) -> Request:
-        tokens = self._plan.tokenizer.count_messages(messages)
-        kept = item if self._plan.task.check else None
-        return Request(number, key, sample, body, tokens, self._plan.max_tokens, kept)

@@ -6,8 +6,9 @@ answers count for the stage (`--reuse`).
 
 import hashlib
 import sqlite3
+from array import array
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
@@ -22,6 +23,34 @@ from engine.tasks.languages import Language, find_language
 from engine.tasks.task import Task
 from store.errors import UsageError
 from store.records import Item, Message
+
+
+class PromptTokens:
+    """Prompt tokens of rows by their first key, in the order of the pool: what the estimate has counted is
+    not counted again by the run. 12 bytes a row."""
+
+    AHEAD = 8  # rows that are looked through: others may have been answered since
+    MISSES = 64  # after so many in a row they are those of another pool
+
+    def __init__(self) -> None:
+        self._heads, self._tokens = array("Q"), array("I")
+        self._at = self._misses = 0
+
+    def note(self, key: bytes, tokens: int) -> None:
+        self._heads.append(int.from_bytes(key[:8], "big"))
+        self._tokens.append(tokens)
+
+    def take(self, key: bytes) -> int | None:
+        """What was counted for this key, if it is the next one or soon after."""
+        head = int.from_bytes(key[:8], "big")
+        for at in range(self._at, min(self._at + self.AHEAD, len(self._heads))):
+            if self._heads[at] == head:
+                self._at, self._misses = at + 1, 0
+                return self._tokens[at]
+        self._misses += 1
+        if self._misses > self.MISSES:
+            self._heads, self._tokens, self._at = array("Q"), array("I"), 0
+        return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +68,7 @@ class Plan:
     only: frozenset[int] | None = None  # positions, for a pilot
     structured: bool = False
     reused: tuple["Earlier", ...] = ()
+    counted: PromptTokens = field(default_factory=PromptTokens, repr=False, compare=False)
 
     @property
     def accepted(self) -> tuple[int, ...]:

@@ -176,7 +176,9 @@ def survey(
                 index.add(key, number, TAKEN)
             else:
                 index.mark(next(index.candidates(key)), TAKEN)
-            tokens = tokens or plan.tokenizer.count_messages(messages)
+            if not tokens:
+                tokens = plan.tokenizer.count_messages(messages)
+                plan.counted.note(keys[0], tokens)
             found.requests += 1
             found.prompt_tokens += tokens
             for start in starts:
