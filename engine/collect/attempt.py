@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-from engine.collect.accounting import Booking, Measure, measure
+from engine.collect.accounting import NO_HEADERS, Booking, Measure, measure
 from engine.collect.outcomes import (
     Again,
     Answered,
@@ -47,7 +47,6 @@ from store.ledger import Ledger
 from store.records import UNUSABLE, Cause, Fault, Request, Usage
 
 FIRST_BACKOFF, LONGEST_BACKOFF = 0.25, 60.0
-NO_HEADERS: Mapping[str, str] = {}
 
 
 @dataclass(frozen=True, slots=True)

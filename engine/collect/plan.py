@@ -42,6 +42,8 @@ class PromptTokens:
 
     def take(self, key: bytes) -> int | None:
         """What was counted for this key, if it is the next one or soon after."""
+        if not self._heads:
+            return None
         head = int.from_bytes(key[:8], "big")
         for at in range(self._at, min(self._at + self.AHEAD, len(self._heads))):
             if self._heads[at] == head:

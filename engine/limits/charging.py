@@ -104,8 +104,8 @@ class Charging:
         self._charge(*(-self._cost(way, size, None) for way in (Charge.UPFRONT, Charge.LARGER)), 0.0)
 
     def _charge(self, *costs: float) -> None:
-        if self._levels is not None:
-            self._levels = tuple(level - cost for level, cost in zip(self._levels, costs, strict=True))
+        assert self._levels is not None
+        self._levels = tuple(level - cost for level, cost in zip(self._levels, costs, strict=True))
 
     def _advance(self, now: float) -> None:
         if self._levels is not None:

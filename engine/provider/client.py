@@ -109,7 +109,7 @@ class Client:
             async with self._session.post(
                 self._url, data=body, headers=headers, allow_redirects=False, proxy=self._proxy
             ) as response:
-                raw = redacted(await _read_bounded(response), self._secret)
+                raw = self._redacted(await _read_bounded(response))
                 return HttpReply(response.status, response.headers, raw, self._loop.time() - started)
         except BadReply as error:
             raise BadReply(str(error), self._redacted(error.raw)) from None
