@@ -15,6 +15,7 @@ from engine.run.job import StageJob
 from engine.terminal import (
     Cell,
     Column,
+    counted,
     dollars,
     duration,
     exact_dollars,
@@ -85,14 +86,14 @@ def print_estimate(told: Estimate, settings: Settings, to_stdout: bool = False, 
     """The estimate as a table, on stderr (before a run) or stdout (`estimate`). `batch`: the price
     of the Batch API first."""
     done = f", {told.already_answered:,} stored already" if told.already_answered else ""
-    bad = f", {told.bad_rows:,} bad rows" if told.bad_rows else ""
+    bad = f", {counted(told.bad_rows, 'bad row')}" if told.bad_rows else ""
     tokens = told.completion_tokens
     count = "exact" if told.exact_tokens else "counted with o200k_base; this model's own differ"
     table = grid()
     for label, words in _asked(told, settings):
         table.add_row(label, Text(words))
     more = f"; {told.replies_per_request:.2f} paid replies each" if told.replies_per_request > 1 else ""
-    table.add_row("requests", f"{told.requests:,}  ({told.rows:,} rows{done}{bad}{more})")
+    table.add_row("requests", f"{told.requests:,}  ({counted(told.rows, 'row')}{done}{bad}{more})")
     differs = abs(told.billed_prompt_tokens - told.prompt_tokens) > 0.005 * told.prompt_tokens
     billed = f"; {told.billed_prompt_tokens:,} as replies so far were billed" if differs else ""
     table.add_row("prompt tokens", f"{told.prompt_tokens:,}  ({count}{billed})")
