@@ -33,6 +33,11 @@ def json_lines(stream: Stream) -> Iterator[Raw]:
     number = 0
     while line := stream.readline(streams.MAX_ROW_BYTES + 1):
         number += 1
+        if line.startswith(b'{"') and line.endswith(b"}\n"):  # nearly all
+            row = parsed(line, stream.encoding)
+            if isinstance(row, dict) and not _OF_A_ROW.isdisjoint(row):
+                yield number, row
+                continue
         rows, more = line_rows(stream, line, number)
         for row in rows:
             yield number, row

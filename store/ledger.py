@@ -15,7 +15,7 @@ import sqlite3
 import threading
 import time
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from queue import SimpleQueue
 
@@ -38,7 +38,7 @@ class Ledger:
         self._on_full = on_full
         self._connection = connect_writer(run)
         self._loop = asyncio.get_running_loop()
-        self._batch, self._busy, self._scheduled = Transaction(), False, False
+        self._batch, self._idle = Transaction(), True  # idle: no batch is on its way to the disk
         self._broken: StorageError | None = None
         self._handed: SimpleQueue[Transaction | None] = SimpleQueue()
         self._last: dict[str, int] = {}
@@ -56,7 +56,7 @@ class Ledger:
 
     def begin(self, stage: str, task: str, samples: int, settings: Mapping[str, object]) -> tuple[int, int]:
         """Opens a stage and a run of it; returns (stage id, run id)."""
-        with self._using, _Guard(self.run), self._connection as db:
+        with self._connected() as db:
             db.execute("BEGIN IMMEDIATE")
             db.execute(
                 "INSERT INTO stages (name, task, samples) VALUES (?, ?, ?) "
@@ -78,7 +78,8 @@ class Ledger:
     def note(self, sql: str, *values: object) -> None:
         """A rare statement of its own (totals, end of a run), in the next commit."""
         self._batch.notes.append((sql, values))
-        self._schedule()
+        if self._idle:
+            self._schedule()
 
     def place(
         self,
@@ -94,10 +95,11 @@ class Ledger:
         `plan` is a fingerprint of all that decides a key beside the item.
         `new` requests go into the same commit, so that no row ever points at nothing.
         """
-        self.add(new)
+        self._batch.requests.extend((each.id, each.key, each.sample, each.prompt_tokens) for each in new)
         self._batch.rows.append(((stage << STAGE_SHIFT) + position, item, plan, zlib.crc32(item)))
         self._batch.samples.extend((stage, position, sample, r) for sample, r in requests)
-        self._schedule()
+        if self._idle:
+            self._schedule()
 
     def clear(self, stage: int, position: int) -> None:
         """Forgets a row's place; its requests and their answers stay."""
@@ -106,13 +108,13 @@ class Ledger:
 
     def add(self, new: Sequence[Request]) -> None:
         """Requests without a place in a pool (yet)."""
-        for request in new:
-            self._batch.add_request(request)
-        self._schedule()
+        self._batch.requests.extend((each.id, each.key, each.sample, each.prompt_tokens) for each in new)
+        if self._idle:
+            self._schedule()
 
     def endpoint(self, url: str) -> int:
         """The number under which attempts remember this server."""
-        with self._using, _Guard(self.run), self._connection as db:
+        with self._connected() as db:
             db.execute("INSERT INTO endpoints (url) VALUES (?) ON CONFLICT (url) DO NOTHING", (url,))
             (number,) = db.execute("SELECT id FROM endpoints WHERE url = ?", (url,)).fetchone()
         return int(number)
@@ -124,16 +126,17 @@ class Ledger:
         self._last["attempts"] += 1
         attempt = self._last["attempts"]
         self._batch.attempts.append((attempt, run, request, time.time(), worst_micro, endpoint))
-        account = self._batch.account(stage)
+        account = self._batch.spending[stage]
         account.sent += 1
         account.at_risk += worst_micro
-        self._schedule()
+        if self._idle:
+            self._schedule()
         return attempt
 
     def withdraw(self, stage: int, attempt: int, worst_micro: int) -> None:
         """Takes a journalled attempt back: it was never sent."""
         self.note("DELETE FROM attempts WHERE id = ?", attempt)
-        account = self._batch.account(stage)
+        account = self._batch.spending[stage]
         account.sent -= 1
         account.at_risk -= worst_micro
 
@@ -153,19 +156,21 @@ class Ledger:
         self._batch.add_response(number, attempt, request, response, time.time())
         if final:
             self._batch.answers.append((number, request))
-        account = self._batch.account(stage)
+        account = self._batch.spending[stage]
         account.spent += response.cost_micro
         account.at_risk -= released_micro
         account.prompt_tokens += response.usage.prompt_tokens
         account.completion_tokens += response.usage.completion_tokens
         account.ended += 1
-        self._schedule()
+        if self._idle:
+            self._schedule()
         return number
 
     def accept(self, request: int, response: int) -> None:
         """Makes a stored reply the answer of its request."""
         self._batch.answers.append((response, request))
-        self._schedule()
+        if self._idle:
+            self._schedule()
 
     def error(
         self,
@@ -185,25 +190,29 @@ class Ledger:
         self._last["errors"] += 1
         number = self._last["errors"]
         self._batch.add_error(number, attempt, request, fault, time.time(), at_risk_micro)
-        account = self._batch.account(stage)
+        account = self._batch.spending[stage]
         account.at_risk -= released_micro
         account.ended += ended
-        self._schedule()
+        if self._idle:
+            self._schedule()
         return number
 
     def fail(self, request: int, error: int) -> None:
         """Ends a request: it is not asked again until `retry`."""
         self._batch.failures.append((error, request))
-        self._schedule()
+        if self._idle:
+            self._schedule()
 
-    async def committed(self) -> None:
-        """Returns when everything put so far is on the disk. Raises StorageError if it cannot be."""
-        if self._broken:
-            raise self._broken
+    def committed(self) -> asyncio.Future[None]:
+        """Done when everything put so far is on the disk. Raises StorageError if it cannot be."""
         waiter: asyncio.Future[None] = self._loop.create_future()
+        if self._broken:
+            waiter.set_exception(self._broken)
+            return waiter
         self._batch.waiters.append(waiter)
-        self._schedule()
-        await waiter
+        if self._idle:
+            self._schedule()
+        return waiter
 
     async def close(self) -> None:
         """Commits what is left, folds the WAL in and lets go of the file."""
@@ -219,13 +228,22 @@ class Ledger:
                 self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
             self._connection.close()
 
+    @contextlib.contextmanager
+    def _connected(self) -> Iterator[sqlite3.Connection]:
+        """A transaction of its own, for what cannot wait for the next commit."""
+        with self._using:
+            try:
+                with self._connection as connection:
+                    yield connection
+            except sqlite3.Error as error:
+                raise self._as_ours(error) from error
+
     def _schedule(self) -> None:
-        if not (self._busy or self._scheduled):
-            self._scheduled = True
-            self._loop.call_soon(self._hand_over)
+        """What this turn of the loop puts goes into one commit."""
+        self._idle = False
+        self._loop.call_soon(self._hand_over)
 
     def _hand_over(self) -> None:
-        self._scheduled, self._busy = False, True
         batch, self._batch = self._batch, Transaction()
         self._handed.put(batch)
 
@@ -238,56 +256,35 @@ class Ledger:
 
     def _apply(self, batch: Transaction) -> StorageError | None:
         try:
-            with self._using, _Guard(self.run):
+            with self._using:
                 batch.apply(self._connection)
-        except DiskFull as error:
-            return self._apply_in_reserve(batch, error)
-        except StorageError as error:
-            return error
+        except sqlite3.Error as error:
+            told = self._as_ours(error)
+            if not isinstance(told, DiskFull):
+                return told
+            self._loop.call_soon_threadsafe(self._on_full)
+            return self._apply(batch) if give_up_reserve(self.run) else told
         except Exception as error:  # the thread must live: whoever waits for this commit hears of it
             return StorageError(f"writing {self.run / LEDGER} failed: {error!r}")
         return None
 
-    def _apply_in_reserve(self, batch: Transaction, error: StorageError) -> StorageError | None:
-        self._loop.call_soon_threadsafe(self._on_full)
-        if not give_up_reserve(self.run):
-            return error
-        return self._apply(batch)
+    def _as_ours(self, error: sqlite3.Error) -> StorageError:
+        """SQLite's errors are mapped at this one edge."""
+        ledger = self.run / LEDGER
+        if getattr(error, "sqlite_errorcode", 0) & 0xFF in (_IOERR, _FULL):
+            return DiskFull(
+                f"cannot write {ledger} ({error}); nothing stored is lost: see to the disk (free some space) "
+                "and run the same command again"
+            )
+        if is_damage(error):
+            return StorageError(str(DamagedLedger(ledger, error)))
+        return StorageError(f"writing {ledger} failed: {error}")
 
     def _done(self, batch: Transaction, error: StorageError | None) -> None:
-        self._busy = False
         self._broken = self._broken or error
         for waiter in batch.waiters:
             if not waiter.done():
                 waiter.set_exception(error) if error else waiter.set_result(None)
-        if self._has_work():
+        self._idle = True
+        if self._batch.has_work:
             self._schedule()
-
-    def _has_work(self) -> bool:
-        batch = self._batch
-        return bool(
-            batch.waiters or batch.spending or batch.samples or batch.failures or batch.answers or batch.notes
-        )
-
-
-class _Guard:
-    """Maps SQLite's errors to ours at this one edge."""
-
-    def __init__(self, run: Path) -> None:
-        self._run = run
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if not isinstance(error, sqlite3.Error):
-            return
-        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-        if code in (_IOERR, _FULL):
-            raise DiskFull(
-                f"cannot write {self._run / LEDGER} ({error}); nothing stored is lost: see to the disk "
-                "(free some space) and run the same command again"
-            ) from error
-        if is_damage(error):
-            raise StorageError(str(DamagedLedger(self._run / LEDGER, error))) from error
-        raise StorageError(f"writing {self._run / LEDGER} failed: {error}") from error

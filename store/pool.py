@@ -20,7 +20,7 @@ import orjson
 
 from store.errors import PoolError
 from store.json_rows import json_lines, json_lists
-from store.records import BadRow, Instruction, as_text, kind_of, missing, no_text, with_known_names
+from store.records import KNOWN, BadRow, Instruction, as_text, kind_of, missing, no_text, with_known_names
 from store.tables import names_columns, parquet_rows, table_rows
 from store.text_streams import PARQUET, Complaint, Raw, Stream, stdin, unpacked
 
@@ -82,39 +82,37 @@ class Pool:
         """The rows as they stand in the file, each with its line; for shapes other than a pool's.
         Columns that readers look for have their names in lower case."""
         try:
-            for line, raw in self._raw_rows():
-                if isinstance(raw, dict):
-                    yield line, with_known_names(raw)
-                elif isinstance(raw, Complaint):
-                    yield line, BadRow(line, raw)
-                else:
-                    yield line, BadRow(line, f"not an object but {kind_of(raw)}")
+            file = stdin() if self.source == "-" else io.FileIO(self.source)
+            with io.BufferedReader(file, 1 << 20) as packed:
+                self._file = packed
+                with unpacked(packed, self.source) as (stream, was_packed):
+                    seekable = None if was_packed or self.is_stream else packed
+                    for line, raw in self._reader(stream, seekable):
+                        if isinstance(raw, dict):
+                            yield line, raw if raw.keys() <= KNOWN else with_known_names(raw)
+                        elif isinstance(raw, Complaint):
+                            yield line, BadRow(line, raw)
+                        else:
+                            yield line, BadRow(line, f"not an object but {kind_of(raw)}")
         except (OSError, EOFError, zlib.error) as error:
             raise PoolError(f"reading pool {self.source} failed: {error}") from error
 
-    def _raw_rows(self) -> Iterator[Raw]:
-        raw = stdin() if self.source == "-" else io.FileIO(self.source)
-        with io.BufferedReader(raw, 1 << 20) as packed:
-            self._file = packed
-            with unpacked(packed, self.source) as (stream, was_packed):
-                # By what the file begins with, and else by its name.
-                if stream.starts_with(PARQUET):
-                    yield from parquet_rows(stream, None if was_packed or self.is_stream else packed)
-                    return
-                line = _first_line(stream)
-                name = self.source.lower().removesuffix(".gz")
-                usual = next((separator for end, separator in TABLES.items() if name.endswith(end)), "")
-                if line.startswith(b"["):
-                    yield from json_lists(stream)
-                elif not line.startswith(b"{") and (usual or names_columns(line)):
-                    yield from table_rows(stream, usual or ",")
-                elif wrong := next((end for end in PACKED if self.source.lower().endswith(end)), ""):
-                    if line and not line.startswith(b"{"):
-                        name = f"pool {self.source} is not {PACKED[wrong]}, though its name ends in {wrong}"
-                        raise PoolError(name)
-                    yield from json_lines(stream)
-                else:
-                    yield from json_lines(stream)
+    def _reader(self, stream: Stream, seekable: "io.BufferedReader[Any] | None") -> Iterator[Raw]:
+        """The rows by what the file begins with, and else by its name. `seekable`: the file, where it lies on
+        the disk as it is."""
+        if stream.starts_with(PARQUET):
+            return parquet_rows(stream, seekable)
+        line = _first_line(stream)
+        name = self.source.lower().removesuffix(".gz")
+        usual = next((separator for end, separator in TABLES.items() if name.endswith(end)), "")
+        if line.startswith(b"["):
+            return json_lists(stream)
+        if not line.startswith(b"{") and (usual or names_columns(line)):
+            return table_rows(stream, usual or ",")
+        wrong = next((end for end in PACKED if self.source.lower().endswith(end)), "")
+        if wrong and line and not line.startswith(b"{"):
+            raise PoolError(f"pool {self.source} is not {PACKED[wrong]}, though its name ends in {wrong}")
+        return json_lines(stream)
 
 
 def _first_line(stream: Stream) -> bytes:
@@ -150,13 +148,13 @@ def as_instruction(row: dict[str, Any], position: int) -> Instruction | str:
         instances = row["instances"]
         first = instances[0] if isinstance(instances, list) and instances else None
         source = first if isinstance(first, dict) else {}
-    given = source.get("input")
+    given = source.get("input", "")
     if not isinstance(given, str) and (given := as_text(given)) is None:
         return no_text("input", source["input"])
     identity = row.get("id")
     if identity is None:
         identity = row.get("question_id", position)
-    category, output = row.get("category"), source.get("output")
+    category, output = row.get("category"), source.get("output", "")
     return Instruction(
         str(identity),
         found,

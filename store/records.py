@@ -255,7 +255,7 @@ def known_name(name: str) -> str:
 
 def with_known_names(row: dict[str, Any]) -> dict[str, Any]:
     """A row whose columns are called as we look for them; where that would make two of one, as it is."""
-    if row.keys() <= KNOWN or all(name in KNOWN or known_name(name) not in KNOWN for name in row):
+    if all(name in KNOWN or known_name(name) not in KNOWN for name in row):
         return row
     renamed = {known_name(name): value for name, value in row.items()}
     return renamed if len(renamed) == len(row) else row

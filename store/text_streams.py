@@ -15,6 +15,7 @@ from typing import Any
 import orjson
 
 from store.errors import PoolError
+from store.files import storable
 
 MAX_ROW_BYTES = 64 * 2**20
 PIECE = 1 << 18
@@ -60,31 +61,32 @@ def too_long() -> Complaint:
 
 def parsed(line: bytes, encoding: str, torn: bool = False) -> object:
     """A JSON value, or a Complaint. Lone surrogates are legal in JSON escapes, though not in Unicode: they
-    become U+FFFD."""
+    become U+FFFD. Readers of JSON keep the last of two equal names and say nothing: this one complains."""
     try:
         value = orjson.loads(line)
     except orjson.JSONDecodeError as error:
         complaint = str(error)
     else:
-        return _once_each(line) if _may_repeat(value, line) else value
+        row = value if isinstance(value, dict) else {}
+        is_doubtful = any(line.count(b'"%b"' % name.encode()) > 1 for name in row)
+        if not is_doubtful and (value is not row or any(isinstance(inner, list) for inner in row.values())):
+            is_doubtful = _may_repeat_in_a_list(value, line)
+        return _once_each(line) if is_doubtful else value
     try:
         text = line.decode()
     except UnicodeDecodeError as error:
         where = f" (byte {error.start}: 0x{line[error.start]:02x})" if encoding == "UTF-8" else ""
         return Complaint(f"not {encoding}{where}")
     try:
-        return _mended(json.loads(text))
+        return storable(json.loads(text))
     except (ValueError, RecursionError):
         return Complaint(f"not JSON: {complaint}" + ("; the last line is torn" if torn else ""))
 
 
-def _may_repeat(value: object, text: bytes) -> bool:
-    """Whether a name may stand in an object twice: in a row, or in one of a list of rows. Readers of JSON
-    keep the last one and say nothing."""
-    row = value if isinstance(value, dict) else {}
-    if any(text.count(b'"%b"' % name.encode()) > 1 for name in row):
-        return True
-    several = value if isinstance(value, list) else next((v for v in row.values() if isinstance(v, list)), ())
+def _may_repeat_in_a_list(value: object, text: bytes) -> bool:
+    """Whether a name may stand twice in one of a list of rows."""
+    lists = value.values() if isinstance(value, dict) else (value,)
+    several = next((rows for rows in lists if isinstance(rows, list)), ())
     first = next((one for one in several if isinstance(one, dict)), {})
     return any(text.count(b'"%b"' % name.encode()) > len(several) for name in first)
 
@@ -102,16 +104,6 @@ def _once_each(text: bytes) -> object:
         return found
 
     return json.loads(text, object_pairs_hook=checked)
-
-
-def _mended(value: Any) -> Any:
-    if isinstance(value, str):
-        return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    if isinstance(value, dict):
-        return {_mended(k): _mended(v) for k, v in value.items()}
-    if isinstance(value, list):
-        return [_mended(v) for v in value]
-    return value
 
 
 class Stream:

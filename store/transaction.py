@@ -1,11 +1,14 @@
 """What one commit of the ledger holds: rows for each table, applied in one transaction."""
 
+import contextlib
 import sqlite3
 import zlib
 from asyncio import Future
+from collections import defaultdict
 from dataclasses import dataclass, field
 
-from store.records import Fault, Request, Response
+from store.files import storable
+from store.records import Fault, Response
 
 
 @dataclass(slots=True)
@@ -33,15 +36,13 @@ class Transaction:
     errors: list[tuple[int, int, int, str, int | None, str, float, int]] = field(default_factory=list)
     answers: list[tuple[int, int]] = field(default_factory=list)
     failures: list[tuple[int, int]] = field(default_factory=list)
-    spending: dict[int, Spending] = field(default_factory=dict)
+    spending: defaultdict[int, Spending] = field(default_factory=lambda: defaultdict(Spending))  # by stage
     notes: list[tuple[str, tuple[object, ...]]] = field(default_factory=list)
     waiters: list[Future[None]] = field(default_factory=list)
 
-    def account(self, stage: int) -> Spending:
-        return self.spending.setdefault(stage, Spending())
-
-    def add_request(self, request: Request) -> None:
-        self.requests.append((request.id, request.key, request.sample, request.prompt_tokens))
+    @property
+    def has_work(self) -> bool:
+        return bool(self.waiters or self.notes) or any(getattr(self, name) for name in _SQL)
 
     def add_response(self, number: int, attempt: int, request: int, response: Response, at: float) -> None:
         usage = response.usage
@@ -51,8 +52,8 @@ class Transaction:
                 attempt,
                 request,
                 response.outcome,
-                _storable(response.finish_reason),
-                _storable(response.served_model),
+                response.finish_reason,
+                response.served_model,
                 usage.prompt_tokens,
                 usage.completion_tokens,
                 usage.cached_tokens,
@@ -66,21 +67,24 @@ class Transaction:
                 response.estimated,
             )
         )
+        body: str | bytes = response.raw
+        with contextlib.suppress(UnicodeDecodeError):
+            body = response.raw.decode()
         checksum = zlib.crc32(response.raw)
-        self.bodies.append((number, _as_text(response.raw), response.text, response.reasoning, checksum))
+        self.bodies.append((number, body, response.text, response.reasoning, checksum))
 
     def add_error(
         self, number: int, attempt: int, request: int, fault: Fault, at: float, at_risk: int
     ) -> None:
-        words = _storable(fault.words)
+        words = storable(fault.words)
         self.errors.append((number, attempt, request, fault.cause, fault.status, words, at, at_risk))
 
     def apply(self, connection: sqlite3.Connection) -> None:
         """Executes everything in one transaction; raises sqlite3.Error with nothing done."""
         connection.execute("BEGIN IMMEDIATE")
         try:
-            for sql, values in self._statements():
-                if values:
+            for name, sql in _SQL.items():
+                if values := getattr(self, name):
                     connection.executemany(sql, values)
             for stage, s in self.spending.items():
                 connection.execute(
@@ -102,24 +106,6 @@ class Transaction:
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
             raise
-
-    def _statements(self) -> list[tuple[str, list[tuple[object, ...]]]]:
-        tables: list[tuple[str, list[tuple[object, ...]]]] = []
-        for name, sql in _SQL.items():
-            tables.append((sql, getattr(self, name)))
-        return tables
-
-
-def _storable(text: str) -> str:
-    """SQLite takes no lone surrogates."""
-    return text if text.isascii() else text.encode(errors="replace").decode()
-
-
-def _as_text(raw: bytes) -> str | bytes:
-    try:
-        return raw.decode()
-    except UnicodeDecodeError:
-        return raw
 
 
 _SQL = {

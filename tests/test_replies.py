@@ -47,7 +47,7 @@ def test_the_text_is_kept_as_it_came(text: str) -> None:
 
 def test_lone_surrogates_in_a_text_are_no_bad_reply() -> None:
     raw = chat("PLACE").replace(b"PLACE", rb"a\ud83d")
-    assert read_reply(raw).text == "a\ud83d"
+    assert read_reply(raw).text == "a\ufffd"
 
 
 @pytest.mark.parametrize(

@@ -105,20 +105,20 @@ def test_limits_are_read_for_each_resource() -> None:
         "x-ratelimit-remaining-tokens": "149984",
         "x-ratelimit-reset-tokens": "6m0s",
     }
-    assert read_limits(headers, "requests") == RateHeaders(60, 59, 1)
-    assert read_limits(headers, "tokens") == RateHeaders(150000, 149984, 360)
+    assert read_limits(headers)[0] == RateHeaders(60, 59, 1)
+    assert read_limits(headers)[1] == RateHeaders(150000, 149984, 360)
 
 
 def test_limits_that_are_not_told_are_none() -> None:
-    assert read_limits({}, "tokens") == RateHeaders(None, None, None)
+    assert read_limits({})[1] == RateHeaders(None, None, None)
     headers = {"x-ratelimit-limit-tokens": "unlimited", "x-ratelimit-remaining-tokens": ""}
-    assert read_limits(headers, "tokens") == RateHeaders(None, None, None)
+    assert read_limits(headers)[1] == RateHeaders(None, None, None)
 
 
 @pytest.mark.parametrize("text", ["inf", "-inf", "nan", "1e999", "-1", "-150000"])
 def test_a_limit_is_a_number_that_can_be_counted_down_from(text: str) -> None:
     """-1 is how gateways write 'no limit'; taken as a number it would make the refill negative."""
-    assert read_limits({"x-ratelimit-limit-tokens": text}, "tokens").limit is None
+    assert read_limits({"x-ratelimit-limit-tokens": text})[1].limit is None
 
 
 @pytest.mark.parametrize(

@@ -44,7 +44,7 @@ class Fleet:
         """One request, answered; returns by whom."""
         admitted = await self.teacher.admit(SIZE, effort or Effort())
         number = admitted.endpoint.number
-        ticket = admitted.take_ticket()
+        ticket, admitted.ticket = admitted.ticket, None
         assert ticket
         self.asked.append((now(), number))
         self.in_flight[number] += 1

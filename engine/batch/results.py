@@ -15,8 +15,7 @@ from engine.batch.client import Remote
 from engine.batch.download import Fetcher, Results
 from engine.batch.files import Line, NotRun, Unclear
 from engine.batch.packer import RetryLine
-from engine.collect.accounting import Booking, Measure
-from engine.collect.outcomes import Failed, Unusable, judged, unread_words, unusable
+from engine.collect.outcomes import Booking, Failed, Measure, Unusable, judged, unread_words, unusable
 from engine.collect.stage import Intake
 from engine.collect.stopping import against_the_run, mostly_unusable
 from engine.limits.budget import Budget

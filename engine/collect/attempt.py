@@ -8,15 +8,17 @@ task cannot read is stored, billed, and asked again as a further sample of the s
 
 import asyncio
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-from engine.collect.accounting import NO_HEADERS, Booking, Measure, measure
 from engine.collect.outcomes import (
+    NO_HEADERS,
     Again,
     Answered,
+    Booking,
     Failed,
+    Measure,
     Verdict,
     judged,
     meant_for,
@@ -92,7 +94,7 @@ class Asker:
         # Azure, 'Plan to manage costs': a 400 of the content filter is billed for its prompt.
         self.booking = Booking(endpoint.price, tokenizer, bills_refusals=host.endswith(".azure.com"))
         self.limiter, self.breaker = endpoint.limiter, endpoint.breaker
-        self.budget, self.tokenizer, self.state = budget, tokenizer, state
+        self.budget, self.state = budget, state
         self._is_stopped = is_stopped
 
     async def attempt(self, request: Request, effort: Effort, admitted: Admitted) -> Verdict:
@@ -136,11 +138,10 @@ class Asker:
             self.state.in_flight -= 1
 
     async def _reserve(self, request: Request, effort: Effort, admitted: Admitted) -> _Sent:
-        asked = measure(request, self.tokenizer)
-        worst = self.booking.worst(asked)
+        asked, worst = self.booking.measure(request)
         await self.budget.reserve(worst)
         try:
-            ticket = admitted.take_ticket()
+            ticket, admitted.ticket = admitted.ticket, None
             if ticket is None:
                 ticket = await self.limiter.reserve(admitted.size, first=effort.asks > 0)
         except BaseException:
@@ -158,12 +159,14 @@ class Asker:
 
     async def _received(self, sent: _Sent, effort: Effort, answer: HttpReply) -> Verdict:
         reply, endpoint = self._read(sent, answer), self.endpoint
-        outcome = judged(reply, self.terms.check, lambda: sent.request.item)
+        check = self.terms.check
+        outcome = judged(reply, check, lambda: sent.request.item) if check else reply.outcome
         response = self.booking.book(reply, outcome, answer.raw, answer.latency, sent.asked, answer.headers)
         usage, cost = response.usage, response.cost_micro
         final = outcome not in (*UNUSABLE, "unparsed")
         number = self.ledger.put(self.terms.stage, sent.attempt, sent.request.id, response, sent.worst, final)
-        self._settle(sent, usage, cost, headers=answer.headers)
+        self.limiter.settle(sent.ticket, usage, answer.headers)
+        self.budget.settle(sent.worst, cost)
         self.breaker.succeeded(sent.ticket.at)
         endpoint.answered()
         if endpoint.adaptive:
@@ -300,15 +303,9 @@ class Asker:
             self.terms.stage, sent.attempt, sent.request.id, fault, sent.worst, not sent.stored
         )
 
-    def _settle(
-        self,
-        sent: _Sent,
-        usage: Usage | None,
-        cost: int,
-        lost: int = 0,
-        headers: Mapping[str, str] = NO_HEADERS,
-    ) -> None:
-        self.limiter.settle(sent.ticket, usage, headers)
+    def _settle(self, sent: _Sent, usage: Usage | None, cost: int, lost: int = 0) -> None:
+        """What was sent has ended without a reply that could be read."""
+        self.limiter.settle(sent.ticket, usage, NO_HEADERS)
         self.budget.settle(sent.worst, cost, lost)
         self.state.at_risk_micro += lost
 

@@ -247,7 +247,8 @@ class Feed:
         """`placed`: where the ledger has this very row, the requests that it has there, and `plan` the
         settings that it belongs to there."""
         messages, body, keys = self._plan.seal(item)
-        keys, placement.plan = self._plan.kept(item, keys, self._known.has_answer)
+        if self._plan.reused:
+            keys, placement.plan = self._plan.kept(item, keys, self._known.has_answer)
         tokens, most, tokenizer = 0, self._plan.max_tokens, self._plan.tokenizer
         beside = item if self._plan.task.check else None  # to read the reply
         for sample, key in enumerate(keys):

@@ -10,7 +10,6 @@ from collections import deque
 
 from aiolimiter import AsyncLimiter
 
-from engine.collect.accounting import size_of
 from engine.collect.attempt import Asker
 from engine.collect.outcomes import Again, Answered, Failed, Unusable, Verdict
 from engine.collect.stage import Intake
@@ -27,6 +26,7 @@ from engine.collect.stopping import (
     landed,
     mostly_unusable,
 )
+from engine.limits.charging import RequestSize
 from engine.limits.circuit_breaker import Effort
 from engine.limits.endpoints import Endpoint, Teacher
 from engine.provider.errors import (
@@ -187,7 +187,8 @@ class Runner:
         while not self._stopped:
             if not self._proven and len(self._refused) >= CANARIES:  # it has begun to refuse everybody
                 await self._canary()
-            if (request := await self._next_due()) is None:
+            request = self._due.popleft() if self._due else await self._next_due()
+            if request is None:
                 break
             while not (self._stopped or self._has_room()):
                 if self.teacher.wants_another:
@@ -224,9 +225,26 @@ class Runner:
             self.intake.crowd.one_rests()
 
     async def _ask(self, request: Request, effort: Effort) -> None:
-        """One request until it is answered or has failed."""
+        """One request until it is answered or has failed. A retry stands at the head of the queue."""
+        size = RequestSize(request.prompt_tokens, request.max_tokens)
+        verdict: Verdict
         try:
-            while isinstance(verdict := await self._attempt(request, effort), Again):
+            while True:
+                admitted = await self.teacher.admit(size, effort)
+                endpoint = admitted.endpoint
+                try:
+                    verdict = await self.askers[endpoint].attempt(request, effort, admitted)
+                    if not self.teacher.is_one and isinstance(verdict, Failed) and verdict.refused:
+                        verdict = self._elsewhere(effort, endpoint, verdict)
+                except (AuthRefused, QuotaExhausted, ProviderDown, ModelGone, AddressWrong) as reason:
+                    self.teacher.put_to_rest(endpoint, reason)
+                    verdict = Again(0.0)
+                finally:
+                    self.teacher.leave(admitted)
+                    effort.in_flight = False
+                    self._changed.set()
+                if not isinstance(verdict, Again):
+                    break
                 if self._stopped:
                     return
                 await self._sleep(verdict.seconds)
@@ -238,28 +256,10 @@ class Runner:
             else:
                 self._failed(request, verdict)
             # A stage that pays for replies which hold no answer ends, however far it is.
-            if self.state.unusable_of_last and (reason := mostly_unusable(self.state, self.give_up_share)):
-                self.stop(reason)
+            if self.state.unusable_of_last and (why := mostly_unusable(self.state, self.give_up_share)):
+                self.stop(why)
         except RunStopped as reason:
             self.stop(reason)
-
-    async def _attempt(self, request: Request, effort: Effort) -> Verdict:
-        """At an endpoint that has room; a retry stands at the head of its queue."""
-        admitted = await self.teacher.admit(size_of(request), effort)
-        endpoint = admitted.endpoint
-        try:
-            asker, teacher = self.askers[endpoint], self.teacher
-            verdict = await asker.attempt(request, effort, admitted)
-            if not teacher.is_one and isinstance(verdict, Failed) and verdict.refused:
-                return self._elsewhere(effort, endpoint, verdict)
-            return verdict
-        except (AuthRefused, QuotaExhausted, ProviderDown, ModelGone, AddressWrong) as reason:
-            self.teacher.put_to_rest(endpoint, reason)
-            return Again(0.0)
-        finally:
-            self.teacher.leave(admitted)
-            effort.in_flight = False
-            self._changed.set()
 
     def _elsewhere(self, effort: Effort, endpoint: Endpoint, failed: Failed) -> Again | Failed:
         """What one of several endpoints refuses another may take: a row fails by the word of one that

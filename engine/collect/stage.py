@@ -43,23 +43,22 @@ class Crowd:
 
     def __init__(self) -> None:
         self.members: list[Member] = []
-        self._waiting: dict[int, Counter[Member]] = {}
+        self.waiting: dict[int, Counter[Member]] = {}
 
     def wait(self, request: int, member: Member, count: int) -> None:
-        self._waiting.setdefault(request, Counter())[member] += count
+        self.waiting.setdefault(request, Counter())[member] += count
 
     def take_over(self, request: int, member: Member) -> bool:
         """The member asks it after all, for one of its samples that wait; false if none does."""
-        waiting = self._waiting.get(request, Counter())
+        waiting = self.waiting.get(request, Counter())
         if not waiting[member]:
             return False
         waiting[member] -= 1
         return True
 
     def settle(self, request: int, cause: str | None) -> None:
-        if self._waiting and (waiting := self._waiting.pop(request, None)):
-            for member, count in waiting.items():
-                member.settled(count, cause)
+        for member, count in self.waiting.pop(request, Counter[Member]()).items():
+            member.settled(count, cause)
 
     def one_rests(self) -> None:
         """Nobody need wait for it any more."""
@@ -77,7 +76,7 @@ class Crowd:
             await member.changed.wait()
 
     def _left(self, member: Member) -> int:
-        return sum(waiting[member] for waiting in self._waiting.values())
+        return sum(waiting[member] for waiting in self.waiting.values())
 
 
 CHUNK = 64  # due requests asked for at once; and placements in one commit without waiting for the disk
@@ -165,7 +164,8 @@ class Intake:
         self.index.mark(request, ANSWERED)
         self.state.ended += 1
         self.settled(own, None)
-        self.crowd.settle(request, None)
+        if self.crowd.waiting:
+            self.crowd.settle(request, None)
 
     def failed(self, request: int, cause: Cause, error: int, own: int = 1) -> None:
         self.ledger.fail(request, error)

@@ -51,28 +51,19 @@ class Charging:
         self._ceiling = self._rate = self._at = self._heard_at = 0.0
         self._errors = [0.0] * len(WAYS)
 
-    def expected(self, size: RequestSize) -> float:
-        """What to reserve for a request, in tokens."""
-        return self._cost(self.way, size, None)
+    def expected(self, size: RequestSize, way: Charge | None = None) -> float:
+        """What to reserve for a request, in tokens; `way`: another than the one that is believed."""
+        way, (prompt, most) = way or self.way, size
+        usual = (most or 512) if self.mean_completion is None else self.mean_completion
+        if way is Charge.ACTUAL:
+            return prompt + usual
+        return prompt + (most or usual) if way is Charge.UPFRONT else max(prompt, most or usual)
 
     def final(self, size: RequestSize, used: int | None) -> float:
         """What the provider has charged in the end; `used`: real usage, None if it failed."""
-        if self.way is Charge.ACTUAL and used is None:
-            return 0.0
-        return self._cost(self.way, size, used)
-
-    def _cost(self, way: Charge, size: RequestSize, used: int | None) -> float:
-        completion = size.max_tokens or self._completion(size)
-        if way is Charge.UPFRONT:
-            return size.prompt + completion
-        if way is Charge.LARGER:
-            return max(size.prompt, completion)
-        return used if used is not None else size.prompt + self._completion(size)
-
-    def _completion(self, size: RequestSize) -> float:
-        if self.mean_completion is None:
-            return size.max_tokens or 512
-        return self.mean_completion
+        if self.way is Charge.ACTUAL:
+            return used or 0.0
+        return self.expected(size)
 
     def replied(self, size: RequestSize, used: int, completion: int) -> None:
         """A reply's real usage.
@@ -94,14 +85,14 @@ class Charging:
             self._at = now
             return None
         self._advance(now)
-        self._charge(*(self._cost(way, size, None) for way in (Charge.UPFRONT, Charge.LARGER)), 0.0)
+        self._charge(*(self.expected(size, way) for way in (Charge.UPFRONT, Charge.LARGER)), 0.0)
         return self._levels
 
     def refused(self, size: RequestSize) -> None:
         """What was counted as sent was refused: it was never charged."""
         if self._levels is None:
             return
-        self._charge(*(-self._cost(way, size, None) for way in (Charge.UPFRONT, Charge.LARGER)), 0.0)
+        self._charge(*(-self.expected(size, way) for way in (Charge.UPFRONT, Charge.LARGER)), 0.0)
 
     def _charge(self, *costs: float) -> None:
         assert self._levels is not None

@@ -35,9 +35,15 @@ class Gate:
         self.in_flight = 0
         self._waiters: deque[asyncio.Future[None]] = deque()
 
+    def try_enter(self) -> bool:
+        """Takes a slot that is free, unless others wait for it."""
+        if self.in_flight >= self.limit or self._waiters:
+            return False
+        self.in_flight += 1
+        return True
+
     async def enter(self, first: bool = False) -> None:
-        if self.in_flight < self.limit and not self._waiters:
-            self.in_flight += 1
+        if self.try_enter():
             return
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         if first:

@@ -75,10 +75,6 @@ class Admitted:
     probe: bool
     ticket: Ticket | None = None
 
-    def take_ticket(self) -> Ticket | None:
-        ticket, self.ticket = self.ticket, None
-        return ticket
-
 
 @dataclass(eq=False, slots=True)
 class _Admission:
@@ -128,19 +124,20 @@ class Teacher:
         if not self.is_one:
             return await self._wait(_Admission(size, effort, self._loop.create_future()))
         (endpoint,) = self.endpoints
-        probe = await endpoint.breaker.admit(effort)
-        try:
-            await endpoint.gate.enter(first=effort.asks > 0)
-        except BaseException:
-            if probe:
-                endpoint.breaker.abandoned()
-            raise
+        probe = endpoint.breaker.opened_at is not None and await endpoint.breaker.admit(effort)
+        if not endpoint.gate.try_enter():
+            try:
+                await endpoint.gate.enter(first=effort.asks > 0)
+            except BaseException:
+                if probe:
+                    endpoint.breaker.abandoned()
+                raise
         return Admitted(endpoint, size, probe)
 
     def leave(self, admitted: Admitted) -> None:
         endpoint = admitted.endpoint
-        if ticket := admitted.take_ticket():
-            endpoint.limiter.unsent(ticket)
+        if admitted.ticket:
+            endpoint.limiter.unsent(admitted.ticket)
         endpoint.gate.leave()
         if admitted.probe:
             endpoint.breaker.abandoned()

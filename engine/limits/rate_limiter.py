@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from engine.limits.bucket import Bucket, DayWindow, Sent
-from engine.limits.charging import Charging, Levels, RequestSize
+from engine.limits.charging import Charge, Charging, Levels, RequestSize
 from engine.provider.retry_after import SILENT, read_limits
 from store.records import Usage
 
@@ -72,8 +72,10 @@ class Limiter:
 
     async def reserve(self, size: RequestSize, first: bool = False) -> Ticket:
         """Waits until the request may be sent. `first`: ahead of the queue (a retry)."""
-        if not self._queue and self.wait(size) <= 0:
-            return self.take(size)
+        if not self._queue:
+            now, cost = self._clock(), self.charging.expected(size)
+            if self._seconds(cost, now) <= 0:
+                return self._take(size, cost, now)
         waiter = _Waiter(size, self._loop.create_future())
         if first:
             self._queue.appendleft(waiter)
@@ -176,19 +178,26 @@ class Limiter:
 
     def wait(self, size: RequestSize) -> float:
         """Seconds until a request could go, if nobody stood before it; 0 for now."""
-        now = self._clock()
-        cost = self.charging.expected(size)
-        seconds = max(0.0, self._paused_until - now, self.requests.wait(1, now), self.tokens.wait(cost, now))
+        return max(0.0, self._seconds(self.charging.expected(size), self._clock()))
+
+    def take(self, size: RequestSize) -> Ticket:
+        """Reserves without waiting: what is short becomes a debt."""
+        return self._take(size, self.charging.expected(size), self._clock())
+
+    def _seconds(self, cost: float, now: float) -> float:
+        """The same for a request of so many tokens; negative for now."""
+        seconds = self._paused_until - now
+        if self.requests.limit is not None:
+            seconds = max(seconds, self.requests.wait(1, now))
+        if self.tokens.limit is not None:
+            seconds = max(seconds, self.tokens.wait(cost, now))
         if self._has_day_limits:
             seconds = max(seconds, self.day_requests.wait(1, now), self.day_tokens.wait(cost, now))
         return seconds
 
-    def take(self, size: RequestSize) -> Ticket:
-        """Reserves without waiting: what is short becomes a debt."""
-        now = self._clock()
+    def _take(self, size: RequestSize, cost: float, now: float) -> Ticket:
         if self.started is None:
             self.started = now
-        cost = self.charging.expected(size)
         if self._has_day_limits:
             self.day_requests.add(1, now)
             self.day_tokens.add(cost, now)
@@ -214,13 +223,14 @@ class Limiter:
 
     def _observe(self, ticket: Ticket, headers: Mapping[str, str]) -> None:
         now = self._clock()
-        requests, tokens = read_limits(headers, "requests"), read_limits(headers, "tokens")
+        requests, tokens = read_limits(headers)
         if requests is not SILENT:
             self.requests.observe(requests, ticket.requests, now)
         if tokens is not SILENT:
             self.tokens.observe(tokens, ticket.tokens, now)
         if tokens.remaining is None:
-            self.charging.silent()
+            if self.charging.way is not Charge.ACTUAL:
+                self.charging.silent()
         elif self.tokens.limit is not None:
             self.charging.heard(tokens.remaining, self.tokens.ceiling, self.tokens.rate, ticket.levels, now)
         if self.requests.scale < 1.0 or self.tokens.scale < 1.0:

@@ -109,10 +109,10 @@ class Client:
             async with self._session.post(
                 self._url, data=body, headers=headers, allow_redirects=False, proxy=self._proxy
             ) as response:
-                raw = self._redacted(await _read_bounded(response))
+                raw = redacted(await _read_bounded(response), self._secret)
                 return HttpReply(response.status, response.headers, raw, self._loop.time() - started)
         except BadReply as error:
-            raise BadReply(str(error), self._redacted(error.raw)) from None
+            raise BadReply(str(error), redacted(error.raw, self._secret)) from None
         except (aiohttp.ClientError, OSError, ValueError) as error:
             raise self._mapped(error) from None  # its own text may hold what the server echoed
 
@@ -123,13 +123,11 @@ class Client:
         if isinstance(error, TimeoutError):
             return TimedOut(f"no reply in {self._timeout.total:g} s")
         text = no_connection(error) if isinstance(error, aiohttp.ClientConnectionError) else ""
-        words = self._redacted((text or str(error) or type(error).__name__).encode(errors="replace")).decode()
+        echoed = (text or str(error) or type(error).__name__).encode(errors="replace")
+        words = redacted(echoed, self._secret).decode()
         if text:
             return ConnectionLost(f"cannot connect to {words}", maybe_billed=False)
         return ConnectionLost(f"connection lost: {words[:WORDS_KEPT]}", maybe_billed=True)
-
-    def _redacted(self, raw: bytes) -> bytes:
-        return redacted(raw, self._secret)
 
 
 def no_connection(error: aiohttp.ClientConnectionError) -> str:

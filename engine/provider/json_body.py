@@ -8,7 +8,7 @@ from typing import Any
 
 import orjson
 
-from store.files import loads
+from store.files import loads, storable
 
 _MARKS = ((b"\xef\xbb\xbf", "utf-8"), (b"\xff\xfe", "utf-16-le"), (b"\xfe\xff", "utf-16-be"))
 _LINE_END = re.compile(r"\r\n|\r|\n")  # in a text there may be others
@@ -18,36 +18,37 @@ _PAGE = (b"<!doctype", b"<html", b"<head", b"<body", b"<?xml", b"<!--")
 
 def parse_body(raw: bytes) -> tuple[Any, bool]:
     """(value, plain): the JSON of a body, and whether it stands there plainly, so that others can read it
-    with a JSON path. A list of one object is that object. Raises ValueError, RecursionError."""
+    with a JSON path. Its texts can be stored. A list of one object is that object. Raises ValueError,
+    RecursionError."""
     try:
         value, plain = orjson.loads(raw), True
     except orjson.JSONDecodeError:
-        value, plain = _parsed(raw)
+        value, plain = storable(_parsed(raw)), False
     if isinstance(value, list) and len(value) == 1 and isinstance(value[0], Mapping):
         return value[0], False
     return value, plain
 
 
-def _parsed(raw: bytes) -> tuple[Any, bool]:
-    """The same of a body that orjson does not read; never plain, for SQLite's functions do not either."""
+def _parsed(raw: bytes) -> Any:
+    """The JSON of a body that orjson does not read; never plain, for SQLite's functions do not either."""
     try:
-        return loads(raw), False
+        return loads(raw)
     except ValueError:
         text = _decoded(raw)
     try:
-        return json.loads(text, strict=False), False  # line breaks in a text that are not escaped
+        return json.loads(text, strict=False)  # line breaks in a text that are not escaped
     except ValueError:
         lines = [line for line in _LINE_END.split(text) if line.strip() and not line.startswith(":")]
     said = [line for line in lines if not _DONE.fullmatch(line)]
     try:
-        return json.loads("\n".join(said), strict=False), False
+        return json.loads("\n".join(said), strict=False)
     except ValueError:
         events = [line for line in said if line.startswith("data:")]
         if not events and len(said) > 1 and all(line.startswith("{") for line in said):
             events = said  # a stream that does without the name of its lines
         if not events:
             raise
-    return _joined(_events(events), ended=len(said) < len(lines)), False
+    return _joined(_events(events), ended=len(said) < len(lines))
 
 
 def _decoded(raw: bytes) -> str:
@@ -114,8 +115,3 @@ def is_prose(raw: bytes) -> bool:
     except UnicodeDecodeError:
         return False
     return text[:1].isalpha() and not text.startswith("data:")
-
-
-def storable(text: str) -> str:
-    """Half a surrogate pair can neither be stored nor printed."""
-    return text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

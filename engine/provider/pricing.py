@@ -64,7 +64,8 @@ class Price:
         """Micro-dollars of a reply's usage, rounded half up; nothing where nothing was used."""
         if not (usage.prompt_tokens or usage.completion_tokens):
             return 0
-        scale, prompt, read, write, completion, request = self.at(usage.prompt_tokens)._units
+        price = self.at(usage.prompt_tokens) if self.steps else self
+        scale, prompt, read, write, completion, request = price._units
         cached = min(usage.cached_tokens, usage.prompt_tokens)
         written = min(usage.cache_write_tokens, usage.prompt_tokens - cached)
         fresh = usage.prompt_tokens - cached - written
@@ -125,7 +126,7 @@ class Prices:
         self.source, self._price_of, self._clock = source, price_of, clock
         self._asked = DEFAULT if asked in USUAL_TIERS else asked
         self._named = {SILENT}  # tiers, by the replies so far
-        self._until = 0.0  # the end of the half-hour that these are of
+        self._since = self._until = 0.0  # the half-hour that these are of
         self._now: dict[str, Price] = {}
         self._day: list[Price] = []
         self._worst: dict[tuple[int, int], int] = {}  # by prompt and bound, at the prices of that day
@@ -145,7 +146,7 @@ class Prices:
         """Of the tier that a reply names, now. A reply that names none, to a request that asked for one,
         may come from a server that does not know tiers: the dearer of the two. A tier that the list
         does not know: the dearest that it knows."""
-        return self._current(self._kind(tier))
+        return self._current(self._kind(tier) if tier else SILENT)
 
     def cost(self, usage: Usage, tier: str | None = None) -> int:
         """By our own price, in micro-dollars."""
@@ -154,16 +155,18 @@ class Prices:
     def worst(self, prompt_tokens: int, max_tokens: int) -> int:
         """The most that a request can cost: in any tier that it may be put into, as far as the replies
         have shown, at the dearest time of the coming day."""
-        worst = self._listed_worst(prompt_tokens, max_tokens)
+        if not self._since <= self._clock() < self._until:
+            self._read_prices()
+        if (worst := self._worst.get((prompt_tokens, max_tokens))) is None:
+            worst = self._listed_worst(prompt_tokens, max_tokens)
         return max(worst if self._factor == 1 else math.ceil(worst * self._factor), self._least)
 
     def _listed_worst(self, prompt_tokens: int, max_tokens: int) -> int:
-        self._keep_time()
-        asked = prompt_tokens, max_tokens
-        if (worst := self._worst.get(asked)) is None:
-            if len(self._worst) >= WORST_KEPT:
-                self._worst.clear()
-            worst = self._worst[asked] = max(price.worst(*asked) for price in self._day)
+        """The same by the list alone, which is kept: requests are many, and their sizes are few."""
+        worst = max(price.worst(prompt_tokens, max_tokens) for price in self._day)
+        if len(self._worst) >= WORST_KEPT:
+            self._worst.clear()
+        self._worst[prompt_tokens, max_tokens] = worst
         return worst
 
     def bill(
@@ -173,11 +176,15 @@ class Prices:
         told: what the server says it cost, which is believed unless it is absurd, or zero for a reply
         that has a price. A reply that costs more than we thought possible raises what is set aside for
         the next one, whatever the reason."""
-        if (kind := self._kind(tier)) not in self._named:
+        kind = tier or SILENT
+        if kind not in self._named and (kind := self._kind(kind)) not in self._named:
             self._named.add(kind)
             self._until = 0.0
-        own = self._current(kind).cost(usage)
-        most = self._listed_worst(prompt_tokens, max_tokens)
+        if not self._since <= self._clock() < self._until:
+            self._read_prices()
+        own = (self._now.get(kind) or self._current(kind)).cost(usage)
+        if (most := self._worst.get((prompt_tokens, max_tokens))) is None:
+            most = self._listed_worst(prompt_tokens, max_tokens)
         if told is None or told > (most * MOST_TOLD or MOST_TOLD_FREE) or (own and not told):
             told = own
         if told == own <= most:
@@ -189,10 +196,8 @@ class Prices:
             self._factor = min(max(self._factor, over), Decimal(MOST_TOLD))
         return Bill(told, own)
 
-    def _kind(self, tier: str | None) -> str:
+    def _kind(self, tier: str) -> str:
         """One of a few names: what servers call their tiers is not kept."""
-        if not tier:
-            return SILENT
         name = tier.strip().lower()
         if name in self._named:
             return name
@@ -201,7 +206,8 @@ class Prices:
         return name if self._price_of(name, self._time()) else UNHEARD
 
     def _current(self, kind: str) -> Price:
-        self._keep_time()
+        if not self._since <= self._clock() < self._until:
+            self._read_prices()
         if (price := self._now.get(kind)) is None:
             price = self._now[kind] = self._price(kind, self._time())
         return price
@@ -212,14 +218,12 @@ class Prices:
         tiers = (self._asked, DEFAULT) if kind == SILENT else (self._asked, DEFAULT, "priority")
         return dearest(filter(None, (self._price_of(tier, at) for tier in tiers)))
 
-    def _keep_time(self) -> None:
+    def _read_prices(self) -> None:
         """Prices that depend on the hour or the date are read again twice an hour."""
-        now = self._clock()
-        if self._until - HALF_HOUR <= now < self._until:
-            return
-        slot = int(now // HALF_HOUR)
+        slot = int(self._clock() // HALF_HOUR)
         times = [datetime.fromtimestamp((slot + n) * HALF_HOUR, UTC) for n in range(DAY_SLOTS)]
-        self._until, self._now, self._worst = (slot + 1) * float(HALF_HOUR), {}, {}
+        self._since, self._until = slot * float(HALF_HOUR), (slot + 1) * float(HALF_HOUR)
+        self._now, self._worst = {}, {}
         self._day = list(dict.fromkeys(self._price(kind, at) for kind in self._named for at in times))
 
     def _time(self) -> datetime:

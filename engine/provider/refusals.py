@@ -24,8 +24,9 @@ from engine.provider.errors import (
     RunStopped,
     ServerFault,
 )
-from engine.provider.json_body import is_page, parse_body, storable
+from engine.provider.json_body import is_page, parse_body
 from engine.provider.retry_after import Wait, back_at, midnight_pacific, wait_for
+from store.files import storable
 from store.records import Cause
 
 MESSAGE_LENGTH = 500

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from engine.provider.errors import AskError, BadReply, RunStopped
-from engine.provider.json_body import is_page, is_prose, parse_body, storable
+from engine.provider.json_body import is_page, is_prose, parse_body
 from engine.provider.refusal_words import any_of
 from engine.provider.refusals import embedded_error, ended
 from engine.provider.usage import NO_CLAIM, Claim, read_claim
@@ -112,12 +112,15 @@ def _reply(
     content, thought = (given, "") if isinstance(given, str) else _content(given)
     beside = message.get("provider_specific_fields")  # LiteLLM
     for place in (message, choice, beside if isinstance(beside, dict) else {}):
-        if told := next((text for name in _REASONING if (text := _joined_text(place.get(name)))), ""):
+        values = (place[name] for name in _REASONING if place.get(name))
+        if told := next((text for value in values if (text := _joined_text(value))), ""):
             break
     text, marked = split_thinking(content)
     refusal = message.get("refusal") or (_refusal_in(given) if isinstance(given, list) else "")
     finish = choice.get("finish_reason") or choice.get("stop_reason") or ""
-    calls = message.get("tool_calls") or message.get("function_call") or _has_calls(given)
+    calls = message.get("tool_calls") or message.get("function_call")
+    if isinstance(given, list) and not calls:
+        calls = any(isinstance(part, dict) and part.get("type") in _CALL_PARTS for part in given)
     outcome = _outcome(str(finish), text, refusal, bool(calls))
     if outcome == "refusal" and not text.strip() and isinstance(refusal, str):
         text = refusal
@@ -127,11 +130,11 @@ def _reply(
     return Reply(
         outcome,
         text,
-        storable(str(finish)),
-        storable(model) if isinstance(model, str) else "",
+        str(finish),
+        model if isinstance(model, str) else "",
         reasoning,
         read_claim(body.get("usage") or body.get("usageMetadata")),
-        storable(tier) if isinstance(tier, str) else None,
+        tier if isinstance(tier, str) else None,
         plain and shown and reasoning in ("", message.get("reasoning_content"), message.get("reasoning")),
     )
 
@@ -168,13 +171,6 @@ def _content(content: object) -> tuple[str, str]:
             is_thought = bool(_THOUGHT_PART.search(kind)) or part.get("thought") is True
             (thoughts if is_thought else texts).append(_joined_text(part))
     return "".join(texts), "\n".join(text for text in thoughts if text)
-
-
-def _has_calls(content: object) -> bool:
-    """Whether a call of a tool is among the parts."""
-    return isinstance(content, list) and any(
-        isinstance(part, dict) and part.get("type") in _CALL_PARTS for part in content
-    )
 
 
 def _refusal_in(content: list[object]) -> str:

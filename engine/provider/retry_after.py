@@ -74,19 +74,22 @@ class RateHeaders:
 
 
 SILENT = RateHeaders(None, None, None)
-_LIMIT_HEADERS = {
-    resource: tuple(f"x-ratelimit-{what}-{resource}" for what in ("limit", "remaining", "reset"))
+_LIMIT_HEADERS = [
+    tuple(f"x-ratelimit-{what}-{resource}" for what in ("limit", "remaining", "reset"))
     for resource in ("requests", "tokens")
-}
+]
 
 
-def read_limits(headers: Mapping[str, str], resource: str) -> RateHeaders:
-    """The `x-ratelimit-*` headers of `requests` or `tokens`."""
-    limit, remaining, reset = _LIMIT_HEADERS[resource]
-    told = headers.get(limit), headers.get(remaining), headers.get(reset)
-    if told == (None, None, None):
-        return SILENT
-    return RateHeaders(number(told[0]), number(told[1]), parse_duration(told[2] or ""))
+def read_limits(headers: Mapping[str, str]) -> tuple[RateHeaders, RateHeaders]:
+    """The `x-ratelimit-*` headers of (requests, tokens)."""
+    found = []
+    for limit, remaining, reset in _LIMIT_HEADERS:
+        told = headers.get(limit), headers.get(remaining), headers.get(reset)
+        if told == (None, None, None):
+            found.append(SILENT)
+        else:
+            found.append(RateHeaders(number(told[0]), number(told[1]), parse_duration(told[2] or "")))
+    return found[0], found[1]
 
 
 def wait_for(headers: Mapping[str, str], body: Any, message: str) -> Wait:

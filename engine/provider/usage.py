@@ -6,7 +6,7 @@ counted by ourselves is marked as an estimate.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from engine.provider.pricing import COST_NAMES, told_cost
@@ -19,7 +19,10 @@ FEWEST_TOKENS = 0.25  # of our own count is what a server may tell
 SPARE_PROMPT = 20_000  # tokens that a provider may add to a prompt of its own (templates, system prompts)
 
 
-def _places(*paths: str) -> tuple[tuple[str, str], ...]:
+Places = tuple[tuple[str, str], ...]
+
+
+def _places(*paths: str) -> Places:
     """(name, name inside it or nothing) of each dotted path."""
     return tuple((outer, inner) for outer, _, inner in (path.partition(".") for path in paths))
 
@@ -41,7 +44,9 @@ _REASONING = _places(
 )  # fmt: skip
 
 _TOLD = frozenset(("cost", *COST_NAMES, "cost_in_usd_ticks"))
-_PARTS = frozenset(name for places in (_CACHED, _WRITTEN, _REASONING) for name, _ in places)
+_WHOLES = (_PROMPT, _COMPLETION, _TOTAL)
+_PARTS = (_CACHED, _WRITTEN, _REASONING)
+_PART_NAMES = frozenset(name for places in _PARTS for name, _ in places)
 
 
 class Claim(NamedTuple):
@@ -72,11 +77,10 @@ def read_claim(given: object) -> Claim:
     """
     if not isinstance(given, dict):
         return NO_CLAIM
-    prompt, completion = _first(given, _PROMPT), _first(given, _COMPLETION)
-    total, cached, written, reasoning = _first(given, _TOTAL), 0, 0, 0
-    if not _PARTS.isdisjoint(given):
-        cached, written = _first(given, _CACHED) or 0, _first(given, _WRITTEN) or 0
-        reasoning = _first(given, _REASONING) or 0
+    prompt, completion, total = _counts(given, _WHOLES)
+    cached = written = reasoning = 0
+    if not _PART_NAMES.isdisjoint(given):
+        cached, written, reasoning = (count or 0 for count in _counts(given, _PARTS))
     if "prompt_tokens" not in given and "input_tokens" in given and "input_tokens_details" not in given:
         prompt = None if prompt is None else prompt + cached + written
     if total is not None and prompt is not None and total > prompt:
@@ -89,19 +93,22 @@ def read_claim(given: object) -> Claim:
     return Claim(prompt, completion, cached, min(written, most - cached), reasoning, told)
 
 
-def _first(given: Mapping[str, Any], paths: tuple[tuple[str, str], ...]) -> int | None:
-    """The first of several places that holds a count."""
-    for name, inner in paths:
-        value = given.get(name)
-        if inner and value is not None:
-            value = value.get(inner) if isinstance(value, dict) else None
-        if value is None:
-            continue
-        if type(value) is int and 0 <= value < MOST_TOKENS:
-            return value
-        if (count := _count(value)) is not None:
-            return count
-    return None
+def _counts(given: Mapping[str, Any], kinds: Sequence[Places]) -> list[int | None]:
+    """Of each kind of tokens, the count at the first of its places that holds one."""
+    counts: list[int | None] = []
+    for places in kinds:
+        count = None
+        for name, inner in places:
+            value = given.get(name)
+            if inner and value is not None:
+                value = value.get(inner) if isinstance(value, dict) else None
+            if type(value) is int and 0 <= value < MOST_TOKENS:
+                count = value
+                break
+            if value is not None and (count := _count(value)) is not None:
+                break
+        counts.append(count)
+    return counts
 
 
 def _count(value: object) -> int | None:
