@@ -46,7 +46,7 @@ from engine.provider.responses import FILTERED_REPLY, Reply, claim_in, read_repl
 from engine.provider.tokens import Tokenizer
 from engine.tasks.task import Check
 from store.ledger import Ledger
-from store.records import UNUSABLE, Cause, Fault, Request, Usage
+from store.records import UNUSABLE, Cause, Fault, Request, Response, Usage
 
 FIRST_BACKOFF, LONGEST_BACKOFF = 0.25, 60.0
 
@@ -76,6 +76,9 @@ class _Sent:
     stored: bool = False
 
 
+Landed = tuple[Verdict, Response | None]  # what follows, and the reply that the ledger was given
+
+
 class Asker:
     """Holds what all attempts of a stage at one endpoint share; has no loop of its own."""
 
@@ -97,8 +100,9 @@ class Asker:
         self.budget, self.state = budget, state
         self._is_stopped = is_stopped
 
-    async def attempt(self, request: Request, effort: Effort, admitted: Admitted) -> Verdict:
-        """Raises RunStopped (nothing was lost, the row stays due) or StorageError."""
+    async def attempt(self, request: Request, effort: Effort, admitted: Admitted) -> Landed:
+        """Returns when the server has answered, or will not; the verdict holds once the ledger has committed.
+        Raises RunStopped (nothing was lost, the row stays pending) or StorageError."""
         probe = admitted.probe
         effort.suspect |= request.asked >= self.terms.attempts
         sent = await self._reserve(request, effort, admitted)
@@ -110,23 +114,23 @@ class Asker:
             raise
         if self._is_stopped():
             self._withdraw(sent)
-            return Again(0.0)
+            return Again(0.0), None
         effort.asks += 1
         self.state.asked += 1
         self.state.in_flight += 1
         try:
             number = request.asked + effort.asks
             answer = await self.client.send(request.body, f"{request.key.hex()}-{number}")
-            return await self._received(sent, effort, answer)
+            return self._received(sent, effort, answer)
         except RateLimited as error:
-            return self._limited(sent, error, answer, probe)
+            return self._limited(sent, error, answer, probe), None
         except BadReply as error:
-            return await self._unreadable(sent, effort, error, probe)
+            return self._unreadable(sent, effort, error, probe), None
         except Transient as error:
-            return await self._lost(sent, effort, error, probe)
+            return self._lost(sent, effort, error, probe), None
         except RowRefused as error:
             self.breaker.succeeded(sent.ticket.at)
-            return await self._refused(sent, error, answer)
+            return self._refused(sent, error, answer), None
         except RunStopped as reason:  # the run ends here; this attempt cost nothing
             self._record(sent, reason.cause, answer.status, str(reason))
             self._settle(sent, None, 0)
@@ -157,7 +161,7 @@ class Asker:
         self.limiter.unsent(sent.ticket)
         self.budget.settle(sent.worst, 0)
 
-    async def _received(self, sent: _Sent, effort: Effort, answer: HttpReply) -> Verdict:
+    def _received(self, sent: _Sent, effort: Effort, answer: HttpReply) -> Landed:
         reply, endpoint = self._read(sent, answer), self.endpoint
         check = self.terms.check
         outcome = judged(reply, check, lambda: sent.request.item) if check else reply.outcome
@@ -171,15 +175,11 @@ class Asker:
         endpoint.answered()
         if endpoint.adaptive:
             endpoint.adaptive.replied(answer.latency)
-        await self.ledger.committed()
-        self.state.count(response, sent.request.prompt_tokens, final)
-        self.state.latencies.append(answer.latency)
-        self.state.spread.add(answer.latency)
         if final:
-            return Answered()
+            return Answered(), response
         if outcome == "unparsed":
-            return await self._unparsed(sent, effort, reply)
-        return self._unusable(sent, effort, reply, usage, number)
+            return self._unparsed(sent, effort, reply), response
+        return self._unusable(sent, effort, reply, usage, number), response
 
     def _read(self, sent: _Sent, answer: HttpReply) -> Reply:
         """The reply, or the error that stands in its place. A body of 2xx is stored whatever it holds."""
@@ -217,7 +217,7 @@ class Asker:
             return Again(0.0)
         return unusable(reply, usage, number)
 
-    async def _unparsed(self, sent: _Sent, effort: Effort, reply: Reply) -> Verdict:
+    def _unparsed(self, sent: _Sent, effort: Effort, reply: Reply) -> Verdict:
         """Stored and billed, and no record in it: a further sample is asked, a few times."""
         effort.unparsed += 1
         words = unread_words(reply)
@@ -227,7 +227,6 @@ class Asker:
         self.state.retry_causes["unparsed"] += 1
         if effort.unparsed <= self.terms.attempts_parse:
             return Again(0.0)
-        await self.ledger.committed()
         return Failed("unparsed", 200, words, number, refused=False)
 
     def _limited(self, sent: _Sent, error: RateLimited, answer: HttpReply, probe: bool) -> Verdict:
@@ -240,7 +239,7 @@ class Asker:
         self.breaker.limited(self.limiter.pauses, error.wait, str(error), probe)
         return Again(0.0)  # the limiter makes it wait, ahead of the queue
 
-    async def _unreadable(self, sent: _Sent, effort: Effort, error: BadReply, probe: bool) -> Verdict:
+    def _unreadable(self, sent: _Sent, effort: Effort, error: BadReply, probe: bool) -> Verdict:
         """Stored, counted as billed (at its worst where it shows no usage), and asked again. A page for
         browsers in the place of a first answer means that the address is wrong."""
         claim = claim_in(error.raw)
@@ -252,22 +251,21 @@ class Asker:
         self.state.count_malformed(response)
         self._settle(sent, None if claim.is_empty else response.usage, response.cost_micro, lost=lost)
         sent.worst, sent.stored = 0, True
-        await self.ledger.committed()
         if error.page and not self.endpoint.proven:
             words = f"{self.endpoint.url} is not the address of an API: {error}. Such an address ends in /v1"
             fault = Fault("malformed", 200, words)
             self.ledger.error(self.terms.stage, sent.attempt, sent.request.id, fault, 0, ended=False)
             raise AddressWrong(f"{words}; give it with --base-url")
-        return await self._again(sent, effort, error, probe, at_risk=lost)
+        return self._again(sent, effort, error, probe, at_risk=lost)
 
-    async def _lost(self, sent: _Sent, effort: Effort, error: Transient, probe: bool) -> Verdict:
+    def _lost(self, sent: _Sent, effort: Effort, error: Transient, probe: bool) -> Verdict:
         lost = sent.worst if error.maybe_billed else 0
         self._settle(sent, None, 0, lost=lost)
         if self.endpoint.adaptive and error.cause in ("timeout", "server"):
             self.endpoint.adaptive.overloaded()
-        return await self._again(sent, effort, error, probe, released=sent.worst - lost, at_risk=lost)
+        return self._again(sent, effort, error, probe, released=sent.worst - lost, at_risk=lost)
 
-    async def _again(
+    def _again(
         self, sent: _Sent, effort: Effort, error: Transient, probe: bool, released: int = 0, at_risk: int = 0
     ) -> Verdict:
         effort.attempts += 1
@@ -283,17 +281,15 @@ class Asker:
         at_once = (down or last) and not self.endpoint.proven
         self.breaker.failed(effort, probe, str(error), down, at_once)
         if effort.spent >= self.terms.attempts:
-            await self.ledger.committed()
             return Failed(error.cause, error.status, str(error), number, refused=False)
         wait = error.wait if isinstance(error, ServerFault) and error.wait else 0.0
         return Again(max(min(wait, LONGEST_BACKOFF), backoff(effort.attempts)))
 
-    async def _refused(self, sent: _Sent, error: RowRefused, answer: HttpReply) -> Verdict:
+    def _refused(self, sent: _Sent, error: RowRefused, answer: HttpReply) -> Verdict:
         number = self._record(sent, error.cause, error.status, str(error))
         self.limiter.refused(sent.ticket, answer.headers)
         self.state.refusals[error.cause] += 1
         self.budget.settle(sent.worst, 0)
-        await self.ledger.committed()
         return Failed(error.cause, error.status, str(error), number, refused=True, about=error.about)
 
     def _record(self, sent: _Sent, cause: Cause, status: int | None, words: str) -> int:

@@ -16,11 +16,11 @@ from engine.collect.stage import Intake
 from engine.collect.stopping import (
     CANARIES,
     CANARY_PLACES,
-    OF_THE_RUN,
     against_the_run,
     are_in_a_row,
     are_the_last,
     asking,
+    elsewhere,
     is_doubtful,
     is_of_the_run,
     landed,
@@ -39,12 +39,11 @@ from engine.provider.errors import (
     RunStopped,
 )
 from store.errors import DamagedLedger, DistillError, PoolError
-from store.records import Request
+from store.records import Request, Response
 
 OUTSTANDING = 4  # times the concurrency
 CANARIES_A_SECOND = 4
 FAR = 4  # canaries that are left out where the rows at hand have failed: they are near
-ELSEWHERE = ("too_large", "not_found", "auth")  # others may have larger limits, the model, our access
 
 
 class Runner:
@@ -64,7 +63,7 @@ class Runner:
         self.askers: dict[Endpoint, Asker] = {}  # set before run(): they ask us whether we have stopped
         self._due: deque[Request] = deque()
         self._tasks: dict[asyncio.Task[None], Effort] = {}
-        self._sleeping = 0
+        self._sleeping = self._landing = 0
         self._changed = intake.changed
         self._stopped: DistillError | None = None
         self._drain: float | None = None
@@ -202,7 +201,7 @@ class Runner:
                 self._spawn(request)
 
     def _has_room(self) -> bool:
-        active = len(self._tasks) - self._sleeping
+        active = len(self._tasks) - self._sleeping - self._landing
         slots = self.teacher.slots
         return active < slots and len(self._tasks) < OUTSTANDING * slots
 
@@ -228,21 +227,24 @@ class Runner:
         """One request until it is answered or has failed. A retry stands at the head of the queue."""
         size = RequestSize(request.prompt_tokens, request.max_tokens)
         verdict: Verdict
+        reply: Response | None
         try:
             while True:
                 admitted = await self.teacher.admit(size, effort)
                 endpoint = admitted.endpoint
                 try:
-                    verdict = await self.askers[endpoint].attempt(request, effort, admitted)
+                    verdict, reply = await self.askers[endpoint].attempt(request, effort, admitted)
                     if not self.teacher.is_one and isinstance(verdict, Failed) and verdict.refused:
-                        verdict = self._elsewhere(effort, endpoint, verdict)
+                        verdict = elsewhere(self.teacher, endpoint, effort, verdict)
                 except (AuthRefused, QuotaExhausted, ProviderDown, ModelGone, AddressWrong) as reason:
                     self.teacher.put_to_rest(endpoint, reason)
-                    verdict = Again(0.0)
+                    verdict, reply = Again(0.0), None
                 finally:
                     self.teacher.leave(admitted)
-                    effort.in_flight = False
                     self._changed.set()
+                if reply or not isinstance(verdict, Again):
+                    await self._commit(request, verdict, reply)
+                effort.in_flight = False
                 if not isinstance(verdict, Again):
                     break
                 if self._stopped:
@@ -261,25 +263,17 @@ class Runner:
         except RunStopped as reason:
             self.stop(reason)
 
-    def _elsewhere(self, effort: Effort, endpoint: Endpoint, failed: Failed) -> Again | Failed:
-        """What one of several endpoints refuses another may take: a row fails by the word of one that
-        has answered others, or of all. An endpoint that answers nobody rests."""
-        others = [e for e in self.teacher.endpoints if e is not endpoint]
-        endpoint.refusals += 1
-        if endpoint.refusals >= CANARIES and failed.about not in ("row", "filter"):
-            endpoint.proven = False  # it has begun to refuse everybody
-        doubtful = failed.status == 404 or endpoint.refusals >= CANARIES or any(e.proven for e in others)
-        if doubtful and not endpoint.proven:
-            self.teacher.put_to_rest(endpoint, AllRefused(failed.words))
-            return Again(0.0)
-        if endpoint.number in effort.refused_by or all(e.number in effort.refused_by for e in others):
-            return failed
-        if endpoint.proven and failed.cause not in ELSEWHERE and failed.status not in OF_THE_RUN:
-            return failed
-        if failed.status in OF_THE_RUN:
-            endpoint.proven = False  # its next one is a canary again
-        effort.refused_by += (endpoint.number,)
-        return Again(0.0)
+    async def _commit(self, request: Request, verdict: Verdict, reply: Response | None) -> None:
+        """A reply counts when it is on the disk. Until then it takes no slot: the server has done its part."""
+        self._landing += 1
+        try:
+            await self.ledger.committed()
+        finally:
+            self._landing -= 1
+        if reply:
+            self.state.count(reply, request.prompt_tokens, isinstance(verdict, Answered))
+            self.state.latencies.append(reply.latency)
+            self.state.spread.add(reply.latency)
 
     async def _sleep(self, seconds: float) -> None:
         if seconds <= 0:

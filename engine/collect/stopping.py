@@ -10,9 +10,11 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
 
-from engine.collect.outcomes import Failed, Unusable
+from engine.collect.outcomes import Again, Failed, Unusable
 from engine.collect.stage import Intake
 from engine.collect.stats import RunState
+from engine.limits.circuit_breaker import Effort
+from engine.limits.endpoints import Endpoint, Teacher
 from engine.provider.errors import AllEmpty, AllRefused, AllUnread, RunStopped, TooManyUnusable
 from store.errors import DistillError
 
@@ -22,19 +24,9 @@ CANARIES = 10
 CANARY_PLACES = (0, 1, 4, 12, 36, 100, 250, 600, 1200, 2500)
 MANY = 100  # refusals one after the other, in words of their own
 EMPTY_CANARIES = 3  # empty replies without a thought may be a weak model's answers to hard rows
-OF_THE_RUN = (
-    301,
-    302,
-    303,
-    307,
-    308,
-    403,
-    404,
-    405,
-    407,
-    410,
-    511,
-)  # refusals of this kind are seldom a row's fault
+# Refusals of these kinds are seldom a row's fault.
+OF_THE_RUN = (301, 302, 303, 307, 308, 403, 404, 405, 407, 410, 511)
+ELSEWHERE = ("too_large", "not_found", "auth")  # others may have larger limits, the model, our access
 
 
 def is_doubtful(failed: Failed | Unusable) -> bool:
@@ -85,6 +77,27 @@ def are_the_last(failures: Sequence[Failed]) -> bool:
 
 def _are_seldom_a_row(failures: Collection[Failed]) -> bool:
     return all(one.status in OF_THE_RUN or one.about == "run" for one in failures)
+
+
+def elsewhere(teacher: Teacher, endpoint: Endpoint, effort: Effort, failed: Failed) -> Again | Failed:
+    """What one of several endpoints refuses another may take: a row fails by the word of one that has
+    answered others, or of all. An endpoint that answers nobody rests."""
+    others = [e for e in teacher.endpoints if e is not endpoint]
+    endpoint.refusals += 1
+    if endpoint.refusals >= CANARIES and failed.about not in ("row", "filter"):
+        endpoint.proven = False  # it has begun to refuse everybody
+    doubtful = failed.status == 404 or endpoint.refusals >= CANARIES or any(e.proven for e in others)
+    if doubtful and not endpoint.proven:
+        teacher.put_to_rest(endpoint, AllRefused(failed.words))
+        return Again(0.0)
+    if endpoint.number in effort.refused_by or all(e.number in effort.refused_by for e in others):
+        return failed
+    if endpoint.proven and failed.cause not in ELSEWHERE and failed.status not in OF_THE_RUN:
+        return failed
+    if failed.status in OF_THE_RUN:
+        endpoint.proven = False  # its next one is a canary again
+    effort.refused_by += (endpoint.number,)
+    return Again(0.0)
 
 
 def mostly_unusable(state: RunState, most: float) -> RunStopped | None:
