@@ -20,7 +20,7 @@ from pathlib import Path
 from queue import SimpleQueue
 
 from store.errors import DamagedLedger, DiskFull, StorageError, is_damage
-from store.files import LEDGER
+from store.files import LEDGER, storable
 from store.records import Fault, Request, Response
 from store.run_folder import give_up_reserve
 from store.schema import STAGE_SHIFT, connect_writer
@@ -153,7 +153,17 @@ class Ledger:
         reply's number."""
         self._last["responses"] += 1
         number = self._last["responses"]
-        self._batch.add_response(number, attempt, request, response, time.time())
+        raw, usage = response.raw, response.usage
+        body: str | bytes = raw
+        with contextlib.suppress(UnicodeDecodeError):
+            body = raw.decode()
+        self._batch.bodies.append((number, body, response.text, response.reasoning, zlib.crc32(raw)))
+        self._batch.responses.append(
+            (number, attempt, request, response.outcome, response.finish_reason, response.served_model,
+             usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens, usage.reasoning_tokens,
+             response.cost_micro, response.latency, time.time(), usage.cache_write_tokens,
+             response.service_tier, response.listed_micro, response.estimated)
+        )  # fmt: skip
         if final:
             self._batch.answers.append((number, request))
         account = self._batch.spending[stage]
@@ -189,7 +199,10 @@ class Ledger:
         """
         self._last["errors"] += 1
         number = self._last["errors"]
-        self._batch.add_error(number, attempt, request, fault, time.time(), at_risk_micro)
+        words = storable(fault.words)
+        self._batch.errors.append(
+            (number, attempt, request, fault.cause, fault.status, words, time.time(), at_risk_micro)
+        )
         account = self._batch.spending[stage]
         account.at_risk -= released_micro
         account.ended += ended

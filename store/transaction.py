@@ -1,14 +1,9 @@
 """What one commit of the ledger holds: rows for each table, applied in one transaction."""
 
-import contextlib
 import sqlite3
-import zlib
 from asyncio import Future
 from collections import defaultdict
 from dataclasses import dataclass, field
-
-from store.files import storable
-from store.records import Fault, Response
 
 
 @dataclass(slots=True)
@@ -43,41 +38,6 @@ class Transaction:
     @property
     def has_work(self) -> bool:
         return bool(self.waiters or self.notes) or any(getattr(self, name) for name in _SQL)
-
-    def add_response(self, number: int, attempt: int, request: int, response: Response, at: float) -> None:
-        usage = response.usage
-        self.responses.append(
-            (
-                number,
-                attempt,
-                request,
-                response.outcome,
-                response.finish_reason,
-                response.served_model,
-                usage.prompt_tokens,
-                usage.completion_tokens,
-                usage.cached_tokens,
-                usage.reasoning_tokens,
-                response.cost_micro,
-                response.latency,
-                at,
-                usage.cache_write_tokens,
-                response.service_tier,
-                response.listed_micro,
-                response.estimated,
-            )
-        )
-        body: str | bytes = response.raw
-        with contextlib.suppress(UnicodeDecodeError):
-            body = response.raw.decode()
-        checksum = zlib.crc32(response.raw)
-        self.bodies.append((number, body, response.text, response.reasoning, checksum))
-
-    def add_error(
-        self, number: int, attempt: int, request: int, fault: Fault, at: float, at_risk: int
-    ) -> None:
-        words = storable(fault.words)
-        self.errors.append((number, attempt, request, fault.cause, fault.status, words, at, at_risk))
 
     def apply(self, connection: sqlite3.Connection) -> None:
         """Executes everything in one transaction; raises sqlite3.Error with nothing done."""

@@ -157,14 +157,6 @@ class Feed:
         for placement in chunk.placements:
             self._place(placement)
 
-    def _next(self) -> Placed | BadRow | Gone | None:
-        """Raises StopIteration when there are no more."""
-        if self._iterator is None:
-            self._iterator = iter(self._rows.placed(self._known.reader))
-        if self._plan.limit is not None and self.rows_read >= self._plan.limit:
-            raise StopIteration
-        return next(self._iterator)
-
     def _close(self) -> None:
         """What is read of the pool is closed where a run has stopped early."""
         self._iterator = None
@@ -172,12 +164,17 @@ class Feed:
     def _collect(self, want: int) -> Chunk:
         if self._broken:
             raise self._broken
-        chunk = Chunk()
+        if self._iterator is None:
+            self._iterator = iter(self._rows.placed(self._known.reader))
+        chunk, limit, only = Chunk(), self._plan.limit, self._plan.only
         deadline = time.monotonic() + SLICE_SECONDS
         want = 1 if self._rows.is_stream else want
         while len(chunk.due) < want:
+            if limit is not None and self.rows_read >= limit:
+                chunk.ended = True
+                break
             try:
-                row = self._next()
+                row = next(self._iterator)
             except StopIteration:
                 chunk.ended = True
                 break
@@ -187,23 +184,20 @@ class Feed:
             if row is None:
                 chunk.dry = True
                 break
-            self._take(row, chunk)
+            if isinstance(row, tuple):
+                position, item = row
+                if only is None or position in only:
+                    self._add(position, item, chunk)
+                self.rows_read += 1
+                self.end = max(self.end, position + 1)
+            elif isinstance(row, BadRow):
+                chunk.bad.append(row)
+            elif has_row(self._known.reader, self._stage, row.position):
+                chunk.placements.append(Placement(row.position, None, [], [], self.plan))
             if self.rows_read % CLOCK_ROWS == 0 and time.monotonic() > deadline:
                 break
         chunk.reach = Reach(self.end, self._rows.pending if self.is_followed else NOTHING)
         return chunk
-
-    def _take(self, row: Placed | BadRow | Gone, chunk: Chunk) -> None:
-        if isinstance(row, tuple):
-            position, item = row
-            if self._plan.only is None or position in self._plan.only:
-                self._add(position, item, chunk)
-            self.rows_read += 1
-            self.end = max(self.end, position + 1)
-        elif isinstance(row, BadRow):
-            chunk.bad.append(row)
-        elif has_row(self._known.reader, self._stage, row.position):
-            chunk.placements.append(Placement(row.position, None, [], [], self.plan))
 
     def _add(self, position: int, item: Item, chunk: Chunk) -> None:
         chunk.rows += 1

@@ -66,6 +66,7 @@ class Runner:
         self._sleeping = self._landing = 0
         self._changed = intake.changed
         self._stopped: DistillError | None = None
+        self.is_stopped = False
         self._drain: float | None = None
         self._control = AsyncLimiter(CANARIES_A_SECOND, 1.0)
         self._proven = proven  # the teacher has answered a row of this stage
@@ -97,16 +98,12 @@ class Runner:
                 self.stop(AllRefused(f"the last {len(last)} rows were all refused: {last[-1].words}"))
             self._settle_doubts()
 
-    @property
-    def is_stopped(self) -> bool:
-        return self._stopped is not None
-
     def stop(self, reason: DistillError, drain: float | None = None) -> None:
         """Admits nobody any more; what is in flight may land (within `drain` seconds, if given)."""
         if drain is not None:
             self._drain = drain
         if self._stopped is None:
-            self._stopped = reason
+            self._stopped, self.is_stopped = reason, True
             if self._producer:
                 self._producer.cancel()  # it may be waiting for a pipe that says nothing
             for task, effort in list(self._tasks.items()):
@@ -202,7 +199,7 @@ class Runner:
 
     def _has_room(self) -> bool:
         active = len(self._tasks) - self._sleeping - self._landing
-        slots = self.teacher.slots
+        slots = sum(endpoint.gate.limit for endpoint in self.teacher.endpoints)
         return active < slots and len(self._tasks) < OUTSTANDING * slots
 
     async def _next_due(self) -> Request | None:
@@ -264,7 +261,7 @@ class Runner:
             self.stop(reason)
 
     async def _commit(self, request: Request, verdict: Verdict, reply: Response | None) -> None:
-        """A reply counts when it is on the disk. Until then it takes no slot: the server has done its part."""
+        """A reply counts when it is on the disk. It takes no slot until then: the server has done its part."""
         self._landing += 1
         try:
             await self.ledger.committed()

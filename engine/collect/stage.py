@@ -163,7 +163,10 @@ class Intake:
         """`own`: samples of this stage that wait for it and are not known to the crowd."""
         self.index.mark(request, ANSWERED)
         self.state.ended += 1
-        self.settled(own, None)
+        self.state.done += own
+        for reader in self.readers:
+            reader.news.set()
+        self.changed.set()
         if self.crowd.waiting:
             self.crowd.settle(request, None)
 

@@ -42,7 +42,7 @@ class Budget:
 
     async def reserve(self, worst: int) -> None:
         """Sets the request's worst cost aside. Raises BudgetReached when it can never fit."""
-        while not self.has_room(worst):
+        while self.cap is not None and not self.has_room(worst):
             if not self.in_flight:
                 raise BudgetReached(self._words(worst))
             waiter = (asyncio.Event(), worst)

@@ -94,11 +94,6 @@ class Teacher:
         self._over: RunStopped | None = None  # all of them refused
 
     @property
-    def slots(self) -> int:
-        """Requests that may be in flight together at the moment."""
-        return sum(e.gate.limit for e in self.endpoints)
-
-    @property
     def wants_another(self) -> bool:
         """Whether every server seems down for reasons that may be the rows' own, and only rows wait that
         have failed."""

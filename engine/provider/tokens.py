@@ -82,7 +82,12 @@ class Tokenizer:
         for message in messages:
             total += TOKENS_PER_MESSAGE + (TOKENS_PER_NAME if "name" in message else 0)
             for name, text in message.items():
-                total += 1 if name == "role" and text in _ROLES else self.count(text)
+                if name == "role" and text in _ROLES:
+                    total += 1
+                elif len(text) > _PIECE:
+                    total += self.count(text)
+                else:
+                    total += len(self.encoding.encode_ordinary(text))
         return total
 
 

@@ -163,7 +163,8 @@ def survey(
             continue
         found.rows += 1
         messages, _, keys = plan.seal(row)
-        keys, _ = plan.kept(row, keys, index.has_answer)
+        if plan.reused:
+            keys, _ = plan.kept(row, keys, index.has_answer)
         tokens = 0
         for key in keys:
             state = next((index.state(i) for i in index.candidates(key)), None)
