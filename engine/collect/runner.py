@@ -261,7 +261,7 @@ class Runner:
             self.stop(reason)
 
     async def _commit(self, request: Request, verdict: Verdict, reply: Response | None) -> None:
-        """A reply counts when it is on the disk. It takes no slot until then: the server has done its part."""
+        """A reply counts when it is on the disk. Until then it takes no slot: its server is done."""
         self._landing += 1
         try:
             await self.ledger.committed()

@@ -86,6 +86,7 @@ class Client:
             socket_factory=_watched_socket,
         )
         self._session = aiohttp.ClientSession(
+            headers=self._headers,
             connector=connector,
             timeout=self._timeout,
             cookie_jar=aiohttp.DummyCookieJar(),
@@ -103,7 +104,7 @@ class Client:
 
     async def send(self, body: bytes, idempotency_key: str) -> HttpReply:
         """POSTs a chat completion. Raises TimedOut, ConnectionLost or BadReply (torn or huge)."""
-        headers = {**self._headers, "Idempotency-Key": idempotency_key}
+        headers = {"Idempotency-Key": idempotency_key}
         started = self._loop.time()
         try:
             async with self._session.post(

@@ -42,6 +42,7 @@ _REASONING = (
     "reasoning_content", "reasoning", "thinking", "reasoning_text", "thoughts", "reasoning_details",
     "thinking_blocks",
 )  # fmt: skip
+_REASONING_NAMES = frozenset(_REASONING)
 _THOUGHT_PART = re.compile("think|thought|reason|^summary_text$")
 _CALL_PARTS = ("tool_use", "tool_call", "function_call", "server_tool_use")
 _BARE_CLOSING = re.compile(r"(?:^|\n)\s*(</think>|</thinking>|\[/THINK\]|◁/think▷|</seed:think>)\s*(?:\n|$)")
@@ -112,8 +113,9 @@ def _reply(
     content, thought = (given, "") if isinstance(given, str) else _content(given)
     beside = message.get("provider_specific_fields")  # LiteLLM
     for place in (message, choice, beside if isinstance(beside, dict) else {}):
-        values = (place[name] for name in _REASONING if place.get(name))
-        if told := next((text for value in values if (text := _joined_text(value))), ""):
+        if _REASONING_NAMES.isdisjoint(place):
+            continue
+        if told := next((text for name in _REASONING if (text := _joined_text(place.get(name)))), ""):
             break
     text, marked = split_thinking(content)
     refusal = message.get("refusal") or (_refusal_in(given) if isinstance(given, list) else "")
