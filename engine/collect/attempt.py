@@ -179,7 +179,12 @@ class Asker:
             return Answered(), response
         if outcome == "unparsed":
             return self._unparsed(sent, effort, reply), response
-        return self._unusable(sent, effort, reply, usage, number), response
+        # Stored and billed, and no answer in it. Another is bought, a few times; a call of a tool is not
+        # asked for again.
+        effort.unusable += 1
+        if reply.outcome != "tool_calls" and effort.unusable < self.terms.attempts_empty:
+            return Again(0.0), response
+        return unusable(reply, usage, number), response
 
     def _read(self, sent: _Sent, answer: HttpReply) -> Reply:
         """The reply, or the error that stands in its place. A body of 2xx is stored whatever it holds."""
@@ -196,26 +201,16 @@ class Asker:
         except (AskError, RunStopped) as error:
             if isinstance(error, RowRefused) and error.about == "filter":
                 return FILTERED_REPLY._replace(claim=error.claim)
-            self._keep(sent, error)
+            # The body of a 200 that holds an error is stored. Without usage it cost nothing.
+            response = self.booking.book_unread(error.raw or b"", error.claim, sent.asked)
+            self.ledger.put(
+                self.terms.stage, sent.attempt, sent.request.id, response, sent.worst, final=False
+            )
+            self.state.count_malformed(response)
+            self.budget.settle(sent.worst, response.cost_micro)
+            sent.worst, sent.stored = 0, True
             error = meant_for(error, answer.status, self.endpoint.has_answered, self.endpoint.url)
             raise error from None
-
-    def _keep(self, sent: _Sent, error: AskError | RunStopped) -> None:
-        """Stores the body of a 200 that holds an error. Without usage it cost nothing."""
-        assert error.raw is not None
-        response = self.booking.book_unread(error.raw, error.claim, sent.asked)
-        self.ledger.put(self.terms.stage, sent.attempt, sent.request.id, response, sent.worst, final=False)
-        self.state.count_malformed(response)
-        self.budget.settle(sent.worst, response.cost_micro)
-        sent.worst, sent.stored = 0, True
-
-    def _unusable(self, sent: _Sent, effort: Effort, reply: Reply, usage: Usage, number: int) -> Verdict:
-        """Stored and billed, and no answer in it. Another is bought, a few times; a call of a tool is not
-        asked for again."""
-        effort.unusable += 1
-        if reply.outcome != "tool_calls" and effort.unusable < self.terms.attempts_empty:
-            return Again(0.0)
-        return unusable(reply, usage, number)
 
     def _unparsed(self, sent: _Sent, effort: Effort, reply: Reply) -> Verdict:
         """Stored and billed, and no record in it: a further sample is asked, a few times."""

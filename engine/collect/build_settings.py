@@ -50,7 +50,10 @@ def settings_from(options: Mapping[str, Any], task: str, **own: Any) -> "Setting
     from engine.provider.models import check_effort
 
     fields = engine_fields(task)
-    _check_text(fields, options)
+    for name, value in options.items():  # bytes of the command line that are not UTF-8 cannot be sent
+        for text in value if isinstance(value, list) else [value]:
+            if isinstance(text, str) and text != text.encode(errors="replace").decode():
+                raise UsageError(f"{flag_of(name, fields[name])} is not UTF-8")
     given = options.get("base_url") or [default_url()]
     urls = [checked_url(url) for url in ([given] if isinstance(given, str) else given)]
     if len({url.lower() for url in urls}) < len(urls):
@@ -65,14 +68,6 @@ def settings_from(options: Mapping[str, Any], task: str, **own: Any) -> "Setting
     settings = checked(Settings, fields, values)
     check_effort(settings.model, settings.traits, settings.reasoning_effort)
     return settings
-
-
-def _check_text(fields: Fields, options: Mapping[str, Any]) -> None:
-    """Bytes of the command line that are not UTF-8 cannot be sent."""
-    for name, value in options.items():
-        for text in value if isinstance(value, list) else [value]:
-            if isinstance(text, str) and text != text.encode(errors="replace").decode():
-                raise UsageError(f"{flag_of(name, fields[name])} is not UTF-8")
 
 
 def _params(pairs: list[str] | Mapping[str, Any]) -> dict[str, Any]:

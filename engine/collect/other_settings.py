@@ -244,14 +244,15 @@ def _by_plan(reader: sqlite3.Connection, stage: int) -> dict[int, Recorded]:
 
 def _keeping(plan: Plan, kept: Sequence[int], recorded: Mapping[int, Recorded]) -> Plan:
     """The plan with further settings whose answers count for it."""
-    return replace(plan, reused=tuple(_earlier(one, recorded.get(one), plan) for one in dict.fromkeys(kept)))
-
-
-def _earlier(fingerprint: int, recorded: Recorded | None, plan: Plan) -> Earlier:
-    before = recorded_plan(recorded, plan.tokenizer) if recorded else None
-    if before is None or before.fingerprint != fingerprint:
-        return Earlier(fingerprint, None)
-    return Earlier(fingerprint, replace(before, samples=plan.samples))
+    reused = []
+    for fingerprint in dict.fromkeys(kept):
+        settings = recorded.get(fingerprint)
+        before = recorded_plan(settings, plan.tokenizer) if settings else None
+        if before is None or before.fingerprint != fingerprint:
+            reused.append(Earlier(fingerprint, None))
+        else:
+            reused.append(Earlier(fingerprint, replace(before, samples=plan.samples)))
+    return replace(plan, reused=tuple(reused))
 
 
 def _asks_the_same(reader: sqlite3.Connection, stage: int, other: int, plan: Plan) -> bool:

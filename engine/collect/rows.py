@@ -139,15 +139,15 @@ class Having:
     def __iter__(self) -> Iterator[Instruction | BadRow]:
         for row in self._rows:
             if isinstance(row, Instruction) and not getattr(row, self._field).strip():
-                fault = self._fault(self._pool.raw.get(self._field))
-                yield BadRow(self._pool.line, fault) if fault else row
+                raw = self._pool.raw
+                if as_text(value := raw.get(self._field)) is None:
+                    yield BadRow(self._pool.line, no_text(self._field, value))
+                elif not self._may_lack:
+                    yield BadRow(self._pool.line, missing(raw, self._field))
+                else:
+                    yield row
             else:
                 yield row
-
-    def _fault(self, value: object) -> str:
-        if as_text(value) is None:
-            return no_text(self._field, value)
-        return "" if self._may_lack else missing(self._pool.raw, self._field)
 
 
 class Strict:

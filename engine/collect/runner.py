@@ -77,10 +77,8 @@ class Runner:
         self._canaries = 0  # drawn since the last answer
         self._drawn: set[int] = set()  # their requests
         self._producer: asyncio.Task[None] | None = None
-        intake.asks, intake.stopped = self._asks, lambda: self.is_stopped
-
-    def _asks(self) -> bool:
-        return bool(self._tasks) or (bool(self._due) and not self._stopped)
+        intake.asks = lambda: bool(self._tasks) or (bool(self._due) and not self._stopped)
+        intake.stopped = lambda: self.is_stopped
 
     async def run(self) -> None:
         """Raises RunStopped if it ended early, StorageError if the ledger could not be written."""
@@ -138,7 +136,11 @@ class Runner:
                 self._changed.clear()
                 await self._changed.wait()
             if self._doubts and not self._proven:
-                self._judge_doubts()
+                # After others were answered, rows that were refused in earlier runs too do not speak.
+                first = not self._refused
+                doubts = [failed for request, failed in self._doubts if first or not request.refused]
+                if reason := against_the_run(doubts, first):
+                    self.stop(reason)
         self._past_canaries = True  # no row is left, or one was answered
         if self._proven or not self._refused:
             self._settle_doubts()
@@ -160,12 +162,6 @@ class Runner:
         del self._due[place]
         self._drawn.add(request.id)
         return request
-
-    def _judge_doubts(self) -> None:
-        """After others were answered, rows that were refused in earlier runs too do not speak."""
-        doubts = [failed for request, failed in self._doubts if not (self._refused and request.refused)]
-        if reason := against_the_run(doubts, first=not self._refused):
-            self.stop(reason)
 
     def _settle_doubts(self) -> None:
         """The teacher works: what was doubtful has failed. Once the run has been stopped for it, it stays

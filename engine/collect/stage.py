@@ -68,15 +68,12 @@ class Crowd:
     async def wait_for_others(self, member: Member) -> None:
         """Returns when nothing waits, or when nobody is at work who could answer it. Raises RunStopped
         for what was left."""
-        while not member.is_stopped and (left := self._left(member)):
+        while not member.is_stopped and (left := sum(waiting[member] for waiting in self.waiting.values())):
             if not any(other.is_at_work for other in self.members if other is not member):
                 rows = f"{left:,} rows ask" if left > 1 else "a row asks"
                 raise RunStopped(f"{rows} the same as another stage, which has ended early")
             member.changed.clear()
             await member.changed.wait()
-
-    def _left(self, member: Member) -> int:
-        return sum(waiting[member] for waiting in self.waiting.values())
 
 
 CHUNK = 64  # due requests asked for at once; and placements in one commit without waiting for the disk
@@ -153,7 +150,13 @@ class Intake:
         state.done += chunk.known[ANSWERED]
         self._count_earlier(chunk.known[FAILED])
         for request, count in chunk.shared.items():
-            self._count_shared(request, count)
+            known = self.index.state(request)
+            if known == ANSWERED:
+                state.done += count
+            elif known == FAILED:
+                self._count_earlier(count)
+            else:
+                self.crowd.wait(request, self, count)
         if chunk.ended:
             self.ended = True
             state.total = state.rows * self.plan.samples
@@ -213,12 +216,3 @@ class Intake:
     def _count_earlier(self, failed: int) -> None:
         if failed:
             self.state.failed["earlier"] += failed
-
-    def _count_shared(self, request: int, count: int) -> None:
-        known = self.index.state(request)
-        if known == ANSWERED:
-            self.state.done += count
-        elif known == FAILED:
-            self._count_earlier(count)
-        else:
-            self.crowd.wait(request, self, count)

@@ -177,13 +177,10 @@ class Breaker:
         elif is_outage or at_once or not effort.suspect:
             effort.unconfirmed += is_outage
             self._streak.append((effort, is_outage, self._clock()))
-            if at_once or self._looks_down():
+            faultless = sum(is_outage for _, is_outage, _ in self._streak)
+            rows = len({id(effort) for effort, _, _ in self._streak})
+            if at_once or max(faultless, rows) >= self._threshold:
                 self._open()
-
-    def _looks_down(self) -> bool:
-        faultless = sum(is_outage for _, is_outage, _ in self._streak)
-        rows = len({id(effort) for effort, _, _ in self._streak})
-        return max(faultless, rows) >= self._threshold
 
     def limited(self, incidents: int, wait: float | None, words: str, probe: bool) -> None:
         """A 429: sustained ones are an outage too. Raises ProviderDown when the server wants a

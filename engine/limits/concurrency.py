@@ -122,14 +122,11 @@ class Adaptive:
             self._probe = True
             self._restart(self._level * PROBE_SHARE, keep=True)
         else:
-            self._adapt(latency, used)
-
-    def _adapt(self, latency: float, used: bool) -> None:
-        self._unloaded = latency if self._unloaded is None else min(self._unloaded, latency)
-        gradient = min(1.0, TOLERANCE * self._unloaded / latency)
-        if gradient < 0.9:
-            self._growing = False
-        self._restart(self._next_level(gradient, used))
+            self._unloaded = latency if self._unloaded is None else min(self._unloaded, latency)
+            gradient = min(1.0, TOLERANCE * self._unloaded / latency)
+            if gradient < 0.9:
+                self._growing = False
+            self._restart(self._next_level(gradient, used))
 
     def _next_level(self, gradient: float, used: bool) -> float:
         if not used and gradient >= 1.0:  # the level was not what held us back

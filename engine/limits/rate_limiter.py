@@ -234,7 +234,9 @@ class Limiter:
         elif self.tokens.limit is not None:
             self.charging.heard(tokens.remaining, self.tokens.ceiling, self.tokens.rate, ticket.levels, now)
         if self.requests.scale < 1.0 or self.tokens.scale < 1.0:
-            self._recover(now)
+            for bucket in (self.requests, self.tokens):
+                bucket.scale = min(1.0, bucket.scale + RECOVERY * max(0.0, now - self._recovered))
+            self._recovered = now
 
     def _pause_until(self, time: float) -> None:
         self._paused_until = max(self._paused_until, time)
@@ -247,8 +249,3 @@ class Limiter:
             room = bucket.remaining is not None and bucket.remaining > 0.1 * bucket.ceiling
             if kind in ("", name) and bucket.limit is not None and not room:
                 bucket.scale = max(0.1, bucket.scale * CUT)
-
-    def _recover(self, now: float) -> None:
-        for bucket in (self.requests, self.tokens):
-            bucket.scale = min(1.0, bucket.scale + RECOVERY * max(0.0, now - self._recovered))
-        self._recovered = now

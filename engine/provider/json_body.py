@@ -34,7 +34,8 @@ def _parsed(raw: bytes) -> Any:
     try:
         return loads(raw)
     except ValueError:
-        text = _decoded(raw)
+        mark, encoding = next((one for one in _MARKS if raw.startswith(one[0])), (b"", "utf-8"))
+        text = raw[len(mark) :].decode(encoding).strip()
     try:
         return json.loads(text, strict=False)  # line breaks in a text that are not escaped
     except ValueError:
@@ -49,13 +50,6 @@ def _parsed(raw: bytes) -> Any:
         if not events:
             raise
     return _joined(_events(events), ended=len(said) < len(lines))
-
-
-def _decoded(raw: bytes) -> str:
-    for mark, encoding in _MARKS:
-        if raw.startswith(mark):
-            return raw[len(mark) :].decode(encoding).strip()
-    return raw.decode().strip()
 
 
 def _events(lines: list[str]) -> Iterator[Mapping[str, Any]]:

@@ -88,8 +88,12 @@ def read_reply(raw: bytes) -> Reply:
     if error is not None:
         raise with_body(error, raw, read_claim(body.get("usage") if isinstance(body, dict) else None))
     try:
-        if not body.get("choices") and _is_blocked(body):
-            return FILTERED_REPLY._replace(claim=read_claim(body.get("usage") or body.get("usageMetadata")))
+        if not body.get("choices"):  # Google's say so where the prompt was blocked
+            feedback = body.get("promptFeedback") or body.get("prompt_feedback") or {}
+            if feedback.get("blockReason") or feedback.get("block_reason"):
+                return FILTERED_REPLY._replace(
+                    claim=read_claim(body.get("usage") or body.get("usageMetadata"))
+                )
         choice = body["choices"][0]
         message = choice.get("message")
         if message is None:  # filtered replies may have none
@@ -98,12 +102,6 @@ def read_reply(raw: bytes) -> Reply:
         return _reply(body, choice, message, plain)
     except (LookupError, TypeError, AttributeError, RecursionError) as wrong:
         raise BadReply(_why_unreadable(raw, "there is no choice in it"), raw) from wrong
-
-
-def _is_blocked(body: Mapping[str, Any]) -> bool:
-    """Whether a body without a choice says that the prompt was blocked, as Google's does."""
-    feedback = body.get("promptFeedback") or body.get("prompt_feedback")
-    return isinstance(feedback, dict) and bool(feedback.get("blockReason") or feedback.get("block_reason"))
 
 
 def _reply(
