@@ -84,9 +84,10 @@ class Run:
         async with opened(self.folder) as ledger:
             book = Book(ledger, chosen.stage, chosen.samples)
 
-            def place(p: Placement) -> None:
-                ledger.place(book.stage, p.position, p.item, plan.fingerprint, p.requests, p.new)
-                found.placed.append(p.position)
+            def place(placements: Sequence[Placement]) -> None:
+                for p in placements:
+                    ledger.place(book.stage, p.position, p.item, plan.fingerprint, p.requests, p.new)
+                    found.placed.append(p.position)
 
             thread = FeedThread(self.folder, known_keys(self.folder))
             feed = Feed(Numbered(Pool(self.pool)), plan, book.stage, thread, place)
@@ -322,7 +323,7 @@ async def test_pages_of_the_ledger_join_without_a_seam(
 def feed_of(run: Run, pool: Pool, plan: Plan) -> tuple[Feed, FeedThread]:
     """A feed of stage 1 that nobody places."""
     thread = FeedThread(run.folder, known_keys(run.folder))
-    return Feed(Numbered(pool), plan, 1, thread, lambda placement: None), thread
+    return Feed(Numbered(pool), plan, 1, thread, lambda placements: None), thread
 
 
 # Keys that the ledger does not hold yet, and keys that only look alike.

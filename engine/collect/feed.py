@@ -122,9 +122,9 @@ class Feed:
         plan: Plan,
         stage: int,
         thread: FeedThread,
-        place: Callable[[Placement], None],
+        place: Callable[[Sequence[Placement]], None],
     ) -> None:
-        """`place` is called on the loop for every row whose place has changed."""
+        """`place` is called on the loop with the rows of each stretch whose place has changed."""
         self._rows, self._plan, self._stage, self._thread = rows, plan, stage, thread
         self.plan = plan.fingerprint
         self._place = place
@@ -139,7 +139,9 @@ class Feed:
 
     async def chunk(self, want: int) -> Chunk:
         """The next stretch. It may hold no due request and not be the end. Raises PoolError."""
-        return await self._thread.run(lambda: self._collect(want), self._deliver)
+        return await self._thread.run(
+            lambda: self._collect(want), lambda chunk: self._place(chunk.placements)
+        )
 
     @property
     def index(self) -> KeyIndex:
@@ -152,10 +154,6 @@ class Feed:
     @property
     def source(self) -> str:
         return self._rows.source
-
-    def _deliver(self, chunk: Chunk) -> None:
-        for placement in chunk.placements:
-            self._place(placement)
 
     def _close(self) -> None:
         """What is read of the pool is closed where a run has stopped early."""

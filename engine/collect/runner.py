@@ -236,7 +236,15 @@ class Runner:
                     self.teacher.leave(admitted)
                     self._changed.set()
                 if reply or not isinstance(verdict, Again):
-                    await self._commit(request, verdict, reply)
+                    self._landing += 1  # it takes no slot any more: the server is done
+                    try:
+                        await self.ledger.committed()
+                    finally:
+                        self._landing -= 1
+                if reply:  # it counts when it is on the disk
+                    self.state.count(reply, request.prompt_tokens, isinstance(verdict, Answered))
+                    self.state.latencies.append(reply.latency)
+                    self.state.spread.add(reply.latency)
                 effort.in_flight = False
                 if not isinstance(verdict, Again):
                     break
@@ -255,18 +263,6 @@ class Runner:
                 self.stop(why)
         except RunStopped as reason:
             self.stop(reason)
-
-    async def _commit(self, request: Request, verdict: Verdict, reply: Response | None) -> None:
-        """A reply counts when it is on the disk. Until then it takes no slot: its server is done."""
-        self._landing += 1
-        try:
-            await self.ledger.committed()
-        finally:
-            self._landing -= 1
-        if reply:
-            self.state.count(reply, request.prompt_tokens, isinstance(verdict, Answered))
-            self.state.latencies.append(reply.latency)
-            self.state.spread.add(reply.latency)
 
     async def _sleep(self, seconds: float) -> None:
         if seconds <= 0:

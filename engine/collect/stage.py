@@ -8,7 +8,7 @@ up to `reach`, whose places are up to date.
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from engine.collect.feed import Chunk, Feed, Placement
@@ -111,13 +111,13 @@ class Intake:
         """Something that it has taken is still to be asked or under way."""
         return self._fetching or self.asks()
 
-    def place(self, placement: Placement) -> None:
-        """Remembers a row's place; called for each, even when the run is being stopped."""
-        p = placement
-        if p.item is None:
-            self.ledger.clear(self.stage, p.position)
-        else:
-            self.ledger.place(self.stage, p.position, p.item, p.plan, p.requests, p.new)
+    def place(self, placements: Sequence[Placement]) -> None:
+        """Remembers rows' places; called for each stretch, even when the run is being stopped."""
+        for p in placements:
+            if p.item is None:
+                self.ledger.clear(self.stage, p.position)
+            else:
+                self.ledger.place(self.stage, p.position, p.item, p.plan, p.requests, p.new)
 
     async def next(self) -> Chunk:
         """The next stretch, counted. It may hold nothing due: then the stages before had news, or

@@ -110,7 +110,9 @@ class Client:
             async with self._session.post(
                 self._url, data=body, headers=headers, allow_redirects=False, proxy=self._proxy
             ) as response:
-                raw = redacted(await _read_bounded(response), self._secret)
+                raw = await _read_bounded(response)
+                if self._secret and self._secret in raw:
+                    raw = redacted(raw, self._secret)
                 return HttpReply(response.status, response.headers, raw, self._loop.time() - started)
         except BadReply as error:
             raise BadReply(str(error), redacted(error.raw, self._secret)) from None
