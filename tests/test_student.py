@@ -22,8 +22,7 @@ from hypothesis import strategies as st
 
 from engine.serve.model_folder import check
 from engine.serve.model_loader import alpaca, fastest, load, prompt_tokens
-from engine.serve.sampler import next_tokens, nucleus
-from engine.serve.sequence import Writing
+from engine.serve.sequence import Writing, next_tokens, nucleus
 from store.errors import UsageError
 from store.records import alpaca_prompt
 from store.student import TextTokens

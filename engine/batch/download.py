@@ -18,8 +18,7 @@ from functools import partial
 
 from engine.batch.client import BatchApi, Remote, Text
 from engine.batch.files import Damaged, Line, NotRun, Stranger, Unclear, damaged, read_line
-from engine.batch.states import state_of
-from engine.batch.submit import patiently, pause
+from engine.batch.submit import patiently, pause, state_of
 from engine.provider.client import KEPT_BYTES
 from engine.provider.errors import BadReply, BrokenOff, ResultsUnreadable, RowRefused
 from engine.provider.responses import Reply

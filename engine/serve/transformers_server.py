@@ -21,8 +21,7 @@ from engine.serve.http import ChatRequest, Refused, json_reply, understand
 from engine.serve.model_folder import check, name_of
 from engine.serve.model_loader import Student, load, prompt_tokens
 from engine.serve.model_runner import Worker
-from engine.serve.sampler import Grammars, matcher
-from engine.serve.sequence import Generation, ThinkingParts, Writing
+from engine.serve.sequence import Generation, Grammars, ThinkingParts, Writing, matcher
 
 TOO_LONG = "context_length_exceeded"
 BATCH_MATTERS = (
