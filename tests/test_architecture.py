@@ -176,7 +176,7 @@ def test_the_trap_for_heavy_imports_works(heavy: dict[str, str]) -> None:
     [
         (
             "-c",
-            "import distill, engine, engine.cli.app, engine.run.session, engine.run.retry, "
+            "import distill, engine, engine.cli.app, engine.run.session, engine.run.unanswered, "
             "engine.run.collect, engine.run.status",
         ),
         ("-m", "engine", "--help"),

@@ -15,14 +15,12 @@ import typer
 from engine import __version__
 from engine.cli.ask import ASKING, OPTIONS
 from engine.cli.crash_report import Unexpected
-from engine.cli.help import PanelCommand, PanelGroup
-from engine.cli.options import JsonOption, takes
+from engine.cli.options import JsonOption, PanelCommand, PanelGroup, takes
 from engine.collect.setting_fields import Declared, setting
 from engine.terminal import outlive_the_terminal, plain, stop_on_signals, tell
 from evaluators.cli import annotate, report
 from evaluators.cli import app as evaluate_app
-from store.errors import DistillError, MissingExtra, UsageError
-from store.extras import require
+from store.errors import DistillError, MissingExtra, UsageError, require
 from trainers.cli import app as train_app
 from trainers.cli import rank
 
@@ -125,7 +123,7 @@ def retry(
     stage: StageOption = None,
 ) -> None:
     """Let the next run of the same command send failed rows again."""
-    from engine.run.retry import run_retry
+    from engine.run.unanswered import run_retry
 
     run_retry(run, cause, stage)
 
@@ -159,7 +157,7 @@ class SettleFlags(Declared):
 @takes(SettleFlags.model_fields, "asked", build=SettleFlags)
 def settle(run: RunOption, json: JsonOption = False, *, asked: SettleFlags) -> None:
     """List requests that may have been billed without an answer, or settle them."""
-    from engine.run.settle import Settlement, run_settle
+    from engine.run.unanswered import Settlement, run_settle
 
     run_settle(run, Settlement(**asked.model_dump()), json)
 

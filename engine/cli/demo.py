@@ -24,8 +24,7 @@ from engine.recipe.load import SHIPPED
 from engine.run.status import status_of
 from engine.subprocesses import command, served
 from engine.terminal import plain
-from store.errors import DistillError, RunFolderError, UsageError
-from store.extras import require
+from store.errors import DistillError, RunFolderError, UsageError, require
 from store.files import LEDGER
 
 

@@ -33,8 +33,7 @@ from engine.run.session import run_job
 from engine.run.tables import print_plan, print_steps
 from engine.subprocesses import ServingFailed, served
 from engine.terminal import plain, tell
-from store.errors import DistillError
-from store.extras import require
+from store.errors import DistillError, require
 from store.key_index import known_keys
 from store.run_folder import StepResult, held
 from store.schema import connect_writer

@@ -16,8 +16,7 @@ from pathlib import Path
 
 from engine.serve.model_folder import check
 from engine.subprocesses import stop_signals
-from store.errors import MissingExtra, UsageError
-from store.extras import require
+from store.errors import MissingExtra, UsageError, require
 
 SMOLLM2 = "smollm2"
 SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
