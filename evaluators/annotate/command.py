@@ -3,12 +3,12 @@
 Files of questions and of two models' answers are put to the vote in RUN/votes.db. They are joined as `judge`
 joins them. A run folder that has its pairs already needs no files.
 
-For Mechanical Turk `hit.html` is the layout for 'New batch with an existing project', `hits.csv` the batch. One
-row is one pair; the number of workers for each is set on the site. Sides are drawn for each pair and kept in
-`key.csv`, which is not uploaded: the table names neither model. Answers are the same safe HTML as on our
+For Mechanical Turk `hit.html` is the layout for 'New batch with an existing project', `hits.csv` the batch.
+One row is one pair; the number of workers for each is set on the site. Sides are drawn for each pair and kept
+in `key.csv`, which is not uploaded: the table names neither model. Answers are the same safe HTML as on our
 page, in ASCII and without `$`, because the site refuses letters beyond the 16-bit plane and would expand
-`${…}`. In results (`Batch_…_results.csv`) a bad row is counted and reported. An assignment is taken once, so a
-file can be imported again when more has come in. What the requester has rejected is left out.
+`${…}`. In results (`Batch_…_results.csv`) a bad row is counted and reported. An assignment is taken once, so
+a file can be imported again when more has come in. What the requester has rejected is left out.
 """
 
 import csv

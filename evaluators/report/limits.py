@@ -54,7 +54,14 @@ def limits_section(found: Inputs) -> Section | str:
     for number, started, ended, first, last in found.reader.execute(SPANS):
         ends = (first if first is not None else started, ended if last is None else max(ended or 0, last))
         spans[number] = (ends[0], max(x for x in ends if x))
-    teachers = _teachers(found, spans)
+    # runs that shared limits, by the teacher's name and model; batches have no limits a minute
+    teachers: dict[tuple[str, str], Runs] = defaultdict(list)
+    for stage in found.stages:
+        for run in stage.runs:
+            settings = run["settings"] or {}
+            if not settings.get("batch") and run["id"] in spans:
+                name = str(settings.get("teacher") or stage.name)
+                teachers[name, str(settings.get("model", "?"))].append((stage, run))
     steps: dict[float, Binned] = {}
     told: list[tuple[float, list[Block]]] = []
     bursts: list[str] = []
@@ -80,18 +87,6 @@ def limits_section(found: Inputs) -> Section | str:
         blocks.append(Words("Too short for a figure: " + ", ".join(bursts) + "."))
     about = "What was sent and when, from the ledger's attempts."
     return Section("limits", "How the limits were used", about, blocks)
-
-
-def _teachers(found: Inputs, spans: dict[int, tuple[float, float]]) -> dict[tuple[str, str], Runs]:
-    """Runs that shared limits, by the teacher's name and model; batches have no limits a minute."""
-    teachers: dict[tuple[str, str], Runs] = defaultdict(list)
-    for stage in found.stages:
-        for run in stage.runs:
-            settings = run["settings"] or {}
-            if not settings.get("batch") and run["id"] in spans:
-                name = str(settings.get("teacher") or stage.name)
-                teachers[name, str(settings.get("model", "?"))].append((stage, run))
-    return teachers
 
 
 def _joined(spans: list[tuple[float, float]]) -> list[tuple[float, float]]:
