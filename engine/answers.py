@@ -23,7 +23,7 @@ from engine.tasks.task import Task
 from store.datasets import ExportRow, Stored, line_of, question, stored
 from store.errors import Damages, UsageError, words_of
 from store.queries import connect_reader, stage_of
-from store.records import OUTCOMES, Instruction
+from store.records import OUTCOMES
 
 POOLED = ("alpaca", "chat", "parquet")
 SHAPES: Mapping[str, Sequence[str]] = {
@@ -146,15 +146,11 @@ def pooled_rows(found: Iterator[Read], settings: Settings, reasoning: str) -> It
     for row, _, record in found:
         if settings.task == "translate" and settings.field != "output":
             record = replace(record, output="")
-        yield _answer(row, record, reasoning)
-
-
-def _answer(row: Stored, record: Instruction, reasoning: str) -> ExportRow:
-    """A line of a data set; its thinking in a place of its own, before the answer, or nowhere."""
-    if reasoning == "inline" and row.reasoning:
-        record = replace(record, output=f"<think>\n{row.reasoning}\n</think>\n\n{record.output}")
-    kept = row.reasoning if reasoning == "keep" else None
-    return ExportRow(record, row.sample, row.outcome, row.model, kept)
+        # its thinking in a place of its own, before the answer, or nowhere
+        if reasoning == "inline" and row.reasoning:
+            record = replace(record, output=f"<think>\n{row.reasoning}\n</think>\n\n{record.output}")
+        kept = row.reasoning if reasoning == "keep" else None
+        yield ExportRow(record, row.sample, row.outcome, row.model, kept)
 
 
 def _comparison_lines(

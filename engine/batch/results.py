@@ -158,8 +158,9 @@ class Collector:
             response = reading.booking.book_unread(meaning.raw, claim, self._asked(entry))
             released = 0 if claim.is_empty and meaning.maybe_billed else entry.worst
             self.ledger.put(row.stage, entry.attempt, entry.request, response, released, final=False)
+            fault = Fault(meaning.cause, meaning.status, str(meaning))
             number = self.ledger.error(
-                row.stage, entry.attempt, entry.request, Fault(meaning.cause, meaning.status, str(meaning)), 0,
+                row.stage, entry.attempt, entry.request, fault, 0,
                 ended=False, at_risk_micro=entry.worst - released,
             )  # fmt: skip
             self.state.count_malformed(response)

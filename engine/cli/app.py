@@ -281,14 +281,6 @@ for group in (app, train_app, evaluate_app):
         info.cls = PanelCommand
 
 
-def _run_app() -> None:
-    try:
-        app(prog_name="distill")
-    except SystemExit:
-        sys.stdout.flush()  # here, where a broken pipe is still heard of
-        raise
-
-
 def main() -> None:
     """Errors of ours become a sentence and their exit code, all others exit code 4 and a file with the
     traceback; a broken pipe is the reader's choice."""
@@ -297,7 +289,11 @@ def main() -> None:
     unexpected = Unexpected(sys.argv[1:], os.environ)
     unexpected.watch()
     try:
-        _run_app()
+        try:
+            app(prog_name="distill")
+        except SystemExit:
+            sys.stdout.flush()  # here, where a broken pipe is still heard of
+            raise
     except DistillError as error:
         if isinstance(error, MissingExtra):
             from engine.environment import start_again

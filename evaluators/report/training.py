@@ -87,9 +87,9 @@ def told(training: TrainingInput, name: str) -> list[Block]:
     if training.title:
         facts.insert(0, ("training", training.title))
     data = training.finished.get("Data")
-    for name, value in data.items() if isinstance(data, dict) else ():
-        if "sha256" not in name and value:
-            facts.append((str(name), _value(value)))
+    for key, value in data.items() if isinstance(data, dict) else ():
+        if "sha256" not in key and value:
+            facts.append((str(key), _value(value)))
     seconds = sum(r["seconds"] for r in steps if number(r.get("seconds")))
     if seconds:
         tokens = sum(r["tokens"] for r in steps if number(r.get("tokens")))
