@@ -8,7 +8,7 @@ import os
 import random
 import sys
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -67,24 +67,7 @@ class Service:
             if not loop.is_closed():
                 loop.call_soon_threadsafe(heard.put_nowait, row)
 
-        rows = self._rows(asked, prompt, min(room, asked.most_tokens or room), grammar, tell)
-        try:
-            self._worker.submit(rows)
-            if asked.stream:
-                return await _streamed(request, asked, rows, heard, student)
-            return json_reply(await _whole(rows, heard, student))
-        finally:
-            for row in rows:  # the client has gone, or all is said
-                row.gone = True
-
-    def _rows(
-        self,
-        asked: ChatRequest,
-        prompt: list[int],
-        most: int,
-        grammar: Any,
-        tell: Callable[[Generation], None],
-    ) -> list[Generation]:
+        most = min(room, asked.most_tokens or room)
         marks = None if grammar else self.student.texts.marks  # JSON by a schema has no room for thinking
         rows = []
         for choice in range(asked.choices):
@@ -93,7 +76,14 @@ class Service:
             writing = Writing(self.student.decode, asked.stop)
             given = (prompt, most, asked.temperature, asked.top_p, draws, writing)
             rows.append(Generation(*given, matcher(grammar), tell, asked.stream, marks))
-        return rows
+        try:
+            self._worker.submit(rows)
+            if asked.stream:
+                return await _streamed(request, asked, rows, heard, student)
+            return json_reply(await _whole(rows, heard, student))
+        finally:
+            for row in rows:  # the client has gone, or all is said
+                row.gone = True
 
 
 async def _whole(
