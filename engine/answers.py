@@ -98,39 +98,36 @@ def read_stage(
         plans=plans,
         damages=damages,
     )
-    answered = _answered(rows, outcomes, left_out)
-    return _read(answered, role(settings), unread, format == "reviews", damages)
-
-
-def _answered(
-    rows: Iterator[Stored], outcomes: Sequence[str], left_out: Counter[str]
-) -> Iterator[tuple[Stored, bool]]:
-    """The rows with what their replies hold, and whether that can be read. Empty answers are left out,
-    also those that older versions stored under another outcome."""
-    for row in rows:
-        found = stored_answer(row.raw)
-        text, reasoning = map(clean, found or ("", ""))
-        if found and not text.strip() and row.outcome in ("stop", "length") and "empty" not in outcomes:
-            left_out["empty"] += 1
-            continue
-        yield replace(row, text=text, reasoning=reasoning.strip()), found is not None
+    return _read(rows, role(settings), None if "empty" in outcomes else left_out, unread, format, damages)
 
 
 def _read(
-    rows: Iterator[tuple[Stored, bool]], task: Task, unread: list[int], keep: bool, damages: Damages
+    rows: Iterator[Stored],
+    task: Task,
+    left_out: Counter[str] | None,
+    unread: list[int],
+    format: str,
+    damages: Damages,
 ) -> Iterator[Read]:
-    """What the replies amount to; those that cannot be read are counted, and kept only if wanted."""
-    for row, is_readable in rows:
+    """What the replies amount to. Those that cannot be read are counted, and kept for reviews only; empty
+    ones are counted in `left_out`, also those that older versions stored under another outcome, or kept."""
+    for row in rows:
+        found = stored_answer(row.raw)
+        text, reasoning = map(clean, found or ("", ""))
+        if found and not text.strip() and row.outcome in ("stop", "length") and left_out is not None:
+            left_out["empty"] += 1
+            continue
+        row = replace(row, text=text, reasoning=reasoning.strip())
         try:
             item = task.decode(row.item)
         except (LookupError, TypeError, AttributeError, ValueError) as error:  # of a damaged row
             damages.add(row.position, f"it cannot be read ({type(error).__name__})", row.item.get("id"))
             continue
-        if not (is_readable or row.has_checksum):  # it could be read when it was stored
+        if not (found or row.has_checksum):  # it could be read when it was stored
             damages.add(row.position, "it cannot be read", row.item.get("id"))
             continue
-        record = task.record(item, row.text) if is_readable else None
-        if record is None and not keep:
+        record = task.record(item, row.text) if found else None
+        if record is None and format != "reviews":
             unread.append(row.position)
             continue
         yield row, item, record
