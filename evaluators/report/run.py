@@ -27,8 +27,7 @@ from evaluators.report.figures import (
     figure,
     table,
 )
-from evaluators.report.inputs import Inputs, StageInput
-from evaluators.report.queries import COSTS, drawn
+from evaluators.report.inputs import Inputs, StageInput, drawn
 from store.errors import UsageError
 
 VERBS = {
@@ -117,6 +116,10 @@ def _prompts(found: Inputs, stage: StageInput) -> list[Block]:
     return [Samples("The prompt in full, as it was sent for one row", [sample])]
 
 
+COSTS = """
+SELECT t.run, count(*), sum(p.prompt_tokens), sum(p.completion_tokens), sum(p.cost_micro),
+  sum(ifnull(r.answer = p.id, 0)), sum(p.reasoning_tokens)
+FROM responses p JOIN attempts t ON t.id = p.attempt JOIN requests r ON r.id = p.request GROUP BY 1"""
 DRAWN = 16  # runs, at most: the ones that asked most
 
 
