@@ -270,15 +270,12 @@ def failures_section(found: Inputs) -> Section | str:
     numbers = table("attempts-by-cause", ("cause", "attempts:count"), by_cause)
     caption = "Attempts that failed, by cause. After a rate limit or a passing cause the row is sent again."
     drawn = figure("Attempts that failed", caption, caption, numbers, counted, height_for(len(causes)))
-    columns = (
-        "stage",
-        "cause",
-        "HTTP status:text",
-        "attempts:count",
-        "requests:count",
-        "failed for good:count",
+    columns = ("stage", "cause", "HTTP status:text", "attempts:count", "requests:count")
+    every = table(
+        "errors",
+        (*columns, "failed for good:count"),
+        [(*e[:2], "" if e[2] is None else str(e[2]), *e[3:]) for e in errors],
     )
-    every = table("errors", columns, [(*e[:2], "" if e[2] is None else str(e[2]), *e[3:]) for e in errors])
     # the commonest messages of each cause; of a cause with very many errors, among the first
     commonest = [
         (cause, plain(message, MESSAGE), asks)
