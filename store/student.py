@@ -230,6 +230,7 @@ def _pattern(tokenizer: Any) -> re.Pattern[str] | None:
     return re.compile(f"(?=[{re.escape(begins)}])(?=({anyone}))(.)", re.DOTALL)
 
 
+EXPECTED = "expected a transformers folder with a model that writes text, as `train sft` makes it"
 WHOLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 MOST_HEADER = 100 << 20  # bytes, which the format allows

@@ -141,7 +141,7 @@ def test_trainers_know_no_event_loop() -> None:
 
 def test_only_the_command_line_reads_the_environment() -> None:
     """Settings are values passed in. (`serve` may ask for the model's own log, to find faults in it.)"""
-    doors = {"engine.cli.app", "engine.environment", "engine.serve.llama", "trainers.cli"}
+    doors = {"engine.cli.app", "engine.environment", "engine.serve.command", "trainers.cli"}
     readers = {
         module
         for module, path in MODULES.items()

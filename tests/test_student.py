@@ -20,7 +20,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.serve.model_folder import check
+from engine.serve.command import check_folder
 from engine.serve.model_loader import alpaca, fastest, load, prompt_tokens
 from engine.serve.sequence import Writing, next_tokens, nucleus
 from store.errors import UsageError
@@ -181,7 +181,7 @@ def deeper(folder: Path) -> None:
 
 
 def opened(folder: Path) -> None:
-    check(folder)
+    check_folder(folder)
     load(folder, "pupil")
 
 

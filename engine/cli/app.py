@@ -256,7 +256,7 @@ def serve(
 
         run_scripted(asked.port, asked.latency)
         return
-    from engine.serve.llama import run_server
+    from engine.serve.command import run_server
 
     run_server(model, asked.port, asked.parallel, asked.precision)
 

@@ -15,10 +15,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Dynami
 from transformers.cache_utils import DynamicLayer
 
 from engine.serve.http import Refused
-from engine.serve.model_folder import EXPECTED
 from store.errors import UsageError, first_line
 from store.records import ALPACA_WITHOUT_INPUT, Message, alpaca_prompt
-from store.student import TextTokens, check_weights
+from store.student import EXPECTED, TextTokens, check_weights
 
 PRECISIONS = {"bf16": torch.bfloat16, "fp32": torch.float32}
 UNKNOWN_CONTEXT = 4096

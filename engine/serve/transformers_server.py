@@ -18,7 +18,6 @@ from aiohttp import web
 
 from engine.serve import http as chat_api
 from engine.serve.http import ChatRequest, Refused, json_reply, understand
-from engine.serve.model_folder import check, name_of
 from engine.serve.model_loader import Student, load, prompt_tokens
 from engine.serve.model_runner import Worker
 from engine.serve.sequence import Generation, Grammars, ThinkingParts, Writing, matcher
@@ -172,10 +171,9 @@ async def _send(response: web.StreamResponse, value: dict[str, Any]) -> None:
     await response.write(b"data: " + orjson.dumps(value) + b"\n\n")
 
 
-def run_student(folder: Path, port: int, parallel: int, precision: str | None = None) -> None:
+def run_student(folder: Path, name: str, port: int, parallel: int, precision: str | None = None) -> None:
     """Serves until it is told to stop; prints the address on stdout when it is ready. Raises UsageError."""
-    check(folder)
-    student = load(folder, name_of(folder), precision)
+    student = load(folder, name, precision)
     print(f"{student!r}, {parallel} answers at once", file=sys.stderr, flush=True)
     if not student.repeats:
         print(BATCH_MATTERS, file=sys.stderr, flush=True)
