@@ -46,8 +46,15 @@ from engine.run_calls import (
     to_pandas,
     unconfirmed,
 )
-from store.errors import DistillError, MissingExtra, PoolError, RunFolderError, StorageError, UsageError
-from store.extras import require
+from store.errors import (
+    DistillError,
+    MissingExtra,
+    PoolError,
+    RunFolderError,
+    StorageError,
+    UsageError,
+    require,
+)
 
 if TYPE_CHECKING:
     from engine.recipe.steps import Commands

@@ -23,7 +23,7 @@ from engine.tasks.task import Task
 from store.datasets import ExportRow, Stored, line_of, question, stored
 from store.errors import Damages, UsageError, words_of
 from store.queries import connect_reader, stage_of
-from store.records import OUTCOMES, Instruction
+from store.records import OUTCOMES
 
 POOLED = ("alpaca", "chat", "parquet")
 SHAPES: Mapping[str, Sequence[str]] = {
@@ -98,39 +98,36 @@ def read_stage(
         plans=plans,
         damages=damages,
     )
-    answered = _answered(rows, outcomes, left_out)
-    return _read(answered, role(settings), unread, format == "reviews", damages)
-
-
-def _answered(
-    rows: Iterator[Stored], outcomes: Sequence[str], left_out: Counter[str]
-) -> Iterator[tuple[Stored, bool]]:
-    """The rows with what their replies hold, and whether that can be read. Empty answers are left out,
-    also those that older versions stored under another outcome."""
-    for row in rows:
-        found = stored_answer(row.raw)
-        text, reasoning = map(clean, found or ("", ""))
-        if found and not text.strip() and row.outcome in ("stop", "length") and "empty" not in outcomes:
-            left_out["empty"] += 1
-            continue
-        yield replace(row, text=text, reasoning=reasoning.strip()), found is not None
+    return _read(rows, role(settings), None if "empty" in outcomes else left_out, unread, format, damages)
 
 
 def _read(
-    rows: Iterator[tuple[Stored, bool]], task: Task, unread: list[int], keep: bool, damages: Damages
+    rows: Iterator[Stored],
+    task: Task,
+    left_out: Counter[str] | None,
+    unread: list[int],
+    format: str,
+    damages: Damages,
 ) -> Iterator[Read]:
-    """What the replies amount to; those that cannot be read are counted, and kept only if wanted."""
-    for row, is_readable in rows:
+    """What the replies amount to. Those that cannot be read are counted, and kept for reviews only; empty
+    ones are counted in `left_out`, also those that older versions stored under another outcome, or kept."""
+    for row in rows:
+        found = stored_answer(row.raw)
+        text, reasoning = map(clean, found or ("", ""))
+        if found and not text.strip() and row.outcome in ("stop", "length") and left_out is not None:
+            left_out["empty"] += 1
+            continue
+        row = replace(row, text=text, reasoning=reasoning.strip())
         try:
             item = task.decode(row.item)
         except (LookupError, TypeError, AttributeError, ValueError) as error:  # of a damaged row
             damages.add(row.position, f"it cannot be read ({type(error).__name__})", row.item.get("id"))
             continue
-        if not (is_readable or row.has_checksum):  # it could be read when it was stored
+        if not (found or row.has_checksum):  # it could be read when it was stored
             damages.add(row.position, "it cannot be read", row.item.get("id"))
             continue
-        record = task.record(item, row.text) if is_readable else None
-        if record is None and not keep:
+        record = task.record(item, row.text) if found else None
+        if record is None and format != "reviews":
             unread.append(row.position)
             continue
         yield row, item, record
@@ -146,15 +143,11 @@ def pooled_rows(found: Iterator[Read], settings: Settings, reasoning: str) -> It
     for row, _, record in found:
         if settings.task == "translate" and settings.field != "output":
             record = replace(record, output="")
-        yield _answer(row, record, reasoning)
-
-
-def _answer(row: Stored, record: Instruction, reasoning: str) -> ExportRow:
-    """A line of a data set; its thinking in a place of its own, before the answer, or nowhere."""
-    if reasoning == "inline" and row.reasoning:
-        record = replace(record, output=f"<think>\n{row.reasoning}\n</think>\n\n{record.output}")
-    kept = row.reasoning if reasoning == "keep" else None
-    return ExportRow(record, row.sample, row.outcome, row.model, kept)
+        # its thinking in a place of its own, before the answer, or nowhere
+        if reasoning == "inline" and row.reasoning:
+            record = replace(record, output=f"<think>\n{row.reasoning}\n</think>\n\n{record.output}")
+        kept = row.reasoning if reasoning == "keep" else None
+        yield ExportRow(record, row.sample, row.outcome, row.model, kept)
 
 
 def _comparison_lines(

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import datasets
     import pandas
 
-    from engine.run.retry import Retried
+    from engine.run.unanswered import Retried
     from store.costs import Settled
 
 
@@ -87,7 +87,7 @@ def failures(run: Name, stage: str | None = None, *, cause: str | None = None) -
 
 def retry(run: Name, stage: str | None = None, *, cause: str | None = None) -> "Retried":
     """Makes failed rows pending again: the next run of the same call sends them."""
-    from engine.run.retry import retry
+    from engine.run.unanswered import retry
 
     return retry(Path(run), cause, stage_of_result(run, stage))
 
@@ -104,7 +104,7 @@ def unconfirmed(
     run: Name, stage: str | None = None, *, id: Sequence[str] = (), attempt: Sequence[int] = ()
 ) -> dict[str, Any]:
     """The requests that may have been billed without an answer: as `settle --json` prints them."""
-    from engine.run.settle import Settlement, unconfirmed
+    from engine.run.unanswered import Settlement, unconfirmed
 
     asked = Settlement(stage=stage_of_result(run, stage), id=id, attempt=attempt)
     return unconfirmed(Path(run), asked)
@@ -122,6 +122,6 @@ def settle(
 ) -> "Settled":
     """Settles such requests, all or those of these rows or attempts. lost: they were not billed; billed: they
     were, at the most they can have cost; usd: they were billed so much together."""
-    from engine.run.settle import Settlement, settle
+    from engine.run.unanswered import Settlement, settle
 
     return settle(Path(run), Settlement(lost, billed, usd, stage_of_result(run, stage), id, attempt))

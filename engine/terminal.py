@@ -19,7 +19,6 @@ from engine.subprocesses import stop_signals
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.table import Table
 
 PIPE_WIDTH = 100_000  # of lines that no terminal shows: nothing is wrapped or cut
 
@@ -181,41 +180,29 @@ Cell: TypeAlias = "str | float | Callable[[Callable[[float], str]], str]"  # (a 
 def print_columns(columns: Sequence[Column], rows: Sequence[Sequence[Cell]], stderr: bool = False) -> None:
     """A table that is never cut. Where it is wider than the terminal, counts are shortened, then spare
     columns are left out."""
-    width = console_of(stderr).width
-    forms = [(full, 2, True), (full, 1, True), (compact, 2, True), (compact, 1, True), (compact, 1, False)]
-    for count, gap, has_spare in forms:
-        table, least = _table(columns, rows, count, gap, has_spare)
-        if least <= width:
-            break
-    show(table, stderr)
-
-
-def _table(
-    columns: Sequence[Column],
-    rows: Sequence[Sequence[Cell]],
-    count: Callable[[float], str],
-    gap: int,
-    has_spare: bool,
-) -> "tuple[Table, int]":
-    """With the least width that it takes without being cut."""
     from rich.cells import cell_len
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=None, pad_edge=False, padding=(0, gap, 0, 0), header_style="dim")
-    places = [n for n, column in enumerate(columns) if has_spare or not column.is_spare]
-    texts: list[list[str]] = []
-    for row in rows:
-        cells = [row[place] for place in places]
-        texts.append([c if isinstance(c, str) else c(count) if callable(c) else count(c) for c in cells])
-    least = gap * (len(places) - 1)
-    for n, column in enumerate(columns[place] for place in places):
-        head = column.head if count is full else column.head.replace(" ", "\n")
-        longest = max(cell_len(text) for text in (*head.split("\n"), *(row[n] for row in texts)))
-        least += min(longest, 16) if column.wraps else longest
-        table.add_column(
-            head, justify="left" if column.is_text else "right", no_wrap=not column.wraps, overflow="fold"
-        )
-    for row in texts:
-        table.add_row(*map(Text, row))
-    return table, least
+    width = console_of(stderr).width
+    forms = [(full, 2, True), (full, 1, True), (compact, 2, True), (compact, 1, True), (compact, 1, False)]
+    for count, gap, has_spare in forms:
+        table = Table(box=None, pad_edge=False, padding=(0, gap, 0, 0), header_style="dim")
+        places = [n for n, column in enumerate(columns) if has_spare or not column.is_spare]
+        texts: list[list[str]] = []
+        for row in rows:
+            cells = [row[place] for place in places]
+            texts.append([c if isinstance(c, str) else c(count) if callable(c) else count(c) for c in cells])
+        least = gap * (len(places) - 1)  # the width that it takes without being cut
+        for n, column in enumerate(columns[place] for place in places):
+            head = column.head if count is full else column.head.replace(" ", "\n")
+            longest = max(cell_len(text) for text in (*head.split("\n"), *(row[n] for row in texts)))
+            least += min(longest, 16) if column.wraps else longest
+            table.add_column(
+                head, justify="left" if column.is_text else "right", no_wrap=not column.wraps, overflow="fold"
+            )
+        for row in texts:
+            table.add_row(*map(Text, row))
+        if least <= width:
+            break
+    show(table, stderr)

@@ -16,8 +16,7 @@ from engine.cli.options import JsonOption, takes
 from engine.collect.setting_fields import Declared, setting
 from evaluators import cli_data as data_cli
 from evaluators.cli_data import CsvOption
-from store.errors import UsageError
-from store.extras import needs
+from store.errors import UsageError, needs
 from store.pool import Pool
 from trainers.cli import QuietOption, RewardOption, quieten
 

@@ -10,8 +10,7 @@ import typer
 
 from engine.cli.options import JsonOption, takes
 from engine.collect.setting_fields import Declared, setting
-from store.errors import UsageError
-from store.extras import needs
+from store.errors import UsageError, needs
 
 FilesArgument = Annotated[
     list[Path],

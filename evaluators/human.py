@@ -9,7 +9,7 @@ break does not move.
 import importlib.util
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import astuple, fields
 from itertools import groupby
 from pathlib import Path
@@ -72,16 +72,38 @@ def figures_of(poll: Poll) -> Figures:
 
 
 def _criterion(counts: Array) -> Figures:
+    import numpy as np
+
+    from evaluators.stats import SEED, middle
+
     shares = {
         outcome: _share(counts[:, [place]], counts[:, [p for p in range(3) if p != place]])
         for place, outcome in enumerate(OUTCOMES)
     }
     net, low, high = _interval(counts, lambda sums: (sums[..., 0] - sums[..., 2]) / sums.sum(axis=-1))
+    # alpha: None where it is not defined: no pair with two votes, or all votes the same. Its interval is
+    # over resampled pairs, without resamples in which all votes are the same.
+    several = counts[counts.sum(axis=1) > 1]
+    people = several.sum(axis=1)
+    pairs = int((people * (people - 1) // 2).sum())
+    equal = int((several * (several - 1) // 2).sum())
+    alpha, least, most = _alpha(several), None, None
+    if alpha is not None:
+        draw = np.random.default_rng(SEED).integers(len(several), size=(ALPHA_RESAMPLES, len(several)))
+        drawn = (_alpha(several[rows]) for rows in draw)
+        least, most = middle(np.array([one for one in drawn if one is not None]))
     return {
         "votes": int(counts.sum()),
         **shares,
         "net": {"share": net, "low": low, "high": high},  # wins less losses, -1 to 1
-        "agreement": _agreement(counts),
+        "agreement": {
+            "alpha": alpha,
+            "low": least,
+            "high": most,
+            "share": equal / pairs if pairs else None,
+            "pairs": pairs,
+            "items": len(several),
+        },
     }
 
 
@@ -104,32 +126,6 @@ def _interval(
     if not len(table):
         return None, None, None
     return (float(value(table.sum(axis=0))), *middle(value(resampled(table.T))))
-
-
-def _agreement(counts: Array) -> Figures:
-    """alpha: None where it is not defined: no pair with two votes, or all votes the same. Its interval is
-    over resampled pairs, without resamples in which all votes are the same."""
-    import numpy as np
-
-    from evaluators.stats import SEED, middle
-
-    several = counts[counts.sum(axis=1) > 1]
-    people = several.sum(axis=1)
-    pairs = int((people * (people - 1) // 2).sum())
-    equal = int((several * (several - 1) // 2).sum())
-    alpha, low, high = _alpha(several), None, None
-    if alpha is not None:
-        draw = np.random.default_rng(SEED).integers(len(several), size=(ALPHA_RESAMPLES, len(several)))
-        drawn = (_alpha(several[rows]) for rows in draw)
-        low, high = middle(np.array([one for one in drawn if one is not None]))
-    return {
-        "alpha": alpha,
-        "low": low,
-        "high": high,
-        "share": equal / pairs if pairs else None,
-        "pairs": pairs,
-        "items": len(several),
-    }
 
 
 def _alpha(counts: Array) -> float | None:
@@ -196,26 +192,22 @@ def run_human(run: Path, json: bool, table: Path | None, votes: Path | None) -> 
         rows = [[n, o, s["share"], s["low"], s["high"], s["votes"]] for n, o, s in shares]
         write_csv(table, ("criterion", "outcome", "share", "low", "high", "votes"), rows)
     if votes is not None:
-        write_csv(votes, *_votes(poll))
+        # a row for each vote; a choice by its model's name, `left` the model that stood there
+        names = {"a": poll.study.a, "b": poll.study.b}
+        places = [field.name for field in fields(Vote)]
+        chosen = {places.index(name) for name in (*CRITERIA, "left")}
+        kept = [n for n, name in enumerate(places) if name not in CRITERIA[len(poll.criteria) :]]
+        values = ([*enumerate(astuple(vote))] for vote in poll.votes)
+        lines = (
+            [names.get(value, value) if at in chosen else value for at, value in row if at in kept]
+            for row in values
+        )
+        own = dict(zip(CRITERIA, poll.criteria, strict=False))
+        write_csv(votes, [own.get(places[n], places[n]) for n in kept], lines)
     if json:
         sys.stdout.write(orjson.dumps(found).decode() + "\n")
     else:
         print("\n".join(_words(found)))
-
-
-def _votes(poll: Poll) -> tuple[Sequence[str], Iterable[Sequence[object]]]:
-    """A row for each vote; a choice by its model's name, `left` the model that stood there."""
-    names = {"a": poll.study.a, "b": poll.study.b}
-    places = [field.name for field in fields(Vote)]
-    chosen = {places.index(name) for name in (*CRITERIA, "left")}
-    kept = [n for n, name in enumerate(places) if name not in CRITERIA[len(poll.criteria) :]]
-    rows = (
-        [names.get(value, value) if at in chosen else value for at, value in enumerate(astuple(vote))]
-        for vote in poll.votes
-    )
-    rows = ([row[n] for n in kept] for row in rows)
-    own = dict(zip(CRITERIA, poll.criteria, strict=False))
-    return [own.get(places[n], places[n]) for n in kept], rows
 
 
 def _words(found: Figures) -> list[str]:

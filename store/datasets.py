@@ -161,7 +161,26 @@ def write(
             shutil.copyfileobj(spooled, file)
             return count
     if format != "chat" and shape_of(path).kind == "csv":
-        return _write_csv(path, rows, samples, reasoning)
+        # texts as they are: a pool that is read again is the same pool
+        names = [
+            "instruction",
+            "input",
+            "output",
+            "id",
+            *["sample"] * (samples > 1),
+            *["reasoning"] * reasoning,
+        ]
+        count = 0
+        with packed(path) as file:
+            writer = csv.writer(
+                codecs.getwriter("utf-8")(file), delimiter=shape_of(path).separator, lineterminator="\n"
+            )
+            writer.writerow(names)
+            for row in rows:
+                count += 1
+                own = (row.item.instruction, row.item.input, row.item.output, row.item.id)
+                writer.writerow([*own, *[row.sample] * (samples > 1), *[row.reasoning] * reasoning])
+        return count
     return write_lines(path, map(orjson.dumps, map(line_of(format, samples, system, reasoning), rows)))
 
 
@@ -204,22 +223,6 @@ def write_lines(path: Path, lines: Iterator[bytes]) -> int:
             count += 1
         if kind == "json":
             file.write(b"\n]\n")
-    return count
-
-
-def _write_csv(path: Path, rows: Iterator[ExportRow], samples: int, reasoning: bool) -> int:
-    """Texts as they are: a pool that is read again is the same pool."""
-    names = ["instruction", "input", "output", "id", *["sample"] * (samples > 1), *["reasoning"] * reasoning]
-    count = 0
-    with packed(path) as file:
-        writer = csv.writer(
-            codecs.getwriter("utf-8")(file), delimiter=shape_of(path).separator, lineterminator="\n"
-        )
-        writer.writerow(names)
-        for row in rows:
-            count += 1
-            own = (row.item.instruction, row.item.input, row.item.output, row.item.id)
-            writer.writerow([*own, *[row.sample] * (samples > 1), *[row.reasoning] * reasoning])
     return count
 
 

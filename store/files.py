@@ -76,7 +76,13 @@ def whole(path: Path) -> Iterator[IO[bytes]]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with beside.open("wb") as file:
-            _permit_alike(file, path)
+            # the new file may be read and written by whom the old one might, where there is one
+            with suppress(OSError):
+                old = path.stat()
+                if stat.S_ISREG(old.st_mode):
+                    with suppress(OSError):  # only root may give files away
+                        os.fchown(file.fileno(), old.st_uid, old.st_gid)
+                    os.fchmod(file.fileno(), stat.S_IMODE(old.st_mode))
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -86,23 +92,25 @@ def whole(path: Path) -> Iterator[IO[bytes]]:
             beside.unlink()
 
 
-def _permit_alike(file: IO[bytes], path: Path) -> None:
-    """The new file may be read and written by whom the old one might, where there is one."""
-    with suppress(OSError):
-        old = path.stat()
-        if stat.S_ISREG(old.st_mode):
-            with suppress(OSError):  # only root may give files away
-                os.fchown(file.fileno(), old.st_uid, old.st_gid)
-            os.fchmod(file.fileno(), stat.S_IMODE(old.st_mode))
-
-
 @contextmanager
 def replacing(path: Path) -> Iterator[IO[bytes]]:
     """A file that was asked for by its name. Raises UsageError where there can be none, StorageError
     where the disk fails, and BrokenPipeError where the reader of a pipe has gone away."""
     try:
         if is_plain(path):
-            _refuse_ledgers(path)
+            # an SQLite database, or a file that a run folder needs, is never an output
+            real = Path(os.path.realpath(path))
+            name = real.name.removesuffix("-wal").removesuffix("-shm").removesuffix("-journal")
+            beside = real.with_name(name)
+            with suppress(OSError):
+                if beside.is_file():
+                    with beside.open("rb") as there:
+                        if there.read(len(SQLITE)) == SQLITE:
+                            raise UsageError(
+                                f"cannot write {real}: {beside.name} is an SQLite database; name another file"
+                            )
+            if real.name in RUN_FILES and (real.parent / LEDGER).exists():
+                raise UsageError(f"cannot write {real}: the run folder needs this file; name another one")
             with whole(path) as file:
                 yield file
         else:  # as it is: nothing is made, cut or renamed; a pipe is waited for until somebody reads it
@@ -122,22 +130,6 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
         if isinstance(error, NO_PLACE) or error.errno in _NO_PLACE:
             raise UsageError(f"{words}; name another file") from error
         raise StorageError(words) from error
-
-
-def _refuse_ledgers(path: Path) -> None:
-    """An SQLite database, or a file that a run folder needs, is never an output. Raises UsageError."""
-    path = Path(os.path.realpath(path))
-    name = path.name.removesuffix("-wal").removesuffix("-shm").removesuffix("-journal")
-    beside = path.with_name(name)
-    with suppress(OSError):
-        if beside.is_file():
-            with beside.open("rb") as file:
-                if file.read(len(SQLITE)) == SQLITE:
-                    raise UsageError(
-                        f"cannot write {path}: {beside.name} is an SQLite database; name another file"
-                    )
-    if path.name in RUN_FILES and (path.parent / LEDGER).exists():
-        raise UsageError(f"cannot write {path}: the run folder needs this file; name another one")
 
 
 def is_plain(path: Path) -> bool:

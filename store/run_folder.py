@@ -45,7 +45,19 @@ def held(run: Path, lock: str = LOCK, flag: str = "--run") -> Iterator[Path]:
             f"cannot write {flag[2:]} folder {run}: {error.strerror}; name another with {flag}"
         ) from error
     try:
-        _lock(descriptor, run, lock, flag)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in (errno.EAGAIN, errno.EACCES):
+                raise RunFolderError(f"cannot lock {run / lock}: {error.strerror}") from error
+            holder = os.pread(descriptor, 32, 0).decode(errors="replace").strip() or "unknown"
+            raise RunFolderError(
+                f"{flag[2:]} folder {run} is in use by process {holder}; "
+                f"wait for it, stop it, or name another folder with {flag}"
+            ) from error
+        with contextlib.suppress(OSError):  # the pid is a courtesy; a full disk must not stop us here
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
         yield run
     finally:
         os.close(descriptor)
@@ -70,22 +82,6 @@ def holder(run: Path) -> int | None:
     finally:
         os.close(descriptor)
     return None
-
-
-def _lock(descriptor: int, run: Path, lock: str, flag: str) -> None:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno not in (errno.EAGAIN, errno.EACCES):
-            raise RunFolderError(f"cannot lock {run / lock}: {error.strerror}") from error
-        holder = os.pread(descriptor, 32, 0).decode(errors="replace").strip() or "unknown"
-        raise RunFolderError(
-            f"{flag[2:]} folder {run} is in use by process {holder}; "
-            f"wait for it, stop it, or name another folder with {flag}"
-        ) from error
-    with contextlib.suppress(OSError):  # the pid is a courtesy; a full disk must not stop us here
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
 
 
 def make_reserve(run: Path, size: int) -> int:

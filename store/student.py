@@ -111,18 +111,14 @@ def marks_of(tokenizer: Any) -> Marks:
                 return Marks(head.removeprefix(asked), after, False, field, end)
             before = _opened_by(asked)
             return Marks(before, after, head == asked or bool(before), field, end)
-    return replace(_unwritten(tokenizer, asked), end=end)
-
-
-def _unwritten(tokenizer: Any, asked: str) -> Marks:
-    """Of a template that writes no thinking, though it may open it for the answer that comes."""
+    # a template that writes no thinking, though it may open it for the answer that comes
     template = str(tokenizer.chat_template)
     for opening, closing in PAIRS:
         if asked.rstrip().endswith(opening):
-            return Marks(_opened_by(asked), f"\n{closing}\n\n", opened=True)
+            return Marks(_opened_by(asked), f"\n{closing}\n\n", opened=True, end=end)
         if opening in template and closing in template:
-            return Marks(f"{opening}\n", f"\n{closing}\n\n")
-    return usual_marks(tokenizer)
+            return Marks(f"{opening}\n", f"\n{closing}\n\n", end=end)
+    return replace(usual_marks(tokenizer), end=end)
 
 
 def _opened_by(asked: str) -> str:
@@ -234,6 +230,7 @@ def _pattern(tokenizer: Any) -> re.Pattern[str] | None:
     return re.compile(f"(?=[{re.escape(begins)}])(?=({anyone}))(.)", re.DOTALL)
 
 
+EXPECTED = "expected a transformers folder with a model that writes text, as `train sft` makes it"
 WHOLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 MOST_HEADER = 100 << 20  # bytes, which the format allows

@@ -141,7 +141,7 @@ def test_trainers_know_no_event_loop() -> None:
 
 def test_only_the_command_line_reads_the_environment() -> None:
     """Settings are values passed in. (`serve` may ask for the model's own log, to find faults in it.)"""
-    doors = {"engine.cli.app", "engine.environment", "engine.serve.llama", "trainers.cli"}
+    doors = {"engine.cli.app", "engine.environment", "engine.serve.command", "trainers.cli"}
     readers = {
         module
         for module, path in MODULES.items()
@@ -176,7 +176,7 @@ def test_the_trap_for_heavy_imports_works(heavy: dict[str, str]) -> None:
     [
         (
             "-c",
-            "import distill, engine, engine.cli.app, engine.run.session, engine.run.retry, "
+            "import distill, engine, engine.cli.app, engine.run.session, engine.run.unanswered, "
             "engine.run.collect, engine.run.status",
         ),
         ("-m", "engine", "--help"),

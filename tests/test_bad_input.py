@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from store.extras import installed
+from store.errors import installed
 from tests.support import tiny
 
 ASK = ("--model", "m", "--base-url", "http://127.0.0.1:9/v1")

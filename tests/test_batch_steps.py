@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from engine.batch.client import Remote
 from engine.batch.files import body_of, input_line
 from engine.batch.packer import MOST_ALIVE, BatchLimits, Load, Queue, told_limit
-from engine.batch.states import best_of, next_step, poll_seconds, refusal, state_of
+from engine.batch.submit import best_of, next_step, poll_seconds, refusal, state_of
 from engine.provider.errors import BatchRefused, QuotaExhausted
 from store import provider_batches as batches
 from store.provider_batches import BatchRow

@@ -22,7 +22,7 @@ from tests.support.ledgers import Book, chat, opened, reply, rows
 
 pytest.importorskip("datasette", reason="the extra `browse` is not installed; bin/test installs it")
 
-from engine.browse import cells
+from engine.browse import pages
 from engine.browse.app import build
 from engine.browse.queries import QUESTIONS
 from store.records import Fault, Response, Usage
@@ -270,23 +270,23 @@ async def test_a_count_that_takes_too_long_is_left_out(site: Any, monkeypatch: p
 
 def test_a_value_is_shown_by_its_column_s_name() -> None:
     row = {"stage": "s p", "position": 3}
-    assert cells.show(row, 0.000045, "cost_usd", None) == '<span class="number">$0.000045</span>'
+    assert pages.show(row, 0.000045, "cost_usd", None) == '<span class="number">$0.000045</span>'
     assert (
-        cells.show(row, 3, "position", "answers")
+        pages.show(row, 3, "position", "answers")
         == '<a class="page" href="/-/row?stage=s+p&amp;position=3">3</a>'
     )
-    assert cells.show({}, 5, "request", "samples") == '<a href="/ledger/requests/5">5</a>'
-    assert cells.show({}, "5", "request", "samples") is None
-    assert cells.show({}, None, "output", "answers") is None
-    assert "abcdef" in str(cells.show({}, bytes.fromhex("abcdef" + "00" * 29), "key", "requests"))
-    assert cells.show({}, '{"a": 1}', "params", None) == cells.text('{"a": 1}', kind="json")
-    assert cells.show({}, b"\xff", "raw", "bodies") == cells.text("\\xff", kind="json")
-    assert "stage__exact=s+p" in str(cells.show(row, "timeout", "cause", None))
-    assert cells.show(row, "timeout", "cause", "failures") is None
-    assert cells.pretty(chat("x")).count("\n") > 3
-    assert cells.pretty(b"\xff{") == "\\xff{"
-    assert cells.money(1234.5) == "$1,234.50"
-    assert cells.whole({}, b"\x00\xff", "key", "requests") == cells.text("00ff", kind="json")
+    assert pages.show({}, 5, "request", "samples") == '<a href="/ledger/requests/5">5</a>'
+    assert pages.show({}, "5", "request", "samples") is None
+    assert pages.show({}, None, "output", "answers") is None
+    assert "abcdef" in str(pages.show({}, bytes.fromhex("abcdef" + "00" * 29), "key", "requests"))
+    assert pages.show({}, '{"a": 1}', "params", None) == pages.text('{"a": 1}', kind="json")
+    assert pages.show({}, b"\xff", "raw", "bodies") == pages.text("\\xff", kind="json")
+    assert "stage__exact=s+p" in str(pages.show(row, "timeout", "cause", None))
+    assert pages.show(row, "timeout", "cause", "failures") is None
+    assert pages.pretty(chat("x")).count("\n") > 3
+    assert pages.pretty(b"\xff{") == "\\xff{"
+    assert pages.money(1234.5) == "$1,234.50"
+    assert pages.whole({}, b"\x00\xff", "key", "requests") == pages.text("00ff", kind="json")
 
 
 def test_rows_are_found_by_the_shift_of_the_schema() -> None:

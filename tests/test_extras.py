@@ -11,12 +11,11 @@ import pytest
 from packaging.requirements import Requirement
 from typer.main import get_command
 
-import store.extras
+import store.errors
 from engine.cli.app import app
 from engine.recipe.run import How, run_recipe
 from engine.recipe.steps import commands_of
-from store.errors import MissingExtra
-from store.extras import NO_DEPENDENCIES, PINS, installed, pin_files, require
+from store.errors import NO_DEPENDENCIES, PINS, MissingExtra, installed, pin_files, require
 from tests.support.cli import ROOT, rows, write_pool
 from tests.support.recipe_files import write_recipe
 
@@ -100,7 +99,7 @@ def test_an_extra_without_a_complete_install_is_missing(
 
 
 def test_the_sentence_names_the_command_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store.extras, "installed", lambda extra: extra == "evaluate")
+    monkeypatch.setattr(store.errors, "installed", lambda extra: extra == "evaluate")
     with pytest.raises(MissingExtra) as found:
         require("train", "evaluate", "smollm2", "train", purpose="the demo")
     assert found.value.extras == ("train", "smollm2")
@@ -129,7 +128,7 @@ TEACHERS = {
 def test_a_recipe_needs_all_its_extras_before_anything_is_made(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(store.extras, "installed", lambda extra: False)
+    monkeypatch.setattr(store.errors, "installed", lambda extra: False)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "student").mkdir()
     (tmp_path / "own.toml").write_text("model = 'smollm2'  # here\n")

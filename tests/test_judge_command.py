@@ -11,7 +11,7 @@ import orjson
 import pytest
 
 from evaluators.judge.command import JudgeOptions, run_judge, run_ranking, with_more
-from evaluators.judge.ranking import isotonic, ranking_report
+from evaluators.judge.metrics import isotonic, ranking_report
 from evaluators.judge.reviews import ReviewSource
 from evaluators.judge.show import sums
 from store.errors import PoolError, RunFolderError, UsageError

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from evaluators.judge.judgements import Judgement, grouped, told_apart, turned
-from evaluators.judge.metrics import agreement, alpha, judge_report, sign_test, tables_of
+from evaluators.judge.judgements import Judgement, agreement, alpha, grouped, told_apart, turned
+from evaluators.judge.metrics import judge_report, sign_test, tables_of
 from evaluators.judge.reviews import Naming, ReviewSource, Word, read_reviews
 from evaluators.stats import mean_interval, ratio_interval, resampled
 from store.errors import PoolError, UsageError

@@ -12,10 +12,10 @@ import numpy as np
 import orjson
 import pytest
 
-from evaluators.judge.judgements import Judgement
-from evaluators.judge.length_control import LEAST, difficulties, length_controlled
+from evaluators.judge.judgements import Judgement, difficulties
 from evaluators.judge.metrics import judge_report, tables_of
 from evaluators.judge.reviews import ReviewSource, read_preferences
+from evaluators.stats import LEAST, length_controlled
 from store.errors import PoolError
 from store.pool import Pool
 

@@ -31,7 +31,7 @@ PROBE = """
 import os, sys
 from engine.environment import start_again
 from store.errors import MissingExtra
-from store.extras import require
+from store.errors import require
 try:
     require("evaluate", purpose="the probe")
 except MissingExtra as missing:

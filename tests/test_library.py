@@ -24,7 +24,7 @@ import distill
 from engine.collect.build_settings import engine_fields
 from engine.collect.setting_fields import TASKS
 from engine.collect.stopping import DRAIN_SECONDS
-from store.extras import installed
+from store.errors import installed
 from tests.support.cli import KEY, MODEL, ROOT, environment, rows, until, write_pool
 from tests.support.judging import Judge
 from tests.support.library import FREE, apart, generate, served

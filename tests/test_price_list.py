@@ -9,8 +9,7 @@ import pytest
 from genai_prices import Usage as ListUsage
 from genai_prices.data import providers
 
-from engine.provider.price_list import _listed, known_price, known_prices
-from engine.provider.price_names import Entry, is_sold
+from engine.provider.price_list import Entry, _listed, is_sold, known_prices
 from engine.provider.pricing import FREE, LOCAL, Price, Prices
 from store.errors import UsageError
 from store.records import Usage
@@ -21,8 +20,14 @@ OPENAI = "https://api.openai.com/v1"
 AZURE = "https://mine.openai.azure.com/openai/v1"
 
 
+def known_price(model: str, url: str | None, **how: object) -> Price | None:
+    """Of the tier that is asked for, now."""
+    prices = known_prices(model, url, **how)  # type: ignore[arg-type]
+    return None if prices is None else prices.asked
+
+
 def listed(model: str, url: str = OPENAI, **how: object) -> Price:
-    found = known_price(model, url, **how)  # type: ignore[arg-type]
+    found = known_price(model, url, **how)
     assert found is not None
     return found
 

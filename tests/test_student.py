@@ -20,10 +20,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.serve.model_folder import check
+from engine.serve.command import check_folder
 from engine.serve.model_loader import alpaca, fastest, load, prompt_tokens
-from engine.serve.sampler import next_tokens, nucleus
-from engine.serve.sequence import Writing
+from engine.serve.sequence import Writing, next_tokens, nucleus
 from store.errors import UsageError
 from store.records import alpaca_prompt
 from store.student import TextTokens
@@ -182,7 +181,7 @@ def deeper(folder: Path) -> None:
 
 
 def opened(folder: Path) -> None:
-    check(folder)
+    check_folder(folder)
     load(folder, "pupil")
 
 

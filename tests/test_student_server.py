@@ -270,15 +270,15 @@ async def test_a_short_answer_waits_for_no_long_one(place: Place) -> None:
 
 
 async def test_its_name_follows_the_weights(place: Place, pupil: Path, tmp_path: Path) -> None:
-    from engine.serve.model_folder import name_of
+    from engine.serve.command import name_of_folder
 
     async with session() as client, client.get(f"{place.url}/models") as response:
         (listed,) = (await response.json())["data"]
-    assert listed["id"] == place.model == name_of(pupil)
+    assert listed["id"] == place.model == name_of_folder(pupil)
     assert place.model.startswith("pupil-")
     other = shutil.copytree(pupil, tmp_path / "pupil")
-    assert name_of(other) == place.model
+    assert name_of_folder(other) == place.model
     weights = bytearray((other / "model.safetensors").read_bytes())
     weights[-1] ^= 1
     (other / "model.safetensors").write_bytes(weights)
-    assert name_of(other) != place.model
+    assert name_of_folder(other) != place.model

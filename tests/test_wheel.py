@@ -13,7 +13,7 @@ from pathlib import Path
 import orjson
 import pytest
 
-from store.extras import PINS
+from store.errors import PINS
 from tests.support.cli import FREE, MODEL, ROOT, Ended, environment, rows, write_pool
 from tests.support.provider import Provider
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from engine.cli.options import takes
-from store.extras import needs, require
+from store.errors import needs, require
 from store.pool import Pool
 from trainers.config import RewardRecipe, SftRecipe, recipe_from
 

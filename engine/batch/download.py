@@ -18,8 +18,7 @@ from functools import partial
 
 from engine.batch.client import BatchApi, Remote, Text
 from engine.batch.files import Damaged, Line, NotRun, Stranger, Unclear, damaged, read_line
-from engine.batch.states import state_of
-from engine.batch.submit import patiently, pause
+from engine.batch.submit import patiently, pause, state_of
 from engine.provider.client import KEPT_BYTES
 from engine.provider.errors import BadReply, BrokenOff, ResultsUnreadable, RowRefused
 from engine.provider.responses import Reply
@@ -175,7 +174,15 @@ class Fetcher:
         stored as they come. Raises ResultsUnreadable, ProviderDown, AuthRefused, StorageError."""
         own, in_vain = set(results.waiting), 0
         while True:
-            glance = await self._read_files(results, store)
+            glance, remote = Glance(), results.remote
+            for kind, file in (("output", remote.output_file), ("error", remote.error_file)):
+                if file:
+                    troubles, unreadable = len(glance.troubles), glance.unreadable
+                    await patiently(partial(self._read, file, results, glance, store), self.give_up)
+                    if glance.unreadable > unreadable and len(glance.troubles) == troubles:
+                        glance.troubles.append(f"holds {glance.unreadable - unreadable:,} lines of garbage")
+                    for number in range(troubles, len(glance.troubles)):
+                        glance.troubles[number] = f"its {kind} file {file} {glance.troubles[number]}"
             doubt = results.doubt(glance)
             in_vain = 1 if glance.found else in_vain + 1
             if doubt is None or in_vain >= FETCHES:
@@ -208,18 +215,6 @@ class Fetcher:
             f"batch. To request the {count:,} again, and perhaps pay for them twice, add "
             f'--batch-abandon {row.remote} (in a recipe: batch_abandon = "{row.remote}")'
         )
-
-    async def _read_files(self, results: Results, store: Store) -> Glance:
-        glance, remote = Glance(), results.remote
-        for kind, file in (("output", remote.output_file), ("error", remote.error_file)):
-            if file:
-                troubles, unreadable = len(glance.troubles), glance.unreadable
-                await patiently(partial(self._read, file, results, glance, store), self.give_up)
-                if glance.unreadable > unreadable and len(glance.troubles) == troubles:
-                    glance.troubles.append(f"holds {glance.unreadable - unreadable:,} lines of garbage")
-                for number in range(troubles, len(glance.troubles)):
-                    glance.troubles[number] = f"its {kind} file {file} {glance.troubles[number]}"
-        return glance
 
     async def _read(self, file: str, results: Results, glance: Glance, store: Store) -> None:
         """Raises AskError where the server does not answer at all."""

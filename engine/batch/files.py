@@ -124,7 +124,17 @@ def _read(key: bytes, response: object, error: object) -> Line | Damaged:
         with contextlib.suppress(KeyError, ValueError, TypeError, OverflowError):
             status = int(told["status_code"])
         raw = _as_bytes(told.get("body"))
-    words = _words(error)
+    # what an error says, empty where it is none (null, {}, or a code and a message that are null)
+    if isinstance(error, dict) and isinstance(error.get("error"), dict):  # vLLM's stands inside another
+        error = error["error"]
+    if isinstance(error, dict):
+        code, message = error.get("code"), error.get("message")
+        said = f"{code or 'no code'}: {message or 'no message'}" if code or message else ""
+        if not said and any(error.values()):
+            said = f"no code: {json.dumps(error)}"
+    else:
+        said = f"no code: {error}" if error else ""
+    words = said[:WORDS_KEPT].encode(errors="replace").decode()
     if words and not told:
         not_run = words.startswith(tuple(f"{code}: " for code in NOT_RUN))
         return Line(key, None, b"", NotRun(words) if not_run else ServerFault(words, 500))
@@ -155,20 +165,6 @@ def _unclear(key: bytes, status: int | None, raw: bytes, words: str) -> Line:
         return Line(key, status, raw, BadReply(words, raw))
     refusal = status is not None and 400 <= status < 500
     return Line(key, status, raw, Unclear(words, status, refusal))
-
-
-def _words(error: object) -> str:
-    """What an error says, empty where it is none (null, {}, or a code and a message that are null)."""
-    if isinstance(error, dict) and isinstance(error.get("error"), dict):  # vLLM's stands inside another
-        error = error["error"]
-    if isinstance(error, dict):
-        code, message = error.get("code"), error.get("message")
-        said = f"{code or 'no code'}: {message or 'no message'}" if code or message else ""
-        if not said and any(error.values()):
-            said = f"no code: {json.dumps(error)}"
-    else:
-        said = f"no code: {error}" if error else ""
-    return said[:WORDS_KEPT].encode(errors="replace").decode()
 
 
 def _as_bytes(body: object) -> bytes:

@@ -16,8 +16,16 @@ from engine.batch.client import BatchApi, Remote
 from engine.batch.files import name_of, sweep
 from engine.batch.packer import Leftover, Packer, Queue, RetryLine, shown
 from engine.batch.results import Collector
-from engine.batch.states import next_step, poll_seconds, refusal, state_of, words_of
-from engine.batch.submit import Submitter, patiently, pause
+from engine.batch.submit import (
+    Submitter,
+    next_step,
+    patiently,
+    pause,
+    poll_seconds,
+    refusal,
+    state_of,
+    words_of,
+)
 from engine.collect.stage import Intake
 from engine.collect.stats import RunState
 from engine.limits.budget import Budget

@@ -152,7 +152,20 @@ class Collector:
         elif isinstance(meaning, NotRun):
             self._not_run(reading, entry, meaning.words)
         elif isinstance(meaning, BadReply):
-            self._malformed(reading, entry, meaning)
+            # stored, counted as billed (at its worst where it shows no usage), and asked again
+            row = reading.row
+            claim = claim_in(meaning.raw)
+            response = reading.booking.book_unread(meaning.raw, claim, self._asked(entry))
+            released = 0 if claim.is_empty and meaning.maybe_billed else entry.worst
+            self.ledger.put(row.stage, entry.attempt, entry.request, response, released, final=False)
+            fault = Fault(meaning.cause, meaning.status, str(meaning))
+            number = self.ledger.error(
+                row.stage, entry.attempt, entry.request, fault, 0,
+                ended=False, at_risk_micro=entry.worst - released,
+            )  # fmt: skip
+            self.state.count_malformed(response)
+            self._settle(reading, entry, response.cost_micro, entry.worst - released)
+            self._again(reading, entry, meaning.cause, number)
         elif isinstance(meaning, RowRefused):
             number = self._record(reading, entry, meaning)
             self._settle(reading, entry)
@@ -233,21 +246,6 @@ class Collector:
         number = self.ledger.error(reading.row.stage, entry.attempt, entry.request, fault, entry.worst)
         self._settle(reading, entry)
         self._again(reading, entry, "timeout", number, tried=reading.idle)
-
-    def _malformed(self, reading: _Reading, entry: Enqueued, error: BadReply) -> None:
-        """Stored, counted as billed (at its worst where it shows no usage), and asked again."""
-        row = reading.row
-        claim = claim_in(error.raw)
-        response = reading.booking.book_unread(error.raw, claim, self._asked(entry))
-        released = 0 if claim.is_empty and error.maybe_billed else entry.worst
-        self.ledger.put(row.stage, entry.attempt, entry.request, response, released, final=False)
-        number = self.ledger.error(
-            row.stage, entry.attempt, entry.request, Fault(error.cause, error.status, str(error)), 0,
-            ended=False, at_risk_micro=entry.worst - released,
-        )  # fmt: skip
-        self.state.count_malformed(response)
-        self._settle(reading, entry, response.cost_micro, entry.worst - released)
-        self._again(reading, entry, error.cause, number)
 
     def _asked_again(
         self, reading: _Reading, entry: Enqueued, error: AskError, lost: int = 0, most: int | None = None

@@ -20,8 +20,7 @@ from engine.batch.files import FOLDER, name_of
 from engine.batch.job import BatchBooks, Lives
 from engine.batch.packer import BatchLimits, Packer, Queue
 from engine.batch.results import Attempts, Collector, price_json
-from engine.batch.states import next_step, state_of
-from engine.batch.submit import Submitter
+from engine.batch.submit import Submitter, next_step, state_of
 from engine.collect.settings import Settings
 from engine.collect.stage import Intake
 from engine.collect.stopping import DRAIN_SECONDS, asking, landed

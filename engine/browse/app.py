@@ -6,16 +6,21 @@ the start. Readers hold no transaction between two queries, so the writer can al
 """
 
 import errno
+import re
 import socket
 import sqlite3
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import orjson
+from datasette import hookimpl
 from datasette.database import Database
 
+from engine.browse import pages
+from engine.browse.pages import LEDGER
+from engine.browse.queries import QUESTIONS, canned
 from engine.tasks import parse_scores as reading
 from store.errors import UsageError
 from store.queries import connect_reader
@@ -103,6 +108,21 @@ TABLES: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
+NAMED = {question.name for question in QUESTIONS if question.sql}
+CSV_PATH = re.compile(rf"/{LEDGER}/([^/]+)\.csv")
+LOCAL_NAMES = {"127.0.0.1", "localhost", "[::1]"}
+# Answers are escaped; should one ever not be, it can load and call nothing from elsewhere.
+HEADERS = [
+    (
+        b"content-security-policy",
+        b"default-src 'self'; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; "
+        b"img-src 'self' data:; frame-ancestors 'none'; form-action 'self'; base-uri 'none'",
+    ),
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+]
+
+
 def run_browse(run: Path, port: int) -> None:
     """Raises RunFolderError without a ledger, UsageError for a port that cannot be had."""
     connect_reader(run).close()
@@ -140,17 +160,19 @@ def bind(port: int) -> socket.socket:
     return bound
 
 
+def title_of(run: Path) -> str:
+    """The folder's name, as the pages' title."""
+    return run.resolve().name or str(run)
+
+
 def build(run: Path) -> Any:
     """Datasette with the ledger, our questions, pages and looks."""
     from datasette.app import Datasette
     from datasette.plugins import pm
 
-    from engine.browse import pages as plugin
-    from engine.browse.pages import LEDGER, title_of
-    from engine.browse.queries import canned
-
-    if not pm.is_registered(plugin):
-        pm.register(plugin, "distill")
+    for name, plugin in (("distill", pages), ("distill guard", sys.modules[__name__])):
+        if not pm.is_registered(plugin):
+            pm.register(plugin, name)
     datasette = Datasette(
         memory=False,
         settings=SETTINGS,
@@ -164,3 +186,42 @@ def build(run: Path) -> Any:
     datasette.remove_database("_memory")  # that it adds where it is given no file
     datasette.add_database(LedgerDatabase(datasette, run), name=LEDGER)
     return datasette
+
+
+@hookimpl  # type: ignore[untyped-decorator]
+def asgi_wrapper() -> Callable[[Any], Any]:
+    return _guarded
+
+
+def _guarded(app: Any) -> Any:
+    """Answers only to this machine's own names (a web page elsewhere may point its name at
+    127.0.0.1), and says what a page may load."""
+
+    async def guarded(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "http":
+            host = dict(scope["headers"]).get(b"host", b"").decode("latin-1")
+            name, _, port = host.rpartition(":")
+            if (name if port.isdigit() else host).lower() not in LOCAL_NAMES:
+                await send({"type": "http.response.start", "status": 403, "headers": []})
+                await send({"type": "http.response.body", "body": b"ask for 127.0.0.1 or localhost\n"})
+                return
+            scope = _with_all_rows(scope)
+
+        async def send_with_headers(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                message = {**message, "headers": [*message.get("headers", []), *HEADERS]}
+            await send(message)
+
+        await app(scope, receive, send_with_headers)
+
+    return guarded
+
+
+def _with_all_rows(scope: Any) -> Any:
+    """A table or view as CSV comes to its end: without `_stream` Datasette sends the first 2,000 rows of it.
+    (The result of SQL is never streamed; its page says where it is cut.)"""
+    query = scope["query_string"].decode("latin-1")
+    name = CSV_PATH.fullmatch(scope["path"])
+    if not name or "_stream=" in query or name[1] in NAMED:
+        return scope
+    return {**scope, "query_string": f"{query}{'&' * bool(query)}_stream=on".encode("latin-1")}

@@ -1,25 +1,28 @@
-"""Two pages that Datasette does not have, and its plugin hooks.
+"""Two pages that Datasette does not have, how a value of the ledger is shown, and Datasette's hooks for both.
 
 The front page, and one row of a pool with its complete history. Queries run in Datasette's threads with
 time limits: on a ledger of millions, a part that takes too long is left out and the page says so.
+
+A value is shown by its column's name, and everything is escaped. A teacher's words may hold HTML, scripts,
+any script's direction and control characters: they are text, in a block of its own (`dir=auto`), with line
+breaks kept.
 """
 
 import logging
-import re
 import sqlite3
 from collections.abc import Callable, Mapping
-from pathlib import Path
+from datetime import datetime
 from typing import Any
+from urllib.parse import quote, urlencode
 
 import orjson
 from datasette import hookimpl
 from datasette.database import QueryInterrupted
 from datasette.utils import sqlite_timelimit
 from datasette.utils.asgi import NotFound, Response
+from markupsafe import Markup, escape
 
-from engine.browse import cells
-from engine.browse.cells import row_link
-from engine.browse.queries import QUESTIONS
+from engine.browse.queries import HISTORY, ITEM, QUESTIONS, SAMPLES, STAGES
 from engine.provider.responses import stored_answer
 from store.errors import is_intact
 from store.queries import stage_status, stages
@@ -29,36 +32,6 @@ from store.stage_rows import stop_reason_in
 COUNT_MS = 2500  # for what the front page counts: a million rows take about one second
 HISTORY_MS = 2000
 LEDGER = "ledger"
-
-STAGES = """
-SELECT s.id, s.name, s.task, s.samples, s.total, s.bad_rows, u.id AS run, u.started, u.ended, u.exit_code,
-  u.pid, (SELECT value FROM facts WHERE name = 'stopped stage ' || s.id) AS stopped,
-  json_extract(iif(json_valid(u.settings), u.settings, NULL), '$.model') AS model,
-  json_extract(iif(json_valid(u.utilisation), u.utilisation, NULL), '$.requests') AS requests_share,
-  json_extract(iif(json_valid(u.utilisation), u.utilisation, NULL), '$.tokens') AS tokens_share,
-  c.spent_micro / 1e6 AS cost_usd,
-  c.at_risk_micro / 1e6 AS at_risk_usd, c.prompt_tokens, c.completion_tokens, c.sent - c.ended AS unanswered
-FROM stages s LEFT JOIN spending c ON c.stage = s.id
-  LEFT JOIN runs u ON u.id = (SELECT max(id) FROM runs WHERE stage = s.id) ORDER BY s.id"""
-ITEM = """
-SELECT s.id AS number, s.name AS stage, s.task, w.item, CAST(w.item AS BLOB) AS stored, w.checksum,
-  EXISTS (SELECT 1 FROM rows WHERE id = w.id + 1) AS has_next
-FROM stages s JOIN rows w ON w.id = (s.id << 40) + :position WHERE s.name = :stage"""
-SAMPLES = """
-SELECT a.sample, a.request, r.answer, r.prompt_tokens AS counted, e.cause, e.status, e.message, e.at,
-  p.outcome, p.model, p.finish_reason, p.prompt_tokens, p.completion_tokens, p.cached_tokens,
-  p.reasoning_tokens, p.cost_micro / 1e6 AS cost_usd, p.latency, p.received_at, p.estimated,
-  p.service_tier, p.listed_micro / 1e6 AS listed_usd, CAST(b.raw AS BLOB) AS raw, b.text, b.reasoning,
-  b.checksum
-FROM samples a JOIN requests r ON r.id = a.request LEFT JOIN responses p ON p.id = r.answer
-  LEFT JOIN bodies b ON b.response = p.id LEFT JOIN errors e ON e.id = r.failure
-WHERE a.stage = :number AND a.position = :position ORDER BY a.sample"""
-HISTORY = """
-SELECT t.id AS attempt, t.run, t.sent_at, p.id AS response, p.outcome, p.latency,
-  p.cost_micro / 1e6 AS cost_usd, e.cause, e.status, e.message
-FROM attempts t LEFT JOIN responses p ON p.request = :request AND p.attempt = t.id
-  LEFT JOIN errors e ON e.request = :request AND e.attempt = t.id
-WHERE t.request = :request ORDER BY t.id"""
 
 
 async def front(request: Any, datasette: Any) -> Any:
@@ -146,24 +119,120 @@ def _item(row: Any) -> dict[str, Any]:
     return found if isinstance(found, dict) else {"damaged row": text}
 
 
-def title_of(run: Path) -> str:
-    """The folder's name, as the pages' title."""
-    return run.resolve().name or str(run)
+CUT = 500  # characters of a text in a list; a row's own page shows all
+LINE = 100  # JSON that is no longer is not indented in a list
+
+TEXTS = {
+    "instruction", "input", "output", "message", "last_message", "first_reply", "second_reply",
+}  # fmt: skip
+JSONS = {"raw", "item", "settings", "estimate", "utilisation", "params"}
+TIMES = {"at", "sent_at", "received_at", "started", "ended", "first_at", "last_at"}
+SECONDS = {"latency", "mean_latency"}
+COUNTS = {"replies", "rows", "asks", "requests", "sent", "unanswered", "total", "answered"}
+# Columns that hold the id of a row of another table.
+LINKS = {
+    "request": "requests", "attempt": "attempts", "run": "runs", "answer": "responses",
+    "failure": "errors", "response": "bodies", "stage": "stages",
+}  # fmt: skip
 
 
-NAMED = {question.name for question in QUESTIONS if question.sql}
-CSV_PATH = re.compile(rf"/{LEDGER}/([^/]+)\.csv")
-LOCAL_NAMES = {"127.0.0.1", "localhost", "[::1]"}
-# Answers are escaped; should one ever not be, it can load and call nothing from elsewhere.
-HEADERS = [
-    (
-        b"content-security-policy",
-        b"default-src 'self'; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; "
-        b"img-src 'self' data:; frame-ancestors 'none'; form-action 'self'; base-uri 'none'",
-    ),
-    (b"x-content-type-options", b"nosniff"),
-    (b"referrer-policy", b"no-referrer"),
-]
+def row_link(stage: str, position: int) -> str:
+    """The page of one pool row."""
+    return "/-/row?" + urlencode({"stage": stage, "position": position})
+
+
+def show(row: Mapping[str, Any], value: Any, column: str, table: str | None) -> Markup | None:
+    """A cell of a list; None for as Datasette shows it."""
+    if value is None or value == "":
+        return None
+    if column in TEXTS and isinstance(value, str):
+        return text(value, CUT, _page_of(row))
+    if column in JSONS and isinstance(value, str | bytes):
+        fits = isinstance(value, str) and len(value) <= LINE
+        return text(str(value) if fits else pretty(value), CUT, _page_of(row), "json")
+    return _short(row, value, column, table)
+
+
+def whole(row: Mapping[str, Any], value: Any, column: str, table: str | None) -> Markup:
+    """The same on a page of one row: nothing is cut."""
+    if value is None or value == "":
+        return Markup('<span class="none">{}</span>').format("none" if value is None else "empty")
+    if column in JSONS and isinstance(value, str | bytes):
+        return text(pretty(value), kind="json")
+    if isinstance(value, bytes):
+        return text(value.hex(), kind="json")
+    return _short(row, value, column, table) or text(str(value))
+
+
+def _short(row: Mapping[str, Any], value: Any, column: str, table: str | None) -> Markup | None:
+    """Numbers with their unit, links to other pages, marks."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    is_whole = is_number and isinstance(value, int)
+    if is_number and column.endswith("_usd"):
+        return Markup(f'<span class="number">{money(value)}</span>')
+    if is_number and column in TIMES:
+        return Markup(f'<time title="{value}">{moment(value)}</time>')
+    if is_whole and (column in COUNTS or column.endswith(("_tokens", "_micro"))):
+        return Markup(f'<span class="number">{value:,}</span>')
+    if is_number and column in SECONDS:
+        return Markup(f'<span class="number">{value:,.2f} s</span>')
+    if column == "position" and (page := _page_of(row)):
+        return Markup('<a class="page" href="{}">{:,}</a>').format(page, value)
+    if is_whole and column in LINKS:
+        return Markup('<a href="/ledger/{}/{}">{}</a>').format(LINKS[column], value, value)
+    if column == "cause" and table is None:  # in a query's result: to the rows (or asks) that failed for it
+        where, of_stage = {"cause__exact": value}, "stage" in row.keys()  # noqa: SIM118 - sqlite3.Row
+        if of_stage:
+            where["stage__exact"] = row["stage"]
+        view = "failures" if of_stage else "errors"
+        return Markup('<a href="/ledger/{}?{}">{}</a>').format(view, urlencode(where), value)
+    if column == "outcome":
+        return badge(str(value))
+    if column == "key" and isinstance(value, bytes):
+        return Markup('<code title="{}">{}…</code>').format(value.hex(), value.hex()[:12])
+    return None
+
+
+def _page_of(row: Mapping[str, Any]) -> str | None:
+    names = row.keys()
+    if "stage" in names and "position" in names and isinstance(row["stage"], str):
+        return row_link(row["stage"], row["position"])
+    return None
+
+
+def text(value: str, cut: int | None = None, page: str | None = None, kind: str = "words") -> Markup:
+    """Words as they are, cut to so many characters with the way to the rest."""
+    if cut is None or len(value) <= cut + cut // 5:
+        return Markup('<div class="text {}" dir="auto">{}</div>').format(kind, value)
+    rest = f"… {len(value):,} characters"
+    more = Markup('<a class="more" href="{}">{}</a>').format(page, rest) if page else escape(rest)
+    return Markup('<div class="text {}" dir="auto">{}</div><div class="more">{}</div>').format(
+        kind, value[:cut], more
+    )
+
+
+def badge(outcome: str) -> Markup:
+    return Markup('<span class="badge {}">{}</span>').format(quote(outcome), outcome)
+
+
+def pretty(value: str | bytes) -> str:
+    """JSON with indentation; what is no JSON as it came."""
+    try:
+        return orjson.dumps(orjson.loads(value), option=orjson.OPT_INDENT_2).decode()
+    except ValueError:
+        return value if isinstance(value, str) else value.decode(errors="backslashreplace")
+
+
+def money(amount: float) -> str:
+    """A single answer may cost less than a hundredth of a cent."""
+    if amount >= 1 or amount == 0:
+        return f"${amount:,.2f}"
+    return f"${amount:.4f}" if amount >= 0.01 else f"${amount:.6f}"
+
+
+def moment(seconds: float) -> str:
+    """A Unix time in this machine's zone."""
+    return datetime.fromtimestamp(seconds).strftime("%Y-%m-%d %H:%M:%S")
 
 
 @hookimpl  # type: ignore[untyped-decorator]
@@ -178,14 +247,14 @@ def extra_css_urls() -> list[str]:
 
 @hookimpl  # type: ignore[untyped-decorator]
 def render_cell(row: Any, value: Any, column: str, table: str | None) -> Any:
-    return cells.show(row, value, column, table)
+    return show(row, value, column, table)
 
 
 @hookimpl  # type: ignore[untyped-decorator]
 def prepare_jinja2_environment(env: Any, datasette: Any) -> None:
     env.filters.update(
-        whole_cell=_whole_cell, text=cells.text, pretty=cells.pretty, money=cells.money,
-        moment=cells.moment, badge=cells.badge,
+        whole_cell=_whole_cell, text=text, pretty=pretty, money=money,
+        moment=moment, badge=badge,
     )  # fmt: skip
     tables = datasette.metadata("tables", database=LEDGER) or {}
     env.globals.update(
@@ -196,7 +265,7 @@ def prepare_jinja2_environment(env: Any, datasette: Any) -> None:
 
 def _whole_cell(cell: Any, row: Any, table: str) -> Any:
     values = {other["column"]: other["raw"] for other in row}
-    return cells.whole(values, cell["raw"], cell["column"], table)
+    return whole(values, cell["raw"], cell["column"], table)
 
 
 @hookimpl  # type: ignore[untyped-decorator]
@@ -219,42 +288,3 @@ def handle_exception(datasette: Any, request: Any, exception: Exception) -> Call
         return Response.html(await template.render_async({**context, "menu_links": list}), status=status)
 
     return page
-
-
-@hookimpl  # type: ignore[untyped-decorator]
-def asgi_wrapper() -> Callable[[Any], Any]:
-    return _guarded
-
-
-def _guarded(app: Any) -> Any:
-    """Answers only to this machine's own names (a web page elsewhere may point its name at
-    127.0.0.1), and says what a page may load."""
-
-    async def guarded(scope: Any, receive: Any, send: Any) -> None:
-        if scope["type"] == "http":
-            host = dict(scope["headers"]).get(b"host", b"").decode("latin-1")
-            name, _, port = host.rpartition(":")
-            if (name if port.isdigit() else host).lower() not in LOCAL_NAMES:
-                await send({"type": "http.response.start", "status": 403, "headers": []})
-                await send({"type": "http.response.body", "body": b"ask for 127.0.0.1 or localhost\n"})
-                return
-            scope = _with_all_rows(scope)
-
-        async def send_with_headers(message: Any) -> None:
-            if message["type"] == "http.response.start":
-                message = {**message, "headers": [*message.get("headers", []), *HEADERS]}
-            await send(message)
-
-        await app(scope, receive, send_with_headers)
-
-    return guarded
-
-
-def _with_all_rows(scope: Any) -> Any:
-    """A table or view as CSV comes to its end: without `_stream` Datasette sends the first 2,000 rows of it.
-    (The result of SQL is never streamed; its page says where it is cut.)"""
-    query = scope["query_string"].decode("latin-1")
-    name = CSV_PATH.fullmatch(scope["path"])
-    if not name or "_stream=" in query or name[1] in NAMED:
-        return scope
-    return {**scope, "query_string": f"{query}{'&' * bool(query)}_stream=on".encode("latin-1")}

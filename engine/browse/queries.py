@@ -2,7 +2,7 @@
 
 Written for ledgers with millions of rows: the narrow table is cut to a hundred first, then each of
 those finds its pool row by one pass over `samples` (CROSS JOIN keeps SQLite to that order; an index
-would cost every insert). Column names decide how a value is shown (cells.py); a `stage` with a
+would cost every insert). Column names decide how a value is shown (pages.py); a `stage` with a
 `position` becomes a link to the row's page.
 """
 
@@ -236,3 +236,35 @@ def canned() -> dict[str, dict[str, Any]]:
         for q in QUESTIONS
         if q.sql
     }
+
+
+# What the front page, and the page of one pool row, are made of.
+STAGES = """
+SELECT s.id, s.name, s.task, s.samples, s.total, s.bad_rows, u.id AS run, u.started, u.ended, u.exit_code,
+  u.pid, (SELECT value FROM facts WHERE name = 'stopped stage ' || s.id) AS stopped,
+  json_extract(iif(json_valid(u.settings), u.settings, NULL), '$.model') AS model,
+  json_extract(iif(json_valid(u.utilisation), u.utilisation, NULL), '$.requests') AS requests_share,
+  json_extract(iif(json_valid(u.utilisation), u.utilisation, NULL), '$.tokens') AS tokens_share,
+  c.spent_micro / 1e6 AS cost_usd,
+  c.at_risk_micro / 1e6 AS at_risk_usd, c.prompt_tokens, c.completion_tokens, c.sent - c.ended AS unanswered
+FROM stages s LEFT JOIN spending c ON c.stage = s.id
+  LEFT JOIN runs u ON u.id = (SELECT max(id) FROM runs WHERE stage = s.id) ORDER BY s.id"""
+ITEM = """
+SELECT s.id AS number, s.name AS stage, s.task, w.item, CAST(w.item AS BLOB) AS stored, w.checksum,
+  EXISTS (SELECT 1 FROM rows WHERE id = w.id + 1) AS has_next
+FROM stages s JOIN rows w ON w.id = (s.id << 40) + :position WHERE s.name = :stage"""
+SAMPLES = """
+SELECT a.sample, a.request, r.answer, r.prompt_tokens AS counted, e.cause, e.status, e.message, e.at,
+  p.outcome, p.model, p.finish_reason, p.prompt_tokens, p.completion_tokens, p.cached_tokens,
+  p.reasoning_tokens, p.cost_micro / 1e6 AS cost_usd, p.latency, p.received_at, p.estimated,
+  p.service_tier, p.listed_micro / 1e6 AS listed_usd, CAST(b.raw AS BLOB) AS raw, b.text, b.reasoning,
+  b.checksum
+FROM samples a JOIN requests r ON r.id = a.request LEFT JOIN responses p ON p.id = r.answer
+  LEFT JOIN bodies b ON b.response = p.id LEFT JOIN errors e ON e.id = r.failure
+WHERE a.stage = :number AND a.position = :position ORDER BY a.sample"""
+HISTORY = """
+SELECT t.id AS attempt, t.run, t.sent_at, p.id AS response, p.outcome, p.latency,
+  p.cost_micro / 1e6 AS cost_usd, e.cause, e.status, e.message
+FROM attempts t LEFT JOIN responses p ON p.request = :request AND p.attempt = t.id
+  LEFT JOIN errors e ON e.request = :request AND e.attempt = t.id
+WHERE t.request = :request ORDER BY t.id"""

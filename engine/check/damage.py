@@ -211,7 +211,18 @@ def _note_rows(connection: sqlite3.Connection, stage: int, name: str, found: Fin
             unverified += checksum is None
             continue
         checked += 1
-        _compare(connection, stage, position, samples, keys)
+        for number, request, key in samples:
+            right = keys[number] if 0 <= number < len(keys) else None
+            if key == right:
+                continue
+            if key is None and right is not None:  # the request is lost, and the row tells its key
+                connection.execute(
+                    "UPDATE lost_requests SET key = ?, sample = ? WHERE request = ?", (right, number, request)
+                )
+            elif key and right and (int.from_bytes(key) ^ int.from_bytes(right)).bit_count() < NEAR:
+                connection.execute("INSERT OR IGNORE INTO bad_keys VALUES (?, ?)", (request, right))
+            else:
+                _note_row(connection, stage, position, OTHER)
     (wrong,) = connection.execute(
         "SELECT count(*) FROM temp.bad_rows WHERE stage = ? AND why = ?", (stage, OTHER)
     ).fetchone()
@@ -242,23 +253,6 @@ def _rows(
             placed.setdefault(position, []).append((sample[0], sample[1], sample[2]))
         for position, item, plan, checksum in some:
             yield position, item, plan, checksum, placed.get(position, [])
-
-
-def _compare(
-    connection: sqlite3.Connection, stage: int, position: int, samples: Samples, keys: Sequence[bytes]
-) -> None:
-    for sample, request, key in samples:
-        right = keys[sample] if 0 <= sample < len(keys) else None
-        if key == right:
-            continue
-        if key is None and right is not None:  # the request is lost, and the row tells its key
-            connection.execute(
-                "UPDATE lost_requests SET key = ?, sample = ? WHERE request = ?", (right, sample, request)
-            )
-        elif key and right and (int.from_bytes(key) ^ int.from_bytes(right)).bit_count() < NEAR:
-            connection.execute("INSERT OR IGNORE INTO bad_keys VALUES (?, ?)", (request, right))
-        else:
-            _note_row(connection, stage, position, OTHER)
 
 
 def _note_row(connection: sqlite3.Connection, stage: int, position: int, why: str) -> None:

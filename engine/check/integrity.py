@@ -52,7 +52,19 @@ def faults_of(run: Path, seconds: float | None = None) -> list[str]:
         return [f"its header is damaged (byte {', '.join(wrong)})"]
     end = time.monotonic() + seconds if seconds is not None else math.inf
     try:
-        with contextlib.closing(_opened(path)) as connection:
+        # read-only, whatever version it says it is
+        uri = f"{path.resolve().as_uri()}?mode=ro"
+        connection = sqlite3.connect(uri, uri=True, isolation_level=None)
+        try:
+            connection.execute("PRAGMA busy_timeout = 5000")
+            connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        except sqlite3.OperationalError:  # a disk that is read-only: nobody can be writing
+            connection.close()
+            connection = sqlite3.connect(
+                uri.replace("mode=ro", "immutable=1"), uri=True, isolation_level=None
+            )
+        connection.text_factory = lambda text: text.decode(errors="replace")
+        with contextlib.closing(connection):
             connection.set_progress_handler(lambda: time.monotonic() > end, STEPS)
             if found := _schema(connection):
                 return found
@@ -72,20 +84,6 @@ def faults_of_log(run: Path) -> list[str]:
     SQLite drops what follows the damage, and says nothing."""
     with Pages(run / LEDGER) as pages:
         return ["its write-ahead log is damaged"] if pages.is_log_damaged else []
-
-
-def _opened(path: Path) -> sqlite3.Connection:
-    """Read-only, whatever version it says it is."""
-    uri = f"{path.resolve().as_uri()}?mode=ro"
-    connection = sqlite3.connect(uri, uri=True, isolation_level=None)
-    try:
-        connection.execute("PRAGMA busy_timeout = 5000")
-        connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
-    except sqlite3.OperationalError:  # a disk that is read-only: nobody can be writing
-        connection.close()
-        connection = sqlite3.connect(uri.replace("mode=ro", "immutable=1"), uri=True, isolation_level=None)
-    connection.text_factory = lambda text: text.decode(errors="replace")
-    return connection
 
 
 def _schema(connection: sqlite3.Connection) -> list[str]:

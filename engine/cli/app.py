@@ -15,14 +15,12 @@ import typer
 from engine import __version__
 from engine.cli.ask import ASKING, OPTIONS
 from engine.cli.crash_report import Unexpected
-from engine.cli.help import PanelCommand, PanelGroup
-from engine.cli.options import JsonOption, takes
+from engine.cli.options import JsonOption, PanelCommand, PanelGroup, takes
 from engine.collect.setting_fields import Declared, setting
 from engine.terminal import outlive_the_terminal, plain, stop_on_signals, tell
 from evaluators.cli import annotate, report
 from evaluators.cli import app as evaluate_app
-from store.errors import DistillError, MissingExtra, UsageError
-from store.extras import require
+from store.errors import DistillError, MissingExtra, UsageError, require
 from trainers.cli import app as train_app
 from trainers.cli import rank
 
@@ -125,7 +123,7 @@ def retry(
     stage: StageOption = None,
 ) -> None:
     """Let the next run of the same command send failed rows again."""
-    from engine.run.retry import run_retry
+    from engine.run.unanswered import run_retry
 
     run_retry(run, cause, stage)
 
@@ -159,7 +157,7 @@ class SettleFlags(Declared):
 @takes(SettleFlags.model_fields, "asked", build=SettleFlags)
 def settle(run: RunOption, json: JsonOption = False, *, asked: SettleFlags) -> None:
     """List requests that may have been billed without an answer, or settle them."""
-    from engine.run.settle import Settlement, run_settle
+    from engine.run.unanswered import Settlement, run_settle
 
     run_settle(run, Settlement(**asked.model_dump()), json)
 
@@ -258,7 +256,7 @@ def serve(
 
         run_scripted(asked.port, asked.latency)
         return
-    from engine.serve.llama import run_server
+    from engine.serve.command import run_server
 
     run_server(model, asked.port, asked.parallel, asked.precision)
 
@@ -283,14 +281,6 @@ for group in (app, train_app, evaluate_app):
         info.cls = PanelCommand
 
 
-def _run_app() -> None:
-    try:
-        app(prog_name="distill")
-    except SystemExit:
-        sys.stdout.flush()  # here, where a broken pipe is still heard of
-        raise
-
-
 def main() -> None:
     """Errors of ours become a sentence and their exit code, all others exit code 4 and a file with the
     traceback; a broken pipe is the reader's choice."""
@@ -299,7 +289,11 @@ def main() -> None:
     unexpected = Unexpected(sys.argv[1:], os.environ)
     unexpected.watch()
     try:
-        _run_app()
+        try:
+            app(prog_name="distill")
+        except SystemExit:
+            sys.stdout.flush()  # here, where a broken pipe is still heard of
+            raise
     except DistillError as error:
         if isinstance(error, MissingExtra):
             from engine.environment import start_again

@@ -11,10 +11,9 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 from engine.terminal import plain, tell
 from store.errors import DamagedLedger
@@ -51,7 +50,13 @@ class Unexpected:
         if not {"-h", "--help"}.intersection(self._arguments):
             import logging
 
-            logging.lastResort = _handler(self._logged)
+            logged = self._logged
+
+            class Handler(logging.Handler):
+                def emit(self, record: logging.LogRecord) -> None:
+                    logged(record.getMessage(), record.exc_info[1] if record.exc_info else None)
+
+            logging.lastResort = Handler(logging.WARNING)
 
     def say(self, error: BaseException, of: str = "an unexpected error") -> int:
         """Writes its traceback down and says so. Returns the exit code."""
@@ -83,7 +88,10 @@ class Unexpected:
         with self._lock:
             for file in [self._file] if self._file else _places(folder):
                 try:
-                    _append(file, f"{self._redacted(stamp)}\n{text}\n")
+                    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
+                    descriptor = os.open(file, flags, 0o600)
+                    with os.fdopen(descriptor, "w", encoding="utf-8", errors="backslashreplace") as out:
+                        out.write(f"{self._redacted(stamp)}\n{text}\n")
                 except OSError:
                     continue
                 self._file = file
@@ -148,20 +156,3 @@ def secrets_of(arguments: Sequence[str], environment: Mapping[str, str]) -> list
         )
     }
     return sorted(found, key=len, reverse=True)  # one may be a part of another
-
-
-def _append(file: Path, text: str) -> None:
-    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
-    descriptor = os.open(file, flags, 0o600)
-    with os.fdopen(descriptor, "w", encoding="utf-8", errors="backslashreplace") as out:
-        out.write(text)
-
-
-def _handler(take: Callable[[str, BaseException | None], None]) -> Any:
-    import logging
-
-    class Handler(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            take(record.getMessage(), record.exc_info[1] if record.exc_info else None)
-
-    return Handler(logging.WARNING)

@@ -24,8 +24,7 @@ from engine.recipe.load import SHIPPED
 from engine.run.status import status_of
 from engine.subprocesses import command, served
 from engine.terminal import plain
-from store.errors import DistillError, RunFolderError, UsageError
-from store.extras import require
+from store.errors import DistillError, RunFolderError, UsageError, require
 from store.files import LEDGER
 
 
@@ -82,11 +81,7 @@ def train_and_rank(console: Console, pool: Path, data: Path, run: Path) -> None:
         distill("generate", str(pool), *where, *asked, some_may_fail=True)
     distill("export", str(run), "--stage", "student", "--format", "candidates", "--out", str(candidates))
     distill("rank", "--reward", str(reward), "--candidates", str(candidates), "--out", str(ranked))
-    _show_ranked(console, ranked)
-
-
-def _show_ranked(console: Console, ranked: Path) -> None:
-    """The first question, with the answers that the reward model likes best and least."""
+    # the first question, with the answers that the reward model likes best and least
     row = next(rows_of(ranked))
     question = row["prompt"].strip().splitlines()[0]
     console.print(f"   [bold]{escape(plain(question, 90))}[/bold]")
@@ -114,7 +109,13 @@ def run_demo(out: Path) -> int:
     require("serve", MODEL, "train", "evaluate", purpose="the demo")
     console = Console(highlight=False, soft_wrap=True)
     run = out / "run"
-    _start_afresh(out)
+    # only a folder of an earlier demo is cleared
+    if (run / LEDGER).exists() or (out / "teacher.log").exists():
+        shutil.rmtree(out)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"cannot write {out}: {error.strerror}; name another with --out") from error
     pool = out / "pool.jsonl"
     shutil.copyfile(SHIPPED / "demo_pool.jsonl", pool)
     say(console, "1. A teacher", "SmolLM2-135M-Instruct behind the OpenAI chat API, on loopback")
@@ -134,7 +135,9 @@ def run_demo(out: Path) -> int:
     say(console, "5. The data set", f"bin/distill export --run {run} --format alpaca --out …")
     data = out / "answers.jsonl"
     distill("export", str(run), "--format", "alpaca", "--out", str(data))
-    _show_rows(console, data)
+    for row in islice(rows_of(data), SHOWN):
+        console.print(f"   [bold]{escape(plain(row['instruction'], 75))}[/bold]")
+        console.print(f"   {escape(plain(row['output'], 75))}")
     say(console, "6. The teacher's other roles", f"bin/distill run {RECIPE.name} --run {run}")
     console.print(
         "   A model this small can neither translate nor judge: a [bold]scripted[/bold] stand-in does."
@@ -148,16 +151,6 @@ def run_demo(out: Path) -> int:
     distill("report", str(run), "--out", str(out / "report.html"))
     _say_next(console, out)
     return 0
-
-
-def _start_afresh(out: Path) -> None:
-    """Only a folder of an earlier demo is cleared."""
-    if (out / "run" / LEDGER).exists() or (out / "teacher.log").exists():
-        shutil.rmtree(out)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"cannot write {out}: {error.strerror}; name another with --out") from error
 
 
 def _collect_and_kill(asking: list[str], run: Path) -> None:
@@ -183,12 +176,6 @@ def _done_so_far(run: Path) -> int:
 
 def _done(found: dict[str, dict[str, dict[str, int]]]) -> int:
     return sum(stage["done"] for stage in found["stages"].values())
-
-
-def _show_rows(console: Console, data: Path) -> None:
-    for row in islice(rows_of(data), SHOWN):
-        console.print(f"   [bold]{escape(plain(row['instruction'], 75))}[/bold]")
-        console.print(f"   {escape(plain(row['output'], 75))}")
 
 
 def _show_roles(console: Console, out: Path, run: Path) -> None:

@@ -33,7 +33,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from engine.collect.setting_fields import POOLED, TASKS, StageSettings, declared
-from engine.recipe.schema import OfStage, OfStep, Path_, Recipe, StageTable, StepTable, line_numbers, wrong
+from engine.recipe.schema import OfStage, OfStep, Path_, Recipe, StageTable, line_numbers, wrong
 from store.errors import UsageError, why_unread, wrong_value
 from store.files import LEDGER
 from store.queries import connect_reader, stages
@@ -63,7 +63,20 @@ def check(recipe: Recipe) -> None:
         for step in teacher.steps:
             _check_step(recipe, ("teacher", name, "after" if step in teacher.after else "serve"), step)
     for name, table in recipe.step.items():
-        _check_needs(recipe, name, table)
+        # what comes before a step must be there
+        if name in recipe.stage:
+            raise recipe.wrong(("step", name), "a stage has the same name")
+        for key, values in table.flags.items():
+            for value in values:
+                if isinstance(value, OfStep):
+                    _check_step(recipe, ("step", name, key), value.step)
+                elif isinstance(value, OfStage) and value.stage not in recipe.stage:
+                    known = ", ".join(recipe.stage)
+                    words = f"there is no stage '{value.stage}'; there are: {known}"
+                    raise recipe.wrong(("step", name, key), words)
+        for one in table.after:
+            if one not in recipe.stage:
+                _check_step(recipe, ("step", name, "after"), one)
     for name, stage in recipe.stage.items():
         _check_stage(recipe, name, stage)
     try:
@@ -78,23 +91,6 @@ def check(recipe: Recipe) -> None:
         if len(above) > 1 and len(roots(recipe, name)) > 1:
             words = f"the stages {', '.join(above)} do not stand on the same rows of one pool"
             raise recipe.wrong(("stage", name, "answers"), words)
-
-
-def _check_needs(recipe: Recipe, name: str, table: StepTable) -> None:
-    """What comes before a step: it must be there."""
-    if name in recipe.stage:
-        raise recipe.wrong(("step", name), "a stage has the same name")
-    for key, values in table.flags.items():
-        for value in values:
-            if isinstance(value, OfStep):
-                _check_step(recipe, ("step", name, key), value.step)
-            elif isinstance(value, OfStage) and value.stage not in recipe.stage:
-                known = ", ".join(recipe.stage)
-                words = f"there is no stage '{value.stage}'; there are: {known}"
-                raise recipe.wrong(("step", name, key), words)
-    for one in table.after:
-        if one not in recipe.stage:
-            _check_step(recipe, ("step", name, "after"), one)
 
 
 def _check_step(recipe: Recipe, where: Path_, name: str) -> None:

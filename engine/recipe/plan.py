@@ -178,24 +178,19 @@ def print_dry_run(plan: Plan) -> None:
     if plan.planned:
         print_plan(plan.planned, recipe.budget, to_stdout=True)
     print_planned_steps(plan.steps_told)
-    _print_missing(recipe, plan.missing, bool(plan.planned))
-    for name, found in plan.others.items():
-        print(f"stage '{plain(name, 40)}': {found.words}: a run will want reuse, replace or another stage")
-
-
-def _print_missing(recipe: Recipe, missing: Mapping[str, Missing], is_rest_priced: bool) -> None:
-    """What must be fetched, with where it is to be had, and what cannot be priced without it."""
-    if not missing:
-        return
-    rest = "the rest is priced above" if is_rest_priced else "without them no stage can be priced"
-    print(f"\nfiles that are not there yet ({rest}):")
-    for file, one in missing.items():
+    # what must be fetched, with where it is to be had, and what cannot be priced without it
+    if plan.missing:
+        rest = "the rest is priced above" if plan.planned else "without them no stage can be priced"
+        print(f"\nfiles that are not there yet ({rest}):")
+    for file, one in plan.missing.items():
         print(f"  {plain(os.path.normpath(recipe.path(file)), 200)}")
         print(f"    {plain(one.where or 'the recipe does not say where to get it', 400)}")
-    names = dict.fromkeys(name for one in missing.values() for name in one.needed_by)
+    names = dict.fromkeys(name for one in plan.missing.values() for name in one.needed_by)
     stages = [plain(name, 40) for name in names if name not in recipe.step]
-    if stages and is_rest_priced:
+    if stages and plan.planned:
         print(f"stages without a price: {', '.join(stages)}")
+    for name, found in plan.others.items():
+        print(f"stage '{plain(name, 40)}': {found.words}: a run will want reuse, replace or another stage")
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,8 +33,7 @@ from engine.run.session import run_job
 from engine.run.tables import print_plan, print_steps
 from engine.subprocesses import ServingFailed, served
 from engine.terminal import plain, tell
-from store.errors import DistillError
-from store.extras import require
+from store.errors import DistillError, require
 from store.key_index import known_keys
 from store.run_folder import StepResult, held
 from store.schema import connect_writer
@@ -129,7 +128,23 @@ def run_recipe(
         return 0
     course = take_course(file, run, commands, only, how)
     if as_json:
-        _print_results(course)
+        found: dict[str, dict[str, object]] = {}
+        for name, result in course.results.items():
+            state = result.state
+            found[name] = {
+                "done": state.done,
+                "total": state.total,
+                "failed": dict(state.failed),
+                "outcomes": dict(state.outcomes),
+                "cost_usd": state.cost_micro / 1e6,
+                "exit_code": result.exit_code,
+                **bill_json(result),
+            }
+            if name in course.incomplete:
+                found[name]["incomplete"] = f"it {course.incomplete[name]}"
+        steps = {name: asdict(result) for name, result in course.steps.items()}
+        shown = {"stages": found, "steps": steps, "waiting": course.waiting}
+        sys.stdout.write(orjson.dumps(shown).decode() + "\n")
     elif not how.quiet or course.exit_code:
         print_results(course.results, run)
         stopped = {name for name, result in course.results.items() if result.stopped}  # said already
@@ -148,29 +163,22 @@ def take_course(file: Path, run: Path, commands: Commands, only: Sequence[str], 
     graph = Graph(recipe, run, unserved(recipe, run))
     with held(run):
         connect_writer(run).close()
-        _check_complete(graph, steps, chosen, run)
-        course = Course(recipe, steps, run, how)
-        run_phases(course, chosen)
-    return course
-
-
-def _check_complete(graph: Graph, steps: Mapping[str, Step], chosen: Sequence[str], run: Path) -> None:
-    """What steps read, or made, must be complete where it does not run now. Stages take the rows that
-    are there of others. Raises Incomplete."""
-    recipe = graph.given
-    sources = {name: recipe.needs(name) if name in steps else recipe.made(name) for name in chosen}
-    wanted = {name: [one for one in above if one not in chosen] for name, above in sources.items()}
-    if not any(wanted.values()):
-        return
-    complete = Completeness(graph, steps, run, known_keys(run))
-    for name, above in wanted.items():
-        for one in above:
-            if lack := complete.lack(one):
+        # what steps read, or made, must be complete where it does not run now; stages take the rows that
+        # are there of others
+        sources = {name: recipe.needs(name) if name in steps else recipe.made(name) for name in chosen}
+        wanted = {name: [one for one in above if one not in chosen] for name, above in sources.items()}
+        pairs = [(name, one) for name, above in wanted.items() for one in above]
+        complete = Completeness(graph, steps, run, known_keys(run)) if pairs else None
+        for name, one in pairs:
+            if complete and (lack := complete.lack(one)):
                 through = "" if lack.name == one else f" ({name} needs {one}, which needs {lack.name})"
                 raise Incomplete(
                     f"--only {name}: {lack.words}{through}. Run it first, with --only {lack.name}, and what "
                     "comes after it; or run the recipe without --only"
                 )
+        course = Course(recipe, steps, run, how)
+        run_phases(course, chosen)
+    return course
 
 
 def run_phases(course: Course, chosen: Sequence[str]) -> None:
@@ -280,23 +288,3 @@ def _serving(course: Course, names: Sequence[str]) -> Iterator[Served]:
                     if recipe.stage[name].teacher == teacher:
                         course.lose(name, str(error), error.exit_code)
         yield own
-
-
-def _print_results(course: Course) -> None:
-    found: dict[str, dict[str, object]] = {}
-    for name, result in course.results.items():
-        state = result.state
-        found[name] = {
-            "done": state.done,
-            "total": state.total,
-            "failed": dict(state.failed),
-            "outcomes": dict(state.outcomes),
-            "cost_usd": state.cost_micro / 1e6,
-            "exit_code": result.exit_code,
-            **bill_json(result),
-        }
-        if name in course.incomplete:
-            found[name]["incomplete"] = f"it {course.incomplete[name]}"
-    steps = {name: asdict(result) for name, result in course.steps.items()}
-    shown = {"stages": found, "steps": steps, "waiting": course.waiting}
-    sys.stdout.write(orjson.dumps(shown).decode() + "\n")

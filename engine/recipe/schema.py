@@ -56,7 +56,13 @@ def line_numbers(text: str) -> dict[Path_, int]:
             continue
         line = text.count("\n", 0, at) + 1
         if header := _HEADER.match(text, at):
-            table = _table(_parts(header[2]), arrays, is_array=header[1] == "[[")
+            parts, table = _parts(header[2]), ()
+            for part in parts:
+                table = (*table, part)
+                if len(parts) == sum(isinstance(p, str) for p in table) and header[1] == "[[":
+                    arrays[table] = arrays.get(table, -1) + 1
+                if table in arrays:  # of an array of tables its last entry is meant
+                    table = (*table, arrays[table])
             _note(found, table, line)
         elif key := _ASSIGNMENT.match(text, at):
             _note(found, (*table, *_parts(key[1])), line)
@@ -76,18 +82,6 @@ def _parts(key: str) -> list[str]:
         ((name, inner),) = inner.items()
         parts.append(name)
     return parts
-
-
-def _table(parts: list[str], arrays: dict[Path_, int], is_array: bool) -> Path_:
-    """A header's path: where it goes through an array of tables, its last entry is meant."""
-    path: Path_ = ()
-    for part in parts:
-        path = (*path, part)
-        if len(parts) == sum(isinstance(p, str) for p in path) and is_array:
-            arrays[path] = arrays.get(path, -1) + 1
-        if path in arrays:
-            path = (*path, arrays[path])
-    return path
 
 
 def _end_of_statement(text: str, at: int) -> int:

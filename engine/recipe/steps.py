@@ -23,7 +23,7 @@ from typing import Any, Literal, get_args, get_origin
 
 from engine.answers import SHAPES, check_outcomes, check_reasoning
 from engine.recipe.schema import READ_THE_RUN, OfStage, OfStep, Path_, Recipe, Value
-from engine.serve.llama import FOR_FOLDERS, SMOLLM2, extras_of
+from engine.serve.command import FOR_FOLDERS, SMOLLM2, extras_of
 from store.answers import stem
 from store.errors import UsageError
 from store.run_folder import STEPS

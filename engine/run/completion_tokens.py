@@ -93,7 +93,25 @@ def expected_completion(
     """imagined: mean tokens of imagined replies, which the prior may be relative to; remaining: requests
     that are still to be asked."""
     if len(seen.requests) < LEAST_OBSERVED:
-        return _by_prior(settings, prior, imagined)
+        cap = settings.answer_bound() or math.inf
+        median = prior.median * imagined if prior.of_imagined else prior.median
+        mean = _mean_of_lognormal(max(median, 1.0), prior.sigma, cap)
+        answer = Range(mean, mean * prior.low, min(mean * prior.high, cap))
+        thinking = _thinking(settings)
+        if thinking is None:
+            return Completion(answer, None, 1.0, "the task's prior")
+        cap = settings.most_output() or math.inf
+        tokens = Range(
+            min(answer.expected + thinking.expected, cap),
+            min(answer.low + thinking.low, cap),
+            min(answer.high + thinking.high, cap),
+        )
+        by = settings.traits.source or "as told by --model-kind, --reasoning-effort or --thinking-tokens"
+        source = (
+            "the task's prior for the answer, and for the thinking what is usual at effort "
+            f"{effort_of(settings)} ({thinking_source()}; the model: {by})"
+        )
+        return Completion(tokens, thinking, 1.0, source)
     bound = settings.most_output()
     tokens = observed([paid.completion for paid in seen.requests], _cuts(seen), bound, remaining)
     reasoning = [paid.reasoning for paid in seen.requests]
@@ -106,28 +124,6 @@ def expected_completion(
 
 def _cuts(seen: Seen) -> list[bool]:
     return [paid.was_cut for paid in seen.requests]
-
-
-def _by_prior(settings: Settings, prior: Prior, imagined: float) -> Completion:
-    cap = settings.answer_bound() or math.inf
-    median = prior.median * imagined if prior.of_imagined else prior.median
-    mean = _mean_of_lognormal(max(median, 1.0), prior.sigma, cap)
-    answer = Range(mean, mean * prior.low, min(mean * prior.high, cap))
-    thinking = _thinking(settings)
-    if thinking is None:
-        return Completion(answer, None, 1.0, "the task's prior")
-    cap = settings.most_output() or math.inf
-    tokens = Range(
-        min(answer.expected + thinking.expected, cap),
-        min(answer.low + thinking.low, cap),
-        min(answer.high + thinking.high, cap),
-    )
-    by = settings.traits.source or "as told by --model-kind, --reasoning-effort or --thinking-tokens"
-    source = (
-        "the task's prior for the answer, and for the thinking what is usual at effort "
-        f"{effort_of(settings)} ({thinking_source()}; the model: {by})"
-    )
-    return Completion(tokens, thinking, 1.0, source)
 
 
 def _thinking(settings: Settings) -> Range | None:
@@ -170,7 +166,11 @@ def observed(values: Sequence[int], cuts: Sequence[bool], bound: int, remaining:
     cut = [value for value, was_cut in zip(values, cuts, strict=True) if was_cut]
     longest = statistics.fmean(cut) if cut else bound
     share = len(cut) / len(values)
-    least, most = _share_interval(share, len(values))
+    # Wilson's of the share; at 90 %, since it stands beside other errors that seldom lean the same way
+    count, z = len(values), Z90
+    middle = (share + z * z / (2 * count)) / (1 + z * z / count)
+    half = z * math.sqrt(share * (1 - share) / count + (z / (2 * count)) ** 2) / (1 + z * z / count)
+    least, most = max(0.0, middle - half), min(1.0, middle + half)
     low, high = _interval(others, remaining)
     usual, rest = statistics.fmean(others), 1 - share
     scatter = Z95 * longest * math.sqrt(share * rest / max(1, remaining))
@@ -207,14 +207,6 @@ def _lognormal_interval(values: Sequence[int], remaining: int) -> tuple[float, f
     share = count / len(values)
     middle += variance / 2
     return share * math.exp(middle - error), share * math.exp(middle + error)
-
-
-def _share_interval(share: float, count: int) -> tuple[float, float]:
-    """Wilson's; at 90 %, since it stands beside other errors that seldom lean the same way."""
-    z = Z90
-    middle = (share + z * z / (2 * count)) / (1 + z * z / count)
-    half = z * math.sqrt(share * (1 - share) / count + (z / (2 * count)) ** 2) / (1 + z * z / count)
-    return max(0.0, middle - half), min(1.0, middle + half)
 
 
 def student95(freedom: int) -> float:

@@ -208,7 +208,16 @@ def estimate(
 ) -> Estimate:
     """Puts a complete survey, prices and limits together."""
     n, sent = found.requests, settings.sent_max_tokens()
-    seconds, bound_by = _seconds(found, completion, limits, sent)
+    # low: real usage is charged; high: prompt + max_tokens (0 for no bound); expected: the larger of the
+    # two. Thinking takes its time as answers do.
+    prompt = found.prompt_tokens / found.requests if found.requests else 0.0
+    replies = max(1.0, completion.replies)
+    a_reply, count = completion.tokens.times(1 / replies), found.requests * replies
+    most = sent or a_reply.high
+    charges = (max(prompt, most), prompt + a_reply.low, prompt + most)
+    spans = [_span(count, charge, a_reply.expected, limits) for charge in charges]
+    usual, bound_by = spans[0]
+    seconds = Range(usual, min(s for s, _ in spans), max(s for s, _ in spans))
     thinks = bool(completion.thinking or settings.thinking_room)
     return Estimate(
         requests=n,
@@ -243,21 +252,6 @@ def _cost(price: Price | None, found: Survey, completion: Completion) -> Range |
     prompts = completion.prompts * sum(t * float(p.prompt) for p, (_, t) in zip(each, lengths, strict=True))
     fees = completion.replies * sum(n * float(p.request) for p, (n, _) in zip(each, lengths, strict=True))
     return completion.tokens.times(a_token / 1e6).plus((prompts + fees) / 1e6)
-
-
-def _seconds(
-    found: Survey, completion: Completion, limits: DeclaredLimits, max_tokens: int
-) -> tuple[Range, str]:
-    """`max_tokens`: the bound that is sent, 0 for none. Low: real usage is charged; high: prompt +
-    max_tokens; expected: the larger of the two. Thinking takes its time as answers do."""
-    prompt = found.prompt_tokens / found.requests if found.requests else 0.0
-    replies = max(1.0, completion.replies)
-    a_reply, n = completion.tokens.times(1 / replies), found.requests * replies
-    most = max_tokens or a_reply.high
-    charges = (max(prompt, most), prompt + a_reply.low, prompt + most)
-    spans = [_span(n, charge, a_reply.expected, limits) for charge in charges]
-    expected = spans[0]
-    return Range(expected[0], min(s for s, _ in spans), max(s for s, _ in spans)), expected[1]
 
 
 def _span(n: float, charge: float, completion: float, limits: DeclaredLimits) -> tuple[float, str]:

@@ -45,7 +45,17 @@ class Imported:
 
 def run_import(settings: Settings, source: str, run: Path) -> int:
     """`import`, as the command line shows it: says what became of the rows."""
-    _say(import_answers(settings, source, run), settings)
+    found = import_answers(settings, source, run)
+    counts, told = found.counts, f"stage '{settings.stage}' has {counted(found.rows, 'row')}"
+    if found.pending:
+        what = "of them" if settings.samples == 1 else f"samples of them ({settings.samples} to a row)"
+        told += f"; {found.pending:,} {what} have no answer yet, and generate asks for them"
+    # what the file brought comes last, because that line is read first
+    parts = f"{counted(counts.taken, 'answer')} taken in, {counts.known:,} were there already, "
+    parts += f"{counted(counts.empty, 'row')} had none"
+    if counts.others:
+        parts += f", {counts.others:,} not taken in, because their requests have another reply already"
+    print(f"{told}\n{parts}{_bad(counts)}", file=sys.stderr)
     return 0
 
 
@@ -141,38 +151,21 @@ async def _taken(settings: Settings, plan: Plan, rows: Surveyed, ledger: Ledger)
         finally:
             importer.close()
         await ledger.committed()
-        return Imported(importer.counts, *await _close_books(ledger, stage, number, importer.counts))
+        # the stage's total is what it holds, unless a pool that was not read to its end is its own
+        reader = connect_reader(ledger.run)
+        held, pending = rows_and_pending(reader, stage)
+        reader.close()
+        ledger.note(
+            "UPDATE stages SET bad_rows = ?, total = (SELECT count(*) FROM samples WHERE stage = ?) "
+            "WHERE id = ? AND (total IS NOT NULL OR NOT EXISTS (SELECT 1 FROM runs WHERE stage = ? "
+            f"AND json_valid(settings) AND json_extract(settings, '$.{IMPORTED}') IS NULL))",
+            importer.counts.bad, stage, stage, stage,
+        )  # fmt: skip
+        ledger.note("UPDATE runs SET ended = ?, exit_code = 0 WHERE id = ?", time.time(), number)
+        await ledger.committed()
+        return Imported(importer.counts, held, pending)
     finally:
         await ledger.close()
-
-
-async def _close_books(ledger: Ledger, stage: int, run: int, counts: ImportCounts) -> tuple[int, int]:
-    """The stage's total is what it holds, unless a pool that was not read to its end is its own."""
-    reader = connect_reader(ledger.run)
-    rows, pending = rows_and_pending(reader, stage)
-    reader.close()
-    ledger.note(
-        "UPDATE stages SET bad_rows = ?, total = (SELECT count(*) FROM samples WHERE stage = ?) WHERE id = ? "
-        "AND (total IS NOT NULL OR NOT EXISTS (SELECT 1 FROM runs WHERE stage = ? "
-        f"AND json_valid(settings) AND json_extract(settings, '$.{IMPORTED}') IS NULL))",
-        counts.bad, stage, stage, stage,
-    )  # fmt: skip
-    ledger.note("UPDATE runs SET ended = ?, exit_code = 0 WHERE id = ?", time.time(), run)
-    await ledger.committed()
-    return rows, pending
-
-
-def _say(found: Imported, settings: Settings) -> None:
-    """What the file brought comes last, because that line is read first."""
-    counts, told = found.counts, f"stage '{settings.stage}' has {counted(found.rows, 'row')}"
-    if found.pending:
-        what = "of them" if settings.samples == 1 else f"samples of them ({settings.samples} to a row)"
-        told += f"; {found.pending:,} {what} have no answer yet, and generate asks for them"
-    parts = f"{counted(counts.taken, 'answer')} taken in, {counts.known:,} were there already, "
-    parts += f"{counted(counts.empty, 'row')} had none"
-    if counts.others:
-        parts += f", {counts.others:,} not taken in, because their requests have another reply already"
-    print(f"{told}\n{parts}{_bad(counts)}", file=sys.stderr)
 
 
 def _bad(counts: ImportCounts) -> str:

@@ -24,7 +24,6 @@ from engine.terminal import tell
 from store.errors import UsageError
 
 if TYPE_CHECKING:
-    from aiohttp import web
     from prometheus_client.metrics_core import Metric
 
 HOST = "127.0.0.1"
@@ -267,6 +266,8 @@ async def serving(port: int | None) -> AsyncIterator[Board]:
         yield board
         return
     from aiohttp import web
+    from prometheus_client import CollectorRegistry, ProcessCollector
+    from prometheus_client.exposition import choose_encoder
 
     bound = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -276,24 +277,7 @@ async def serving(port: int | None) -> AsyncIterator[Board]:
         bound.close()
         words = "is in use" if error.errno == errno.EADDRINUSE else f"cannot be had: {error.strerror}"
         raise UsageError(f"--metrics-port {port}: the port {words}; name another, or 0 for any") from None
-    runner = web.AppRunner(_application(board), access_log=None, shutdown_timeout=1.0)
-    try:
-        await runner.setup()
-        await web.SockSite(runner, bound).start()
-        tell(f"metrics: http://{HOST}:{bound.getsockname()[1]}/metrics\n")
-        yield board
-    finally:
-        await runner.cleanup()
-        bound.close()
-
-
-def _application(board: Board) -> "web.Application":
-    """Tells the board, and what the process itself uses (process_resident_memory_bytes,
-    process_cpu_seconds_total)."""
-    from aiohttp import web
-    from prometheus_client import CollectorRegistry, ProcessCollector
-    from prometheus_client.exposition import choose_encoder
-
+    # the board, and what the process itself uses (process_resident_memory_bytes, process_cpu_seconds_total)
     registry = CollectorRegistry(auto_describe=False)
     ProcessCollector(registry=registry)
     registry.register(board)  # duck-typed: it asks for `collect` only
@@ -304,4 +288,12 @@ def _application(board: Board) -> "web.Application":
 
     application = web.Application()
     application.router.add_get("/metrics", metrics)
-    return application
+    runner = web.AppRunner(application, access_log=None, shutdown_timeout=1.0)
+    try:
+        await runner.setup()
+        await web.SockSite(runner, bound).start()
+        tell(f"metrics: http://{HOST}:{bound.getsockname()[1]}/metrics\n")
+        yield board
+    finally:
+        await runner.cleanup()
+        bound.close()

@@ -156,9 +156,38 @@ class View:
 async def show(views: Sequence[View], on_tick: Callable[[], None]) -> None:
     """Runs until cancelled."""
     if sys.stderr.isatty():
-        await _show_live(views, on_tick)
+        from rich.live import Live
+
+        loop, console = asyncio.get_running_loop(), console_of(stderr=True)
+        with Live(console=console, auto_refresh=False, transient=True) as live:
+            ticks = 0
+            while True:
+                for view in views:
+                    view.tick(loop.time())
+                live.update(display(views, *console.size), refresh=True)
+                await asyncio.sleep(LIVE_SECONDS)
+                ticks += 1
+                if ticks % 10 == 0:
+                    on_tick()
     else:
-        await _show_lines(views, on_tick)
+        loop = asyncio.get_running_loop()
+        for view in views:
+            view.tick(loop.time())
+        begun = told = loop.time()
+        while True:
+            await asyncio.sleep(LINE_SECONDS)
+            on_tick()
+            now = loop.time()
+            every = CALM_LINE_SECONDS if now - begun > CALM_AFTER_SECONDS else LINE_SECONDS
+            for view in views:
+                view.tick(now)
+            if now - told < every - LIVE_SECONDS:
+                continue
+            told = now
+            for view in views:
+                if len(views) == 1 or view.has_moved():
+                    line = "; ".join(f"{label} {value}" for label, value in view.parts())
+                    tell(f"{time.strftime('%H:%M:%S')} {view.stage}: {line}\n")
 
 
 async def watch_silently(views: Sequence[View], on_tick: Callable[[], None]) -> None:
@@ -168,52 +197,27 @@ async def watch_silently(views: Sequence[View], on_tick: Callable[[], None]) -> 
         on_tick()
 
 
-async def _show_lines(views: Sequence[View], on_tick: Callable[[], None]) -> None:
-    loop = asyncio.get_running_loop()
-    for view in views:
-        view.tick(loop.time())
-    begun = told = loop.time()
-    while True:
-        await asyncio.sleep(LINE_SECONDS)
-        on_tick()
-        now = loop.time()
-        every = CALM_LINE_SECONDS if now - begun > CALM_AFTER_SECONDS else LINE_SECONDS
-        for view in views:
-            view.tick(now)
-        if now - told < every - LIVE_SECONDS:
-            continue
-        told = now
-        for view in views:
-            if len(views) == 1 or view.has_moved():
-                line = "; ".join(f"{label} {value}" for label, value in view.parts())
-                tell(f"{time.strftime('%H:%M:%S')} {view.stage}: {line}\n")
-
-
-async def _show_live(views: Sequence[View], on_tick: Callable[[], None]) -> None:
-    from rich.live import Live
-
-    loop, console = asyncio.get_running_loop(), console_of(stderr=True)
-    with Live(console=console, auto_refresh=False, transient=True) as live:
-        ticks = 0
-        while True:
-            for view in views:
-                view.tick(loop.time())
-            live.update(display(views, *console.size), refresh=True)
-            await asyncio.sleep(LIVE_SECONDS)
-            ticks += 1
-            if ticks % 10 == 0:
-                on_tick()
-
-
 def display(views: Sequence[View], width: int, height: int) -> "RenderableType":
     """What a terminal shows; it never has more lines than that, and no line is full."""
     from rich.console import Group
     from rich.constrain import Constrain
+    from rich.progress_bar import ProgressBar
+    from rich.table import Table
     from rich.text import Text
 
     room = max(1, height - 3)  # with heads
     if len(views) == 1:
-        return Constrain(_details(views[0]), width - MARGIN)
+        table = Table.grid(padding=(0, 2))
+        table.add_column(justify="right", style="dim", no_wrap=True)
+        table.add_column(overflow="fold")
+        view, total = views[0], views[0].state.total
+        table.add_row(
+            Text(plain(view.stage, 24), style="bold"),
+            ProgressBar(total=total or None, completed=view.state.finished, pulse=total is None),
+        )
+        for label, value in view.parts():
+            table.add_row(label, Text(value, style="bold yellow" if label == "WAITING" else ""))
+        return Constrain(table, width - MARGIN)
     waits = [f"{view.stage} WAITING: {words}" for view in views for words in view.waits()][
         : max(0, room - len(views) - 1)
     ]
@@ -252,22 +256,4 @@ def _stage_lines(views: Sequence[View], width: int) -> "Table":
         style = "bold yellow" if cells[-1] == "waiting" else ""
         name = Text(plain(view.stage, name_width), style=style)
         table.add_row(name, bar, *(Text(cell, style=style) for cell in cells))
-    return table
-
-
-def _details(view: View) -> "Table":
-    from rich.progress_bar import ProgressBar
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table.grid(padding=(0, 2))
-    table.add_column(justify="right", style="dim", no_wrap=True)
-    table.add_column(overflow="fold")
-    total = view.state.total
-    table.add_row(
-        Text(plain(view.stage, 24), style="bold"),
-        ProgressBar(total=total or None, completed=view.state.finished, pulse=total is None),
-    )
-    for label, value in view.parts():
-        table.add_row(label, Text(value, style="bold yellow" if label == "WAITING" else ""))
     return table

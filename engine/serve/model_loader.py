@@ -15,10 +15,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Dynami
 from transformers.cache_utils import DynamicLayer
 
 from engine.serve.http import Refused
-from engine.serve.model_folder import EXPECTED
 from store.errors import UsageError, first_line
 from store.records import ALPACA_WITHOUT_INPUT, Message, alpaca_prompt
-from store.student import TextTokens, check_weights
+from store.student import EXPECTED, TextTokens, check_weights
 
 PRECISIONS = {"bf16": torch.bfloat16, "fp32": torch.float32}
 UNKNOWN_CONTEXT = 4096
@@ -80,7 +79,16 @@ def load(folder: Path, name: str, precision: str | None = None) -> Student:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = PRECISIONS[precision] if precision else fastest(device, config.dtype)
     model = _weights(folder, dtype).eval().to(device)
-    _check_cache(folder, model)
+    # rows join and leave a batch by its keys and values: there must be some for every layer
+    cache, inputs = DynamicCache(), {"input_ids": torch.zeros(1, 1, dtype=torch.long, device=model.device)}
+    with torch.inference_mode():
+        model(**inputs, past_key_values=cache, use_cache=True)
+    layers = model.config.get_text_config().num_hidden_layers
+    if len(cache.layers) != layers or not all(
+        type(layer) is DynamicLayer and layer.get_seq_length() == 1 for layer in cache.layers
+    ):
+        kind = model.config.model_type
+        raise UsageError(f"{folder}: models of type {kind} cannot be served here; another server (vLLM) may")
     tokenizer("")  # forgets truncation and padding here, before there are threads
     texts = TextTokens(tokenizer)
     limits = (getattr(config, "max_position_embeddings", None), tokenizer.model_max_length)
@@ -149,19 +157,6 @@ def fastest(
     lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
     flags = next((line.split() for line in lines if line.startswith("flags")), [])
     return torch.bfloat16 if CPU_HAS_BF16 & set(flags) else torch.float32
-
-
-def _check_cache(folder: Path, model: Any) -> None:
-    """Rows join and leave a batch by its keys and values: there must be some for every layer."""
-    cache, inputs = DynamicCache(), {"input_ids": torch.zeros(1, 1, dtype=torch.long, device=model.device)}
-    with torch.inference_mode():
-        model(**inputs, past_key_values=cache, use_cache=True)
-    layers = model.config.get_text_config().num_hidden_layers
-    if len(cache.layers) != layers or not all(
-        type(layer) is DynamicLayer and layer.get_seq_length() == 1 for layer in cache.layers
-    ):
-        kind = model.config.model_type
-        raise UsageError(f"{folder}: models of type {kind} cannot be served here; another server (vLLM) may")
 
 
 def takes(model: Any, argument: str) -> bool:

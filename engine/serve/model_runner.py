@@ -18,8 +18,7 @@ from torch.nn.functional import pad
 from transformers import DynamicCache
 
 from engine.serve.model_loader import Student, takes
-from engine.serve.sampler import keep_allowed, next_tokens
-from engine.serve.sequence import Generation
+from engine.serve.sequence import Generation, keep_allowed, next_tokens
 
 PROMPT_TOKENS_AT_ONCE = 4096  # padded; one prompt may have more
 FAREWELL = 10.0  # seconds for the step that is being computed

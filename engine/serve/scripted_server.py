@@ -14,8 +14,8 @@ from aiohttp import web
 
 from engine.provider.tokens import Tokenizer, tokenizer_for
 from engine.serve import http as chat_api
+from engine.serve.command import check_port
 from engine.serve.http import Refused, body_of, format_of, json_reply, messages_of, most_tokens_of
-from engine.serve.llama import check_port
 from engine.serve.scripted_replies import reply
 from store.errors import UsageError
 from store.records import Message

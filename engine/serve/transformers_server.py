@@ -8,7 +8,7 @@ import os
 import random
 import sys
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -18,11 +18,9 @@ from aiohttp import web
 
 from engine.serve import http as chat_api
 from engine.serve.http import ChatRequest, Refused, json_reply, understand
-from engine.serve.model_folder import check, name_of
 from engine.serve.model_loader import Student, load, prompt_tokens
 from engine.serve.model_runner import Worker
-from engine.serve.sampler import Grammars, matcher
-from engine.serve.sequence import Generation, ThinkingParts, Writing
+from engine.serve.sequence import Generation, Grammars, ThinkingParts, Writing, matcher
 
 TOO_LONG = "context_length_exceeded"
 BATCH_MATTERS = (
@@ -68,24 +66,7 @@ class Service:
             if not loop.is_closed():
                 loop.call_soon_threadsafe(heard.put_nowait, row)
 
-        rows = self._rows(asked, prompt, min(room, asked.most_tokens or room), grammar, tell)
-        try:
-            self._worker.submit(rows)
-            if asked.stream:
-                return await _streamed(request, asked, rows, heard, student)
-            return json_reply(await _whole(rows, heard, student))
-        finally:
-            for row in rows:  # the client has gone, or all is said
-                row.gone = True
-
-    def _rows(
-        self,
-        asked: ChatRequest,
-        prompt: list[int],
-        most: int,
-        grammar: Any,
-        tell: Callable[[Generation], None],
-    ) -> list[Generation]:
+        most = min(room, asked.most_tokens or room)
         marks = None if grammar else self.student.texts.marks  # JSON by a schema has no room for thinking
         rows = []
         for choice in range(asked.choices):
@@ -94,7 +75,14 @@ class Service:
             writing = Writing(self.student.decode, asked.stop)
             given = (prompt, most, asked.temperature, asked.top_p, draws, writing)
             rows.append(Generation(*given, matcher(grammar), tell, asked.stream, marks))
-        return rows
+        try:
+            self._worker.submit(rows)
+            if asked.stream:
+                return await _streamed(request, asked, rows, heard, student)
+            return json_reply(await _whole(rows, heard, student))
+        finally:
+            for row in rows:  # the client has gone, or all is said
+                row.gone = True
 
 
 async def _whole(
@@ -183,10 +171,9 @@ async def _send(response: web.StreamResponse, value: dict[str, Any]) -> None:
     await response.write(b"data: " + orjson.dumps(value) + b"\n\n")
 
 
-def run_student(folder: Path, port: int, parallel: int, precision: str | None = None) -> None:
+def run_student(folder: Path, name: str, port: int, parallel: int, precision: str | None = None) -> None:
     """Serves until it is told to stop; prints the address on stdout when it is ready. Raises UsageError."""
-    check(folder)
-    student = load(folder, name_of(folder), precision)
+    student = load(folder, name, precision)
     print(f"{student!r}, {parallel} answers at once", file=sys.stderr, flush=True)
     if not student.repeats:
         print(BATCH_MATTERS, file=sys.stderr, flush=True)

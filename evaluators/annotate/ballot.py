@@ -131,19 +131,15 @@ def read_words(path: Path) -> dict[str, Any]:
     known = {text for page in (HERE / "templates").glob("*.html") for text in TEXT.findall(page.read_text())}
     known |= {MISSING, NAMELESS}
     for text, instead in texts.items():
-        _check_text(path, known, text, instead)
+        if text not in known:
+            raise UsageError(
+                f"--words {path}: [text] {text!r} stands on no page; there are: {' | '.join(sorted(known))}"
+            )
+        holes = set(re.findall(r"\{\w*\}", text))
+        if not isinstance(instead, str) or set(re.findall(r"[{}]\w*\}?", instead)) != holes:
+            wanted = f" with {', '.join(sorted(holes))}" if holes else ""
+            raise UsageError(f"--words {path}: [text] {text!r} wants a text{wanted} in its place")
     return {"language": str(told.get("language", "en")), "criteria": criteria, "texts": texts}
-
-
-def _check_text(path: Path, known: set[str], text: str, instead: object) -> None:
-    if text not in known:
-        raise UsageError(
-            f"--words {path}: [text] {text!r} stands on no page; there are: {' | '.join(sorted(known))}"
-        )
-    holes = set(re.findall(r"\{\w*\}", text))
-    if not isinstance(instead, str) or set(re.findall(r"[{}]\w*\}?", instead)) != holes:
-        wanted = f" with {', '.join(sorted(holes))}" if holes else ""
-        raise UsageError(f"--words {path}: [text] {text!r} wants a text{wanted} in its place")
 
 
 PLACES = ("left", "tie", "right")

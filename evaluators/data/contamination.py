@@ -139,7 +139,14 @@ def measure(train: Path, tests: list[Path], n: int, fields: tuple[str, str]) -> 
     heads = {" ".join(gram.split(" ")[:LEAST_WORDS]) for gram in index}
     lengths = sorted({gram.count(" ") + 1 for gram in index})
     for row in own:
-        for gram in sorted(_common(plain_words(row.text(given)), index, heads, lengths)):
+        # the n-grams of the index that the text has; few places of it begin like any of them
+        words = plain_words(row.text(given))
+        found: set[str] = set()
+        for at in range(len(words) - LEAST_WORDS + 1):
+            if " ".join(words[at : at + LEAST_WORDS]) in heads:
+                some = (" ".join(words[at : at + n]) for n in lengths if at + n <= len(words))
+                found.update(gram for gram in some if gram in index)
+        for gram in sorted(found):
             for tested in index[gram]:
                 tested.found[gram] = tested.found.get(gram, 0) + 1
                 if tested.last == row.line:  # it may hold many n-grams of one test row, and counts once
@@ -153,16 +160,6 @@ def measure(train: Path, tests: list[Path], n: int, fields: tuple[str, str]) -> 
 
 def ngrams(words: Sequence[str], n: int) -> Iterator[str]:
     return (" ".join(words[at : at + n]) for at in range(len(words) - n + 1))
-
-
-def _common(words: Sequence[str], index: Index, heads: set[str], lengths: Sequence[int]) -> set[str]:
-    """The n-grams of the index that a text has; few places of it begin like any of them."""
-    found: set[str] = set()
-    for at in range(len(words) - LEAST_WORDS + 1):
-        if " ".join(words[at : at + LEAST_WORDS]) in heads:
-            some = (" ".join(words[at : at + n]) for n in lengths if at + n <= len(words))
-            found.update(gram for gram in some if gram in index)
-    return found
 
 
 def sheets(report: dict[str, Any]) -> list[Sheet]:

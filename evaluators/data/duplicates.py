@@ -55,28 +55,24 @@ class Near:
 
     def pairs(self, together: Callable[[int, int], bool]) -> Iterator[tuple[int, int]]:
         """Keys of sets whose similarity is at least the threshold; none that are `together` already."""
-        for one, other in self._candidates():
-            keys = self._keys[one], self._keys[other]
-            if together(*keys):
-                continue
-            a, b = self._sets[one], self._sets[other]
-            both = len(set(a).intersection(b))
-            if both >= self._threshold * (len(a) + len(b) - both):
-                yield keys
-
-    def _candidates(self) -> Iterator[tuple[int, int]]:
-        """Those with a band in common."""
         import numpy as np
 
         sketches = np.frombuffer(self._sketches, np.uint32).reshape(-1, PERMUTATIONS)
         for band in range(self._bands):
-            keys: Any = np.zeros(len(sketches), np.uint64)
+            mixed: Any = np.zeros(len(sketches), np.uint64)
             for column in sketches[:, band * self._band : (band + 1) * self._band].T:
-                keys = (keys ^ column) * np.uint64(MIXING)
-            order = np.argsort(keys, kind="stable")
-            ends: Any = np.flatnonzero(np.diff(keys[order])) + 1
-            for group in np.split(order, ends):
-                yield from combinations(group.tolist(), 2)
+                mixed = (mixed ^ column) * np.uint64(MIXING)
+            order = np.argsort(mixed, kind="stable")
+            ends: Any = np.flatnonzero(np.diff(mixed[order])) + 1
+            for group in np.split(order, ends):  # those with this band in common
+                for one, other in combinations(group.tolist(), 2):
+                    keys = self._keys[one], self._keys[other]
+                    if together(*keys):
+                        continue
+                    a, b = self._sets[one], self._sets[other]
+                    both = len(set(a).intersection(b))
+                    if both >= self._threshold * (len(a) + len(b) - both):
+                        yield keys
 
 
 LEVELS = ("exact", "normalised", "near")

@@ -7,7 +7,7 @@ It is left out of mean and shares, and counted. Scores are counted, not kept.
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -89,31 +89,26 @@ def measure(files: Sequence[Path]) -> ScoreReport:
     for file in files:
         found, why = False, ""
         for line, raw in Pool(file).objects():
-            given = list(_scored(raw, file, line)) if not isinstance(raw, BadRow) else []
+            where, given = {"file": str(file), "line": line}, []  # (model, score, where) of all that it tells
+            row = {} if isinstance(raw, BadRow) else raw
+            if isinstance(row.get("answers"), list):
+                for one in row["answers"]:
+                    if isinstance(one, dict) and isinstance(one.get("model"), str):
+                        given.append((one["model"], one.get("score"), where))
+            elif isinstance(row.get("scores"), list) and isinstance(row.get("model"), str):
+                for place, score in enumerate(row["scores"]):
+                    given.append((row["model"], score, where | {"id": str(place)}))
             why = why or f"line {line}: {raw.reason if isinstance(raw, BadRow) else columns_of(raw)}"
             found = found or bool(given)
             bad += not given
-            for model, score, where in given:
-                models.setdefault(model, ScoreCounts()).add(score, where)
+            for model, score, place_of_it in given:
+                models.setdefault(model, ScoreCounts()).add(score, place_of_it)
         if not found:
             raise PoolError(
                 f"no scores in {file}: {why or 'it is empty'}; expected `answers` with model and score, or "
                 "model and scores"
             )
     return ScoreReport(models, bad)
-
-
-def _scored(row: dict[str, Any], file: Path, line: int) -> Iterator[tuple[str, object, dict[str, Any]]]:
-    """(model, score, where) of all that a row tells."""
-    where = {"file": str(file), "line": line}
-    answers, scores = row.get("answers"), row.get("scores")
-    if isinstance(answers, list):
-        for one in answers:
-            if isinstance(one, dict) and isinstance(one.get("model"), str):
-                yield one["model"], one.get("score"), where
-    elif isinstance(scores, list) and isinstance(row.get("model"), str):
-        for place, score in enumerate(scores):
-            yield row["model"], score, where | {"id": str(place)}
 
 
 def _nth(counts: Mapping[float, int], place: int) -> float:

@@ -11,7 +11,7 @@ import orjson
 
 from engine.terminal import plain, tell
 from evaluators.judge.judgements import Judgement, grouped
-from evaluators.judge.metrics import judge_report, judgements_of
+from evaluators.judge.metrics import judge_report, judgements_of, ranking_report
 from evaluators.judge.reviews import Naming, ReviewSource, Word, read_preferences, read_reviews, read_run
 from evaluators.tables import write_csv
 from store.answers import identity
@@ -118,8 +118,6 @@ def run_judge(asked: JudgeOptions, json: bool, csv: Path | None, rows: Path | No
 
 def run_ranking(asked: JudgeOptions, json: bool, csv: Path | None, rows: Path | None) -> int:
     """Raises UsageError, PoolError, RunFolderError, StorageError."""
-    from evaluators.judge.ranking import ranking_report
-
     if not (asked.reviews or asked.runs):
         raise UsageError("name the rank groups: --reviews FILE for each, or --run RUN")
     sources = read_sources(asked)

@@ -1,19 +1,21 @@
-"""One judge's reply about two answers to a question, from any file; and all of a pair as arrays.
+"""One judge's reply about two answers to a question, from any file; all of a pair as arrays; what they
+tell of the questions and of the judges.
 
 A pair is seen from one side: a is the model that was named first where the pair first appeared. A reply
 about b and a is turned round. A question's replies (both orders, several samples) stay together: they are
 one draw of a bootstrap. Knows nothing about files or figures.
 """
 
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeAlias
+from itertools import combinations
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from evaluators.stats import Floats
+from evaluators.stats import LEAST, Floats, fitted, length_term, sigmoid
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,3 +188,115 @@ def _column(values: Sequence[float | None]) -> Floats:
 
 def _summed(where: npt.NDArray[np.int64], values: Floats, count: int) -> Floats:
     return np.bincount(where, values, minlength=count).astype(np.float64)
+
+
+LEAST_OTHERS = 5  # models that tell how hard a question is
+
+
+def difficulties(tables: Sequence[PairTable]) -> Mapping[int, Floats]:
+    """How easily models beat the opponent on each question of a table, by the table's place: from the other
+    tables of the same opponent and judge, where there are enough of them."""
+    found: dict[int, Floats] = {}
+    for opponent in dict.fromkeys((table.b, table.judge) for table in tables):
+        mine = [n for n, table in enumerate(tables) if (table.b, table.judge) == opponent]
+        if len(mine) <= LEAST_OTHERS:
+            continue
+        # one Newton step of a joint regression from models' own terms alone, with a penalty of 1 on each
+        # question's constant, and without the table itself
+        names = dict.fromkeys(question for n in mine for question in tables[n].questions)
+        place = {question: at for at, question in enumerate(names)}
+        where = {n: np.array([place[question] for question in tables[n].questions]) for n in mine}
+        steps = {n: _surprise(tables[n]) for n in mine}
+        whole = np.zeros((2, len(place)))
+        for n in mine:
+            whole[:, where[n]] += steps[n]
+        for n in mine:
+            surprise, weight = whole[:, where[n]] - steps[n]
+            found[n] = surprise / (weight + 1)
+    return found
+
+
+def _surprise(table: PairTable) -> Floats:
+    """(2, questions): by how much a question went better than the model and the lengths say, and the variance
+    of that; 0 where nothing is known."""
+    win, found = table.win, np.zeros((2, len(table.questions)))
+    known = ~np.isnan(win) & ~np.isnan(table.lengths).any(axis=0)
+    if known.sum() < LEAST or np.all(win[known] == win[known][0]):
+        return found
+    terms = length_term(table.lengths[:, known])[:, None]
+    coefficients = fitted(terms, win[known])
+    share = sigmoid(coefficients[0] + terms[:, 0] * coefficients[1])
+    found[:, known] = win[known] - share, share * (1 - share)
+    return found
+
+
+Unit = tuple[str, str, str]  # a, b, question
+
+
+def agreement(tables: Sequence[PairTable]) -> dict[str, Any]:
+    """How far judges agree on the same answers: names, and the agreement of every two, and of all where
+    there are more. What a judge says of an answer is the mean over its replies (orders, samples)."""
+    names = list(dict.fromkeys(table.judge for table in tables))
+    groups = [list(pair) for pair in combinations(names, 2)]
+    groups += [names] if len(names) > 2 else []
+    # Of each question: mean score of a and of b (NaN without scores), and a's share of the win.
+    said: dict[str, dict[Unit, tuple[float, float, float]]] = {name: {} for name in names}
+    for table in tables:
+        win = table.win
+        for n in np.flatnonzero(table.read > 0):
+            pair = (table.sum_a[n], table.sum_b[n]) if table.scored else (np.nan, np.nan)
+            a, b = (float(value / table.read[n]) for value in pair)
+            said[table.judge][table.a, table.b, table.questions[n]] = (a, b, float(win[n]))
+    found = []
+    nothing = (np.nan, np.nan, np.nan)
+    for judges in groups:
+        # the questions on which at least two of the judges gave a readable reply
+        count = Counter(unit for judge in judges for unit in said[judge])
+        units = [unit for unit, judges_of_it in count.items() if judges_of_it > 1]
+        if not units:
+            continue
+        values = np.array([[said[judge].get(unit, nothing) for unit in units] for judge in judges])
+        scores = np.concatenate([values[:, :, 0], values[:, :, 1]], axis=1)
+        winners = np.sign(values[:, :, 2] - 0.5)
+        found.append(
+            {
+                "judges": judges,
+                "questions": len(units),
+                "alpha_interval": alpha(scores, "interval"),
+                "alpha_ordinal": alpha(scores, "ordinal"),
+                "alpha_winner": alpha(winners, "ordinal"),
+                "spearman": _mean_of_pairs(scores, spearman),
+                "same_winner": _mean_of_pairs(winners, lambda one, other: float((one == other).mean())),
+            }
+        )
+    return {"names": names, "agreement": found}
+
+
+def alpha(ratings: Floats, level: Literal["interval", "ordinal"]) -> float | None:
+    """Krippendorff's, of (judges, units) with NaN where a judge said nothing; None where there is no unit
+    with two ratings, or nothing varies."""
+    import krippendorff
+
+    rated = ratings[:, (~np.isnan(ratings)).sum(axis=0) > 1]
+    if not rated.size or len(np.unique(rated[~np.isnan(rated)])) < 2:
+        return None
+    return float(krippendorff.alpha(reliability_data=rated, level_of_measurement=level))
+
+
+def spearman(one: Floats, other: Floats) -> float | None:
+    """None where either does not vary."""
+    from scipy.stats import spearmanr
+
+    if len(one) < 2 or np.ptp(one) == 0 or np.ptp(other) == 0:
+        return None
+    return float(spearmanr(one, other).statistic)
+
+
+def _mean_of_pairs(ratings: Floats, measure: Any) -> float | None:
+    """Over all pairs of judges, each on what both rated."""
+    found = []
+    for one, other in combinations(ratings, 2):
+        both = ~np.isnan(one) & ~np.isnan(other)
+        value = measure(one[both], other[both]) if both.any() else None
+        found += [] if value is None else [value]
+    return float(np.mean(found)) if found else None

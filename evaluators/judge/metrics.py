@@ -1,23 +1,45 @@
-"""Everything that `evaluate judge` computes, as one JSON object. Pure: judgements in, numbers out.
+"""Everything that `evaluate judge` and `evaluate ranking` compute, as one JSON object. Pure: judgements in,
+numbers out.
 
 Sums, their ratio and wins, overall and by category, each with an interval over questions. The sums are the
 paper's: of every reply that could be read. A question is won by the sums of its replies. Position bias
 comes from questions that were asked in both orders: only these can tell the position from the model.
+
+The ranking study is the paper's Figure 4a, b: a student's n samples put in order by a reward model, each rank
+judged against one opponent. Does quality fall with the rank? A rank group is a pair like any other (`rank-1`
+against the opponent). Questions are resampled for all groups at once, since a question's ranks hang together.
 """
 
 import math
-from collections import Counter
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from itertools import combinations
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
-from evaluators.judge.judgements import Judgement, Mask, PairTable, grouped, table_of, told_apart
-from evaluators.judge.length_control import difficulties, length_controlled
+from evaluators.judge.judgements import (
+    Judgement,
+    Mask,
+    PairTable,
+    agreement,
+    difficulties,
+    grouped,
+    table_of,
+    told_apart,
+)
 from evaluators.judge.reviews import ReviewSource
-from evaluators.stats import RESAMPLES, SEED, Floats, mean_interval, ratio_interval
+from evaluators.stats import (
+    RESAMPLES,
+    SEED,
+    Floats,
+    length_controlled,
+    mean_interval,
+    middle,
+    ratio_interval,
+    resampled,
+)
+from store.errors import UsageError
 
 SUMS = ("sum_a", "sum_b", "relative", "low", "high")
 
@@ -112,7 +134,7 @@ def _margins(table: PairTable) -> tuple[Floats, Floats]:
 
 
 def pair_figures(table: PairTable, difficulty: Floats | None = None) -> dict[str, Any]:
-    """One of `pairs`. difficulty: of each question, where it is known (length_control.py)."""
+    """One of `pairs`. difficulty: of each question, where it is known (`difficulties`)."""
     return {
         "a": table.a,
         "b": table.b,
@@ -185,74 +207,108 @@ def told_of(sources: Sequence[ReviewSource], word: str) -> dict[str, Any]:
     }
 
 
-Unit = tuple[str, str, str]  # a, b, question
+LEAST_RANKS = 2
+_NUMBERED = re.compile(r"(.*?)(\d{1,9})", re.S)
 
 
-def agreement(tables: Sequence[PairTable]) -> dict[str, Any]:
-    """How far judges agree on the same answers: names, and the agreement of every two, and of all where
-    there are more. What a judge says of an answer is the mean over its replies (orders, samples)."""
-    names = list(dict.fromkeys(table.judge for table in tables))
-    groups = [list(pair) for pair in combinations(names, 2)]
-    groups += [names] if len(names) > 2 else []
-    # Of each question: mean score of a and of b (NaN without scores), and a's share of the win.
-    said: dict[str, dict[Unit, tuple[float, float, float]]] = {name: {} for name in names}
-    for table in tables:
-        win = table.win
-        for n in np.flatnonzero(table.read > 0):
-            pair = (table.sum_a[n], table.sum_b[n]) if table.scored else (np.nan, np.nan)
-            a, b = (float(value / table.read[n]) for value in pair)
-            said[table.judge][table.a, table.b, table.questions[n]] = (a, b, float(win[n]))
-    found = [_among(group, said) for group in groups]
-    return {"names": names, "agreement": [one for one in found if one["questions"]]}
-
-
-def _among(
-    judges: Sequence[str], said: Mapping[str, Mapping[Unit, tuple[float, float, float]]]
+def ranking_report(
+    sources: Sequence[ReviewSource], baselines: Sequence[ReviewSource] = (), word: str = "file"
 ) -> dict[str, Any]:
-    """Over the questions on which at least two of the judges gave a readable reply."""
-    count = Counter(unit for judge in judges for unit in said[judge])
-    units = [unit for unit, judges_of_it in count.items() if judges_of_it > 1]
-    nothing = (np.nan, np.nan, np.nan)
-    values = np.array([[said[judge].get(unit, nothing) for unit in units] for judge in judges])
-    values = values.reshape(len(judges), len(units), 3)
-    scores = np.concatenate([values[:, :, 0], values[:, :, 1]], axis=1)
-    winners = np.sign(values[:, :, 2] - 0.5)
+    """`sources`: the judged rank groups, the best rank first. Raises UsageError where they are no such thing:
+    fewer than two, of several opponents or judges, or without scores."""
+    every = tables_of(judgements_of([*sources, *baselines]))
+    own = {(said.a, said.b) for source in baselines for said in source.judgements}
+    tables = in_rank_order([table for table in every if (table.a, table.b) not in own])
+    opponents = list(dict.fromkeys(table.b for table in every))
+    judges = list(dict.fromkeys(table.judge for table in every))
+    if len(opponents) > 1:
+        raise UsageError(f"rank groups meet one opponent; here are {', '.join(map(repr, opponents))}")
+    if len(judges) > 1:
+        raise UsageError(f"rank groups have one judge; here are {', '.join(map(repr, judges))}")
+    if len(tables) < LEAST_RANKS:
+        raise UsageError(f"a ranking needs two or more rank groups; here is {len(tables)}")
+    if silent := [table.a for table in every if not table.scored]:
+        raise UsageError(f"no score could be read of what was said of {', '.join(map(repr, silent))}")
+    # (ranks, questions) of a's scores and of the opponent's; 0 in both where a rank was not judged
+    place = {name: n for n, name in enumerate(dict.fromkeys(q for table in tables for q in table.questions))}
+    a, b = np.zeros((2, len(tables), len(place)))
+    for rank, table in enumerate(tables):
+        at = [place[name] for name in table.questions]
+        a[rank, at], b[rank, at] = table.sum_a, table.sum_b
+    # what a sample drawn at random comes to: the ranks' sums, over how many ranks there are
+    at_random = scores(a.sum(axis=0) / len(a), b.sum(axis=0) / len(a))
     return {
-        "judges": list(judges),
-        "questions": len(units),
-        "alpha_interval": alpha(scores, "interval"),
-        "alpha_ordinal": alpha(scores, "ordinal"),
-        "alpha_winner": alpha(winners, "ordinal"),
-        "spearman": _mean_of_pairs(scores, spearman),
-        "same_winner": _mean_of_pairs(winners, lambda one, other: float((one == other).mean())),
+        "opponent": tables[0].b,
+        "judge": tables[0].judge,
+        "groups": [{"rank": n, "name": table.a, **_all(table)} for n, table in enumerate(tables, 1)],
+        "baselines": [
+            {"name": "mean over ranks", "questions": a.shape[1], **at_random},
+            *({"name": table.a, **_all(table)} for table in every if table not in tables),
+        ],
+        **_trend(a, b),
+        **told_of([*sources, *baselines], word),
     }
 
 
-def alpha(ratings: Floats, level: Literal["interval", "ordinal"]) -> float | None:
-    """Krippendorff's, of (judges, units) with NaN where a judge said nothing; None where there is no unit
-    with two ratings, or nothing varies."""
-    import krippendorff
-
-    rated = ratings[:, (~np.isnan(ratings)).sum(axis=0) > 1]
-    if not rated.size or len(np.unique(rated[~np.isnan(rated)])) < 2:
-        return None
-    return float(krippendorff.alpha(reliability_data=rated, level_of_measurement=level))
-
-
-def spearman(one: Floats, other: Floats) -> float | None:
-    """None where either does not vary."""
-    from scipy.stats import spearmanr
-
-    if len(one) < 2 or np.ptp(one) == 0 or np.ptp(other) == 0:
-        return None
-    return float(spearmanr(one, other).statistic)
+def in_rank_order(tables: Sequence[PairTable]) -> list[PairTable]:
+    """By number where all names are one word with a number (`rank1`, `rank2`), else as they were met."""
+    numbered = [
+        (found[1], int(found[2]), n) for n, t in enumerate(tables) if (found := _NUMBERED.fullmatch(t.a))
+    ]
+    if len(numbered) < len(tables) or len({word for word, _, _ in numbered}) > 1:
+        return list(tables)
+    return [tables[n] for _, _, n in sorted(numbered)]
 
 
-def _mean_of_pairs(ratings: Floats, measure: Any) -> float | None:
-    """Over all pairs of judges, each on what both rated."""
-    found = []
-    for one, other in combinations(ratings, 2):
-        both = ~np.isnan(one) & ~np.isnan(other)
-        value = measure(one[both], other[both]) if both.any() else None
-        found += [] if value is None else [value]
-    return float(np.mean(found)) if found else None
+def _all(table: PairTable) -> dict[str, Any]:
+    return figures(table, np.ones(len(table.questions), bool))
+
+
+def _trend(a: Floats, b: Floats) -> Mapping[str, Any]:
+    """Over relative scores by rank. spearman: of rank and relative score, -1 where each rank is worse than
+    the one before. isotonic: the nearest relative scores that do not rise; violation: by how much the
+    real ones differ from these at most. Shares and intervals are over resamples."""
+    relative = _relative(a.sum(axis=1)[None], b.sum(axis=1)[None])[0]
+    drawn = resampled(np.concatenate([a, b]))
+    many = _relative(drawn[:, : len(a)], drawn[:, len(a) :])
+    rho = spearmans(many)
+    low, high = middle(rho)
+    smooth = isotonic(relative)
+    gap_low, gap_high = middle(many[:, 0] - many[:, -1])
+    return {
+        "spearman": float(spearmans(relative[None])[0]),
+        "spearman_low": low,
+        "spearman_high": high,
+        "monotone": bool((np.diff(relative) <= 0).all()),
+        "monotone_share": float((np.diff(many, axis=1) <= 0).all(axis=1).mean()),
+        "isotonic": smooth.tolist(),
+        "violation": float(np.abs(relative - smooth).max()),
+        "first_over_last": {
+            "difference": float(relative[0] - relative[-1]),
+            "low": gap_low,
+            "high": gap_high,
+            "probability": float((many[:, 0] > many[:, -1]).mean()),
+        },
+    }
+
+
+def _relative(above: Floats, below: Floats) -> Floats:
+    return np.divide(above, below, out=np.zeros_like(above), where=below > 0)
+
+
+def spearmans(rows: Floats) -> Floats:
+    """Of each row with 1, 2, 3, ...; ties get mean ranks, a row without differences 0."""
+    from scipy.stats import rankdata
+
+    ranks = rankdata(rows, axis=1)
+    ranks -= ranks.mean(axis=1, keepdims=True)
+    places = np.arange(rows.shape[1]) - (rows.shape[1] - 1) / 2
+    spread = np.sqrt((ranks**2).sum(axis=1) * (places**2).sum())
+    return np.asarray(np.divide(ranks @ places, spread, out=np.zeros(len(rows)), where=spread > 0))
+
+
+def isotonic(values: Floats) -> Floats:
+    """The nearest values that do not rise from one to the next."""
+    from sklearn.isotonic import IsotonicRegression
+
+    return np.asarray(IsotonicRegression(increasing=False).fit_transform(np.arange(len(values)), values))

@@ -24,10 +24,9 @@ from typing import Any
 from engine.terminal import plain, plain_lines
 from evaluators.report.data import data_section, statistics_section
 from evaluators.report.figures import Drawing, FigureTable, Listing, Report, Section
-from evaluators.report.inputs import NOT_THERE, Evaluation, Inputs, look
+from evaluators.report.inputs import NOT_THERE, Evaluation, Inputs, drawn, look
 from evaluators.report.judge import judge_section, ranking_section
 from evaluators.report.limits import failures_section, limits_section
-from evaluators.report.queries import drawn
 from evaluators.report.run import asked_section, cost_section
 from evaluators.report.scores import human_section, rouge_section, scores_section
 from evaluators.report.training import reward_section, student_section

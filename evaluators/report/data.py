@@ -23,14 +23,17 @@ from evaluators.report.figures import (
     figure,
     table,
 )
-from evaluators.report.inputs import Evaluation, Inputs, Json, StageInput, Tell, told
-from evaluators.report.queries import SHARED, TOKENS, drawn
+from evaluators.report.inputs import Evaluation, Inputs, Json, StageInput, Tell, drawn, told
 from store.records import OUTCOMES
 
 BINS, STAGES, SAMPLED = 40, 6, 4
 FEW = 100
 WIDTHS = (1, 2, 5, 10, 20, 25, 50, 100, 200, 500, 1000, 2000, 5000, 10000)
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
+TOKENS = """
+SELECT p.completion_tokens, count(*) FROM samples a JOIN requests r ON r.id = a.request
+JOIN responses p ON p.id = r.answer WHERE a.stage = ? GROUP BY 1 ORDER BY 1"""
+SHARED = "SELECT count(*), count(DISTINCT request) FROM samples WHERE stage = ?"
 Counts = list[tuple[int, int]]  # (tokens, answers), by tokens
 
 

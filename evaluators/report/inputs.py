@@ -9,12 +9,14 @@ import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from random import Random
+from typing import Any, NamedTuple
 
 import orjson
 
+from engine.provider.responses import stored_answer
 from evaluators.report.figures import Block
-from store.errors import Damages, UsageError, why_unread
+from store.errors import Damages, UsageError, is_intact, why_unread
 from store.queries import last_runs, stage_status, stages
 
 DEEP = 3  # folders below the run folder in which trainings are looked for
@@ -231,3 +233,85 @@ def told(found: Inputs, kinds: Sequence[str], tell: Tell) -> list[tuple[Evaluati
             )
             found.unread.append((f"evaluation {evaluation.name}", words))
     return heard
+
+
+# Rows of a stage, drawn by their place: written for ledgers with millions of rows.
+TRIES = 20  # places drawn for each row wanted: some hold no row of the kind
+LAST = "SELECT max(position), count(*) FROM samples WHERE stage = ?"
+_DRAWN = """
+SELECT a.position, a.sample, CAST(w.item AS BLOB), CAST(b.raw AS BLOB), b.checksum, p.outcome, p.model,
+  p.completion_tokens, p.cost_micro
+FROM samples a JOIN requests r ON r.id = a.request JOIN responses p ON p.id = r.answer
+JOIN bodies b ON b.response = p.id JOIN rows w ON w.id = (a.stage << 40) + a.position
+WHERE a.stage = ? AND a.position >= ? AND a.position <= ? ORDER BY a.position, a.sample"""
+
+
+class SampleRow(NamedTuple):
+    """A pool row with its answer. item: its JSON; text: the teacher's words."""
+
+    position: int
+    sample: int
+    item: dict[str, Any]
+    text: str
+    outcome: str
+    model: str
+    tokens: int
+    cost_micro: int
+
+
+def _row(found: Sequence[Any], damages: Damages) -> SampleRow | None:
+    """None for one that is damaged, which `damages` is told of."""
+    position, sample, item, raw, checksum, *rest = found
+    if not is_intact(raw, checksum):
+        damages.add(position, "its checksum differs")
+        return None
+    if (answer := stored_answer(raw)) is None:  # of an older version's body, which has no checksum
+        damages.add(position, "it cannot be read")
+        return None
+    try:
+        return SampleRow(position, sample, orjson.loads(item), answer[0], *rest)
+    except Exception as error:  # of a damaged row
+        damages.add(position, f"it cannot be read ({type(error).__name__})")
+        return None
+
+
+def drawn(of: Inputs, stage: StageInput, count: int, what: str) -> list[SampleRow]:
+    """Answered rows of a stage, drawn by their places with the report's seed, in pool order. what: for
+    which they are drawn, so that others are drawn elsewhere."""
+    last, _ = of.reader.execute(LAST, (stage.number,)).fetchone()
+    if last is None:
+        return []
+    random = Random(f"{of.seed} {what} {stage.number}")
+    if last + 1 <= count * TRIES:
+        places = random.sample(range(last + 1), last + 1)
+    else:
+        places = [random.randrange(last + 1) for _ in range(count * TRIES)]
+    found: dict[int, SampleRow] = {}
+    for place in places:
+        if len(found) == count:
+            break
+        row = of.reader.execute(_DRAWN + " LIMIT 1", (stage.number, place, place)).fetchone()
+        if row and (read := _row(row, of.damaged(stage))):
+            found[place] = read
+    return [found[place] for place in sorted(found)]
+
+
+def answered(of: Inputs, stage: StageInput, most: int, what: str) -> Iterator[SampleRow]:
+    """All answered rows in pool order; of many, so many in runs of neighbours that begin at drawn places."""
+    last, samples = of.reader.execute(LAST, (stage.number,)).fetchone()
+    if last is None:
+        return
+    if samples <= most:
+        yield from _rows(of, stage, 0, last)
+        return
+    length = 100
+    random = Random(f"{of.seed} {what} {stage.number}")
+    starts = sorted(random.sample(range(0, last + 1, length), max(1, most * (last + 1) // samples // length)))
+    for start in starts:
+        yield from _rows(of, stage, start, start + length - 1)
+
+
+def _rows(of: Inputs, stage: StageInput, first: int, last: int) -> Iterator[SampleRow]:
+    for found in of.reader.execute(_DRAWN, (stage.number, first, last)):
+        if row := _row(found, of.damaged(stage)):
+            yield row

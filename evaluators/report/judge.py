@@ -23,8 +23,7 @@ from evaluators.report.figures import (
     figure,
     table,
 )
-from evaluators.report.inputs import Evaluation, Inputs, Json, told
-from evaluators.report.queries import drawn
+from evaluators.report.inputs import Evaluation, Inputs, Json, drawn, told
 from evaluators.report.training import percent
 
 FEW, SAMPLED, DRAWN = 30, 3, 16

@@ -5,6 +5,7 @@ server's words: rows without an answer, and attempts that failed.
 """
 
 from collections import Counter, defaultdict
+from random import Random
 from typing import Any, NamedTuple
 
 import orjson
@@ -30,13 +31,22 @@ from evaluators.report.figures import (
     table,
 )
 from evaluators.report.inputs import Inputs, StageInput
-from evaluators.report.queries import CAME, ERRORS, REFUSED, SENT, SPANS, WORDS, failed
 
 BINS = (0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 1800, 3600, 7200, 21600, 86400)  # seconds
 MOST_BINS = 150
 LEAST_SENT = 10  # requests, below which a teacher has no figure
 LEAST_SECONDS = 5.0  # of asking; a burst has no use of a limit over time
 SHOWN = 8  # teachers
+SENT = "SELECT run, CAST(sent_at / :bin AS INTEGER), count(*) FROM attempts GROUP BY 1, 2"
+CAME = """
+SELECT t.run, CAST(p.received_at / :bin AS INTEGER), sum(p.prompt_tokens + p.completion_tokens)
+FROM responses p JOIN attempts t ON t.id = p.attempt GROUP BY 1, 2"""
+REFUSED = """
+SELECT t.run, CAST(e.at / :bin AS INTEGER), count(*) FROM errors e JOIN attempts t ON t.id = e.attempt
+WHERE e.cause = 'rate_limit' GROUP BY 1, 2"""
+SPANS = """
+SELECT u.id, u.started, u.ended, min(t.sent_at), max(t.sent_at) FROM runs u
+LEFT JOIN attempts t ON t.run = u.id GROUP BY 1"""
 Runs = list[tuple[StageInput, Any]]
 Counts = dict[int, dict[int, float]]  # run -> step of time -> how much
 
@@ -54,7 +64,14 @@ def limits_section(found: Inputs) -> Section | str:
     for number, started, ended, first, last in found.reader.execute(SPANS):
         ends = (first if first is not None else started, ended if last is None else max(ended or 0, last))
         spans[number] = (ends[0], max(x for x in ends if x))
-    teachers = _teachers(found, spans)
+    # runs that shared limits, by the teacher's name and model; batches have no limits a minute
+    teachers: dict[tuple[str, str], Runs] = defaultdict(list)
+    for stage in found.stages:
+        for run in stage.runs:
+            settings = run["settings"] or {}
+            if not settings.get("batch") and run["id"] in spans:
+                name = str(settings.get("teacher") or stage.name)
+                teachers[name, str(settings.get("model", "?"))].append((stage, run))
     steps: dict[float, Binned] = {}
     told: list[tuple[float, list[Block]]] = []
     bursts: list[str] = []
@@ -80,18 +97,6 @@ def limits_section(found: Inputs) -> Section | str:
         blocks.append(Words("Too short for a figure: " + ", ".join(bursts) + "."))
     about = "What was sent and when, from the ledger's attempts."
     return Section("limits", "How the limits were used", about, blocks)
-
-
-def _teachers(found: Inputs, spans: dict[int, tuple[float, float]]) -> dict[tuple[str, str], Runs]:
-    """Runs that shared limits, by the teacher's name and model; batches have no limits a minute."""
-    teachers: dict[tuple[str, str], Runs] = defaultdict(list)
-    for stage in found.stages:
-        for run in stage.runs:
-            settings = run["settings"] or {}
-            if not settings.get("batch") and run["id"] in spans:
-                name = str(settings.get("teacher") or stage.name)
-                teachers[name, str(settings.get("model", "?"))].append((stage, run))
-    return teachers
 
 
 def _joined(spans: list[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -122,7 +127,21 @@ def _teacher(key: tuple[str, str], runs: Runs, numbers: FigureTable, size: float
     facts.append(("busiest step, requests a minute", f"{max(numbers.numbers('requests a minute')):,.0f}"))
     facts.append(("busiest step, tokens a minute", f"{max(numbers.numbers('tokens a minute')):,.0f}"))
     facts.append(("429s", f"{refused:,.0f}"))
-    return [Heading(f"{model} ({name})"), Facts(facts), Drawing(drawn), *_held(numbers, size)]
+    blocks: list[Block] = [Heading(f"{model} ({name})"), Facts(facts), Drawing(drawn)]
+    # steps in which nothing was sent: after a 429, or for another reason
+    after = silent = 0
+    held = False
+    steps = [*zip(numbers.numbers("requests a minute"), numbers.numbers("429s"), strict=True)]
+    for requests, limited in steps:
+        held = bool(limited) or (held and not requests)
+        silent += not requests
+        after += not requests and held
+    if silent * size >= 1:
+        whole = f"{silent * size:,.0f} s of {len(steps) * size:,.0f} s"
+        words = f"Nothing was sent in {whole}, {after * size:,.0f} s of them right after a 429. "
+        rest = "The rest is waiting: for replies, for the limit, or for an outage to end."
+        blocks.append(Words(words + rest))
+    return blocks
 
 
 def _steps(
@@ -160,22 +179,6 @@ def _limit(runs: list[Any], name: str) -> float | None:
         limits.append([server.get(name) for server in servers])
     sums = [sum(each) for each in limits if all(each)]
     return max(sums, default=None)
-
-
-def _held(numbers: FigureTable, size: float) -> list[Block]:
-    """Steps in which nothing was sent: after a 429, or for another reason."""
-    sent, refused = numbers.numbers("requests a minute"), numbers.numbers("429s")
-    after = silent = 0
-    held = False
-    for requests, limited in zip(sent, refused, strict=True):
-        held = bool(limited) or (held and not requests)
-        silent += not requests
-        after += not requests and held
-    if silent * size < 1:
-        return []
-    whole = f"{silent * size:,.0f} s of {len(sent) * size:,.0f} s"
-    words = f"Nothing was sent in {whole}, {after * size:,.0f} s of them right after a 429. "
-    return [Words(words + "The rest is waiting: for replies, for the limit, or for an outage to end.")]
 
 
 def over_time(figure: Any, table: FigureTable, wide: bool) -> None:
@@ -233,6 +236,21 @@ def short_number(value: float) -> str:
 
 
 SAMPLED, MESSAGES, MESSAGE = 6, 3, 300
+ERRORS = """
+SELECT s.name, e.cause, e.status, count(*), count(DISTINCT e.request),
+  sum(r.failure = e.id AND r.answer IS NULL) FROM errors e
+JOIN attempts t ON t.id = e.attempt JOIN runs u ON u.id = t.run JOIN stages s ON s.id = u.stage
+JOIN requests r ON r.id = e.request GROUP BY 1, 2, 3 ORDER BY 4 DESC, 1, 2, 3"""
+WORDS = """
+SELECT message, count(*) AS asks FROM (SELECT message FROM errors WHERE cause = ? LIMIT 20000)
+GROUP BY 1 ORDER BY asks DESC, 1 LIMIT ?"""
+_FAILED = """
+SELECT e.id, s.name, e.cause, e.status, e.message, w.item FROM errors e
+JOIN requests r ON r.failure = e.id AND r.answer IS NULL JOIN attempts t ON t.id = e.attempt
+JOIN runs u ON u.id = t.run JOIN stages s ON s.id = u.stage
+LEFT JOIN rows w ON w.id = (u.stage << 40) + (SELECT min(a.position) FROM samples a
+  WHERE a.stage = u.stage AND a.request = e.request)
+WHERE e.id >= ? LIMIT 1"""
 
 
 def failures_section(found: Inputs) -> Section | str:
@@ -252,15 +270,12 @@ def failures_section(found: Inputs) -> Section | str:
     numbers = table("attempts-by-cause", ("cause", "attempts:count"), by_cause)
     caption = "Attempts that failed, by cause. After a rate limit or a passing cause the row is sent again."
     drawn = figure("Attempts that failed", caption, caption, numbers, counted, height_for(len(causes)))
-    columns = (
-        "stage",
-        "cause",
-        "HTTP status:text",
-        "attempts:count",
-        "requests:count",
-        "failed for good:count",
+    columns = ("stage", "cause", "HTTP status:text", "attempts:count", "requests:count")
+    every = table(
+        "errors",
+        (*columns, "failed for good:count"),
+        [(*e[:2], "" if e[2] is None else str(e[2]), *e[3:]) for e in errors],
     )
-    every = table("errors", columns, [(*e[:2], "" if e[2] is None else str(e[2]), *e[3:]) for e in errors])
     # the commonest messages of each cause; of a cause with very many errors, among the first
     commonest = [
         (cause, plain(message, MESSAGE), asks)
@@ -275,7 +290,15 @@ def failures_section(found: Inputs) -> Section | str:
         Listing(messages, "The commonest words."),
     ]
     samples = []
-    for _, stage, cause, status, message, item in failed(found.reader, SAMPLED, f"{found.seed} failures"):
+    # failed requests, drawn by their numbers
+    (last,) = found.reader.execute("SELECT max(id) FROM errors").fetchone()
+    random = Random(f"{found.seed} failures")
+    chosen: dict[int, tuple[Any, ...]] = {}
+    for _ in range(SAMPLED * 4 if last is not None else 0):
+        row = found.reader.execute(_FAILED, (random.randint(1, last),)).fetchone()
+        if row and len(chosen) < SAMPLED:
+            chosen[row[0]] = row
+    for _, (_, stage, cause, status, message, item) in sorted(chosen.items()):
         row = orjson.loads(item) if item else {}
         quotes = [
             Quote("instruction", str(row.get("instruction", ""))),

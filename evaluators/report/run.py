@@ -27,8 +27,7 @@ from evaluators.report.figures import (
     figure,
     table,
 )
-from evaluators.report.inputs import Inputs, StageInput
-from evaluators.report.queries import COSTS, drawn
+from evaluators.report.inputs import Inputs, StageInput, drawn
 from store.errors import UsageError
 
 VERBS = {
@@ -117,6 +116,10 @@ def _prompts(found: Inputs, stage: StageInput) -> list[Block]:
     return [Samples("The prompt in full, as it was sent for one row", [sample])]
 
 
+COSTS = """
+SELECT t.run, count(*), sum(p.prompt_tokens), sum(p.completion_tokens), sum(p.cost_micro),
+  sum(ifnull(r.answer = p.id, 0)), sum(p.reasoning_tokens)
+FROM responses p JOIN attempts t ON t.id = p.attempt JOIN requests r ON r.id = p.request GROUP BY 1"""
 DRAWN = 16  # runs, at most: the ones that asked most
 
 
@@ -124,7 +127,21 @@ def cost_section(found: Inputs) -> Section | str:
     bills = {row[0]: row[1:] for row in found.reader.execute(COSTS)}
     if not bills:
         return "nothing was answered yet, so nothing is billed"
-    runs = _runs(found, bills)
+    # runs that had an estimate and answered something; the estimate is for as many answers as came
+    runs: list[dict[str, Any]] = []
+    for stage in found.stages:
+        for number, run in enumerate(stage.runs, 1):
+            told, bill = run["estimate"] or {}, bills.get(run["id"])
+            if not (bill and told.get("requests") and bill[4]):
+                continue
+            part = bill[4] / told["requests"]
+            called = stage.name if len(stage.runs) == 1 else f"{stage.name}, run {number}"
+            took = (run["ended"] or run["started"]) - run["started"]
+            cost = told.get("batch_cost_usd" if run["settings"].get("batch") else "cost_usd")
+            runs.append(
+                {"name": called, "told": told, "cost": cost, "bill": bill, "share": part, "took": took}
+            )
+    runs.sort(key=lambda run: -run["bill"][4])
     spent = sum(s.counts["cost_usd"] for s in found.stages)
     risk = sum(s.counts["at_risk_usd"] for s in found.stages)
     rows: list[Any] = [
@@ -174,24 +191,6 @@ def _cost_facts(found: Inputs, spent: float, risk: float) -> list[tuple[str, str
     if unanswered:
         facts.append(("requests sent that have no answer", f"{unanswered:,}"))
     return facts
-
-
-def _runs(found: Inputs, bills: dict[int, Any]) -> list[dict[str, Any]]:
-    """Runs that had an estimate and answered something; the estimate is for as many answers as came."""
-    runs = []
-    for stage in found.stages:
-        for number, run in enumerate(stage.runs, 1):
-            told, bill = run["estimate"] or {}, bills.get(run["id"])
-            if not (bill and told.get("requests") and bill[4]):
-                continue
-            share = bill[4] / told["requests"]
-            name = stage.name if len(stage.runs) == 1 else f"{stage.name}, run {number}"
-            took = (run["ended"] or run["started"]) - run["started"]
-            cost = told.get("batch_cost_usd" if run["settings"].get("batch") else "cost_usd")
-            runs.append(
-                {"name": name, "told": told, "cost": cost, "bill": bill, "share": share, "took": took}
-            )
-    return sorted(runs, key=lambda run: -run["bill"][4])
 
 
 def _beside(runs: list[dict[str, Any]], paid: bool) -> list[Block]:

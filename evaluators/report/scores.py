@@ -28,8 +28,7 @@ from evaluators.report.figures import (
     figure,
     table,
 )
-from evaluators.report.inputs import Evaluation, Inputs, Json, StageInput, told
-from evaluators.report.queries import answered, drawn
+from evaluators.report.inputs import Evaluation, Inputs, Json, StageInput, answered, drawn, told
 
 MOST_READ = 20_000  # replies; of more, so many are drawn
 GRADES, SAMPLED = range(1, 11), 3

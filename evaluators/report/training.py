@@ -82,7 +82,19 @@ def told(training: TrainingInput, name: str) -> list[Block]:
     """Facts, curves, and what a reader must know of them; for any kind of training."""
     steps = [r for r in training.metrics if r.get("kind") == "step" and number(r.get("loss"))]
     held = _held_out(training)
-    blocks: list[Block] = [Facts(_facts(training, steps))]
+    recipe = {**training.setup, **recipe_of(training)}
+    facts = [(n.replace("_", " "), _value(recipe[n])) for n in SHOWN if recipe.get(n) is not None]
+    if training.title:
+        facts.insert(0, ("training", training.title))
+    data = training.finished.get("Data")
+    for key, value in data.items() if isinstance(data, dict) else ():
+        if "sha256" not in key and value:
+            facts.append((str(key), _value(value)))
+    seconds = sum(r["seconds"] for r in steps if number(r.get("seconds")))
+    if seconds:
+        tokens = sum(r["tokens"] for r in steps if number(r.get("tokens")))
+        facts += [("time in steps", duration(seconds)), ("tokens a second", f"{tokens / seconds:,.0f}")]
+    blocks: list[Block] = [Facts(facts)]
     if not steps:
         return [*blocks, Words("No step was measured yet.", True)]
     numbers = curve(name, steps, held)
@@ -133,22 +145,6 @@ def smoothed(values: Sequence[float]) -> list[float]:
         mean, weight = keep * mean + (1 - keep) * value, keep * weight + 1 - keep
         found.append(mean / weight)
     return found
-
-
-def _facts(training: TrainingInput, steps: Sequence[Json]) -> list[tuple[str, str]]:
-    recipe = {**training.setup, **recipe_of(training)}
-    facts = [(n.replace("_", " "), _value(recipe[n])) for n in SHOWN if recipe.get(n) is not None]
-    if training.title:
-        facts.insert(0, ("training", training.title))
-    data = training.finished.get("Data")
-    for name, value in data.items() if isinstance(data, dict) else ():
-        if "sha256" not in name and value:
-            facts.append((str(name), _value(value)))
-    seconds = sum(r["seconds"] for r in steps if number(r.get("seconds")))
-    if seconds:
-        tokens = sum(r["tokens"] for r in steps if number(r.get("tokens")))
-        facts += [("time in steps", duration(seconds)), ("tokens a second", f"{tokens / seconds:,.0f}")]
-    return facts
 
 
 def _value(value: object) -> str:

