@@ -224,7 +224,7 @@ def evaluated(what: str, files: Sequence[str], settings: Mapping[str, Any]) -> d
 
     commands: Any = typer.main.get_command(app)
     if what not in commands.commands:
-        raise UsageError(f"evaluate {what}: unknown; there are {', '.join(commands.commands)}")
+        raise UsageError(f"evaluate {what}: unknown; choose from {', '.join(commands.commands)}")
     command = commands.commands[what]
     flags = {max(p.opts, key=len).lstrip("-").replace("-", "_"): p for p in command.params}
     words = [*files, "--json"]

@@ -253,8 +253,8 @@ def check_weights(folder: Path, wanted: Mapping[str, Shape]) -> None:
     for name in sorted(wanted.keys() & found.keys()):
         if wanted[name] != found[name]:
             raise UsageError(
-                f"{folder}: config.json is of another model than the weights: {name} is {wanted[name]} by "
-                f"it, and {found[name]} in them"
+                f"{folder}: config.json describes another model than the weights: {name} is {wanted[name]} "
+                f"by it, and {found[name]} in them"
             )
     described = sum(map(math.prod, wanted.values()))
     if described > held:
@@ -292,7 +292,9 @@ def _shapes(file: Path) -> dict[str, Shape]:
         end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
         shapes = {name: tuple(entry["shape"]) for name, entry in header.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UsageError(f"{file} is torn or no safetensors: its header cannot be read") from error
+        raise UsageError(
+            f"{file} is incomplete or not a safetensors file: its header cannot be read"
+        ) from error
     if file.stat().st_size != 8 + length + end:
-        raise UsageError(f"{file} is torn: {file.stat().st_size:,} bytes of {8 + length + end:,}")
+        raise UsageError(f"{file} is incomplete: {file.stat().st_size:,} bytes of {8 + length + end:,}")
     return shapes

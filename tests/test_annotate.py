@@ -347,8 +347,8 @@ async def test_bad_input_is_said_in_words(tmp_path: Path) -> None:
         **dict(zip(("questions", "answers", "against"), other, strict=True)),
     )
     refused("drawn with seed 0", seed=7)
-    refused("--votes 0: wants 1 or more", votes=0)
-    refused("--port 70000: wants", port=70000)
+    refused("--votes 0: must be 1 or more", votes=0)
+    refused("--port 70000: must be", port=70000)
     refused("give --questions", tmp_path / "new")
     refused("--against is missing", questions=questions, answers=a)
     refused("nothing.jsonl", questions=questions, answers=a, against=str(tmp_path / "nothing.jsonl"))
@@ -518,11 +518,11 @@ async def test_a_study_has_criteria_of_its_own_and_pages_in_its_language(tmp_pat
     [
         ("language", "lang", "unknown name lang"),
         ('name = "style"', 'name = "correct"', "a name of its own"),
-        ('name = "style"', 'name = "Style!"', "wants lower-case letters"),
+        ('name = "style"', 'name = "Style!"', "must be lower-case letters"),
         ('title = "Ton"', "", "[[criterion]] needs the texts name, title, question, meaning"),
-        ('"Left" =', '"Lefft" =', "'Lefft' stands on no page"),
-        ('"{n} fertig"', '"fertig"', "wants a text with {n}"),
-        ('"{n} fertig"', '"{n.x} fertig"', "wants a text with {n}"),
+        ('"Left" =', '"Lefft" =', "'Lefft' is on no page"),
+        ('"{n} fertig"', '"fertig"', "must be a text with {n}"),
+        ('"{n} fertig"', '"{n.x} fertig"', "must be a text with {n}"),
         ("[[criterion]]", "[[criterion", "is not valid TOML"),
         ("[text]", "[[criterion]]\n[[criterion]]\n[text]", "it takes up to 3 tables"),
     ],

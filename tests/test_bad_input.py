@@ -93,7 +93,10 @@ def test_numbers_are_refused_in_our_words() -> None:
     said = refused("browse", "--run", "run", "--port", "x")
     assert "must be a whole number" in said
     assert "Input should" not in said
-    for port, told in ((-1, "--port -1: wants 0 (any"), (65536, "--port 65536: wants 0 (any")):
+    for port, told in (
+        (-1, "--port -1: must be from 0 to 65535"),
+        (65536, "--port 65536: must be from 0 to 65535"),
+    ):
         assert told in refused("serve", "--scripted", "--port", port)
     assert "--latency nan: must be a finite number" in refused(
         "serve", "--scripted", "--port", 0, "--latency", "nan"
@@ -106,7 +109,7 @@ def test_a_port_that_is_in_use_is_told_before_a_model_is_read() -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        told = f"port {port} is in use; name another with --port, or 0 for any that is free\n"
+        told = f"port {port} is in use; name another with --port, or 0 for a free one\n"
         for model in ("--scripted", "model"):
             assert told in refused("serve", model, "--port", port)
     assert "--parallel 0: must be at least 1" in refused("serve", "model", "--port", 0, "--parallel", 0)

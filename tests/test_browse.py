@@ -330,7 +330,7 @@ async def test_a_port_in_use_is_a_sentence(run: Path) -> None:
 async def test_a_port_that_is_none_is_a_sentence(run: Path, port: int) -> None:
     ended = await distill("browse", run, "--port", port)
     assert ended.code == 2
-    assert "wants 0" in ended.err
+    assert "must be from 0" in ended.err
 
 
 async def test_a_folder_without_a_ledger_is_a_sentence(tmp_path: Path) -> None:

@@ -340,7 +340,7 @@ async def test_a_run_that_goes_on_is_told_as_it_stands(tmp_path: Path) -> None:
         book.add(3)
         await ledger.committed()
     (row,) = numbers(report)["stages"].rows
-    assert (row[3], row[4], row[-1]) == (None, 1, "not ended: killed, or still going")
+    assert (row[3], row[4], row[-1]) == (None, 1, "not ended: killed, or still running")
     assert build(tmp_path).headlines[0][1].value == "2"
 
 
@@ -373,7 +373,7 @@ async def test_what_lies_elsewhere_can_be_named(tmp_path: Path) -> None:
     reward = write(tmp_path / "unseen.json", reward_figures(0.9))
     report = build(tmp_path / "run", [elsewhere], [reward])
     assert {"training", "reward"} <= {s.id for s in report.sections}
-    with pytest.raises(UsageError, match="no training is there"):
+    with pytest.raises(UsageError, match="there is no training run"):
         build(tmp_path / "run", [tmp_path])
     with pytest.raises(UsageError, match="is not what"):
         build(tmp_path / "run", [], [write(tmp_path / "odd.json", [1])])
@@ -438,7 +438,7 @@ async def test_thinking_and_what_was_paid_in_vain_stand_in_the_bill(tmp_path: Pa
     assert row[1:] == (2000, 1000, 4000, stage["completion_tokens"], 2000, 3000)
     assert found["outcomes"].rows == (("generate", 0.5, 0.5),)
     said = html(report)
-    for words in ("3,000 tokens", "3, $0.0600", "3: the server did not tell them"):
+    for words in ("3,000 tokens", "3, $0.0600", "3: the server did not report them"):
         assert words in said
 
 

@@ -150,10 +150,10 @@ def broken(folder: Path) -> None:
 
 
 DAMAGE: list[tuple[Callable[[Path], Any], str]] = [
-    (few_fields, "config.json is of another model than the weights"),
+    (few_fields, "config.json describes another model than the weights"),
     (headless, "1 weights are missing, such as score.weight"),
-    (torn, "model.safetensors is torn"),
-    (broken, "its rewards are no numbers"),
+    (torn, "model.safetensors is incomplete"),
+    (broken, "its rewards are not numbers"),
     (lambda f: (f / "model.safetensors").unlink(), "there are no weights"),
     (lambda f: (f / "tokenizer.json").write_text("{"), "its tokenizer cannot be read"),
     (lambda f: (f / "reward.json").write_text('{"template": "no", "max_length": 9}'), "no reward.json that"),

@@ -78,7 +78,7 @@ def test_a_model_whose_config_is_of_another_is_refused_before_memory_is_taken(gr
     for kind in ("sft", "reward"):
         data = ground / "rows.jsonl" if kind == "sft" else tiny.write(ground / "r.jsonl", tiny.rankings(9))
         said = tiny.train(data, folder, ground / "refused", code=2, kind=kind)
-        assert "config.json is of another model than the weights" in said
+        assert "config.json describes another model than the weights" in said
 
 
 @pytest.mark.parametrize(

@@ -158,7 +158,7 @@ def _stoppable(folder: Folder, processes: Processes, display: Display) -> Iterat
         elif folder.stop.exists():
             raise KeyboardInterrupt
         folder.stop.touch()
-        display.say("stopping after this step, with a checkpoint; Ctrl-C again: at once")
+        display.say("stopping after this step, with a checkpoint; press Ctrl-C again to stop at once")
 
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -208,7 +208,7 @@ def check_memory(size: ModelSize, recipe: Training, stage: int | None, machine: 
     ways = ["no ZeRO" if stage is None else f"ZeRO-{stage}", str(recipe.precision)]
     ways += ["offload"] * recipe.offload + [f"LoRA {recipe.lora}"] * (recipe.lora is not None)
     raise TooLarge(
-        f"this machine cannot hold the training: {size.parameters / 1e9:.2f}B parameters "
+        f"this machine has too little memory for this training run: {size.parameters / 1e9:.2f}B parameters "
         f"({', '.join([*ways, _processes(recipe)])}) need about {_told(wanted, recipe, machine)}. {instead}"
     )
 

@@ -102,7 +102,9 @@ def carry_out(recipe: Training, setup: Setup, kind: str, identity: Mapping[str, 
         checkpoint = last_checkpoint(folder.checkpoints, setup.display.say)
         step = step_of(checkpoint) if checkpoint else 0
         setup.display.say(
-            f"continuing from step {step}" if checkpoint else "no complete checkpoint yet: from the beginning"
+            f"continuing from step {step}"
+            if checkpoint
+            else "no complete checkpoint yet: starting from the beginning"
         )
         forget_after(folder.metrics, step if checkpoint else -1)
     told: dict[str, Any] = {
@@ -145,7 +147,7 @@ def with_precision(
         return recipe.model_copy(update={"precision": "bf16"})
     times = slower_in_bf16(cpuinfo)
     if times:
-        display.say(f"in fp32: this CPU {times} (--precision bf16 insists)")
+        display.say(f"in fp32: this CPU {times} (--precision bf16 overrides this)")
     return recipe.model_copy(update={"precision": "fp32" if times else "bf16"})
 
 

@@ -47,7 +47,7 @@ def run_rank(reward: Path, candidates: Path, out: Path, quiet: bool, groups: Pat
             identity = {**scorer.identity, "candidates": digest, "window": WINDOW}
             with ScoreFile(beside, identity) as scores:
                 if scores.known:
-                    display.say(f"going on after {scores.known:,} batches")
+                    display.say(f"continuing after {scores.known:,} batches")
                 short = rank(scorer, candidates, out, scores, display, total)
                 scores.remove()
         if groups is not None:

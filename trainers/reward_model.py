@@ -185,7 +185,7 @@ class Scorer:
             logits = self._model(ids.to(self._device), mask.to(self._device)).logits
         if not logits.isfinite().all():
             raise UsageError(
-                f"--reward {self.folder}: its rewards are no numbers (NaN): its weights are broken"
+                f"--reward {self.folder}: its rewards are not numbers (NaN): its weights are broken"
             )
         return [round(value, DIGITS) for value in logits.squeeze(-1).tolist()]
 

@@ -79,7 +79,7 @@ class Folder:
         elif set(held) - {WORK}:
             raise UsageError(f"--out {self.out} holds something else ({held[0]}, …); name a new folder")
         elif resume:
-            raise UsageError(f"nothing to resume in {self.out}: no training was begun there")
+            raise UsageError(f"nothing to resume in {self.out}: no training run was started there")
 
     def begin(self, identity: Identity) -> None:
         write(self.work / RUN, identity)
@@ -110,8 +110,8 @@ class Folder:
         ]
         if found:
             raise NotTheSame(
-                f"{self.out} cannot be resumed as another training ({'; '.join(found)}): "
-                "give what it was started with, or start again with another --out"
+                f"{self.out} cannot be resumed with other settings ({'; '.join(found)}): "
+                "give those that it was started with, or start again with another --out"
             )
 
     def publish(self) -> None:
@@ -192,7 +192,7 @@ def checkpoint_fault(checkpoint: Path) -> str | None:
     except FileNotFoundError:
         return "it was not finished"
     except ValueError:
-        return f"its {MANIFEST} is torn"
+        return f"its {MANIFEST} is incomplete"
     for name, (size, digest) in files.items():
         file = checkpoint / name
         if not file.is_file():
@@ -211,7 +211,7 @@ def last_checkpoint(folder: Path, say: Say) -> Path | None:
         why = checkpoint_fault(checkpoint)
         if why is None:
             return checkpoint
-        say(f"{checkpoint.name} is passed over: {why}")
+        say(f"{checkpoint.name} is skipped: {why}")
         if (checkpoint / MANIFEST).exists():
             shutil.rmtree(folder / (DAMAGED + checkpoint.name), ignore_errors=True)
             checkpoint.rename(folder / (DAMAGED + checkpoint.name))

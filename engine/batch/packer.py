@@ -157,7 +157,7 @@ def _disk(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise DiskFull(f"cannot write {path}: {error.strerror}; what was paid is stored") from error
+        raise DiskFull(f"cannot write {path}: {error.strerror}; everything paid for is saved") from error
 
 
 class Packer:

@@ -177,7 +177,7 @@ class Submitter:
             try:
                 file = await self.api.upload(self.path(row), name)
             except RowRefused as error:
-                raise BatchRefused(f"the provider takes no file for a batch: {error}") from None
+                raise BatchRefused(f"the provider does not accept the file of a batch: {error}") from None
             except AskError as error:
                 await patience.wait(error)
                 file = await self._find_file(row)
@@ -215,7 +215,7 @@ class Submitter:
                 refusals += 1
                 if refusals >= REFUSALS:
                     stop = ProviderDown if row.id in self._doubtful else BatchRefused
-                    raise stop(f"the provider takes no batch: {error}") from None
+                    raise stop(f"the provider does not accept the batch: {error}") from None
                 await patience.wait(error)
             except RateLimited as error:
                 await patience.wait(error, for_ever=not alone())

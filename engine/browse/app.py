@@ -90,18 +90,18 @@ TABLES: dict[str, dict[str, Any]] = {
                 "facets": ["stage", "outcome", "model"]},
     "failures": {"title": "Failures", "description": "A pool row that failed, with the server's message.",
                  "facets": ["stage", "cause", "status"]},
-    "unanswered": {"title": "Asked, never answered", "description": "An ask without answer or error."},
+    "unanswered": {"title": "Sent, never answered", "description": "A request without answer or error."},
     "costs": {"title": "Costs", "description": "A stage: spent, at risk, tokens, requests."},
     "replies": {"title": "Replies", "description": "Every reply that ever came, with its raw body.",
                 "facets": ["outcome", "model"]},
-    "stages": {"description": "What is asked: a task on a pool."},
+    "stages": {"description": "What was asked: a task on a pool."},
     "runs": {"description": "One process that worked on a stage, with its settings."},
     "rows": {"description": "The pool as it was read: stage << 40 | position."},
-    "samples": {"description": "Which request stands behind a pool row's sample."},
-    "requests": {"description": "What was to be asked, once: its key, its answer or failure."},
+    "samples": {"description": "The request of each sample of a pool row."},
+    "requests": {"description": "Each request once: its key, and its answer or failure."},
     "attempts": {"description": "When a request was sent, and the most that it could cost."},
     "responses": {"description": "A reply: outcome, tokens, cost, latency.", "facets": ["outcome", "model"]},
-    "bodies": {"description": "The reply as it came."},
+    "bodies": {"description": "The raw reply."},
     "errors": {"description": "What went wrong with an attempt.", "facets": ["cause", "status"]},
     "_sqlite_migrations": {"hidden": True},
     "spending": {"description": "The account of a stage, in micro-dollars."},
@@ -127,7 +127,7 @@ def run_browse(run: Path, port: int) -> None:
     """Raises RunFolderError without a ledger, UsageError for a port that cannot be had."""
     connect_reader(run).close()
     if not 0 <= port <= 65535:
-        raise UsageError(f"--port {port}: wants 0 (any that is free) to 65535")
+        raise UsageError(f"--port {port}: must be from 0 to 65535 (0 picks a free port)")
     bound = bind(port)
     try:
         datasette = build(run)
@@ -153,10 +153,8 @@ def bind(port: int) -> socket.socket:
         bound.listen()
     except OSError as error:
         bound.close()
-        words = "is in use" if error.errno == errno.EADDRINUSE else f"cannot be had: {error.strerror}"
-        raise UsageError(
-            f"port {port} {words}; name another with --port, or 0 for any that is free"
-        ) from None
+        words = "is in use" if error.errno == errno.EADDRINUSE else f"cannot be used: {error.strerror}"
+        raise UsageError(f"port {port} {words}; name another with --port, or 0 for a free one") from None
     return bound
 
 

@@ -73,7 +73,7 @@ async def row(request: Any, datasette: Any) -> Any:
     position = request.args.get("position") or ""
     is_place = position.isascii() and position.isdigit() and len(position) < 13
     if not (is_place and request.args.get("stage")):
-        raise NotFound("a row's page wants ?stage=NAME&position=NUMBER")
+        raise NotFound("a row's page needs ?stage=NAME&position=NUMBER")
     place: dict[str, Any] = {"stage": request.args.get("stage"), "position": int(position)}
     database = datasette.get_database(LEDGER)
     item = (await database.execute(ITEM, place)).first()
@@ -277,7 +277,7 @@ def handle_exception(datasette: Any, request: Any, exception: Exception) -> Call
         status = getattr(exception, "status", 500)
         message = getattr(exception, "message", None) or str(exception) or type(exception).__name__
         if isinstance(exception, sqlite3.DatabaseError):
-            message = f"The ledger may be damaged here ({message}): `distill check` on its folder tells."
+            message = f"The ledger may be damaged here ({message}): `distill check` on its folder says more."
         elif status == 500:
             logging.getLogger("distill").error("a page of browse failed", exc_info=exception)
         told = {"ok": False, "error": message, "status": status, "title": getattr(exception, "title", None)}

@@ -159,7 +159,7 @@ def estimate(
     ],
     task: Annotated[
         Literal["generate", "translate"],
-        typer.Option("--task", help="what is asked [generate]", show_default=False),
+        typer.Option("--task", help="the task to price [generate]", show_default=False),
     ] = "generate",
     pilot: Annotated[
         int | None,

@@ -82,7 +82,7 @@ class ModelTraits(Declared):
 
     model_kind: Kind | None = setting(
         None,
-        "what to take the model for, if its name says nothing or the wrong thing",
+        "kind of model, if its name says nothing or the wrong thing",
         TEACHER,
         ALL,
         "by its name",
@@ -207,7 +207,7 @@ class StageSettings(Declared):
     )
     batch_tokens: Count | None = setting(
         None,
-        "prompt tokens that the provider lets wait in batches",
+        "most prompt tokens that wait in batches at the provider",
         BATCH,
         TASKS,
         "learned from its refusals",

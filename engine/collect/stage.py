@@ -70,8 +70,8 @@ class Crowd:
         for what was left."""
         while not member.is_stopped and (left := sum(waiting[member] for waiting in self.waiting.values())):
             if not any(other.is_at_work for other in self.members if other is not member):
-                rows = f"{left:,} rows ask" if left > 1 else "a row asks"
-                raise RunStopped(f"{rows} the same as another stage, which has ended early")
+                rows = f"{left:,} rows wait" if left > 1 else "a row waits"
+                raise RunStopped(f"{rows} for an answer of another stage, which has ended early")
             member.changed.clear()
             await member.changed.wait()
 

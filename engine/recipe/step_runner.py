@@ -198,4 +198,4 @@ def _set_aside(step: Step, run: Path) -> None:
     record = run / STEPS / f"{step.name}.json"
     if record.exists():
         shutil.move(record, aside / "step.json")
-    tell(f"step {step.name}: its command or what it reads has changed; what it left before is in {aside}\n")
+    tell(f"step {step.name}: its command or its inputs have changed; its earlier outputs are in {aside}\n")

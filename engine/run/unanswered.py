@@ -188,7 +188,7 @@ def settle(run: Path, asked: Settlement) -> Settled:
         total = costs.most_in_doubt(connection) + sum(sums.values())
         amount = round(asked.usd * 1e6) if asked.usd is not None else total if asked.billed else 0
         if amount > total:
-            most = f"these requests can cost {exact_dollars(total)} together at the most"
+            most = f"these requests can cost {exact_dollars(total)} together at most"
             raise UsageError(f"--usd {asked.usd}: {most}")
         return costs.settle(connection, sums, amount)
 

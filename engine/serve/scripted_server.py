@@ -91,6 +91,6 @@ def run_scripted(port: int, latency: float = 0.0) -> None:
 
     check_port(port)
     if not 0 <= latency < math.inf:
-        raise UsageError(f"--latency {latency:g}: wants seconds, 0 or more")
+        raise UsageError(f"--latency {latency:g}: must be seconds, 0 or more")
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(chat_api.listen(application(latency), port, MODEL))

@@ -46,7 +46,7 @@ class ListenAddress:
 def serve(votes: Votes, run: Path, address: ListenAddress) -> None:
     """Serves until it is told to stop. Raises UsageError for an address that cannot be had."""
     if not 0 <= address.port <= 65535:
-        raise UsageError(f"--port {address.port}: wants 0 (any that is free) to 65535")
+        raise UsageError(f"--port {address.port}: must be from 0 to 65535 (0 picks a free port)")
     bound = bind(address)
     with asyncio.Runner() as runner:
         runner.run(_serve(votes, bound, run, address))
@@ -65,7 +65,7 @@ def bind(address: ListenAddress) -> socket.socket:
         bound.listen()
     except OSError as error:
         bound.close()
-        words = "is in use" if error.errno == errno.EADDRINUSE else f"cannot be had: {error.strerror}"
+        words = "is in use" if error.errno == errno.EADDRINUSE else f"cannot be used: {error.strerror}"
         raise UsageError(f"port {address.port} on {address.host} {words}; name another with --port, or 0 "
                          "for any that is free") from None  # fmt: skip
     return bound
@@ -221,9 +221,9 @@ async def _serve(votes: Votes, bound: socket.socket, run: Path, address: ListenA
         host = LOOPBACK if _is_any(address.host) else address.host
         site = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
         print(f"{words}, at {site}/?token={token} (Ctrl-C ends it)", flush=True)
-        print(f"for you, who has voted how far: {site}{LEAD_PAGE}?token={lead_token}", flush=True)
+        print(f"for you, to see who has voted and how far: {site}{LEAD_PAGE}?token={lead_token}", flush=True)
         if not _is_here(address.host) or _is_any(address.host):
-            tell("the page is open to the network without encryption: who listens there can read its key\n")
+            tell("the page is open to the network without encryption: anyone there can read its key\n")
         sys.stdout.flush()
         await done.wait()
     finally:

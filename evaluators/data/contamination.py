@@ -117,9 +117,7 @@ def run_overlap(
 
 def measure(train: Path, tests: list[Path], n: int, fields: tuple[str, str]) -> OverlapReport:
     if n < LEAST_WORDS:
-        raise UsageError(
-            f"--n wants at least {LEAST_WORDS} words, not {n}: shorter phrases are common property"
-        )
+        raise UsageError(f"--n must be at least {LEAST_WORDS} words, not {n}: shorter ones occur everywhere")
     asked, given = field_of(fields[0]), field_of(fields[1])
     index: defaultdict[str, list[EvaluationRow]] = defaultdict(list)
     read = [EvaluationSet(one) for one in data_sets(tests)]
@@ -177,7 +175,7 @@ def sheets(report: dict[str, Any]) -> list[Sheet]:
     note = (
         f"Contained: a {report['n']}-gram of plain words of `{report['field']}` (a shorter row: all of it) "
         f"stands in `{report['train_field']}` of the {train['rows']:,} rows of {train['file']}. "
-        f"Too short: under {LEAST_WORDS} words, of which nothing is said."
+        f"Too short: under {LEAST_WORDS} words, about which nothing is said."
     )
     tables = [Sheet("Overlap with the training set", columns, rows, [note])]
     if shown:

@@ -185,7 +185,7 @@ def sheets(report: dict[str, Any]) -> list[Sheet]:
             f"{name}: {one['rows']:,} answers"
             + (f"; {failed:,} rows failed" if failed else "")
             + (f"; {one['bad_rows']:,} bad rows" if one["bad_rows"] else "")
-            + ("; nobody knows how they ended" if one["outcomes"] is None else "")
+            + ("; it is not known how they ended" if one["outcomes"] is None else "")
             + "."
         )
     notes.append(f"{report['heuristic']}.")

@@ -220,7 +220,7 @@ def asked_of(given: str) -> Asked:
     for known in ASKED:
         if given == known:
             return known
-    raise UsageError(f"--tokenizer {given}: unknown; there are {', '.join(ASKED)}")
+    raise UsageError(f"--tokenizer {given}: unknown; choose from {', '.join(ASKED)}")
 
 
 def tokens_for(references: list[str], asked: Asked) -> Tokens:

@@ -183,7 +183,7 @@ def evaluate(found: Inputs) -> None:
         try:
             own.extend(one(found))
         except (DistillError, *NOT_THERE) as error:
-            found.unread.append((one.__name__.lstrip("_"), f"could not be told: {error}"))
+            found.unread.append((one.__name__.lstrip("_"), f"could not be read: {error}"))
     found.evaluations[:0] = own
 
 

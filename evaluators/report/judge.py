@@ -74,7 +74,7 @@ def caveats(pairs: Sequence[Json]) -> list[Words]:
     few = ", ".join(f"{name_of(p)} ({p['questions']:,})" for p in pairs if p["questions"] < FEW)
     unread = ", ".join(f"{name_of(p)} {p['unparsed']:,}" for p in pairs if p.get("unparsed"))
     said = [
-        (even, f"No difference is shown, the interval holds equality: {even}.", True),
+        (even, f"No difference is shown, the interval includes equality: {even}.", True),
         (few, f"Few questions: {few}.", True),
         (unread, f"Replies that could not be read, and are in neither sum: {unread}.", False),
     ]
@@ -278,6 +278,6 @@ def _ranked(evaluation: Evaluation, number: int) -> list[Block]:
     ends = data.get("first_over_last") or {}
     if ends and ends["low"] <= 0:
         blocks.append(
-            Words("The first rank is NOT shown to be better than the last: the interval holds 0.", True)
+            Words("The first rank is NOT shown to be better than the last: the interval includes 0.", True)
         )
     return blocks

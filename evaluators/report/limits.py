@@ -258,17 +258,17 @@ def failures_section(found: Inputs) -> Section | str:
     total = sum(sum(s.counts["failed"].values()) for s in found.stages)
     done = sum(s.counts["done"] for s in found.stages)
     if not errors and not total:
-        return "nothing failed, and no ask went wrong"
+        return "nothing failed, and no attempt went wrong"
     words = (
         f"{total:,} rows have failed for good and {done:,} have an answer. On the way "
-        f"{sum(e[3] for e in errors):,} attempts failed; those with a passing cause were sent again."
+        f"{sum(e[3] for e in errors):,} attempts failed; those with a transient cause were sent again."
     )
     causes: Counter[str] = Counter()
     for _, cause, _, asks, *_ in errors:
         causes[cause] += asks
     by_cause = sorted(causes.items(), key=lambda c: (-c[1], c[0]))
     numbers = table("attempts-by-cause", ("cause", "attempts:count"), by_cause)
-    caption = "Attempts that failed, by cause. After a rate limit or a passing cause the row is sent again."
+    caption = "Attempts that failed, by cause. After a rate limit or a transient cause the row is sent again."
     drawn = figure("Attempts that failed", caption, caption, numbers, counted, height_for(len(causes)))
     columns = ("stage", "cause", "HTTP status:text", "attempts:count", "requests:count")
     every = table(
@@ -287,7 +287,7 @@ def failures_section(found: Inputs) -> Section | str:
         Words(words),
         Drawing(drawn),
         Listing(every, "Every kind of error. Equal rows share a request."),
-        Listing(messages, "The commonest words."),
+        Listing(messages, "The most common messages."),
     ]
     samples = []
     # failed requests, drawn by their numbers

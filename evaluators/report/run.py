@@ -32,7 +32,7 @@ from store.errors import UsageError
 
 VERBS = {
     "generate": "answer each instruction",
-    "translate": "put into another language",
+    "translate": "translate into another language",
     "score": "score the answers of several models, 1-10",
     "compare": "say which of two answers is better, in both orders",
     "judge": "score two models' answers against each other, 1-10",
@@ -49,7 +49,7 @@ def asked_section(found: Inputs) -> Section | str:
         if last is None:
             state = "not begun"
         elif last["ended"] is None:
-            state = "not ended: killed, or still going"
+            state = "not ended: killed, or still running"
         else:
             state = ENDS.get(last["exit_code"], "stopped early")
         counts = (s.counts["total"], s.counts["done"], failed, s.counts["bad_rows"], len(s.runs))
@@ -186,7 +186,7 @@ def _cost_facts(found: Inputs, spent: float, risk: float) -> list[tuple[str, str
         usd = sum(s.counts["unusable"]["cost_usd"] for s in found.stages)
         facts.append(("replies without an answer", f"{vain:,}, {dollars(usd)}"))
     if counted := sum(s.counts["billed"]["estimated_replies"] for s in found.stages):
-        facts.append(("replies whose tokens distill counted", f"{counted:,}: the server did not tell them"))
+        facts.append(("replies whose tokens distill counted", f"{counted:,}: the server did not report them"))
     unanswered = sum(s.counts["unanswered"] for s in found.stages)
     if unanswered:
         facts.append(("requests sent that have no answer", f"{unanswered:,}"))
