@@ -49,10 +49,15 @@ class LedgerDatabase(Database):  # type: ignore[misc]  # Datasette's own way of 
     def connect(self, write: bool = False) -> sqlite3.Connection:
         if write:
             raise PermissionError("the ledger is open for reading only")
+        connection = self.reader()
+        self._all_file_connections.append(connection)
+        return connection
+
+    def reader(self) -> sqlite3.Connection:
+        """A connection that its caller closes."""
         connection = connect_reader(self.run)
         connection.execute("PRAGMA query_only = 1")
         connection.create_function("score_of", 3, score_of, deterministic=True)
-        self._all_file_connections.append(connection)
         return connection
 
     async def execute(
