@@ -24,7 +24,7 @@ from aiohttp.typedefs import Handler, Middleware
 
 from engine.subprocesses import stop_signals
 from engine.terminal import plain, tell
-from evaluators.annotate.ballot import words_of
+from evaluators.annotate.ballot import DISK, FOREIGN_FORM, NO_KEY, NO_PAGE, WRONG_HOST, words_of
 from evaluators.annotate.pages import LEAD_PAGE, Site, add_routes, remember, templates
 from store.errors import RunFolderError, StorageError, UsageError, why_unread
 from store.votes import Votes
@@ -154,14 +154,10 @@ def guard(everybody: Door, lead: Door) -> Middleware:
             redirection.headers.update(HEADERS)
             raise
         except web.HTTPException as error:
-            words = "There is no such page." if error.status == 404 else error.reason
-            response = door.show(error.status, error.reason, words)
+            told = NO_PAGE if error.status == 404 else (error.reason, error.reason)
+            response = door.show(error.status, *told)
         except StorageError:
-            words = (
-                "The disk does not take it. What was saved before is safe: please tell the person who runs "
-                "this."
-            )
-            response = door.show(503, "Nothing can be saved", words)
+            response = door.show(503, *DISK)
         response.headers.update(HEADERS)
         return response
 
@@ -171,21 +167,17 @@ def guard(everybody: Door, lead: Door) -> Middleware:
 def _refusal(door: Door, request: web.Request) -> web.Response | None:
     """A page, or the redirection of somebody who has just shown the token, or None to go on."""
     if request.host.lower() not in door.hosts:
-        return door.show(403, "Wrong address", "This server is not reached under this name.")
+        return door.show(403, *WRONG_HOST)
     if request.method not in ("GET", "HEAD"):  # every browser names the page from which a form was sent
         _, _, origin = request.headers.get("Origin", "").partition("://")
         if origin.lower() != request.host.lower():
-            return door.show(403, "Refused", "A vote can only be sent from the voting page itself.")
+            return door.show(403, *FOREIGN_FORM)
     if request.path.startswith(OPEN):
         return None
     shown = request.query.get("token") if request.path == door.start else None
     token = shown if shown is not None else request.cookies.get(door.cookie, "")
     if not hmac.compare_digest(token.encode(errors="replace"), door.token.encode()):
-        return door.show(
-            403,
-            "This page needs its key",
-            "Open it with the complete address that you were given (…/?token=…).",
-        )
+        return door.show(403, *NO_KEY)
     if shown is None:
         return None
     response = web.Response(status=303, headers={"Location": door.start})  # the address without the token
