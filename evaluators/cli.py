@@ -137,6 +137,9 @@ def reward(
     if limit is not None and limit < 1:
         raise UsageError(f"--limit {limit}: must be greater than 0")
     Pool(data)  # is it there? Told at once: libraries take their time to load
+    from trainers.run_folder import read_about
+
+    read_about(reward)
     quieten()
     from trainers.reward_model import run_evaluation
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import socket
+import struct
+import sys
 from pathlib import Path
 
 import pytest
@@ -126,10 +128,15 @@ def test_usage_shows_arguments_as_they_are_called() -> None:
         assert (code, out[: len(usage)]) == (0, usage)
 
 
+def without_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An import of it, or of what imports it, would fail."""
+    for name in ("torch", "trainers.models", "trainers.reward_model"):
+        monkeypatch.setitem(sys.modules, name, None)
+
+
 @pytest.mark.skipif(not installed("train"), reason="the extra `train` is not installed")
 def test_data_that_is_not_there_is_told_before_libraries_are_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("trainers.sft", "trainers.reward", "trainers.rank", "trainers.scoring"):
-        monkeypatch.setitem(__import__("sys").modules, name, None)  # an import of it would fail
+    without_torch(monkeypatch)
     for words in (
         ("train", "sft", "--data", "none.jsonl", "--model", "m", "--out", "o"),
         ("train", "reward", "--data", "none.jsonl", "--model", "m", "--out", "o"),
@@ -139,3 +146,77 @@ def test_data_that_is_not_there_is_told_before_libraries_are_loaded(monkeypatch:
         assert "none.jsonl: No such file or directory\n" in refused(*words)
     said = refused("evaluate", "reward", "--reward", "r", "--data", "pool.jsonl", "--limit", -1)
     assert "--limit -1: must be greater than 0" in said
+
+
+def safetensors(cut: int = 0) -> bytes:
+    header = b'{"w":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}'
+    content = struct.pack("<Q", len(header)) + header + bytes(8)
+    return content[: len(content) - cut]
+
+
+# What lies in the folder `model`, and what is said of it.
+FOLDERS: list[tuple[dict[str, bytes], str]] = [
+    ({}, "the folder has no config.json; expected"),
+    ({"config.json": b"{"}, "config.json cannot be read: Expecting property name"),
+    ({"config.json": b"[]"}, "config.json cannot be read: it is not a JSON object"),
+    ({"config.json": b"{}"}, "model: there are no weights beside config.json (model.safetensors)"),
+    (
+        {"config.json": b"{}", "model.safetensors": safetensors(cut=3)},
+        f"model.safetensors is incomplete: {len(safetensors()) - 3:,} bytes of {len(safetensors()):,}",
+    ),
+    (
+        {"config.json": b"{}", "model.safetensors": b"\x00\xff"},
+        "model.safetensors is incomplete or not a safetensors file",
+    ),
+    (
+        {"config.json": b"{}", "model.safetensors.index.json": b'{"weight_map": {"w": "a.safetensors"}}'},
+        "model: a.safetensors is missing, which model.safetensors.index.json names",
+    ),
+]
+
+
+@pytest.mark.skipif(not installed("train"), reason="the extra `train` is not installed")
+@pytest.mark.parametrize(("files", "words"), FOLDERS, ids=[words for _, words in FOLDERS])
+def test_a_folder_that_is_no_model_is_told_before_libraries_are_loaded(
+    monkeypatch: pytest.MonkeyPatch, files: dict[str, bytes], words: str
+) -> None:
+    without_torch(monkeypatch)
+    Path("model").mkdir()
+    for name, holds in files.items():
+        (Path("model") / name).write_bytes(holds)
+    assert words in refused("train", "sft", "--data", "pool.jsonl", "--model", "model", "--out", "o")
+    assert words in refused("train", "reward", "--data", "pool.jsonl", "--model", "model", "--out", "o")
+    assert words in refused("rank", "--reward", "model", "--candidates", "pool.jsonl", "--out", "o.jsonl")
+    assert words in refused("evaluate", "reward", "--reward", "model", "--data", "pool.jsonl")
+    assert not Path("o").exists()
+
+
+@pytest.mark.skipif(not installed("train"), reason="the extra `train` is not installed")
+def test_where_training_and_ranking_go_and_come_from_is_checked_before_libraries_are_loaded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    without_torch(monkeypatch)
+    Path("full").mkdir()
+    Path("full/mine.txt").touch()
+    Path("model").mkdir()
+    (Path("model") / "config.json").write_text("{}")
+    (Path("model") / "model.safetensors").write_bytes(safetensors())
+    sft = ("train", "sft", "--data", "pool.jsonl", "--model")
+    ranked = ("rank", "--candidates", "pool.jsonl", "--out", "o.jsonl", "--reward")
+    for words, told in (
+        ((*sft, "m", "--out", "pool.jsonl"), "--out pool.jsonl is a file; name a folder"),
+        ((*sft, "m", "--out", "full"), "--out full holds something else (mine.txt, …); name a new folder"),
+        ((*sft, "m", "--out", "o", "--resume"), "nothing to resume in o: no training run was started there"),
+        ((*sft, "pool.jsonl", "--out", "o"), "--model pool.jsonl is a file; expected a transformers folder"),
+        ((*sft, "none/", "--out", "o"), "--model none/: there is no such folder"),
+        ((*sft, "./none", "--out", "o"), "--model ./none: there is no such folder"),
+        ((*ranked, "none"), "--reward none: there is no such folder; expected a folder of `train reward`"),
+        ((*ranked, "pool.jsonl"), "--reward pool.jsonl: it is a file; expected a folder of `train reward`"),
+        ((*ranked, "model"), "--reward model: no reward.json that says how it reads (No such file or"),
+    ):
+        assert told in refused(*words)
+    (Path("model") / "reward.json").write_text('{"template": "none", "max_length": 9}')
+    assert "no reward.json that says how it reads (template none, max_length 9)" in refused(*ranked, "model")
+    (Path("model") / "reward.json").write_text('{"template": "alpaca", "max_length": 9}')
+    folder = ("rank", "--candidates", "pool.jsonl", "--reward", "model", "--out", "full")
+    assert "cannot write full: it is a folder; name a file" in refused(*folder)

@@ -19,6 +19,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Genera
 
 from store.errors import MissingExtra, UsageError, first_line
 from store.student import check_weights
+from trainers.run_folder import check_model
 
 SMOLLM2 = "smollm2"
 FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -73,13 +74,7 @@ def resolve(name: str, cache: Path) -> str:
     """A folder or hub name that transformers can read. `cache`: where `smollm2` may be unpacked."""
     if name == SMOLLM2:
         return str(smollm2_folder(cache))
-    path = Path(name)
-    if path.is_file():
-        raise UsageError(f"--model {name} is a file; expected a transformers folder, a hub name or {SMOLLM2}")
-    if path.is_dir() and not (path / "config.json").is_file():
-        raise UsageError(f"--model {name}: the folder has no config.json; expected a transformers folder")
-    if not path.exists() and (path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1):
-        raise UsageError(f"--model {name}: there is no such folder")
+    check_model(name)
     return name
 
 

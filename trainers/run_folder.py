@@ -1,4 +1,5 @@
-"""The folder of a training: the result on top, what it was made with under `training/`.
+"""The folder of a training run: the result on top, what it was made with under `training/`. And whether a folder
+can be the model that one starts from, or a reward model: read here without torch, so it is told at once.
 
 OUT/model.safetensors, config.json, tokenizer…, README.md     the result, when it is whole
 OUT/metrics.jsonl, curves.png                                 as it goes
@@ -17,20 +18,24 @@ import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import orjson
 
-from store.errors import UsageError
+from store.errors import UsageError, why_unread
 from store.files import whole
 from store.run_folder import held
+from store.student import check_weights
+from trainers.encoding import Template
 from trainers.errors import NotTheSame, TrainingFailed
 
 WORK = "training"
 RUN = "run.json"
 FINISHED = "finished.json"
 METRICS = "metrics.jsonl"
+ABOUT = "reward.json"  # of a reward model
 PRECISIONS = ("bf16", "fp32")
 SHOWN = 40  # characters of a value that differs
 MANIFEST = "complete.json"  # of a checkpoint
@@ -243,3 +248,57 @@ def _to_disk(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def check_model(name: str) -> None:
+    """Raises UsageError where no model can be read: a file, no folder, a folder that is not a model or whose
+    weights are incomplete. A name on a hub passes."""
+    path = Path(name)
+    if path.is_file():
+        raise UsageError(f"--model {name} is a file; expected a transformers folder, a hub name or smollm2")
+    if path.is_dir():
+        _check_files(path, f"--model {name}", "a transformers folder")
+    elif path.is_absolute() or name.startswith((".", "~")) or name.endswith("/") or name.count("/") > 1:
+        raise UsageError(f"--model {name}: there is no such folder")
+
+
+@dataclass(frozen=True)
+class About:
+    """How a reward model was taught to read."""
+
+    template: Template
+    max_length: int
+
+
+def write_about(about: About, folder: Path) -> None:
+    (folder / ABOUT).write_text(json.dumps(asdict(about)) + "\n")
+
+
+def read_about(folder: Path) -> About:
+    """Raises UsageError where the folder is not a reward model of ours, or is incomplete."""
+    told, expected = f"--reward {folder}", "a folder of `train reward`"
+    if not folder.is_dir():
+        words = "it is a file" if folder.exists() else "there is no such folder"
+        raise UsageError(f"{told}: {words}; expected {expected}")
+    _check_files(folder, told, expected)
+    try:
+        found = json.loads((folder / ABOUT).read_bytes())
+        if found["template"] not in get_args(Template) or found["max_length"] < 1:
+            raise ValueError(f"template {found['template']}, max_length {found['max_length']}")
+        return About(found["template"], int(found["max_length"]))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        why = why_unread(error) if isinstance(error, OSError) else error
+        raise UsageError(f"{told}: no {ABOUT} that says how it reads ({why}); expected {expected}") from None
+
+
+def _check_files(folder: Path, told: str, expected: str) -> None:
+    config = folder / "config.json"
+    if not config.is_file():
+        raise UsageError(f"{told}: the folder has no config.json; expected {expected}")
+    try:
+        if not isinstance(json.loads(config.read_bytes()), dict):
+            raise ValueError("it is not a JSON object")
+    except (OSError, ValueError) as error:
+        why = why_unread(error) if isinstance(error, OSError) else error
+        raise UsageError(f"{config} cannot be read: {why}; expected {expected}") from error
+    check_weights(folder, {})

@@ -22,7 +22,7 @@ from trainers.encoding import alpaca_chat_template, prompt_length
 from trainers.models import causal_model, tokenizer_of, with_lora
 from trainers.process import run_job
 from trainers.reward_data import Parts, template_for
-from trainers.reward_model import About, padding_of, reward_model, write_about
+from trainers.reward_model import padding_of, reward_model
 from trainers.rows import (
     Batch,
     Examples,
@@ -36,7 +36,7 @@ from trainers.rows import (
     steps_of,
     token_loss_sum,
 )
-from trainers.run_folder import Folder
+from trainers.run_folder import About, Folder, write_about
 from trainers.trainer import Loop, Telling, joined, save_tokenizer, save_weights, weights_dtype
 
 ANSWER_TOKENS = 64

@@ -170,7 +170,7 @@ def reward_folder(folder: Path, kind: str = "llama") -> Path:
     """A reward model with random weights, as `train reward` publishes it."""
     from transformers import AutoModelForSequenceClassification
 
-    from trainers.reward_model import About, write_about
+    from trainers.run_folder import About, write_about
 
     student(folder, kind)
     scorer = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=1, pad_token_id=2)
