@@ -361,7 +361,7 @@ def test_a_damaged_last_checkpoint_is_passed_over_for_the_one_before(
     damage(bad)
     said: list[str] = []
     assert last_checkpoint(tmp_path, said.append) == good
-    assert said == [f"checkpoint-10 is passed over: {why}"]
+    assert said == [f"checkpoint-10 is skipped: {why}"]
     assert not bad.exists()
     assert last_checkpoint(tmp_path, said.append) == good
     assert len(said) == 1
