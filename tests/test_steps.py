@@ -81,7 +81,7 @@ CHANGES = {
     "a file that is not there": ('"pool.jsonl"]', '"none.jsonl"]', 49, "there is no file"),
     "a stage twice": ('"pool.jsonl"]', '{ stage = "five" }]', 49, "the same stage twice"),
     "a result elsewhere": ('"lengths.csv"', '"/tmp/lengths.csv"', 50, "a name only"),
-    "a stage for a number": ("zero = 3", 'zero = { stage = "a" }', 21, "not what a stage or step leaves"),
+    "a stage for a number": ("zero = 3", 'zero = { stage = "a" }', 21, "not the output of a stage or step"),
     "answers of a training": ('{ step = "best"', '{ step = "student"', 39, "makes no answers"),
     "answers of no rank": ('file = "rank1.jsonl"', 'file = "ranked.jsonl"', 39, 'file = "rank1.jsonl"'),
     "a circle": ('stage = "a", format', 'stage = "five", format', None, "depend on each other in a cycle"),

@@ -64,7 +64,7 @@ def environment(recipe: Training, given: Mapping[str, str], on_cpu: bool) -> dic
 
 
 class Processes:
-    """The processes of a training on this machine, started; `records` until they have ended."""
+    """The processes of a training run on this machine, started; `records` until they have ended."""
 
     def __init__(self, words: list[str], env: Mapping[str, str], log: Path) -> None:
         self._log = log.open("ab")

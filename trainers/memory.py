@@ -214,7 +214,7 @@ def check_memory(size: ModelSize, recipe: Training, stage: int | None, machine: 
 
 
 def in_words(size: ModelSize, recipe: Training, wanted: Need, machine: Machine, rows: str) -> str:
-    """What a training that fits is. rows: what a batch counts."""
+    """What a training run that fits is. rows: what a batch counts."""
     memory = f"{gib(wanted.device)} of a GPU" if machine.gpus else f"{gib(wanted.device + PROCESS)} of RAM"
     return (
         f"{_millions(size.parameters)} parameters, {_millions(size.trained)} trained, in {recipe.precision}; "

@@ -34,7 +34,8 @@ R = TypeVar("R", bound=Training)
 
 @dataclass(frozen=True)
 class Setup:
-    """What a training is begun with, besides its recipe. model: folder or hub name; config: the model's."""
+    """What a training run is begun with, besides its recipe. model: folder or hub name;
+    config: the model's."""
 
     folder: Folder
     model: str
@@ -91,7 +92,7 @@ def tell_time(recipe: Training, setup: Setup, parameters: int, tokens: int) -> N
 
 
 def carry_out(recipe: Training, setup: Setup, kind: str, identity: Mapping[str, Any], **job: Any) -> None:
-    """Trains in processes of their own, from the beginning or the last whole checkpoint, which the first
+    """Trains in processes of their own, from the beginning or the last complete checkpoint, which the first
     machine chooses for all. job: what this kind of training wants to know besides what all do. Raises
     NotTheSame, Stopped, TrainingFailed."""
     folder, checkpoint = setup.folder, None

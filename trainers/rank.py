@@ -1,7 +1,7 @@
 """`distill rank`: a reward for every candidate, and the candidates' order by it.
 
 candidates → windows of questions → batches sorted by length → OUT.scores, a line a batch → OUT, whole.
-A run that ends early leaves OUT.scores; the same command reads it and goes on with the next batch.
+A run that ends early leaves OUT.scores; the same command reads it and continues with the next batch.
 """
 
 import contextlib

@@ -1,7 +1,7 @@
-"""The folder of a training run: the result on top, what it was made with under `training/`. And whether a folder
-can be the model that one starts from, or a reward model: read here without torch, so it is told at once.
+"""The folder of a training run: the result on top, what it was made with under `training/`. And whether a
+folder can be the model that one starts from, or a reward model: read without torch, so it is told at once.
 
-OUT/model.safetensors, config.json, tokenizer…, README.md     the result, when it is whole
+OUT/model.safetensors, config.json, tokenizer…, README.md     the result, when it is complete
 OUT/metrics.jsonl, curves.png                                 as it goes
 OUT/training/run.json                                         what the run is, to be resumed as the same
 OUT/training/checkpoints/, log.txt, rows-N/, job-N.json
@@ -46,7 +46,7 @@ Say = Callable[[str], None]
 
 
 class Folder:
-    """The paths of a training's folder."""
+    """The paths of a training run's folder."""
 
     def __init__(self, out: Path) -> None:
         self.out = out
@@ -120,7 +120,7 @@ class Folder:
             )
 
     def publish(self) -> None:
-        """Moves the whole result to the top; config.json last, for by it a model is known."""
+        """Moves the complete result to the top; config.json last, for by it a model is known."""
         for file in sorted(self.result.iterdir(), key=lambda f: f.name == "config.json"):
             file.chmod(0o644)
             file.replace(self.out / file.name)
@@ -151,7 +151,7 @@ def _short(value: Any) -> str:
 
 
 def write(path: Path, value: Mapping[str, Any]) -> None:
-    """A JSON file, whole or not at all."""
+    """A JSON file, complete or not at all."""
     with whole(path) as file:
         file.write((json.dumps(value, indent=1, default=str) + "\n").encode())
 
@@ -177,7 +177,7 @@ def forget_after(path: Path, step: int) -> None:
 
 
 def seal(checkpoint: Path) -> None:
-    """Declares a checkpoint whole; call when every process has written its part."""
+    """Declares a checkpoint complete; call when every process has written its part."""
     files = {}
     for file in sorted(checkpoint.rglob("*")):
         if file.is_file() and not file.name.startswith(f".{MANIFEST}"):
@@ -191,7 +191,7 @@ def seal(checkpoint: Path) -> None:
 
 
 def checkpoint_fault(checkpoint: Path) -> str | None:
-    """What is wrong with a checkpoint; None where it is whole."""
+    """What is wrong with a checkpoint; None where it is complete."""
     try:
         files = json.loads((checkpoint / MANIFEST).read_bytes())
     except FileNotFoundError:
@@ -210,7 +210,7 @@ def checkpoint_fault(checkpoint: Path) -> str | None:
 
 
 def last_checkpoint(folder: Path, say: Say) -> Path | None:
-    """The latest checkpoint that is whole. Later ones are put out of the way: an unfinished one is
+    """The latest checkpoint that is complete. Later ones are put out of the way: an unfinished one is
     removed, a damaged one renamed."""
     for checkpoint in reversed(checkpoints_in(folder)):
         why = checkpoint_fault(checkpoint)

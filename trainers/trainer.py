@@ -171,7 +171,7 @@ class Loop(Trainer):
 
 
 class Telling(TrainerCallback):
-    """Reports each step, makes checkpoints whole, and stops when the command asks."""
+    """Reports each step, makes checkpoints complete, and stops when the command asks."""
 
     def __init__(self, tokens: npt.NDArray[np.int64], rows: int, batch: int, folder: Folder) -> None:
         """tokens: of each step. rows: of one pass over the data."""
@@ -239,7 +239,7 @@ def save_weights(loop: Loop, recipe: Training, result: Path) -> None:
 
 
 def save_tokenizer(tokenizer: Any, result: Path) -> None:
-    """By one process. With it the result is whole, which is reported."""
+    """By one process. With it the result is complete, which is reported."""
     tokenizer.save_pretrained(result)
     (result / "training_args.bin").unlink(missing_ok=True)
     report("result")

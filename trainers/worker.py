@@ -1,4 +1,4 @@
-"""One process of a training: `python -m trainers.worker JOB.json`, as launcher.py starts it.
+"""One process of a training run: `python -m trainers.worker JOB.json`, as launcher.py starts it.
 
 sft:    rows → global batches → micro batches (packed or padded) → loss on the responses → folder.
 reward: parts of prompts → global batches → one forward for each answer → loss on all pairs → the same.

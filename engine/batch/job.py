@@ -93,7 +93,7 @@ class BatchBooks:
         return then == now and path.exists() and path.stat().st_size == row.bytes and self.budget.has_room(0)
 
     async def withdraw(self, row: BatchRow, status: str = batches.WITHDRAWN, split: bool = False) -> None:
-        """Nothing of it was asked: its requests are due again. `split`: in smaller batches, at once."""
+        """Nothing of it was asked: its requests are pending again. `split`: in smaller batches, at once."""
         entries = self.enqueued(row)
         batches.withdraw(self.ledger, row, status)
         self.budget.settle(sum(entry.worst for entry in entries), 0)

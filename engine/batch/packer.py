@@ -161,7 +161,7 @@ def _disk(path: Path) -> Iterator[None]:
 
 
 class Packer:
-    """`await pack(path, limits)` for a sealed parcel, or None when nothing is due now."""
+    """`await pack(path, limits)` for a sealed parcel, or None when nothing is pending now."""
 
     def __init__(self, intake: Intake, budget: Budget, price: Price, tokenizer: Tokenizer) -> None:
         self._intake, self._budget, self._price, self._tokenizer = intake, budget, price, tokenizer

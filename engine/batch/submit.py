@@ -136,7 +136,7 @@ def pause(failures: int) -> float:
 
 
 async def patiently(call: Callable[[], Awaitable[T]], give_up: float) -> T:
-    """The call's result. Raises RowRefused (after some asks), RunStopped."""
+    """The call's result. Raises RowRefused (after some attempts), RunStopped."""
     patience, refusals = Patience(give_up), 0
     while True:
         try:

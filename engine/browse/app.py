@@ -129,7 +129,7 @@ HEADERS = [
 
 
 def run_browse(run: Path, port: int) -> None:
-    """Raises RunFolderError without a ledger, UsageError for a port that cannot be had."""
+    """Raises RunFolderError without a ledger, UsageError for a port that cannot be used."""
     connect_reader(run).close()
     if not 0 <= port <= 65535:
         raise UsageError(f"--port {port}: must be from 0 to 65535 (0 picks a free port)")

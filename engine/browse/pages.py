@@ -91,7 +91,7 @@ async def row(request: Any, datasette: Any) -> Any:
 
 
 async def _sample(database: Any, sample: dict[str, Any]) -> dict[str, Any]:
-    """A sample with its words, and every ask behind it (None where looking takes too long)."""
+    """A sample with its words, and every attempt behind it (None where looking takes too long)."""
     raw = sample["raw"]
     sample["damaged"] = raw is not None and not is_intact(raw, sample["checksum"])
     sample["words"] = sample["thinking"] = None

@@ -212,7 +212,7 @@ def is_json(text: str | bytes | bytearray) -> bool:
 def mend_settings(
     connection: sqlite3.Connection, log: Callable[[Mapping[str, Any]], None], done: Counter[str]
 ) -> None:
-    """Settings, estimates and utilisations of runs that are no JSON any more."""
+    """Settings, estimates and utilisations of runs that are not JSON any more."""
     runs = connection.execute("SELECT id, stage, CAST(settings AS BLOB), estimate, utilisation FROM runs")
     for run, stage, raw, *texts in runs.fetchall():
         for name, text in zip(("estimate", "utilisation"), texts, strict=True):

@@ -170,7 +170,7 @@ def estimate(
     asked: Estimating,
     options: dict[str, Any],
 ) -> None:
-    """Tell what a pool will cost and how long it will take."""
+    """Estimate what a pool will cost and how long it will take."""
     from engine.collect.rows import pool_of
     from engine.run.collect import run_estimate, run_pilot
     from store.pool import rereadable
@@ -192,7 +192,7 @@ def import_(
     *,
     options: dict[str, Any],
 ) -> None:
-    """Take in answers that were paid for elsewhere."""
+    """Import answers that were paid for elsewhere."""
     from engine.run.import_answers import run_import
 
     raise typer.Exit(run_import(settings_from(options, "generate"), file, run))

@@ -1,4 +1,4 @@
-"""Asks what is due, at the limit, and stores what comes: the one loop that everything runs through.
+"""Asks what is pending, at the limit, and stores what comes: the one loop that everything runs through.
 
 A canary goes first. Then the pool is streamed; each request is a task that lives until its
 answer is on the disk or its row has failed. At most four times the concurrency is outstanding,

@@ -120,7 +120,7 @@ class Intake:
                 self.ledger.place(self.stage, p.position, p.item, p.plan, p.requests, p.new)
 
     async def next(self) -> Chunk:
-        """The next stretch, counted. It may hold nothing due: then the stages before had news, or
+        """The next stretch, counted. It may hold nothing pending: then the stages before had news, or
         the rows have `ended`."""
         if self._dry:  # the rows are looked through anew, and see all that was news until now
             self._dry = False

@@ -234,7 +234,7 @@ def _check_values(recipe: Recipe, where: Path_, flag: Flag, values: tuple[Value,
 
 def _check_input(recipe: Recipe, where: Path_, flag: Flag, value: OfStage | OfStep) -> None:
     if flag.kind not in (Path, str) or flag.name in WRITTEN:
-        raise recipe.wrong(where, f"expected {KINDS[flag.kind]}, not what a stage or step leaves")
+        raise recipe.wrong(where, f"expected {KINDS[flag.kind]}, not the output of a stage or step")
     if isinstance(value, OfStep):
         return
     stage = recipe.stage[value.stage]

@@ -259,7 +259,7 @@ class Board:
 async def serving(port: int | None) -> AsyncIterator[Board]:
     """A board, served at http://127.0.0.1:PORT/metrics (0: any port) unless `port` is None.
 
-    Raises UsageError for a port that cannot be had.
+    Raises UsageError for a port that cannot be used.
     """
     board = Board()
     if port is None:

@@ -1,9 +1,9 @@
 """`distill annotate`: binds, prints the address with its token, serves until it is interrupted.
 
-The token is kept in RUN/annotate.token, so that whoever was voting goes on after a restart. It opens the door
-once (`/?token=…`, taken out of the address at once) and then lives in a cookie that no script reads and no
-other site sends. A page of another site can neither read (the Host must be ours: DNS rebinding) nor write (a
-POST must come from our own page: CSRF).
+The token is kept in RUN/annotate.token, so that whoever was voting continues after a restart. It opens the
+door once (`/?token=…`, taken out of the address at once) and then lives in a cookie that no script reads and
+no other site sends. A page of another site can neither read (the Host must be ours: DNS rebinding) nor write
+(a POST must come from our own page: CSRF).
 """
 
 import asyncio
@@ -44,7 +44,7 @@ class ListenAddress:
 
 
 def serve(votes: Votes, run: Path, address: ListenAddress) -> None:
-    """Serves until it is told to stop. Raises UsageError for an address that cannot be had."""
+    """Serves until it is told to stop. Raises UsageError for an address that cannot be used."""
     if not 0 <= address.port <= 65535:
         raise UsageError(f"--port {address.port}: must be from 0 to 65535 (0 picks a free port)")
     bound = bind(address)
@@ -165,7 +165,7 @@ def guard(everybody: Door, lead: Door) -> Middleware:
 
 
 def _refusal(door: Door, request: web.Request) -> web.Response | None:
-    """A page, or the redirection of somebody who has just shown the token, or None to go on."""
+    """A page, or the redirection of somebody who has just shown the token, or None to continue."""
     if request.host.lower() not in door.hosts:
         return door.show(403, *WRONG_HOST)
     if request.method not in ("GET", "HEAD"):  # every browser names the page from which a form was sent
