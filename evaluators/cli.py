@@ -50,7 +50,7 @@ class JudgeFlags(Declared):
         None, "first model, if reviews do not name it", OPTIONS, usual="X of X_vs_Y", metavar="NAME"
     )
     b: str | None = setting(
-        None, "its opponent, if reviews do not name it", OPTIONS, usual="Y", metavar="NAME"
+        None, "the opponent, if reviews do not name it", OPTIONS, usual="Y", metavar="NAME"
     )
     judge: tuple[str, ...] = setting(
         (), "a judge's name, one for each file and run; repeat it", OPTIONS, usual="their own",
@@ -92,7 +92,7 @@ class VoteFlags(Declared):
     )  # fmt: skip
     votes: int | None = setting(None, "votes for each pair", OPTIONS, usual="3")
     words: Path | None = setting(
-        None, "own criteria and language of the page (TOML)", OPTIONS, metavar="FILE"
+        None, "own criteria and language of the pages (TOML)", OPTIONS, metavar="FILE"
     )
     seed: int | None = setting(None, "seed for assigning answers to left and right", OPTIONS, usual="0")
     port: int = setting(8002, "port; 0 picks a free one", OPTIONS, metavar="P")

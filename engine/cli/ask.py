@@ -128,7 +128,7 @@ def compare(
 @asks
 def run_(
     context: typer.Context,
-    recipe: Annotated[Path, typer.Argument(metavar="RECIPE.toml", help="stages and steps as a graph")],
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE.toml", help="a TOML file of stages and steps")],
     only: Annotated[
         list[str] | None, typer.Option("--only", metavar="NAME", help="only this stage or step; repeat it")
     ] = None,

@@ -20,7 +20,7 @@ JOINED = ("score", "compare", "judge")  # tasks that read several models' answer
 ESTIMATED = (*TASKS, "estimate")
 ALL = (*ESTIMATED, "import")
 
-TEACHER, ASKED, ROWS, STAGE = "Teacher", "What is asked", "Rows", "Stage"
+TEACHER, ASKED, ROWS, STAGE = "Teacher", "Request", "Rows", "Stage"
 LIMITS, FAILURES, MONEY, BATCH, WATCHING = "Limits", "Failures", "Money", "Batch API", "Watching"
 PANELS = (TEACHER, ASKED, ROWS, STAGE, LIMITS, FAILURES, MONEY, BATCH, WATCHING)  # in the order of their use
 
