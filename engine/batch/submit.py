@@ -49,7 +49,7 @@ Step = Literal["follow", "look", "create", "upload"]
 
 
 def next_step(row: BatchRow) -> Step:
-    """Where to go on with a batch that the ledger knows."""
+    """Where to continue with a batch that the ledger knows."""
     if row.remote:
         return "follow"
     if row.tried_at is not None:
@@ -99,7 +99,7 @@ def words_of(remote: Remote) -> str:
 
 
 def refusal(remote: Remote) -> RunStopped:
-    words = f"the provider refused batch {remote.id}, so nothing more is asked: {words_of(remote)}"
+    words = f"the provider refused batch {remote.id}, so nothing more is sent: {words_of(remote)}"
     if any(code in QUOTA_CODES for code, _ in remote.problems):
         return QuotaExhausted(words)
     return BatchRefused(words)

@@ -5,11 +5,15 @@ The database is opened by our own read-only connection, and long counts are cut 
 the start. Readers hold no transaction between two queries, so the writer can always checkpoint.
 """
 
+import asyncio
+import csv
 import errno
+import io
 import re
 import socket
 import sqlite3
 import sys
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +21,9 @@ from typing import Any
 import orjson
 from datasette import hookimpl
 from datasette.database import Database
+from datasette.utils import InvalidSql, sqlite_timelimit, validate_sql_select
+from datasette.utils.asgi import AsgiStream
+from datasette.views.base import DatasetteError
 
 from engine.browse import pages
 from engine.browse.pages import LEDGER
@@ -25,6 +32,7 @@ from engine.tasks import parse_scores as reading
 from store.errors import UsageError
 from store.queries import connect_reader
 
+CSV_ROWS = 1000  # read at once
 COUNT_MS = 400  # for `count(*)` of a view with millions of rows, which nobody waits for
 
 
@@ -192,6 +200,62 @@ def build(run: Path) -> Any:
 
 
 @hookimpl  # type: ignore[untyped-decorator]
+def register_routes() -> list[tuple[str, Callable[..., Any]]]:
+    return [(rf"^/{LEDGER}\.csv$", sql_as_csv)]
+
+
+async def sql_as_csv(request: Any, receive: Any, datasette: Any) -> AsgiStream:
+    """All rows of the user's own SQL as CSV: Datasette ends it at `max_returned_rows`. The time limit holds
+    for each batch of rows: a long result is complete, and a query that finds nothing is stopped."""
+    connection: sqlite3.Connection = datasette.get_database(LEDGER).reader()
+    cursor = connection.cursor()
+
+    def batch() -> list[tuple[Any, ...]]:
+        with sqlite_timelimit(connection, datasette.sql_time_limit_ms):
+            if cursor.description is None:
+                cursor.execute(sql, defaultdict(str, {name: request.args[name] for name in request.args}))
+            return cursor.fetchmany(CSV_ROWS)
+
+    try:
+        sql = request.args.get("sql") or ""
+        validate_sql_select(sql)
+        rows = await asyncio.to_thread(batch)  # an error of the SQL is told before the first byte is sent
+    except (InvalidSql, sqlite3.OperationalError) as error:
+        connection.close()
+        raise DatasetteError(str(error), title="Invalid SQL", status=400) from error
+
+    async def stream(writer: Any) -> None:
+        nonlocal rows
+        gone = asyncio.ensure_future(_disconnected(receive))
+        try:
+            await writer.write(_csv([[column[0] for column in cursor.description]]))
+            while rows and not gone.done():
+                await writer.write(_csv(rows))
+                rows = await asyncio.to_thread(batch)
+        finally:
+            gone.cancel()
+            connection.close()
+
+    if not request.args.get("_dl"):
+        return AsgiStream(stream, content_type="text/plain; charset=utf-8")
+    headers = {"content-disposition": f'attachment; filename="{LEDGER}.csv"'}
+    return AsgiStream(stream, headers=headers, content_type="text/csv; charset=utf-8")
+
+
+async def _disconnected(receive: Any) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+def _csv(rows: list[Any]) -> str:
+    text = io.StringIO()
+    write = csv.writer(text).writerow
+    for row in rows:
+        write([cell.decode(errors="replace") if isinstance(cell, bytes) else cell for cell in row])
+    return text.getvalue()
+
+
+@hookimpl  # type: ignore[untyped-decorator]
 def asgi_wrapper() -> Callable[[Any], Any]:
     return _guarded
 
@@ -221,8 +285,7 @@ def _guarded(app: Any) -> Any:
 
 
 def _with_all_rows(scope: Any) -> Any:
-    """A table or view as CSV comes to its end: without `_stream` Datasette sends the first 2,000 rows of it.
-    (The result of SQL is never streamed; its page says where it is cut.)"""
+    """A table or view as CSV is complete: without `_stream` Datasette sends the first 2,000 rows of it."""
     query = scope["query_string"].decode("latin-1")
     name = CSV_PATH.fullmatch(scope["path"])
     if not name or "_stream=" in query or name[1] in NAMED:

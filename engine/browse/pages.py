@@ -128,7 +128,7 @@ TEXTS = {
 JSONS = {"raw", "item", "settings", "estimate", "utilisation", "params"}
 TIMES = {"at", "sent_at", "received_at", "started", "ended", "first_at", "last_at"}
 SECONDS = {"latency", "mean_latency"}
-COUNTS = {"replies", "rows", "asks", "requests", "sent", "unanswered", "total", "answered"}
+COUNTS = {"replies", "rows", "attempts", "requests", "sent", "unanswered", "total", "answered"}
 # Columns that hold the id of a row of another table.
 LINKS = {
     "request": "requests", "attempt": "attempts", "run": "runs", "answer": "responses",

@@ -56,7 +56,7 @@ def retry(run: Path, cause: str | None, stage: str | None) -> Retried:
     outcomes = UNUSABLE if cause is None else tuple(o for o in (*UNUSABLE, *IF_NAMED) if o == cause)
     if cause is not None and not outcomes and cause not in CAUSES:
         known = ", ".join((*CAUSES, *UNUSABLE, *IF_NAMED))
-        raise UsageError(f"--cause {cause}: unknown; there are {known}")
+        raise UsageError(f"--cause {cause}: unknown; choose from {known}")
     ledger_path(run)
     where, values = "answer IS NULL AND failure IS NOT NULL", []
     if cause is not None:

@@ -82,7 +82,7 @@ def check_folder(folder: Path) -> None:
     except (OSError, ValueError) as error:
         raise UsageError(f"{path} cannot be read: {error}; {EXPECTED}") from error
     if not isinstance(config, dict):
-        raise UsageError(f"{path} is no JSON object; {EXPECTED}")
+        raise UsageError(f"{path} is not a JSON object; {EXPECTED}")
     names = [name for name in config.get("architectures") or [] if isinstance(name, str)]
     if (folder / "reward.json").is_file() or any("SequenceClassification" in name for name in names):
         raise UsageError(f"{folder} is a reward model: it scores answers (`distill rank`); {EXPECTED}")

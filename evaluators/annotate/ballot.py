@@ -140,7 +140,7 @@ def read_words(path: Path) -> dict[str, Any]:
             raise UsageError(f"--words {path}: [[criterion]] needs the texts {needed}, and no others")
         if not NAME.fullmatch(row["name"]):
             raise UsageError(
-                f"--words {path}: name {row['name']!r}: wants lower-case letters, digits, - and _"
+                f"--words {path}: name {row['name']!r}: must be lower-case letters, digits, - and _"
             )
         criteria.append({field: row[field].strip() for field in FIELDS})
     criteria = criteria or [{field: getattr(one, field) for field in FIELDS} for one in usual.criteria]
@@ -152,12 +152,12 @@ def read_words(path: Path) -> dict[str, Any]:
     for text, instead in texts.items():
         if text not in known:
             raise UsageError(
-                f"--words {path}: [text] {text!r} stands on no page; there are: {' | '.join(sorted(known))}"
+                f"--words {path}: [text] {text!r} is on no page; the texts are: {' | '.join(sorted(known))}"
             )
         holes = set(re.findall(r"\{\w*\}", text))
         if not isinstance(instead, str) or set(re.findall(r"[{}]\w*\}?", instead)) != holes:
             wanted = f" with {', '.join(sorted(holes))}" if holes else ""
-            raise UsageError(f"--words {path}: [text] {text!r} wants a text{wanted} in its place")
+            raise UsageError(f"--words {path}: [text] {text!r} must be a text{wanted}")
     return {"language": str(told.get("language", "en")), "criteria": criteria, "texts": texts}
 
 

@@ -226,7 +226,7 @@ class ImportReport:
 
     def words(self) -> str:
         return (
-            f"{self.taken:,} votes taken in, {self.known:,} were here already, "
+            f"{self.taken:,} votes imported, {self.known:,} were here already, "
             f"{self.rejected:,} rejected by the requester, {len(self.bad):,} bad rows"
         )
 
@@ -246,7 +246,7 @@ def take_results(votes: Votes, path: Path) -> ImportReport:
     """Puts all usable rows down. Raises UsageError for a file that is no table of results."""
     study, told = votes.study, ImportReport()
     if study is None:
-        raise UsageError("nothing is put to the vote in this folder: its HITs cannot have come from here")
+        raise UsageError("there is nothing to vote on in this folder: these HITs are of another one")
     pairs = {hit_id(study, pair.id): pair.id for pair in votes.pairs()}
     criteria = words_of(votes.page_words).criteria
     for line, row in Pool(path).objects():
@@ -274,7 +274,7 @@ def _read(
         return None
     pair = pairs.get(str(row["Input.hit"]).strip())
     if pair is None:
-        return f"HIT {row['Input.hit']!r:.40} is none of this run's"
+        return f"HIT {row['Input.hit']!r:.40} is not one of this run's"
     worker = tidy(str(row["WorkerId"]))
     if not worker:
         return "no WorkerId"
