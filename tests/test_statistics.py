@@ -135,6 +135,7 @@ def test_scores_outside_of_the_scale_are_no_scores(tmp_path: Path) -> None:
         tmp_path / "s.jsonl", [{"prompt": "p", "answers": answers, "order": [0, 1]}, lists, {"x": 1}]
     )
     found = scores.measure([file]).as_json()
+    assert [sheet.title for sheet in scores.sheets(found)] == ["Scores"]
     a, b = found["data"]["a"], found["data"]["b"]
     assert (a["n"], a["outside"], a["unscored"]) == (4, {"0": 1, "11": 1}, 0)
     assert a["mean"] == pytest.approx(35.5 / 4)

@@ -272,7 +272,10 @@ def _guarded(app: Any) -> Any:
                 await send({"type": "http.response.start", "status": 403, "headers": []})
                 await send({"type": "http.response.body", "body": b"ask for 127.0.0.1 or localhost\n"})
                 return
-            scope = _with_all_rows(scope)
+            # A table or view as CSV is complete: without `_stream` Datasette sends the first 2,000 rows of it.
+            query, table = scope["query_string"].decode("latin-1"), CSV_PATH.fullmatch(scope["path"])
+            if table and "_stream=" not in query and table[1] not in NAMED:
+                scope = {**scope, "query_string": f"{query}{'&' * bool(query)}_stream=on".encode("latin-1")}
 
         async def send_with_headers(message: Any) -> None:
             if message["type"] == "http.response.start":
@@ -282,12 +285,3 @@ def _guarded(app: Any) -> Any:
         await app(scope, receive, send_with_headers)
 
     return guarded
-
-
-def _with_all_rows(scope: Any) -> Any:
-    """A table or view as CSV is complete: without `_stream` Datasette sends the first 2,000 rows of it."""
-    query = scope["query_string"].decode("latin-1")
-    name = CSV_PATH.fullmatch(scope["path"])
-    if not name or "_stream=" in query or name[1] in NAMED:
-        return scope
-    return {**scope, "query_string": f"{query}{'&' * bool(query)}_stream=on".encode("latin-1")}

@@ -32,6 +32,7 @@ from store.stage_rows import stop_reason_in
 COUNT_MS = 2500  # for what the front page counts: a million rows take about one second
 HISTORY_MS = 2000
 LEDGER = "ledger"
+ENDS = {0: "done", 1: "finished, with failures", 130: "interrupted"}  # by a process's exit code
 
 
 async def front(request: Any, datasette: Any) -> Any:
@@ -39,9 +40,14 @@ async def front(request: Any, datasette: Any) -> Any:
     database = datasette.get_database(LEDGER)
     found = [dict(row) for row in (await database.execute(STAGES)).rows]
     counted = await database.execute_fn(_counted)
-    process = holder(database.run)
+    process = holder(database.run)  # the one that holds the folder's lock at this moment, which goes with it
     for stage in found:
-        stage["state"] = _state(stage, process)
+        if stage["started"] is None:
+            stage["state"] = "not begun"
+        elif stage["ended"] is not None:
+            stage["state"] = ENDS.get(stage["exit_code"], "stopped early")
+        else:
+            stage["state"] = "running" if process in (0, stage["pid"]) else "killed"
         stage["counts"] = counted.get(stage["name"]) if counted else None
         stage["reason"] = stop_reason_in(stage["stopped"], stage["run"]) if stage["exit_code"] else None
     context = {"stages": found, "questions": QUESTIONS, "is_counted": counted is not None}
@@ -55,17 +61,6 @@ def _counted(connection: sqlite3.Connection) -> dict[str, dict[str, Any]] | None
             return {name: stage_status(connection, number) for number, name in stages(connection)}
     except sqlite3.OperationalError:
         return None
-
-
-def _state(stage: Mapping[str, Any], process: int | None) -> str:
-    """process: the one that holds the folder's lock at this moment, which goes with it."""
-    if stage["started"] is None:
-        return "not begun"
-    if stage["ended"] is not None:
-        return {0: "done", 1: "finished, with failures", 130: "interrupted"}.get(
-            stage["exit_code"], "stopped early"
-        )
-    return "running" if process in (0, stage["pid"]) else "killed"
 
 
 async def row(request: Any, datasette: Any) -> Any:

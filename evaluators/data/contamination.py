@@ -7,7 +7,7 @@ The test sets' n-grams are held in memory; the training set passes by.
 """
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -91,9 +91,6 @@ class OverlapReport:
             "train": {"file": own.pool.source, "rows": own.rows, "bad_rows": own.bad},
             "tests": {test.data.name: test.as_json() for test in self.tests},
         }
-
-
-Index = Mapping[str, list[EvaluationRow]]  # n-gram -> the rows that have it
 
 
 def run_overlap(

@@ -137,4 +137,4 @@ def sheets(report: dict[str, Any]) -> list[Sheet]:
     notes = ["Share of each score; half points with the whole one below. Values outside 1-10 are not scores."]
     if report["bad_rows"]:
         notes.append(f"{report['bad_rows']:,} rows could not be used.")
-    return [Sheet("ScoreCounts", columns, rows, notes)]
+    return [Sheet("Scores", columns, rows, notes)]
