@@ -272,7 +272,7 @@ def _guarded(app: Any) -> Any:
                 await send({"type": "http.response.start", "status": 403, "headers": []})
                 await send({"type": "http.response.body", "body": b"ask for 127.0.0.1 or localhost\n"})
                 return
-            # A table or view as CSV is complete: without `_stream` Datasette sends the first 2,000 rows of it.
+            # A table or view as CSV is complete: without `_stream` Datasette sends its first 2,000 rows.
             query, table = scope["query_string"].decode("latin-1"), CSV_PATH.fullmatch(scope["path"])
             if table and "_stream=" not in query and table[1] not in NAMED:
                 scope = {**scope, "query_string": f"{query}{'&' * bool(query)}_stream=on".encode("latin-1")}
