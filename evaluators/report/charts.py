@@ -55,7 +55,7 @@ def measured(figure: Any, table: FigureTable, wide: bool) -> None:
     for place, value, b, words in zip(places, values, high, table.names("words"), strict=True):
         axes.text(max(value, b if b == b else value) + reach * 0.015, place, words, va="center", **BESIDE)
     longest = max(map(len, table.names("words")), default=0)
-    axes.set_xlim(0, reach / (1 - min(0.65, max(0.3, longest * (0.0125 if wide else 0.0268)))))
+    axes.set_xlim(0, reach / (1 - min(0.65, max(0.3, longest * (0.0125 if wide else 0.028)))))
     named(axes, names, wide)
     axes.set_xlabel(table.columns[1])
 
