@@ -25,7 +25,20 @@ pytest.importorskip("matplotlib", reason="the layer `evaluate` is not installed"
 
 from engine.run.status import status_of
 from evaluators.report.build import build, html, run_report, tables
-from evaluators.report.figures import Drawing, Heading, Listing, Report, Samples, Section, Words
+from evaluators.report.charts import measured
+from evaluators.report.figures import (
+    NARROW,
+    SETTINGS,
+    WIDE,
+    Drawing,
+    Heading,
+    Listing,
+    Report,
+    Samples,
+    Section,
+    Words,
+    table,
+)
 from evaluators.report.judge import aside
 from store.errors import RunFolderError, UsageError
 from store.records import Response, Usage
@@ -296,6 +309,23 @@ def test_each_svg_has_words_for_who_cannot_see_it_and_ids_of_its_own(page: str) 
     assert all(a.get("role") == "img" and a.get("aria-label") for a in drawings)
     ids = [a["id"] for _, a in seen.tags if "id" in a]
     assert len(ids) == len(set(ids))
+
+
+def test_the_words_at_a_bar_end_within_the_drawing() -> None:
+    import matplotlib
+    from matplotlib.figure import Figure as Canvas
+
+    words = ("70.0% (65.0% to 75.0%)", "693 : 638 = 109%", "50.0%")
+    rows = [(f"the reward model {n}", 0.7, 0.65, 0.75, said) for n, said in enumerate(words)]
+    numbers = table("bars", ("who", "share:share", "low:share", "high:share", "words"), rows)
+    for is_wide, inches in ((True, WIDE), (False, NARROW)):
+        with matplotlib.rc_context(SETTINGS):
+            canvas = Canvas(figsize=(inches, 2.0), layout="constrained")
+            measured(canvas, numbers, is_wide)
+            canvas.draw_without_rendering()
+        (axes,) = canvas.axes
+        right = max(text.get_window_extent().x1 for text in axes.texts)
+        assert right <= canvas.bbox.x1
 
 
 def test_colours_follow_the_page(whole: Report) -> None:

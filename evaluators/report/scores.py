@@ -85,8 +85,8 @@ def _spread(spread: Spread, name: str, words: str) -> list[Block]:
         shares.append((str(grade), *row))
     numbers = table(name, ("score", *(f"{m}:share" for m in spread)), shares)
     n = ", ".join(f"{m} {c.total():,}" for m, c in spread.items())
-    caption = f"Scores of each model's answers; halves go to the score below. n: {n}.{words}"
-    drawing = figure("Scores", caption, caption, numbers, _bars, 3.0)
+    caption = f"By model; halves go to the score below. n: {n}.{words}"
+    drawing = figure("Scores", f"Scores. {caption}", caption, numbers, _bars, 3.0)
     means = []
     for model, counts in spread.items():
         total = counts.total()

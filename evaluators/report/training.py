@@ -171,7 +171,7 @@ def _answers(training: TrainingInput) -> list[Block]:
         quotes.append(Quote(f"answer at step {held[-1]['step']:,}", str(sample.get("answer", ""))))
         quotes.append(Quote("reference", str(sample.get("reference", ""))))
         samples.append(Sample(f"held-out prompt {place}", "greedy, not chosen", quotes))
-    return [Samples(f"{len(samples)} answers to held-out prompts, as the student learnt", samples)]
+    return [Samples(f"Answers to held-out prompts, as the student learnt: {len(samples)}", samples)]
 
 
 FEW = 100  # pairs, below which an accuracy has a wide interval
@@ -247,10 +247,10 @@ def _buckets(data: Json, key: str, title: str, name: str) -> list[Block]:
         return []
     rows = [(f"{b['of']} (n {b['pairs']:,})", b["accuracy"], b["length_baseline"]) for b in filled]
     columns = (title.lower(), "reward model:share", "longer answer:share")
-    caption = (
-        f"{title}: accuracy of the reward model and of 'the longer answer wins', with the pairs in each."
+    caption = "Accuracy of the reward model and of 'the longer answer wins', with the pairs in each."
+    drawing = figure(
+        title, caption, f"{title}. {caption}", table(name, columns, rows), _side_by_side, 3.2, 4.2
     )
-    drawing = figure(title, caption, caption, table(name, columns, rows), _side_by_side, 3.2, 4.2)
     spans = [(b["of"], b["pairs"], b["accuracy"], b["low"], b["high"], b["length_baseline"]) for b in filled]
     heads = (title.lower(), "pairs:count", "accuracy:share", "low:share", "high:share", "longer answer:share")
     few = [b["of"] for b in filled if b["pairs"] < 30]
