@@ -252,7 +252,7 @@ def serve(
     if asked.scripted and asked.precision:
         raise UsageError("--precision is for a transformers folder; a scripted teacher has none")
     if asked.scripted:
-        from engine.serve.scripted_server import run_scripted
+        from engine.serve.scripted_teacher import run_scripted
 
         run_scripted(asked.port, asked.latency)
         return
