@@ -15,7 +15,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ WORK = "training"
 RUN = "run.json"
 FINISHED = "finished.json"
 METRICS = "metrics.jsonl"
-PRECISIONS = ("bf16", "fp32")
+CHANGES_NOTHING = {"micro_batch"}  # of what is learnt
 SHOWN = 40  # characters of a value that differs
 MANIFEST = "complete.json"  # of a checkpoint
 NAME = re.compile(r"checkpoint-(\d+)")
@@ -84,14 +84,13 @@ class Folder:
     def begin(self, identity: Identity) -> None:
         write(self.work / RUN, identity)
 
-    @property
-    def begun_in(self) -> str | None:
-        """The precision of the training that is here; None where it is not known."""
+    def begun(self, name: str, known: Collection[Any]) -> Any:
+        """A value of the training that is here; None where it has none of the known ones."""
         try:
-            found = json.loads((self.work / RUN).read_bytes())["precision"]
+            found = json.loads((self.work / RUN).read_bytes())[name]
         except (OSError, ValueError, TypeError, KeyError):
             return None
-        return found if found in PRECISIONS else None
+        return found if found in known else None
 
     def same(self, identity: Identity) -> None:
         """Raises NotTheSame naming each value that differs from the run's; UsageError where that is not
@@ -105,7 +104,7 @@ class Folder:
         now = json.loads(json.dumps(identity, default=str))
         found = [
             f"{name.replace('_', '-')}: {_short(before.get(name))} -> {_short(now.get(name))}"
-            for name in sorted(before.keys() | now.keys())
+            for name in sorted((before.keys() | now.keys()) - CHANGES_NOTHING)
             if before.get(name) != now.get(name)
         ]
         if found:
