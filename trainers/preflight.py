@@ -35,7 +35,7 @@ from trainers.memory import (
 from trainers.micro_batches import room_for, shared
 from trainers.models import config_of, fingerprint, linear_shapes, resolve
 from trainers.rows import order, steps_of
-from trainers.run_folder import Folder, forget_after, last_checkpoint, step_of, write
+from trainers.run_folder import Folder, forget_after, last_checkpoint, reshared, step_of, write
 
 R = TypeVar("R", bound=Training)
 LOOKED_AT = 200  # steps, those with the most tokens
@@ -68,6 +68,8 @@ def set_up(recipe: R, resume: bool, quiet: bool, env: Mapping[str, str]) -> tupl
     model = resolve(recipe.model, folder.work)
     config, machine = config_of(model), this_machine()
     recipe = with_precision(recipe, folder, resume, machine, display)
+    if resume and recipe.zero is None and recipe.deepspeed is None:  # of any number of processes
+        recipe = recipe.model_copy(update={"zero": folder.begun("zero", (0, 1, 2, 3))})
     return recipe, Setup(folder, model, config, machine, display, resume, quiet, env)
 
 
@@ -160,11 +162,15 @@ def carry_out(
         folder.same(identity) if setup.resume else folder.begin(identity)
     tokens, resume = fit.tokens_at_once if fit else None, setup.resume
     while True:
+        checkpoint = _checkpoint(folder, say) if resume and recipe.node_rank == 0 else None
+        if checkpoint and reshared(checkpoint, recipe.processes):
+            say(f"{checkpoint.name} is shared out anew, for another number of processes")
         told: dict[str, Any] = {
             "recipe": recipe.model_dump(mode="json"), "parent": os.getpid(), "alone": recipe.processes == 1,
             "kind": kind, "rows": str(folder.rows(recipe.node_rank)),
-            "checkpoint": _checkpoint(folder, say) if resume and recipe.node_rank == 0 else None,
-            "model": setup.model, "deepspeed": deepspeed_config(recipe), "tokens_at_once": tokens,
+            "checkpoint": str(checkpoint) if checkpoint else None,
+            "model": setup.model, "deepspeed": deepspeed_config(recipe),
+            "tokens_at_once": tokens,
         }  # fmt: skip
         write(folder.job(recipe.node_rank), {**told, **job})
         try:
@@ -176,13 +182,13 @@ def carry_out(
             say(f"out of memory: again, in micro batches of up to {tokens:,} tokens")
 
 
-def _checkpoint(folder: Folder, say: Callable[[str], None]) -> str | None:
+def _checkpoint(folder: Folder, say: Callable[[str], None]) -> Path | None:
     """The one to continue from. What was measured after it comes again."""
     found = last_checkpoint(folder.checkpoints, say)
     step = step_of(found) if found else 0
     say(f"continuing from step {step}" if found else "no complete checkpoint yet: from the beginning")
     forget_after(folder.metrics, step if found else -1)
-    return str(found) if found else None
+    return found
 
 
 def identity_of(recipe: Training, digest: str, model: str, **more: Any) -> dict[str, Any]:

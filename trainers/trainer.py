@@ -22,7 +22,7 @@ from trainers.micro_batches import FILLED, MOST_TOKENS, Room, shared, split
 from trainers.models import merged
 from trainers.process import agreed, join_processes, measured, on_cpu, report
 from trainers.rows import Batch, learnt_in, to_device
-from trainers.run_folder import Folder
+from trainers.run_folder import UNIVERSAL, Folder
 
 SHARE_BETWEEN_SAVES = 10  # of all steps, unless said
 LR_SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
@@ -60,8 +60,10 @@ def joined(
     set_seed(recipe.seed)
     checkpoint = agreed(job["checkpoint"])
     work = Folder(recipe.out).checkpoints
-    fresh = checkpoint is None
-    return checkpoint, arguments(recipe, job["deepspeed"], work, steps, fresh, kind, **more)
+    config = job["deepspeed"]
+    if checkpoint is not None and (Path(checkpoint) / UNIVERSAL).is_file():
+        config |= {"checkpoint": {"load_universal": True}}
+    return checkpoint, arguments(recipe, config, work, steps, checkpoint is None, kind, **more)
 
 
 def weights_dtype(recipe: Training) -> torch.dtype:
