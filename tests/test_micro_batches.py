@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,7 +18,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.support import tiny
-from trainers import attention, preflight, worker
+from trainers import attention, device, preflight, worker
 from trainers.attention import VARLEN, implementation
 from trainers.config import RewardRecipe, SftRecipe
 from trainers.memory import GIB, Machine, ModelSize, need, tokens_that_fit
@@ -157,6 +158,29 @@ def test_packed_rows_are_one_attention_kernel_a_layer_and_no_mask(
         assert not [name for name in seen if "scaled_dot_product" in name or "cudnn" in name]
     assert few.total() == many.total()  # 128 rows ask for no more kernels than 2
     assert not torch.backends.cuda.cudnn_sdp_enabled()
+
+
+def test_liger_replaces_what_it_is_to_and_no_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a stand-in for the package, whose kernels need a GPU: what it is asked for."""
+    asked: list[tuple[str, dict[str, bool]]] = []
+
+    def applied(model: Any, **how: bool) -> None:
+        asked.append((type(model).__name__, how))
+
+    monkeypatch.setattr("transformers.integrations.liger.is_liger_kernel_available", lambda: True)
+    stand_in = SimpleNamespace(_apply_liger_kernel_to_instance=applied)
+    monkeypatch.setitem(sys.modules, "liger_kernel", SimpleNamespace(__spec__=object()))
+    monkeypatch.setitem(sys.modules, "liger_kernel.transformers", stand_in)
+    assert device.fused_kernels() == {}  # there is no GPU
+    with monkeypatch.context() as patched:
+        patched.setattr(torch.cuda, "is_available", lambda: True)
+        found = device.fused_kernels()
+    monkeypatch.setattr(worker, "fused_kernels", lambda: found)
+    trained(tmp_path, "liger", None)
+    whole = {"rope": True, "rms_norm": True, "swiglu": True}
+    assert asked == [
+        ("LlamaForCausalLM", whole | {"cross_entropy": False, "fused_linear_cross_entropy": False})
+    ]
 
 
 # The same loss in any.

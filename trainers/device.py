@@ -1,5 +1,7 @@
-"""The device that trains: when it has finished, what memory it took, and how much of its speed was used."""
+"""The device that trains: its kernels, when it has finished, what memory it took, and how much of its speed
+was used."""
 
+import importlib.util
 import resource
 from typing import Any
 
@@ -7,6 +9,16 @@ import torch
 
 PRODUCT = 8192  # rows and columns of the bf16 matrices whose product is a GPU's speed
 TIMES = 10
+
+
+def fused_kernels() -> dict[str, Any]:
+    """The Trainer's arguments for Liger's kernels (norms, rotary positions, SwiGLU), on a GPU where they are
+    installed. Its cross-entropy is not among them: logits are made only where something is learnt."""
+    if not torch.cuda.is_available() or importlib.util.find_spec("liger_kernel") is None:
+        return {}
+    wanted = {"rope": True, "rms_norm": True, "swiglu": True}
+    without = {"cross_entropy": False, "fused_linear_cross_entropy": False}
+    return {"use_liger_kernel": True, "liger_kernel_config": wanted | without}
 
 
 def finish(device: torch.device) -> None:

@@ -19,7 +19,8 @@ import torch
 
 from trainers.attention import implementation
 from trainers.callbacks import Telling
-from trainers.config import RewardRecipe, SftRecipe
+from trainers.config import RewardRecipe, SftRecipe, Training
+from trainers.device import fused_kernels
 from trainers.encoding import alpaca_chat_template, prompt_length
 from trainers.micro_batches import room_for
 from trainers.models import causal_model, tokenizer_of, with_lora
@@ -56,9 +57,7 @@ def train_sft(job: dict[str, Any]) -> None:
     steps = steps_of(len(trained), recipe.batch, recipe.epochs)
     planned = trained[order(rows.lengths[trained], recipe.batch, steps, recipe.seed)]
 
-    checkpoint, args = joined(
-        recipe, job, steps, per_device_train_batch_size=recipe.share, gradient_accumulation_steps=1
-    )
+    checkpoint, args = joined(recipe, job, steps, **one_batch(recipe))
     attention = implementation(packs, recipe.precision == "bf16")
     model = causal_model(job["model"], weights_dtype(recipe), attention)
     if recipe.lora is not None:
@@ -83,6 +82,12 @@ def train_sft(job: dict[str, Any]) -> None:
         if job["template"] == "alpaca":
             tokenizer.chat_template = alpaca_chat_template(tokenizer)
         save_tokenizer(tokenizer, folder.result)
+
+
+def one_batch(recipe: Training) -> dict[str, Any]:
+    """The Trainer's arguments for a step that Loop cuts into micro batches itself."""
+    size = {"per_device_train_batch_size": recipe.share, "gradient_accumulation_steps": 1}
+    return size | fused_kernels()
 
 
 def sampled(loop: Loop, rows: TokenRows, tokenizer: Any, count: int) -> list[dict[str, Any]]:
@@ -111,9 +116,7 @@ def train_reward(job: dict[str, Any]) -> None:
     steps = steps_of(len(trained), recipe.batch, recipe.epochs)
     planned = trained[order(parts.lengths[trained], recipe.batch, steps, recipe.seed)]
 
-    checkpoint, args = joined(
-        recipe, job, steps, per_device_train_batch_size=recipe.share, gradient_accumulation_steps=1
-    )
+    checkpoint, args = joined(recipe, job, steps, **one_batch(recipe))
     pad, attention = padding_of(tokenizer), implementation(True, recipe.precision == "bf16")
     model = reward_model(job["model"], weights_dtype(recipe), pad, attention=attention)
     if recipe.lora is not None:
