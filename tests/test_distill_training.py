@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +87,7 @@ def test_with_all_tokens_the_loss_is_the_kl(ground: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM
 
-    from trainers.distill_worker import TaughtRows, collated, kl_sum
+    from trainers.distill_worker import TaughtRows, kl_sum
     from trainers.rows import IGNORED, TokenRows, padded
     from trainers.teacher_targets import Targets, ask_teacher
     from trainers.trl_config import DistillRecipe
@@ -102,7 +103,7 @@ def test_with_all_tokens_the_loss_is_the_kl(ground: Path) -> None:
     recipe = DistillRecipe(**told, teacher=str(ground / "teacher"))
     ask_teacher(str(recipe.teacher), rows, folder, recipe)
     taught = TaughtRows(rows, Targets.read(folder))
-    batch = collated([taught[0], taught[1]], lambda examples: padded(examples, pad=2))
+    batch = taught.batch([0, 1], partial(padded, pad=2))
     student, teacher = (AutoModelForCausalLM.from_pretrained(ground / n) for n in ("student", "teacher"))
     with torch.no_grad():
         found = kl_sum(student, batch, 3.0)

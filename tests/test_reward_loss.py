@@ -14,13 +14,15 @@ import torch
 
 from store.errors import UsageError
 from tests.support import tiny
+from trainers.attention import implementation
 from trainers.reward_model import (
     check_family,
     last_shown,
     padding_of,
     reward_model,
 )
-from trainers.worker import collated, pair_figures, pair_loss_sum, prompts_in
+from trainers.rows import example, padded
+from trainers.worker import collated, pair_figures, pair_loss_sum, prompts_in, rewards
 
 pytestmark = pytest.mark.filterwarnings("default")
 EOS = 1
@@ -32,7 +34,8 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 def loaded(folder: Path, pad: int = EOS) -> Any:
-    return reward_model(str(folder), torch.float32, pad).eval()
+    attention = implementation(packed=True, bf16=False)
+    return reward_model(str(folder), torch.float32, pad, attention=attention).eval()
 
 
 def answers(*sizes: int) -> list[torch.Tensor]:
@@ -70,9 +73,10 @@ def test_loss_and_gradient_over_k_answers_are_those_of_single_pairs(
     folder: Path, prompts: list[dict[str, Any]]
 ) -> None:
     model, reference = loaded(folder), loaded(folder).double()
-    batch = collated(prompts, pad=EOS)
+    batch = collated(prompts)
     assert prompts_in(batch) == pytest.approx(2.5)
-    assert len(batch["input_ids"]) == 9  # one forward for each answer
+    assert len(batch["cu_seq_lens_q"]) - 1 == 9  # one forward for each answer, and no padding
+    assert batch["input_ids"].shape == (1, int(batch["cu_seq_lens_q"][-1]))
     found, expected = pair_loss_sum(model, batch), slow(reference, prompts)
     assert found.item() == pytest.approx(expected.item(), rel=1e-6)
     found.backward()
@@ -85,11 +89,11 @@ def test_loss_and_gradient_over_k_answers_are_those_of_single_pairs(
 def test_prompts_weigh_the_same_whatever_their_pairs(folder: Path, prompts: list[dict[str, Any]]) -> None:
     model = loaded(folder)
     whole = prompts[:2]
-    alone = [pair_loss_sum(model, collated([prompt], pad=EOS)).item() for prompt in whole]
-    assert pair_loss_sum(model, collated(whole, pad=EOS)).item() == pytest.approx(sum(alone), rel=1e-5)
+    alone = [pair_loss_sum(model, collated([prompt])).item() for prompt in whole]
+    assert pair_loss_sum(model, collated(whole)).item() == pytest.approx(sum(alone), rel=1e-5)
     model.score.weight.data.zero_()
-    assert pair_loss_sum(model, collated(whole, pad=EOS)).item() == pytest.approx(2 * 0.693147, rel=1e-5)
-    figures = pair_figures(model, collated(whole, pad=EOS))
+    assert pair_loss_sum(model, collated(whole)).item() == pytest.approx(2 * 0.693147, rel=1e-5)
+    figures = pair_figures(model, collated(whole))
     assert figures["held_out_accuracy"] == (3.0, 6.0)  # ties: half right
 
 
@@ -97,12 +101,14 @@ def test_the_reward_is_read_at_the_end_though_padding_is_the_end_of_sequence(fol
     from transformers import AutoModelForSequenceClassification
 
     model = loaded(folder, pad=EOS)
-    rows = answers(3, 6, 11)  # the shortest first, as a batch has them
-    batch = collated([{"answers": rows, "pairs": torch.tensor([[0, 1]]), "share": 1}], pad=EOS)
+    rows = answers(3, 6, 11)
+    batch = padded([example(row, torch.ones_like(row)) for row in rows], pad=EOS)
+    end_to_end = collated([{"answers": rows, "pairs": torch.tensor([[0, 1]]), "share": 1}])
     with torch.no_grad():
         alone = torch.cat([model(row[None], torch.ones_like(row)[None]).logits for row in rows])
         together = model(batch["input_ids"], batch["attention_mask"]).logits
         torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(rewards(model, end_to_end), alone.squeeze(-1), rtol=1e-4, atol=1e-5)
         theirs = AutoModelForSequenceClassification.from_pretrained(folder, pad_token_id=EOS).eval()
         by_id = theirs(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
         assert (by_id - alone).abs().max() > 1e-3  # what reading by the token's id gives

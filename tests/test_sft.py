@@ -115,12 +115,16 @@ def test_two_machines_change_no_loss(ground: Path) -> None:
     same_losses(ground, "nodes")
 
 
-@pytest.mark.parametrize("stage", [2, 3])
-def test_a_killed_training_goes_on_as_if_nothing_had_been(ground: Path, stage: int) -> None:
+@pytest.mark.parametrize(
+    ("stage", "again"), [(2, ("--nproc", 1)), (3, ("--zero", 3, "--nproc", 2))], ids=["as one", "as two"]
+)
+def test_a_killed_training_goes_on_as_if_nothing_had_been(
+    ground: Path, stage: int, again: tuple[object, ...]
+) -> None:
     """Two processes, kill -9 in the middle, once of one of them, once of the command: the losses are those
-    of the plain, undisturbed training."""
-    out, flags = f"killed{stage}", ("--zero", stage, "--nproc", 2)
-    words = tiny.words(*given(ground, out), *flags)
+    of the plain, undisturbed training, also where another number of processes continues."""
+    out = f"killed{stage}"
+    words = tiny.words(*given(ground, out), "--zero", stage, "--nproc", 2)
     if stage == 2:
         code, said = kill_a_worker_at_step(words, ground / out, 5)
         assert code == 1, said
@@ -128,7 +132,8 @@ def test_a_killed_training_goes_on_as_if_nothing_had_been(ground: Path, stage: i
     else:
         kill_at_step(words, ground / out, 5)
     leave_traces_of_a_kill(ground / out / "training")
-    said = tiny.train(*given(ground, out), *flags, "--resume")
+    said = tiny.train(*given(ground, out), *again, "--resume")
+    assert ("checkpoint-4 is shared out anew" in said) == (stage == 2)
     assert "checkpoint-5 is passed over: it was not finished" in said
     assert "continuing from step 4" in said
     same_losses(ground, out)
@@ -138,7 +143,7 @@ def test_a_killed_training_goes_on_as_if_nothing_had_been(ground: Path, stage: i
     mine = AutoModelForCausalLM.from_pretrained(ground / out).state_dict()
     plain = AutoModelForCausalLM.from_pretrained(ground / "plain").state_dict()
     assert all(mine[name].allclose(plain[name], atol=1e-5) for name in plain)
-    assert "is finished" in tiny.train(*given(ground, out), *flags, "--resume")
+    assert "is finished" in tiny.train(*given(ground, out), *again, "--resume")
 
 
 def test_an_interrupted_training_stops_with_a_checkpoint_and_no_other_may_take_its_place(

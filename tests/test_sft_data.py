@@ -20,6 +20,7 @@ from store.errors import PoolError, UsageError
 from store.records import Instruction, alpaca_prompt
 from store.student import TextTokens
 from tests.support import tiny
+from trainers.attention import implementation
 from trainers.config import SftRecipe
 from trainers.encoding import encode
 from trainers.models import packs_exactly
@@ -234,10 +235,9 @@ def test_the_loss_is_the_same_packed_padded_and_alone(
         count = int((labels != IGNORED).sum())
         reference += model(input_ids=e["input_ids"][None], labels=labels[None]).loss.item() * count
     assert alone.item() == pytest.approx(reference, rel=1e-5)
-    if packs_exactly(model.config):
-        assert token_loss_sum(model, packed(examples)).item() == pytest.approx(alone.item(), rel=1e-5)
-    else:
-        assert kind == "opt"  # never packed: it would be silently wrong
+    assert packs_exactly(model.config)
+    model.set_attn_implementation(implementation(packed=True, bf16=False))
+    assert token_loss_sum(model, packed(examples)).item() == pytest.approx(alone.item(), rel=1e-5)
 
 
 def test_packed_rows_give_the_gradient_of_rows_alone(examples: list[dict[str, torch.Tensor]]) -> None:

@@ -68,7 +68,10 @@ class Training(BaseModel):
     epochs: Epochs = setting(3.0, "passes over the data", HOW)
     batch: Count = setting(128, "rows per optimizer step, over all processes", HOW)
     micro_batch: Count | None = setting(
-        None, "rows per forward pass in each process", HOW, usual=f"up to {MOST_ROWS_AT_ONCE}"
+        None,
+        "rows per forward pass in each process",
+        HOW,
+        usual=f"on a GPU what its memory holds, on a CPU up to {MOST_ROWS_AT_ONCE}",
     )
     lr: Positive = setting(2e-5, "learning rate", HOW)
     schedule: Literal["cosine", "linear", "constant"] = setting("cosine", "learning rate schedule", HOW)
@@ -152,7 +155,7 @@ class Training(BaseModel):
 
     @property
     def tokens_at_once(self) -> int:
-        """The most that a micro batch holds, for the arithmetic of memory."""
+        """The most that so many rows may be, for the arithmetic of memory before they are read."""
         return self.rows_at_once * self.max_length
 
     @property
@@ -216,7 +219,10 @@ class RewardRecipe(Training):
     epochs: Epochs = setting(2.0, "passes over the data", HOW)
     batch: Count = setting(16, "prompts per optimizer step, over all processes", HOW)
     micro_batch: Count | None = setting(
-        None, "prompts per forward pass in each process", HOW, usual="as many as have 8 answers"
+        None,
+        "prompts per forward pass in each process",
+        HOW,
+        usual="on a GPU what its memory holds, on a CPU as many as have 8 answers",
     )
     lr: Positive = setting(5e-5, "learning rate", HOW)
     warmup: Share = setting(0.1, "share of the steps in which the rate rises", HOW, metavar="SHARE")

@@ -53,7 +53,8 @@ class Display:
         self._pace += weight * (record["seconds"] - self._pace)
         self._speed += weight * (record["tokens"] / max(record["seconds"], 1e-9) - self._speed)
         left = (record["steps"] - record["step"]) * self._pace
-        told = f"loss {record['loss']:.3f}  {self._speed:,.0f} tokens/s  {duration(left)} left"
+        used = f" (MFU {record['mfu']:.0%})" if record.get("mfu") else ""
+        told = f"loss {record['loss']:.3f}  {self._speed:,.0f} tokens/s{used}  {duration(left)} left"
         if self._live:
             if self._task is None:
                 self._task = self._bar.add_task("training", total=record["steps"], told="")

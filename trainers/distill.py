@@ -16,7 +16,16 @@ from store.student import TextTokens
 from trainers.encoding import encode
 from trainers.model_card import finish
 from trainers.models import check_whole, config_of, fingerprint, resolve, skeleton, tokenizer_of
-from trainers.preflight import Setup, carry_out, check_length, check_size, identity_of, set_up, tell_time
+from trainers.preflight import (
+    Setup,
+    carry_out,
+    check_length,
+    check_size,
+    identity_of,
+    set_up,
+    size_of,
+    tell_time,
+)
 from trainers.rows import TokenRows, gathered, save
 from trainers.run_folder import held_by
 from trainers.sft import packed, samples, tables
@@ -36,21 +45,24 @@ def run_distill(recipe: DistillRecipe, resume: bool, quiet: bool, env: Mapping[s
         return 0
     recipe, setup = begun
     check_length(recipe, setup.config)
-    packs, shapes = packed(recipe, setup.config), skeleton(setup.config)
+    packs = packed(recipe, setup.config, setup.folder if resume else None)
+    shapes = skeleton(setup.config)
     check_whole(setup.model, shapes)
     teacher, size = teacher_of(recipe, setup)
     kept = size if recipe.on_policy else 0  # else it reads the rows before the student is there
-    parameters = check_size(recipe, setup, shapes, setup.config.vocab_size, "rows", kept)
+    size_of(recipe, setup, shapes, setup.config.vocab_size, kept)  # else it is refused before rows are read
     with held_by(setup.folder, recipe.node_rank):
         if teacher is None:
             rows, counts = stored(recipe, setup)
         else:
             rows, counts = read_rows(recipe, setup)
-        tell_time(recipe, setup, parameters + size // 3, rows.lengths[rows.trained].sum())
+        lengths = rows.lengths[rows.trained]
+        fit = check_size(recipe, setup, shapes, setup.config.vocab_size, "rows", lengths, packs, kept)
+        tell_time(recipe, setup, fit.parameters + size // 3, lengths.sum())
         identity = identity_of(recipe, rows.digest, setup.model, packed=packs)
         identity["teacher"] = fingerprint(teacher) if teacher else "in the rows"
         job = {"packed": packs, "template": counts.template, "teacher": teacher}
-        carry_out(recipe, setup, "distill", identity, **job)
+        carry_out(recipe, setup, "distill", identity, fit, **job)
         if recipe.node_rank == 0:
             said = tables(recipe, rows, counts, packs, setup.folder)
             about = ABOUT.format(

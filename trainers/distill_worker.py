@@ -9,6 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from trainers.attention import implementation
+from trainers.callbacks import Telling
+from trainers.micro_batches import Room, room_for
 from trainers.models import causal_model, tokenizer_of, with_lora
 from trainers.process import join_processes
 from trainers.rows import (
@@ -16,7 +19,6 @@ from trainers.rows import (
     Batch,
     TokenRows,
     example,
-    in_groups,
     learnt_in,
     load,
     order,
@@ -26,36 +28,28 @@ from trainers.rows import (
 )
 from trainers.run_folder import Folder
 from trainers.teacher_targets import Targets, ask_teacher, firsts
-from trainers.trainer import Loop, Telling, joined, publish, weights_dtype
+from trainers.trainer import Lessons, Loop, joined, publish, weights_dtype
 from trainers.trl_config import DistillRecipe
 
 LEAST = 1e-7  # of a probability
 
 
-class TaughtRows(torch.utils.data.Dataset[Batch]):
-    """Chosen rows with what the teacher said of them."""
+class TaughtRows:
+    """Rows with what the teacher said of them."""
 
     def __init__(self, rows: TokenRows, targets: Targets) -> None:
-        self._rows, self._targets, self._firsts, self._chosen = rows, targets, firsts(rows), rows.trained
+        self._rows, self._targets, self._firsts = rows, targets, firsts(rows)
 
-    def __len__(self) -> int:
-        return len(self._chosen)
-
-    def __getitem__(self, place: int) -> Batch:
-        return self.row(int(self._chosen[place]))
-
-    def row(self, index: int) -> Batch:
-        where = slice(int(self._firsts[index]), int(self._firsts[index + 1]))
-        ids, logs = np.array(self._targets.ids[where]), np.array(self._targets.logs[where])
-        found = {"teacher_ids": torch.tensor(ids, dtype=torch.long), "teacher_logs": torch.tensor(logs)}
-        return example(*self._rows.row(index)) | found
-
-
-def collated(examples: Sequence[Batch], rows: Any) -> Batch:
-    """rows: how tokens become a batch, packed or padded. teacher_ids, teacher_logs: (places, top), in the
-    order of the targets."""
-    names = ("teacher_ids", "teacher_logs")
-    return dict(rows(examples)) | {name: torch.cat([e[name] for e in examples]) for name in names}
+    def batch(self, places: Sequence[int], pads: Any = None, room: Room | None = None) -> Batch:
+        """pads: how rows are filled up, None: they are packed. teacher_ids, teacher_logs: (places, top), in
+        the order of the targets."""
+        examples = [example(*self._rows.row(place)) for place in places]
+        wide = max(len(one["input_ids"]) for one in examples)
+        found = packed(examples) if pads is None else pads(examples, width=room.width(wide) if room else 0)
+        where = [slice(int(self._firsts[place]), int(self._firsts[place + 1])) for place in places]
+        ids = np.concatenate([self._targets.ids[own] for own in where]).astype(np.int64)
+        logs = np.concatenate([self._targets.logs[own] for own in where])
+        return {**found, "teacher_ids": torch.from_numpy(ids), "teacher_logs": torch.from_numpy(logs)}
 
 
 def kl_sum(model: Any, batch: Batch, temperature: float) -> torch.Tensor:
@@ -91,8 +85,8 @@ def figures(model: Any, batch: Batch, temperature: float) -> dict[str, tuple[flo
     }
 
 
-def train_distill(job: dict[str, Any], sampled: Any) -> None:
-    """sampled: draws answers to held-out prompts."""
+def train_distill(job: dict[str, Any], sampled: Any, one_batch: Any) -> None:
+    """sampled, one_batch: see worker.py."""
     recipe, tokenizer = DistillRecipe(**job["recipe"]), tokenizer_of(job["model"])
     folder, rows = Folder(recipe.out), load(TokenRows, Path(job["rows"]))
     if recipe.on_policy:
@@ -105,26 +99,26 @@ def train_distill(job: dict[str, Any], sampled: Any) -> None:
         ask_teacher(job["teacher"], rows, Path(job["rows"]), recipe)
     targets, trained = Targets.read(Path(job["rows"])), rows.trained
     steps = steps_of(len(trained), recipe.batch, recipe.epochs)
-    planned = order(rows.lengths[trained], recipe.batch, steps, recipe.seed)
+    planned = trained[order(rows.lengths[trained], recipe.batch, steps, recipe.seed)]
 
-    checkpoint, args = joined(recipe, job, steps)
-    model = causal_model(job["model"], weights_dtype(recipe))
+    checkpoint, args = joined(recipe, job, steps, **one_batch(recipe))
+    attention = implementation(job["packed"], recipe.precision == "bf16")
+    model = causal_model(job["model"], weights_dtype(recipe), attention)
     if recipe.lora is not None:
         model = with_lora(model, recipe.lora, recipe.recompute)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    collate = partial(collated, rows=packed if job["packed"] else partial(padded, pad=pad))
+    room = room_for(job["tokens_at_once"], recipe.rows_at_once, job["packed"], recipe.max_length)
     taught = TaughtRows(rows, targets)
 
     def batch_of(group: Sequence[int]) -> Batch:
-        return collate([taught.row(i) for i in group])
+        return taught.batch(group, None if job["packed"] else partial(padded, pad=pad), room)
 
-    telling = Telling(rows.lengths[trained][planned].sum(1), len(trained), recipe.batch, folder)
+    telling = Telling(rows.lengths[planned].sum(1), len(trained), recipe.batch, folder)
+    lessons = Lessons(planned, rows.held_out, rows.lengths, rows.learnt, batch_of, room)
     loop = Loop(
-        planned, partial(kl_sum, temperature=recipe.temperature),
-        in_groups(rows.held_out, rows.lengths, recipe.rows_at_once, batch_of),
-        partial(sampled, rows=rows, tokenizer=tokenizer, count=recipe.samples), folder.metrics,
-        measure=partial(figures, temperature=recipe.temperature),
-        model=model, args=args, train_dataset=taught, data_collator=collate, callbacks=[telling],
+        lessons, partial(kl_sum, temperature=recipe.temperature),
+        partial(sampled, rows=rows, tokenizer=tokenizer, count=recipe.samples), telling, folder.metrics,
+        measure=partial(figures, temperature=recipe.temperature), model=model, args=args,
     )  # fmt: skip
     loop.train(resume_from_checkpoint=checkpoint)
     if not telling.stopped:

@@ -31,7 +31,7 @@ def run_dpo(recipe: DpoRecipe, resume: bool, quiet: bool, env: Mapping[str, str]
     check_length(recipe, setup.config)
     shapes = skeleton(setup.config)
     check_whole(setup.model, shapes)
-    parameters = check_size(recipe, setup, shapes, setup.config.vocab_size, "pairs")
+    parameters = check_size(recipe, setup, shapes, setup.config.vocab_size, "pairs").parameters
     with held_by(setup.folder, recipe.node_rank):
         rows, counts, held = read(recipe, setup)
         passes = 2 if recipe.loss in REFERENCED else 1  # the reference reads each pair once

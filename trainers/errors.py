@@ -5,6 +5,7 @@ DistillError
 │   ├── TooLarge             the machine cannot hold this training
 │   └── NotTheSame           a resume whose data, recipe or processes differ from the run's
 ├── TrainingFailed           a training process ended badly; exits 1, its checkpoints are safe
+│   └── OutOfMemory          of its device; smaller micro batches need less
 └── Stopped                  interrupted; exits 130, resumable
 """
 
@@ -23,6 +24,10 @@ class TrainingFailed(DistillError):
     """A training process ended badly."""
 
     exit_code = 1
+
+
+class OutOfMemory(TrainingFailed):
+    """A training process ran out of its device's memory."""
 
 
 class Stopped(DistillError):

@@ -21,7 +21,7 @@ from typing import IO, Any
 
 from trainers.config import Training
 from trainers.display import Display, draw
-from trainers.errors import Stopped, TrainingFailed
+from trainers.errors import OutOfMemory, Stopped, TrainingFailed
 from trainers.process import parsed
 from trainers.run_folder import Folder, read_metrics
 
@@ -54,6 +54,8 @@ def environment(recipe: Training, given: Mapping[str, str], on_cpu: bool) -> dic
     found |= {"PYTHONUNBUFFERED": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
     if on_cpu:
         found |= {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
+    else:  # micro batches differ in size: without it, what they leave free is in pieces
+        found.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
     for name in (*ALONE, "MASTER_PORT"):
         found.pop(name, None)  # torchrun sets them, and where nothing is to be joined they would mislead
     if recipe.processes == 1 and recipe.with_deepspeed:
@@ -89,7 +91,8 @@ class Processes:
                 yield record
         code = self._process.wait()
         if code:
-            raise TrainingFailed(f"{self._why(code)}; the log is {self._log.name}")
+            kind = OutOfMemory if self._failed and "OutOfMemory" in self._failed else TrainingFailed
+            raise kind(f"{self._why(code)}; the log is {self._log.name}")
 
     def _why(self, code: int) -> str:
         memory = (
@@ -144,6 +147,8 @@ def run(recipe: Training, folder: Folder, env: Mapping[str, str], on_cpu: bool, 
                         draw(read_metrics(folder.metrics), folder.curves, title_of(recipe), recipe.loss_name)
                 elif record["kind"] == "stopping":
                     stopped = record["step"]
+                elif record["kind"] == "notice":
+                    display.say(record["text"])
     finally:
         processes.kill()
     if stopped:

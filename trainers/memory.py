@@ -2,7 +2,7 @@
 
 Bytes for a parameter (ZeRO, arXiv 1910.02054, section 3.1; fp32 master weights and Adam's two moments are
 12): bf16 under DeepSpeed 2 + 2 + 12, of which stage 1 shares the 12, stage 2 the gradients too, stage 3
-all. A plain loop keeps fp32 weights and casts during computation: 16.
+all. A plain loop keeps fp32 weights, 16 with gradients and moments, and in bf16 a copy of them: 18.
 """
 
 import functools
@@ -17,6 +17,7 @@ from typing import Any
 
 from trainers.config import Training
 from trainers.errors import TooLarge
+from trainers.micro_batches import FILLED, MOST_TOKENS
 
 GIB = 2**30
 PROCESS = 0.7 * GIB  # Python, torch and DeepSpeed, before any model
@@ -24,6 +25,7 @@ ADAM = 8
 MASTER = 4
 GATHERED = 2 * 10**9  # most of the parameters that stage 3 has whole at once
 FLOPS_A_PARAMETER = 6  # forward 2, backward 4 (8 where activations are computed again)
+CAUTION = 0.7  # of the tokens that fit by arithmetic are tried first
 # Share of a matrix product's speed that training reaches: a guess, so the time is told as a range.
 EFFICIENCY = (0.15, 0.5)
 
@@ -64,26 +66,23 @@ class Need:
         return self.states + self.activations
 
 
-def need(size: ModelSize, recipe: Training, stage: int | None) -> Need:
-    """What one process needs at its peak."""
-    share = recipe.processes
-    bf16 = recipe.precision == "bf16"
-    weight = 2 if bf16 and stage is not None else 4
-    gradient = weight
-    optimizer = ADAM + (MASTER if weight == 2 else 0)
-    by_stage = {
-        None: (1, 1, 1),
-        0: (1, 1, 1),
-        1: (1, 1, share),
-        2: (1, share, share),
-        3: (share, share, share),
-    }
+def need(size: ModelSize, recipe: Training, stage: int | None, tokens: int | None = None) -> Need:
+    """What one process needs at its peak. tokens: of a micro batch; rows of full length, unless said."""
+    share, bf16 = recipe.processes, recipe.precision == "bf16"
+    activations = activations_a_token(size, recipe) * (recipe.tokens_at_once if tokens is None else tokens)
+    if stage is None:
+        weights = size.parameters * (2 if bf16 and recipe.lora else 4) + size.trained * 4 * bool(recipe.lora)
+        copies = size.trained * 2 * bf16  # autocast keeps one of each weight that learns during a step
+        return Need(weights + copies + size.trained * (4 + ADAM), activations)
+    weight = gradient = 2 if bf16 else 4
+    optimizer = ADAM + (MASTER if bf16 else 0)
+    by_stage = {0: (1, 1, 1), 1: (1, 1, share), 2: (1, share, share), 3: (share, share, share)}
     weights, gradients, states = by_stage[stage]
     kept = size.parameters * weight / weights
     if stage == 3 and share > 1:
         kept += min(size.parameters, GATHERED) * weight
     # DeepSpeed without sharded gradients adds micro batches up in fp32 beside the bf16 ones.
-    extra = MASTER if weight == 2 and stage in (0, 1) else 0
+    extra = MASTER if bf16 and stage in (0, 1) else 0
     moving = size.trained * ((gradient + extra) / gradients)
     slow = size.trained * optimizer / states
     offloaded = 0.0
@@ -94,17 +93,25 @@ def need(size: ModelSize, recipe: Training, stage: int | None) -> Need:
                 offloaded + size.parameters * weight / share,
                 min(size.parameters, GATHERED) * weight,
             )
-    return Need(kept + moving + slow, _activations(size, recipe), offloaded)
+    return Need(kept + moving + slow, activations, offloaded)
 
 
-def _activations(size: ModelSize, recipe: Training) -> float:
-    """Of a micro batch of rows at full length, after Korthikanti et al. (arXiv 2205.05198) without the
-    attention matrix, which sdpa does not keep; and logits in bf16 and fp32 with their gradient."""
-    tokens = recipe.tokens_at_once
+def activations_a_token(size: ModelSize, recipe: Training) -> float:
+    """Bytes, after Korthikanti et al. (arXiv 2205.05198) without the attention matrix, which no kernel
+    keeps; and logits in bf16 and fp32 with their gradient."""
     unit = 2 if recipe.precision == "bf16" else 4
     layer = unit * (10 * size.hidden + 4 * size.inner)
     layers = layer + size.layers * unit * size.hidden if recipe.recompute else size.layers * layer
-    return tokens * (layers + size.outputs * (unit + 8))
+    return layers + size.outputs * (unit + 8)
+
+
+def tokens_that_fit(size: ModelSize, recipe: Training, stage: int | None, machine: "Machine") -> int | None:
+    """Of a micro batch on these GPUs, until the first steps have measured it; None where rows are counted."""
+    if not machine.gpus or recipe.micro_batch:
+        return None
+    free = FILLED * min(machine.gpus[: recipe.nproc]) - need(size, recipe, stage, 0).states
+    fits = int(CAUTION * free / activations_a_token(size, recipe))
+    return min(MOST_TOKENS, max(1, fits))
 
 
 def seconds(parameters: int, tokens: float, flops: float, recompute: bool) -> tuple[float, float]:
@@ -190,9 +197,12 @@ FLAGS = "--micro-batch 1 --recompute"
 LORA_RANK, LORA_SHARE = 16, 100  # of so many parameters about one is learnt
 
 
-def check_memory(size: ModelSize, recipe: Training, stage: int | None, machine: Machine) -> Need:
-    """Raises TooLarge with the numbers and what would fit."""
-    wanted = need(size, recipe, stage)
+def check_memory(
+    size: ModelSize, recipe: Training, stage: int | None, machine: Machine, tokens: int | None = None
+) -> Need:
+    """Raises TooLarge with the numbers and what would fit. tokens: of the largest micro batch, where that is
+    known."""
+    wanted = need(size, recipe, stage, tokens)
     if fits(wanted, recipe, machine):
         return wanted
     # The first of the usual ways out that fits, by the same arithmetic.
@@ -213,13 +223,20 @@ def check_memory(size: ModelSize, recipe: Training, stage: int | None, machine: 
     )
 
 
-def in_words(size: ModelSize, recipe: Training, wanted: Need, machine: Machine, rows: str) -> str:
-    """What a training run that fits is. rows: what a batch counts."""
+def in_words(
+    size: ModelSize, recipe: Training, wanted: Need, machine: Machine, rows: str, tokens: int | None
+) -> str:
+    """What a training that fits is. rows: what a batch counts. tokens: that a micro batch holds at first,
+    None where rows are counted."""
+    if tokens is not None:
+        pieces = f"{recipe.batch} by {_processes(recipe)}, in micro batches of up to {tokens:,} tokens"
+    else:
+        pieces = f"micro batch {recipe.rows_at_once} x {recipe.accumulation} x {_processes(recipe)}"
+        pieces += f" = {recipe.batch}"
     memory = f"{gib(wanted.device)} of a GPU" if machine.gpus else f"{gib(wanted.device + PROCESS)} of RAM"
     return (
         f"{_millions(size.parameters)} parameters, {_millions(size.trained)} trained, in {recipe.precision}; "
-        f"a process needs up to {memory}; {rows} a step: micro batch {recipe.rows_at_once} x "
-        f"{recipe.accumulation} x {_processes(recipe)} = {recipe.batch}"
+        f"a process needs up to {memory}; {rows} a step: {pieces}"
     )
 
 

@@ -1,16 +1,19 @@
 """After the last step: README.md of the result, and the result itself at the top of its folder."""
 
 import hashlib
+import statistics
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from trainers.config import Training
 from trainers.launcher import title_of
+from trainers.memory import gib
 from trainers.rows import steps_of
 from trainers.run_folder import Folder, write
 
-VERSIONS = ("torch", "transformers", "accelerate", "deepspeed", "peft")
+VERSIONS = ("torch", "transformers", "accelerate", "deepspeed", "peft", "liger-kernel", "flash-attn")
+MFU = "counted are 6 operations a token for each weight that learns, 4 for one that does not, no attention"
 SAMPLE_SHOWN = 600  # characters
 Table = Mapping[str, object]
 
@@ -95,6 +98,28 @@ def file_table(recipe: Training) -> dict[str, str]:
     with recipe.data.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return {"file": recipe.data.name, "sha256 of the file": f"`{digest}`"}
+
+
+def speed(records: Sequence[Mapping[str, Any]], needed: float) -> dict[str, object]:
+    """needed: bytes that the check of memory told. The first step of a process also prepares the others."""
+    steps = [r for r in records if r["kind"] == "step"]
+    if not steps:
+        return {}
+    later = steps[1:] or steps
+    rates = [r["tokens"] / r["seconds"] for r in later]
+    used = [r["mfu"] for r in later if r.get("mfu")]
+    name = next((r["name"] for r in reversed(records) if r["kind"] == "device"), "CPU")
+    product = next((r["flops"] for r in reversed(records) if r["kind"] == "device"), 0.0)
+    counted = f"of {product / 1e12:,.0f} TFLOP/s, a product of 8192 x 8192 in bf16 there; {MFU}"
+    peak = max((r.get("peak_memory", 0) for r in steps), default=0)
+    return {
+        "device": name,
+        "tokens a second, median step": f"{statistics.median(rates):,.0f}",
+        "MFU": f"{statistics.median(used):.1%} {counted}" if used else "unknown",
+        "micro batches of the last step": steps[-1].get("micro_batches", "unknown"),
+        "memory of a process, told": gib(needed),
+        "memory of a process, used at most": gib(peak) if peak else "unknown",
+    }
 
 
 def losses(records: Sequence[Mapping[str, Any]]) -> dict[str, object]:

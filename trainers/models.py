@@ -63,9 +63,8 @@ def _unpack(package: Path, folder: Path) -> None:
     AutoTokenizer.from_pretrained(**source).save_pretrained(folder)
 
 
-# Architectures in which positions that begin anew separate packed rows exactly under sdpa. OPT makes its
-# positions from the attention mask and packs silently wrong.
-EXACT_WHEN_PACKED = {"llama", "mistral", "qwen2", "qwen3", "smollm3", "olmo2", "phi3"}
+# Architectures that take positions which begin anew, and tell attention where rows end (attention.py).
+EXACT_WHEN_PACKED = {"llama", "mistral", "qwen2", "qwen3", "smollm3", "olmo2", "phi3", "opt"}
 SAMPLED_BYTES = 1 << 20
 SHOWN_BY_NAME = 4
 
@@ -106,12 +105,14 @@ def check_whole(model: str, skeleton: Any, new: str = "") -> None:
     check_weights(Path(model), {n: tuple(p.shape) for n, p in named if not (new and n.startswith(new))})
 
 
-def whole(kind: Any, model: str, dtype: torch.dtype, new: str = "", **more: Any) -> Any:
+def whole(
+    kind: Any, model: str, dtype: torch.dtype, attention: str = "sdpa", new: str = "", **more: Any
+) -> Any:
     """A model of this kind with its weights. Raises UsageError where some are missing, for they would be
     drawn at random; those whose names begin with `new` may be."""
     try:
         found, told = kind.from_pretrained(
-            model, dtype=dtype, attn_implementation="sdpa", output_loading_info=True, **more
+            model, dtype=dtype, attn_implementation=attention, output_loading_info=True, **more
         )
     except OSError as error:
         raise UsageError(f"{model}: its weights cannot be read: {first_line(error)}") from error
@@ -135,9 +136,9 @@ def packs_exactly(config: Any) -> bool:
     return config.model_type in EXACT_WHEN_PACKED
 
 
-def causal_model(model: str, dtype: torch.dtype) -> Any:
+def causal_model(model: str, dtype: torch.dtype, attention: str = "sdpa") -> Any:
     """The weights, in `dtype`. Under ZeRO-3 they are shared out while they are read."""
-    return whole(AutoModelForCausalLM, model, dtype)
+    return whole(AutoModelForCausalLM, model, dtype, attention)
 
 
 def fingerprint(model: str) -> str:

@@ -4,18 +4,23 @@ whether it fits and how long it may take, DeepSpeed's configuration, and where t
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
 
 from store.errors import UsageError
 from store.pool import Pool
 from trainers.config import FREE, Training
 from trainers.display import Display, duration
+from trainers.errors import OutOfMemory
 from trainers.launcher import run
 from trainers.memory import (
     CPUINFO,
+    PROCESS,
     Machine,
     ModelSize,
     check_memory,
@@ -25,11 +30,15 @@ from trainers.memory import (
     lora_parameters,
     seconds,
     this_machine,
+    tokens_that_fit,
 )
+from trainers.micro_batches import room_for, shared
 from trainers.models import config_of, fingerprint, linear_shapes, resolve
-from trainers.run_folder import Folder, forget_after, last_checkpoint, step_of, write
+from trainers.rows import order, steps_of
+from trainers.run_folder import Folder, forget_after, last_checkpoint, reshared, step_of, write
 
 R = TypeVar("R", bound=Training)
+LOOKED_AT = 200  # steps, those with the most tokens
 
 
 @dataclass(frozen=True)
@@ -60,6 +69,8 @@ def set_up(recipe: R, resume: bool, quiet: bool, env: Mapping[str, str]) -> tupl
     model = resolve(recipe.model, folder.work)
     config, machine = config_of(model), this_machine()
     recipe = with_precision(recipe, folder, resume, machine, display)
+    if resume and recipe.zero is None and recipe.deepspeed is None:  # of any number of processes
+        recipe = recipe.model_copy(update={"zero": folder.begun("zero", (0, 1, 2, 3))})
     return recipe, Setup(folder, model, config, machine, display, resume, quiet, env)
 
 
@@ -70,19 +81,62 @@ def check_length(recipe: Training, config: Any) -> None:
         raise UsageError(f"--max-length {recipe.max_length}: this model reads at most {longest} tokens")
 
 
-def check_size(
-    recipe: Training, setup: Setup, skeleton: Any, outputs: int, counted: str, beside: int = 0
-) -> int:
-    """The parameters of a model, of which the skeleton has the shapes. outputs: numbers that it makes of each
-    token. counted: what a batch counts. beside: parameters of other models that are only read meanwhile.
-    Raises TooLarge."""
+@dataclass(frozen=True)
+class Fit:
+    """A training that fits. parameters: of the model. needed: bytes on the device. tokens_at_once: that a
+    micro batch holds at first, None where rows are counted."""
+
+    parameters: int
+    needed: float
+    tokens_at_once: int | None
+
+
+def size_of(recipe: Training, setup: Setup, skeleton: Any, outputs: int, beside: int = 0) -> ModelSize:
+    """Of a model of which the skeleton has the shapes. outputs: numbers that it makes of each token. beside:
+    parameters of other models that are only read meanwhile. Raises TooLarge where not even its weights can be
+    held."""
     parameters = trained = sum(p.numel() for p in skeleton.parameters())
     if recipe.lora is not None:
         trained = lora_parameters(recipe.lora, linear_shapes(skeleton))
     size = ModelSize.of(setup.config, parameters + beside, trained, outputs)
-    needed = check_memory(size, as_configured(recipe), stage_of(recipe), setup.machine)
-    setup.display.say(in_words(size, recipe, needed, setup.machine, counted))
-    return parameters
+    check_memory(size, as_configured(recipe), stage_of(recipe), setup.machine, 1)
+    return size
+
+
+def check_size(
+    recipe: Training,
+    setup: Setup,
+    skeleton: Any,
+    outputs: int,
+    counted: str,
+    lengths: npt.NDArray[np.int64] | None = None,
+    packed: bool = True,
+    beside: int = 0,
+) -> Fit:
+    """skeleton, outputs, beside: see size_of. counted: what a batch counts. lengths: of the rows that are
+    trained on, which may need less than rows of full length. Raises TooLarge."""
+    size, configured = size_of(recipe, setup, skeleton, outputs, beside), as_configured(recipe)
+    stage, tokens, largest = stage_of(recipe), None, None
+    if lengths is not None:
+        tokens = tokens_that_fit(size, configured, stage, setup.machine)
+        room = room_for(tokens, recipe.rows_at_once, packed, recipe.max_length)
+        pieces = [(step, shared(step, recipe.processes, room)) for step in heaviest(lengths, recipe)]
+        costs = (
+            room.cost([step[n] for n in rows]) for step, found in pieces for own in found for rows in own
+        )
+        largest = max(costs)
+    needed = check_memory(size, configured, stage, setup.machine, largest)
+    setup.display.say(in_words(size, recipe, needed, setup.machine, counted, tokens))
+    process = 0 if setup.machine.gpus else PROCESS
+    return Fit(size.parameters, needed.device + process, tokens)
+
+
+def heaviest(lengths: npt.NDArray[np.int64], recipe: Training) -> list[list[int]]:
+    """Lengths of the rows of the steps with the most tokens, which need the most memory."""
+    steps = steps_of(len(lengths), recipe.batch, recipe.epochs)
+    found = lengths[order(lengths, recipe.batch, steps, recipe.seed)]
+    chosen: list[list[int]] = found[np.argsort(found.sum(1))[-LOOKED_AT:]].tolist()
+    return chosen
 
 
 def tell_time(recipe: Training, setup: Setup, parameters: int, tokens: int) -> None:
@@ -94,31 +148,50 @@ def tell_time(recipe: Training, setup: Setup, parameters: int, tokens: int) -> N
     setup.display.say(f"on this CPU, between {duration(least)} and {duration(most)}")
 
 
-def carry_out(recipe: Training, setup: Setup, kind: str, identity: Mapping[str, Any], **job: Any) -> None:
-    """Trains in processes of their own, from the beginning or the last complete checkpoint, which the first
-    machine chooses for all. job: what this kind of training wants to know besides what all do. Raises
+def carry_out(
+    recipe: Training,
+    setup: Setup,
+    kind: str,
+    identity: Mapping[str, Any],
+    fit: Fit | None = None,
+    **job: Any,
+) -> None:
+    """Trains in processes of their own, from the beginning or the last whole checkpoint, which the first
+    machine chooses for all. job: what this kind of training wants to know besides what all do. Several
+    processes that run out of memory begin again in smaller micro batches: one alone repeats its step. Raises
     NotTheSame, Stopped, TrainingFailed."""
-    folder, checkpoint = setup.folder, None
-    if recipe.node_rank == 0 and not setup.resume:
-        folder.begin(identity)
-    elif recipe.node_rank == 0:
-        folder.same(identity)
-        checkpoint = last_checkpoint(folder.checkpoints, setup.display.say)
-        step = step_of(checkpoint) if checkpoint else 0
-        setup.display.say(
-            f"continuing from step {step}"
-            if checkpoint
-            else "no complete checkpoint yet: starting from the beginning"
-        )
-        forget_after(folder.metrics, step if checkpoint else -1)
-    told: dict[str, Any] = {
-        "recipe": recipe.model_dump(mode="json"), "parent": os.getpid(), "alone": recipe.processes == 1,
-        "kind": kind,
-        "rows": str(folder.rows(recipe.node_rank)), "checkpoint": str(checkpoint) if checkpoint else None,
-        "model": setup.model, "deepspeed": deepspeed_config(recipe),
-    }  # fmt: skip
-    write(folder.job(recipe.node_rank), {**told, **job})
-    run(recipe, folder, setup.env, not setup.machine.gpus, setup.quiet)
+    folder, say = setup.folder, setup.display.say
+    if recipe.node_rank == 0:
+        folder.same(identity) if setup.resume else folder.begin(identity)
+    tokens, resume = fit.tokens_at_once if fit else None, setup.resume
+    while True:
+        checkpoint = _checkpoint(folder, say) if resume and recipe.node_rank == 0 else None
+        if checkpoint and reshared(checkpoint, recipe.processes):
+            say(f"{checkpoint.name} is shared out anew, for another number of processes")
+        told: dict[str, Any] = {
+            "recipe": recipe.model_dump(mode="json"), "parent": os.getpid(), "alone": recipe.processes == 1,
+            "kind": kind, "rows": str(folder.rows(recipe.node_rank)),
+            "checkpoint": str(checkpoint) if checkpoint else None,
+            "model": setup.model, "deepspeed": deepspeed_config(recipe),
+            "tokens_at_once": tokens,
+        }  # fmt: skip
+        write(folder.job(recipe.node_rank), {**told, **job})
+        try:
+            return run(recipe, folder, setup.env, not setup.machine.gpus, setup.quiet)
+        except OutOfMemory:
+            if tokens is None or tokens <= recipe.max_length or recipe.nnodes > 1:
+                raise
+            tokens, resume = max(recipe.max_length, tokens // 2), True
+            say(f"out of memory: again, in micro batches of up to {tokens:,} tokens")
+
+
+def _checkpoint(folder: Folder, say: Callable[[str], None]) -> Path | None:
+    """The one to continue from. What was measured after it comes again."""
+    found = last_checkpoint(folder.checkpoints, say)
+    step = step_of(found) if found else 0
+    say(f"continuing from step {step}" if found else "no complete checkpoint yet: from the beginning")
+    forget_after(folder.metrics, step if found else -1)
+    return found
 
 
 def identity_of(recipe: Training, digest: str, model: str, **more: Any) -> dict[str, Any]:
@@ -145,7 +218,7 @@ def with_precision(
         if recipe.precision == "bf16" and alone and not resume and (times := slower_in_bf16(cpuinfo)):
             display.say(f"in bf16, as asked: this CPU {times}")
         return recipe
-    if resume and (begun := folder.begun_in) is not None:
+    if resume and (begun := folder.begun("precision", ("bf16", "fp32"))) is not None:
         return recipe.model_copy(update={"precision": begun})
     if machine.gpus or (cpu_has_bf16(cpuinfo) and not alone):
         return recipe.model_copy(update={"precision": "bf16"})

@@ -34,12 +34,10 @@ def _record(kind: str, values: dict[str, Any]) -> bytes:
 
 
 def measured(metrics: Path, kind: str, **values: Any) -> None:
-    """A measurement: on disk first, by the process that seals checkpoints, so that none is sealed whose
+    """A measurement: in its file first, by the process that seals checkpoints, so that none is sealed whose
     measurements a killed command never read; then told."""
     with metrics.open("ab") as file:
         file.write(_record(kind, values) + b"\n")
-        file.flush()
-        os.fsync(file.fileno())
     report(kind, **values)
 
 

@@ -9,7 +9,8 @@ from typing import Any, TypeAlias
 from store.student import named
 from trainers.comparisons import Group
 from trainers.config import RewardRecipe
-from trainers.model_card import Table, file_table, finish, losses, recipe_table
+from trainers.memory import Machine
+from trainers.model_card import Table, file_table, finish, losses, recipe_table, speed
 from trainers.models import check_whole, tokenizer_of
 from trainers.preflight import Setup, carry_out, check_length, check_size, identity_of, set_up, tell_time
 from trainers.reward_data import Parts, RewardCounts, prepared, template_for, unlike
@@ -37,13 +38,15 @@ def run_reward(recipe: RewardRecipe, resume: bool, quiet: bool, env: Mapping[str
     check_whole(setup.model, shapes, HEAD)
     with held_by(folder, recipe.node_rank):
         parts, counts, held_groups = read(recipe, setup)
-        recipe = with_what_fits(recipe, parts)
-        parameters = check_size(recipe, setup, shapes, 1, f"prompts of up to {recipe.answers} answers")
-        tell_time(recipe, setup, parameters, parts.lengths[parts.trained].sum())
-        carry_out(recipe, setup, "reward", identity_of(recipe, parts.digest, setup.model))
+        lengths, widest = parts.lengths[parts.trained], parts.widest
+        recipe = with_what_fits(recipe, parts, setup.machine)
+        fit = check_size(recipe, setup, shapes, 1, f"prompts of up to {widest} answers", lengths)
+        tell_time(recipe, setup, fit.parameters, lengths.sum())
+        carry_out(recipe, setup, "reward", identity_of(recipe, parts.digest, setup.model), fit)
         if recipe.node_rank == 0:
             report, told = quality(setup, held_groups)
             said = tables(recipe, parts, counts, len(held_groups), report, folder)
+            said |= {"Speed": speed(read_metrics(folder.metrics), fit.needed)}
             about = "\n\n".join([ABOUT, *told])
             finish(recipe, folder, len(parts.trained), about, said, (), "reward-model")
             setup.display.say(f"the reward model is in {recipe.out}")
@@ -76,8 +79,10 @@ def read(recipe: RewardRecipe, setup: Setup) -> tuple[Parts, RewardCounts, list[
     return parts, counts, held_groups
 
 
-def with_what_fits(recipe: RewardRecipe, parts: Parts) -> RewardRecipe:
-    """The recipe with the K that the data has, and a micro batch of prompts that suits it."""
+def with_what_fits(recipe: RewardRecipe, parts: Parts, machine: Machine) -> RewardRecipe:
+    """The recipe with the K that the data has, and on a CPU a micro batch of prompts that suits it."""
+    if machine.gpus:
+        return recipe.model_copy(update={"answers": parts.widest})
     most = max(1, ANSWERS_AT_ONCE // parts.widest)
     fits = next(n for n in range(min(recipe.share, most), 0, -1) if recipe.share % n == 0)
     return recipe.model_copy(update={"answers": parts.widest, "micro_batch": recipe.micro_batch or fits})

@@ -56,6 +56,11 @@ class Parts:
         return np.add.reduceat(np.diff(self.starts)[self.members], self.member_starts[:-1])
 
     @property
+    def weights(self) -> npt.NDArray[np.float64]:
+        """How much of a prompt each part is: its share of the pairs."""
+        return np.diff(self.pair_starts) / self.shares
+
+    @property
     def widest(self) -> int:
         """Most answers of a part."""
         return int(np.diff(self.member_starts).max())

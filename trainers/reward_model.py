@@ -39,6 +39,7 @@ FAMILIES = {"llama", "opt", "mistral", "qwen2", "qwen3", "smollm3", "phi3"}  # w
 TOKENS_AT_ONCE = 4096  # padded, in a batch
 ROWS_AT_ONCE = 64
 DIGITS = 6  # of a reward that is written down
+PACKED = ("position_ids", "cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k")
 Precision = Literal["bf16", "fp32"]
 Question = tuple[str, str]  # prompt, answer
 
@@ -56,9 +57,10 @@ def skeleton(config: Any) -> Any:
         return AutoModelForSequenceClassification.from_config(config)
 
 
-def reward_model(model: str, dtype: torch.dtype, pad: int, new: str = HEAD) -> Any:
+def reward_model(model: str, dtype: torch.dtype, pad: int, new: str = HEAD, attention: str = "sdpa") -> Any:
     """The weights in `dtype`, with a new head where the folder has none (`new` empty: it must have one)."""
-    found = whole(AutoModelForSequenceClassification, model, dtype, new, num_labels=1, pad_token_id=pad)
+    more = {"num_labels": 1, "pad_token_id": pad}
+    found = whole(AutoModelForSequenceClassification, model, dtype, attention, new, **more)
     return read_by_mask(found)
 
 
@@ -70,14 +72,20 @@ def read_by_mask(model: Any) -> Any:
 
 
 def _rewards(
-    self: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor, **_: Any
+    self: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **packed: Any
 ) -> SequenceClassifierOutputWithPast:
-    """logits: (rows, 1) float32, at the last token that the mask (rows, length) shows."""
-    hidden = self.model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
-    last = last_shown(attention_mask)
-    return SequenceClassifierOutputWithPast(
-        logits=self.score(hidden[torch.arange(len(last), device=last.device), last])
-    )
+    """logits: (rows, 1) float32, at the last token that the mask (rows, length) shows; of rows end to end,
+    at each one's last token."""
+    ends = packed.get("cu_seq_lens_q")
+    where = {name: value for name, value in packed.items() if name in PACKED} if ends is not None else {}
+    how = {"input_ids": input_ids, "attention_mask": attention_mask, "use_cache": False}
+    hidden = self.model(**how, **where).last_hidden_state
+    if ends is None:
+        last = last_shown(attention_mask)
+        read = hidden[torch.arange(len(last), device=last.device), last]
+    else:
+        read = hidden[0, ends[1:] - 1]
+    return SequenceClassifierOutputWithPast(logits=self.score(read))
 
 
 def last_shown(mask: torch.Tensor) -> torch.Tensor:

@@ -48,7 +48,7 @@ def run_rl(recipe: RlRecipe, resume: bool, quiet: bool, env: Mapping[str, str]) 
     shapes = skeleton(setup.config)
     check_whole(setup.model, shapes)
     reference = sum(p.numel() for p in shapes.parameters()) if recipe.beta and recipe.lora is None else 0
-    check_size(recipe, setup, shapes, setup.config.vocab_size, "answers", reference + size)
+    check_size(recipe, setup, shapes, setup.config.vocab_size, "answers", beside=reference + size)
     with held_by(setup.folder, recipe.node_rank):
         prompts, digest = read(recipe, setup)
         identity = {**identity_of(recipe, digest, setup.model), "reward": reward}

@@ -16,6 +16,7 @@ from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 from trl.experimental.gkd import GKDConfig, GKDTrainer
 
 from store.errors import UsageError
+from trainers.callbacks import Telling
 from trainers.models import causal_model, lora_config, tokenizer_of
 from trainers.process import measured
 from trainers.reward_model import Scorer, scored
@@ -23,7 +24,7 @@ from trainers.rl import steps
 from trainers.rl_prompts import Prompts, Scores, function_of, is_function
 from trainers.rows import IGNORED, Batch, Planned, TokenRows, order, steps_of
 from trainers.run_folder import Folder
-from trainers.trainer import Telling, joined, publish, weights_dtype
+from trainers.trainer import joined, publish, weights_dtype
 from trainers.trl_config import DistillRecipe, RlRecipe
 from trainers.trl_worker import Quiet
 

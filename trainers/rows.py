@@ -5,17 +5,16 @@ i's.
 
 The rows of step s are the same whatever the number of processes, the micro batch and the packing: passes
 over the data, each in an order drawn from the seed, are laid end to end and cut into global batches.
-Within a global batch rows are sorted by length, so that rows of one length share a micro batch and
-processes have equal work. What fills the last batch belongs to a further pass.
+Within a global batch rows are sorted by length, so that processes have equal work (micro_batches.py).
+What fills the last batch belongs to a further pass.
 """
 
 import hashlib
 import math
 import random
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -26,7 +25,7 @@ import torch
 A = TypeVar("A")
 IGNORED = -100
 MOST_HELD_OUT = 1000
-Batch = dict[str, torch.Tensor]
+Batch = dict[str, Any]  # tensors, and numbers that a model wants beside them
 
 
 def save(arrays: Any, folder: Path) -> None:
@@ -69,6 +68,13 @@ class TokenRows:
     @property
     def lengths(self) -> npt.NDArray[np.int64]:
         return np.diff(self.starts)
+
+    @property
+    def learnt(self) -> npt.NDArray[np.int64]:
+        """Tokens of each row that the loss is taken on: its first one is foretold by nothing."""
+        counted = self.learn.astype(np.int64)
+        counted[self.starts[:-1]] = 0
+        return np.add.reduceat(counted, self.starts[:-1])
 
     @property
     def trained(self) -> npt.NDArray[np.int64]:
@@ -117,23 +123,8 @@ def order(lengths: npt.NDArray[np.int64], batch: int, steps: int, seed: int) -> 
     return np.take_along_axis(steps_rows, sorted_places, axis=1)
 
 
-class Examples(torch.utils.data.Dataset[Batch]):
-    """Chosen rows as a data set of tensors: `input_ids` and `targets`, the token that each position must
-    foretell, or IGNORED."""
-
-    def __init__(self, rows: TokenRows, chosen: npt.NDArray[np.int64]) -> None:
-        self._rows, self._chosen = rows, chosen
-
-    def __len__(self) -> int:
-        return len(self._chosen)
-
-    def __getitem__(self, place: int) -> Batch:
-        tokens, learn = self._rows.row(int(self._chosen[place]))
-        return example(tokens, learn)
-
-
 class Planned(torch.utils.data.Sampler[int]):
-    """The order, as the Trainer wants it."""
+    """The order, for a Trainer with a data set of rows."""
 
     def __init__(self, places: npt.NDArray[np.int64]) -> None:
         self._places = places.reshape(-1)
@@ -145,31 +136,23 @@ class Planned(torch.utils.data.Sampler[int]):
         return iter(self._places.tolist())
 
 
-def in_groups(
-    places: npt.NDArray[np.int64],
-    lengths: npt.NDArray[np.int64],
-    size: int,
-    made: Callable[[Sequence[int]], Batch],
-) -> list[Callable[[], Batch]]:
-    """Micro batches of these rows, shortest first, made when they are wanted."""
-    found = sorted(places.tolist(), key=lambda i: int(lengths[i]))
-    return [partial(made, found[at : at + size]) for at in range(0, len(found), size)]
-
-
 def example(tokens: npt.ArrayLike, learn: npt.ArrayLike) -> Batch:
-    ids = torch.tensor(np.asarray(tokens), dtype=torch.long)
-    targets = torch.full_like(ids, IGNORED)
-    learnt = torch.tensor(np.asarray(learn), dtype=torch.bool)
-    targets[:-1] = torch.where(learnt[1:], ids[1:], IGNORED)  # the prompt is read, not learnt
-    return {"input_ids": ids, "targets": targets}
+    """A row as `input_ids` and `targets`, the token that each position must foretell, or IGNORED."""
+    ids = np.asarray(tokens, np.int64)
+    targets = np.full_like(ids, IGNORED)
+    targets[:-1] = np.where(
+        np.asarray(learn, np.bool_)[1:], ids[1:], IGNORED
+    )  # the prompt is read, not learnt
+    return {"input_ids": torch.from_numpy(ids), "targets": torch.from_numpy(targets)}
 
 
-def padded(examples: Sequence[Batch], pad: int) -> Batch:
-    """(rows, longest), filled on the right."""
+def padded(examples: Sequence[Batch], pad: int, width: int = 0) -> Batch:
+    """(rows, longest, or `width` if that is more), filled on the right."""
     ids = [e["input_ids"] for e in examples]
 
     def fill(tensors: list[torch.Tensor], value: int) -> torch.Tensor:
-        return torch.nn.utils.rnn.pad_sequence(tensors, batch_first=True, padding_value=value)
+        found = torch.nn.utils.rnn.pad_sequence(tensors, batch_first=True, padding_value=value)
+        return torch.nn.functional.pad(found, (0, max(0, width - found.shape[1])), value=value)
 
     return {
         "input_ids": fill(ids, pad),
@@ -179,15 +162,34 @@ def padded(examples: Sequence[Batch], pad: int) -> Batch:
 
 
 def packed(examples: Sequence[Batch]) -> Batch:
-    """All rows in one, (1, tokens): positions that begin anew keep them apart. Logits are made only
-    where something is learnt."""
+    """All rows in one, (1, tokens), kept apart by `end_to_end`. Logits are made only where something is
+    learnt."""
     targets = torch.cat([e["targets"] for e in examples])
     learnt = torch.nonzero(targets != IGNORED).squeeze(1)
     return {
-        "input_ids": torch.cat([e["input_ids"] for e in examples])[None],
-        "position_ids": torch.cat([torch.arange(len(e["input_ids"])) for e in examples])[None],
+        **end_to_end([e["input_ids"] for e in examples]),
         "logits_to_keep": learnt,
         "targets": targets[learnt][None],
+    }
+
+
+def end_to_end(rows: Sequence[torch.Tensor]) -> Batch:
+    """Rows of tokens as one, (1, tokens), with positions that begin anew, and where rows end, in the words
+    of transformers."""
+    lengths = [len(row) for row in rows]
+    ends = torch.tensor(np.cumsum([0, *lengths]), dtype=torch.int32)
+    return {
+        "input_ids": torch.cat(list(rows))[None],
+        "position_ids": torch.from_numpy(np.concatenate([np.arange(length) for length in lengths]))[None],
+        "cu_seq_lens_q": ends, "cu_seq_lens_k": ends,
+        "max_length_q": max(lengths), "max_length_k": max(lengths),
+    }  # fmt: skip
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    return {
+        name: value.to(device, non_blocking=True) if isinstance(value, torch.Tensor) else value
+        for name, value in batch.items()
     }
 
 

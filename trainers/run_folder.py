@@ -16,7 +16,9 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+import subprocess
+import sys
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -36,11 +38,12 @@ RUN = "run.json"
 FINISHED = "finished.json"
 METRICS = "metrics.jsonl"
 ABOUT = "reward.json"  # of a reward model
-PRECISIONS = ("bf16", "fp32")
+CHANGES_NOTHING = {"micro_batch", "processes"}  # of what is learnt
 SHOWN = 40  # characters of a value that differs
 MANIFEST = "complete.json"  # of a checkpoint
 NAME = re.compile(r"checkpoint-(\d+)")
 DAMAGED = "damaged-"
+UNIVERSAL = "latest_universal"  # written last, where a checkpoint is there for any number of processes
 Identity = Mapping[str, Any]
 Say = Callable[[str], None]
 
@@ -89,14 +92,13 @@ class Folder:
     def begin(self, identity: Identity) -> None:
         write(self.work / RUN, identity)
 
-    @property
-    def begun_in(self) -> str | None:
-        """The precision of the training that is here; None where it is not known."""
+    def begun(self, name: str, known: Collection[Any]) -> Any:
+        """A value of the training that is here; None where it has none of the known ones."""
         try:
-            found = json.loads((self.work / RUN).read_bytes())["precision"]
+            found = json.loads((self.work / RUN).read_bytes())[name]
         except (OSError, ValueError, TypeError, KeyError):
             return None
-        return found if found in PRECISIONS else None
+        return found if found in known else None
 
     def same(self, identity: Identity) -> None:
         """Raises NotTheSame naming each value that differs from the run's; UsageError where that is not
@@ -110,7 +112,7 @@ class Folder:
         now = json.loads(json.dumps(identity, default=str))
         found = [
             f"{name.replace('_', '-')}: {_short(before.get(name))} -> {_short(now.get(name))}"
-            for name in sorted(before.keys() | now.keys())
+            for name in sorted((before.keys() | now.keys()) - CHANGES_NOTHING)
             if before.get(name) != now.get(name)
         ]
         if found:
@@ -235,6 +237,25 @@ def step_of(checkpoint: Path) -> int:
     match = NAME.fullmatch(checkpoint.name)
     assert match is not None
     return int(match[1])
+
+
+def reshared(checkpoint: Path, processes: int) -> bool:
+    """Whether another number of processes wrote it. Then it is written anew beside, in DeepSpeed's universal
+    form, which any number reads. Raises TrainingFailed."""
+    parts = list(checkpoint.glob("global_step*/*zero_pp_rank_*_optim_states.pt"))
+    if len(parts) in (0, processes) or (checkpoint / UNIVERSAL).is_file():
+        return False
+    source = parts[0].parent
+    made = checkpoint / f"{source.name}_universal"
+    shutil.rmtree(made, ignore_errors=True)
+    words = [sys.executable, "-P", "-m", "deepspeed.checkpoint.ds_to_universal", "--inject_missing_state"]
+    words += ["--input_folder", str(source), "--output_folder", str(made)]
+    words += ["--num_extract_workers", "1", "--num_merge_workers", "1"]
+    env = {**os.environ, "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
+    ended = subprocess.run(words, env=env, capture_output=True, text=True, check=False)
+    if ended.returncode:
+        raise TrainingFailed(f"{checkpoint.name} cannot be shared out anew: {ended.stderr[-300:]}")
+    return True
 
 
 def _digest(file: Path) -> str:

@@ -10,9 +10,18 @@ from typing import Any
 from store.errors import UsageError
 from store.student import named
 from trainers.config import SftRecipe
-from trainers.model_card import Table, file_table, finish, losses, recipe_table
+from trainers.model_card import Table, file_table, finish, losses, recipe_table, speed
 from trainers.models import check_whole, packs_exactly, skeleton, tokenizer_of
-from trainers.preflight import Setup, carry_out, check_length, check_size, identity_of, set_up, tell_time
+from trainers.preflight import (
+    Setup,
+    carry_out,
+    check_length,
+    check_size,
+    identity_of,
+    set_up,
+    size_of,
+    tell_time,
+)
 from trainers.rows import TokenRows, save
 from trainers.run_folder import Folder, held_by, read_metrics
 from trainers.sft_data import SftCounts, tokenized
@@ -28,24 +37,30 @@ def run_sft(recipe: SftRecipe, resume: bool, quiet: bool, env: Mapping[str, str]
     recipe, setup = begun
     folder, model, config = setup.folder, setup.model, setup.config
     check_length(recipe, config)
-    packs, shapes = packed(recipe, config), skeleton(config)
+    packs, shapes = packed(recipe, config, folder if resume else None), skeleton(config)
     check_whole(model, shapes)
-    parameters = check_size(recipe, setup, shapes, config.vocab_size, "rows")
+    size_of(recipe, setup, shapes, config.vocab_size)  # else it is refused before rows are read
     with held_by(folder, recipe.node_rank):
         rows, counts = read(recipe, setup)
-        tell_time(recipe, setup, parameters, rows.lengths[rows.trained].sum())
+        lengths = rows.lengths[rows.trained]
+        fit = check_size(recipe, setup, shapes, config.vocab_size, "rows", lengths, packs)
+        tell_time(recipe, setup, fit.parameters, lengths.sum())
         identity = identity_of(recipe, rows.digest, model, packed=packs)
-        carry_out(recipe, setup, "sft", identity, packed=packs, template=counts.template)
+        carry_out(recipe, setup, "sft", identity, fit, packed=packs, template=counts.template)
         if recipe.node_rank == 0:
             said = tables(recipe, rows, counts, packs, folder)
+            said |= {"Speed": speed(read_metrics(folder.metrics), fit.needed)}
             finish(recipe, folder, len(rows.trained), ABOUT, said, samples(folder), "sft")
             setup.display.say(f"the model is in {recipe.out}")
     return 0
 
 
-def packed(recipe: SftRecipe, config: Any) -> bool:
-    """Whether rows will be packed. Raises UsageError where they must not be, and are to."""
+def packed(recipe: SftRecipe, config: Any, begun: Folder | None) -> bool:
+    """Whether rows will be packed, which `auto` continues as it was begun. Raises UsageError where they must
+    not be, and are to."""
     exact = packs_exactly(config)
+    if recipe.packing == "auto" and begun and (known := begun.begun("packed", (True, False))) is not None:
+        return bool(known)
     if recipe.packing == "on" and not exact:
         raise UsageError(
             f"--packing on: {config.model_type} is not known to keep packed rows apart; "

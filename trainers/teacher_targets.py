@@ -8,7 +8,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +16,7 @@ import torch.distributed as dist
 
 from trainers.models import causal_model
 from trainers.process import report
-from trainers.rows import TokenRows, in_groups
+from trainers.rows import TokenRows
 from trainers.trl_config import DistillRecipe
 
 NAMES = ("teacher_ids.npy", "teacher_logs.npy")
@@ -86,7 +85,7 @@ def ask_teacher(teacher: str, rows: TokenRows, folder: Path, recipe: DistillReci
     bf16 = recipe.precision == "bf16"
     model = causal_model(teacher, torch.bfloat16 if bf16 else torch.float32).eval().to(device)
 
-    def ask(group: Sequence[int]) -> Any:
+    def ask(group: Sequence[int]) -> None:
         width = max(int(rows.lengths[i]) for i in group)
         tokens = torch.zeros(len(group), width, dtype=torch.long)
         mask = torch.zeros_like(tokens)
@@ -104,11 +103,11 @@ def ask_teacher(teacher: str, rows: TokenRows, folder: Path, recipe: DistillReci
                 logs[where] = -np.inf
                 ids[where, : found.indices.shape[1]] = found.indices.cpu().numpy()
                 logs[where, : found.values.shape[1]] = found.values.cpu().numpy()
-        return None
 
-    groups = in_groups(np.arange(len(rows)), rows.lengths, recipe.rows_at_once, ask)
-    for one in groups[rank::ranks]:
-        one()
+    by_length = np.argsort(rows.lengths, kind="stable").tolist()
+    size = recipe.rows_at_once
+    for at in range(rank * size, len(by_length), ranks * size):
+        ask(by_length[at : at + size])
     ids.flush()
     logs.flush()
     if not alone:

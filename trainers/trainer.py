@@ -1,12 +1,12 @@
 """transformers' Trainer with our row order and exact loss, and the result as a folder of safetensors.
 
-Shared by all kinds of training: each brings a model, a collator and a loss.
+Shared by all kinds of training: each brings a model, its lessons and a loss.
 """
 
 import contextlib
 import math
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,21 +14,38 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.distributed as dist
-from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
+from transformers import Trainer, TrainingArguments, set_seed
 
+from trainers.callbacks import Telling
 from trainers.config import Training
 from trainers.encoding import alpaca_chat_template
-from trainers.errors import TrainingFailed
+from trainers.micro_batches import FILLED, MOST_TOKENS, Room, shared, split
 from trainers.models import merged
 from trainers.process import agreed, join_processes, measured, on_cpu, report
-from trainers.rows import Batch, Planned, learnt_in
-from trainers.run_folder import Folder, seal
+from trainers.rows import Batch, learnt_in, to_device
+from trainers.run_folder import UNIVERSAL, Folder
 
 SHARE_BETWEEN_SAVES = 10  # of all steps, unless said
 LR_SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
+MEASURED_STEPS = 2  # the first of a process, in which memory is measured
+GROWS_BY = 1.3  # that a micro batch grows at least, if it does
 LossSum = Callable[[Any, Batch], torch.Tensor]
 Count = Callable[[Batch], float]
 Measure = Callable[[Any, Batch], dict[str, tuple[float, float]]]
+
+
+@dataclass
+class Lessons:
+    """What is learnt, by the numbers of rows. steps: (steps, batch) rows of each, shortest first. held_out:
+    rows. lengths: tokens of each row. counts: how much of the loss each is (learnt tokens, or prompts).
+    batch_of: makes rows a batch. room: what a micro batch may hold."""
+
+    steps: npt.NDArray[np.int64]
+    held_out: npt.NDArray[np.int64]
+    lengths: npt.NDArray[np.int64]
+    counts: npt.NDArray[Any]
+    batch_of: Callable[[Sequence[int]], Batch]
+    room: Room
 
 
 def joined(
@@ -39,18 +56,22 @@ def joined(
     **more: Any,
 ) -> tuple[str | None, Any]:
     """This process among the others, before any weight is read: the checkpoint that all go on from, and the
-    Trainer's arguments. kind: those of a trainer that takes more of them."""
+    Trainer's arguments. kind, more: see `arguments`."""
     join_processes(recipe)
     set_seed(recipe.seed)
     checkpoint = agreed(job["checkpoint"])
     work = Folder(recipe.out).checkpoints
-    fresh = checkpoint is None
-    return checkpoint, arguments(recipe, job["deepspeed"], work, steps, fresh, kind, **more)
+    config = job["deepspeed"]
+    if checkpoint is not None and (Path(checkpoint) / UNIVERSAL).is_file():
+        config |= {"checkpoint": {"load_universal": True}}
+    return checkpoint, arguments(recipe, config, work, steps, checkpoint is None, kind, **more)
 
 
 def weights_dtype(recipe: Training) -> torch.dtype:
-    """DeepSpeed keeps fp32 master weights beside bf16 ones; a plain loop's weights are the masters."""
-    return torch.bfloat16 if recipe.precision == "bf16" and recipe.with_deepspeed else torch.float32
+    """DeepSpeed keeps fp32 master weights beside bf16 ones; a plain loop's weights are the masters, unless
+    adapters learn in their place."""
+    frozen = recipe.with_deepspeed or recipe.lora is not None
+    return torch.bfloat16 if recipe.precision == "bf16" and frozen else torch.float32
 
 
 def arguments(
@@ -62,47 +83,49 @@ def arguments(
     kind: type[TrainingArguments] = TrainingArguments,
     **more: Any,
 ) -> TrainingArguments:
-    """The recipe as transformers puts it; to be made before the model is read (ZeRO-3)."""
+    """The recipe as transformers puts it; to be made before the model is read (ZeRO-3). kind: those of a
+    trainer that takes more of them. more: instead of what stands here."""
     often = max(1, math.ceil(steps / SHARE_BETWEEN_SAVES))
-    return kind(
-        output_dir=str(work),
-        per_device_train_batch_size=recipe.rows_at_once,
-        gradient_accumulation_steps=recipe.accumulation,
-        max_steps=steps,
-        learning_rate=recipe.lr,
-        lr_scheduler_type=LR_SCHEDULES[recipe.schedule],
-        warmup_steps=recipe.warmup,  # below 1: a share of the steps
-        weight_decay=recipe.weight_decay,
-        max_grad_norm=recipe.clip,
-        optim="adamw_torch",
-        bf16=recipe.precision == "bf16",
-        gradient_checkpointing=recipe.recompute,
-        gradient_checkpointing_kwargs={"use_reentrant": False} if recipe.recompute else None,
-        deepspeed=deepspeed,
-        use_cpu=on_cpu(),
-        dataloader_pin_memory=not on_cpu(),
-        remove_unused_columns=False,
-        logging_steps=1,
-        logging_nan_inf_filter=False,
-        eval_strategy="steps",
-        eval_on_start=fresh,
-        eval_steps=recipe.eval_every or often,
-        save_strategy="steps",
-        save_steps=recipe.save_every or often,
-        save_total_limit=recipe.keep,
-        seed=recipe.seed,
-        disable_tqdm=True,
-        report_to=[],
-        log_level="warning",
-        **more,
-    )
+    cpu = on_cpu()
+    told: dict[str, Any] = {
+        "output_dir": str(work),
+        "per_device_train_batch_size": recipe.rows_at_once,
+        "gradient_accumulation_steps": recipe.accumulation,
+        "max_steps": steps,
+        "learning_rate": recipe.lr,
+        "lr_scheduler_type": LR_SCHEDULES[recipe.schedule],
+        "warmup_steps": recipe.warmup,  # below 1: a share of the steps
+        "weight_decay": recipe.weight_decay,
+        "max_grad_norm": recipe.clip,
+        "optim": "adamw_torch_fused",
+        "bf16": recipe.precision == "bf16",
+        "gradient_checkpointing": recipe.recompute,
+        "gradient_checkpointing_kwargs": {"use_reentrant": False} if recipe.recompute else None,
+        "deepspeed": deepspeed,
+        "use_cpu": cpu,
+        "dataloader_pin_memory": not cpu,
+        "remove_unused_columns": False,
+        "logging_steps": 1,
+        "logging_nan_inf_filter": False,
+        "eval_strategy": "steps",
+        "eval_on_start": fresh,
+        "eval_steps": recipe.eval_every or often,
+        "save_strategy": "steps",
+        "save_steps": recipe.save_every or often,
+        "save_total_limit": recipe.keep,
+        "seed": recipe.seed,
+        "disable_tqdm": True,
+        "report_to": [],
+        "log_level": "warning",
+    }
+    return kind(**(told | more))
 
 
 class Loop(Trainer):
-    """Trainer with three things of our own: the order of rows, the loss as a sum over what is learnt in
-    the whole global batch, and an evaluation that is exact over tokens (or whatever `count` counts).
+    """Trainer with three things of our own: which rows make a step and how they go through the model, the
+    loss as a sum over what is learnt in the complete step, and an evaluation that is exact over tokens (or
+    whatever `count` counts).
 
-    order: (steps, batch) places in `train_dataset`. held_out: its batches, the same in each process.
     judged: called after each evaluation by all processes (samples); what it returns is reported.
     metrics: the file that measurements go to.
     count: how much of a batch the loss is a sum over. measure: of a held-out batch, each figure by name
@@ -111,49 +134,126 @@ class Loop(Trainer):
 
     def __init__(
         self,
-        order: npt.NDArray[np.int64],
+        lessons: Lessons,
         loss_sum: LossSum,
-        held_out: list[Callable[[], Batch]],
         judged: Callable[["Loop"], list[dict[str, Any]]],
+        telling: Telling,
         metrics: Path,
         count: Count = learnt_in,
         measure: Measure | None = None,
         **given: Any,
     ) -> None:
-        self._order, self._loss_sum, self._held_out, self._judged = order, loss_sum, held_out, judged
+        self.lessons, self._loss_sum, self._judged = lessons, loss_sum, judged
         self._metrics, self._count, self._measure = metrics, count, measure or self._loss_alone
-        super().__init__(**given, eval_dataset=given["train_dataset"])  # evaluate() below has its own
-        self.model_accepts_loss_kwargs = True  # the loss is normalised below, not by the Trainer
+        self._telling, telling.seals_later = telling, True
+        steps: Any = range(len(lessons.steps))  # training and evaluation are our own, below
+        super().__init__(**given, train_dataset=steps, eval_dataset=steps, callbacks=[telling])
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> Planned:
-        return Planned(self._order)
+    def get_train_dataloader(self) -> Any:
+        """The numbers of the steps."""
+        return torch.utils.data.DataLoader(self.train_dataset, batch_size=1, collate_fn=_only)
 
-    def _get_num_items_in_batch(self, batch_samples: list[Batch], device: torch.device) -> torch.Tensor:
-        count = torch.tensor(sum(self._count(batch) for batch in batch_samples), device=device)
-        return self.accelerator.gather(count.reshape(1)).sum() if self.args.world_size > 1 else count
+    def _get_num_items_in_batch(self, batch_samples: list[int], device: torch.device) -> Any:
+        return float(self.lessons.counts[self.lessons.steps[batch_samples]].sum())
 
-    def compute_loss(
-        self, model: Any, inputs: Batch, return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> torch.Tensor:
-        """Each learnt token (or prompt) of the global batch weighs the same; processes' gradients are
-        averaged, so that the sum over them wants their number."""
-        return self._loss_sum(model, inputs) * self.accelerator.num_processes / num_items_in_batch
+    def floating_point_ops(self, inputs: Any) -> int:
+        return 0  # device.py counts them
+
+    def training_step(self, model: Any, inputs: int, num_items_in_batch: Any = None) -> torch.Tensor:
+        """The loss of a step and its gradient; DeepSpeed takes its step, too. A plain loop that runs out of
+        memory repeats it in smaller pieces: nothing of it is lost, and the same rows give the same loss."""
+        model.train()
+        rows = self.lessons.steps[inputs]
+        while True:
+            lengths = self.lessons.lengths[rows].tolist()
+            groups = shared(lengths, self.args.world_size, self.lessons.room)[self.args.process_index]
+            try:
+                found = self._learnt(model, [rows[group].tolist() for group in groups], num_items_in_batch)
+            except torch.OutOfMemoryError:
+                largest = max(groups, key=lambda group: self.lessons.room.cost([lengths[n] for n in group]))
+                if self.is_deepspeed_enabled or len(largest) == 1:
+                    raise
+                self._halve([lengths[n] for n in largest])
+            else:
+                self._telling.micro_batches = len(groups)
+                self._measure_memory(max(self.lessons.room.cost([lengths[n] for n in g]) for g in groups))
+                return found
+            model.zero_grad()
+            torch.cuda.empty_cache()
+
+    def _learnt(self, model: Any, groups: list[list[int]], count: float) -> torch.Tensor:
+        """Each learnt token (or prompt) of the step weighs the same; processes' gradients are averaged, so
+        that the sum over them wants their number."""
+        total = torch.zeros((), device=self.args.device)
+        how = {"scale_wrt_gas": False} if self.is_deepspeed_enabled else {}
+        with self.autocast():  # around all of them, so that weights are cast once a step
+            for number, rows in enumerate(groups, 1):
+                batch = to_device(self.lessons.batch_of(rows), self.args.device)
+                loss = self._loss_sum(model, batch) * self.args.world_size / count
+                self.accelerator.gradient_state._set_sync_gradients(number == len(groups))
+                with torch.autocast(self.args.device.type, enabled=False):
+                    self.accelerator.backward(loss, **how)
+                total += loss.detach()
+        return total
+
+    def _halve(self, lengths: list[int]) -> None:
+        room = self.lessons.room
+        if room.tokens is None:
+            room = replace(room, rows=len(lengths) // 2)
+            told = f"{room.rows} rows"
+        else:
+            room = replace(room, tokens=room.cost(lengths) // 2)
+            told = f"{room.tokens:,} tokens"
+        self.lessons.room = room
+        text = f"out of memory: step {self.state.global_step + 1} is repeated in micro batches of {told}"
+        report("notice", text=text)
+
+    def _measure_memory(self, tokens: int) -> None:
+        """Micro batches as large as memory has room for, after what the first steps took. All processes
+        agree: they must keep step."""
+        room, done = self.lessons.room, self.state.global_step - self._initial_global_step
+        if room.tokens is None or self.args.device.type != "cuda" or done >= MEASURED_STEPS:
+            return
+        free, _ = torch.cuda.mem_get_info()
+        held, kept = torch.cuda.memory_reserved(), torch.cuda.memory_allocated()
+        took = max(1, torch.cuda.max_memory_allocated() - kept)
+        fits = torch.tensor(
+            min(MOST_TOKENS, int((FILLED * (free + held) - kept) / took * tokens)), device=self.args.device
+        )
+        if self.args.world_size > 1:
+            dist.all_reduce(fits, op=dist.ReduceOp.MIN)
+        if fits.item() > GROWS_BY * room.tokens:
+            self.lessons.room = replace(room, tokens=int(fits.item()))
+
+    def _prepare_for_training(self, *given: Any) -> Any:
+        found = super()._prepare_for_training(*given)
+        if hasattr(getattr(self.optimizer, "optimizer", None), "gradient_accumulation_steps"):
+            # Else ZeRO takes the norm of the last micro batch for that of the step where it offloads.
+            self.optimizer.optimizer.gradient_accumulation_steps = 2
+        return found
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        self._telling.before_save()
+        super()._save_checkpoint(model, trial)
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """The held-out loss a token, by all processes together, whatever their number."""
         names: list[str] = []
         total = torch.zeros(0)
         ranks, rank = self.args.world_size, self.args.process_index
+        lengths = self.lessons.lengths
+        rows = sorted(self.lessons.held_out.tolist(), key=lambda row: int(lengths[row]))
+        groups = split(lengths[rows].tolist(), self.lessons.room) if rows else []
         with self.for_inference() as model:
-            for first in range(0, len(self._held_out), ranks):
+            for first in range(0, len(groups), ranks):
                 place = first + rank
-                mine = self._held_out[min(place, len(self._held_out) - 1)]()
-                mine = {name: tensor.to(self.args.device) for name, tensor in mine.items()}
+                mine = [rows[n] for n in groups[min(place, len(groups) - 1)]]
+                batch = to_device(self.lessons.batch_of(mine), self.args.device)
                 with torch.no_grad(), self.autocast():
-                    found = self._measure(model, mine)
+                    found = self._measure(model, batch)
                 if not names:
                     names, total = list(found), torch.zeros(len(found), 2, dtype=torch.float64)
-                if place < len(self._held_out):  # else only to keep step with the others
+                if place < len(groups):  # else only to keep step with the others
                     total += torch.tensor(list(found.values()), dtype=torch.float64)
         if ranks > 1 and names:
             total = self.accelerator.reduce(total.to(self.args.device)).cpu()
@@ -185,63 +285,8 @@ class Loop(Trainer):
         return torch.autocast(self.args.device.type, torch.bfloat16, enabled=wanted)
 
 
-class Telling(TrainerCallback):
-    """Reports each step, makes checkpoints complete, and stops when the command asks."""
-
-    def __init__(self, tokens: npt.NDArray[np.int64], rows: int, batch: int, folder: Folder) -> None:
-        """tokens: of each step. rows: of one pass over the data. also: what else is told of a step."""
-        self._tokens, self._rows, self._batch, self._folder = tokens, rows, batch, folder
-        self._began = time.perf_counter()
-        self.stopped = False
-        self.also: dict[str, Any] = {}
-
-    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self._began = time.perf_counter()
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self._seconds = time.perf_counter() - self._began
-        asked = torch.tensor(int(self._folder.stop.exists()), device=args.device)
-        if args.world_size > 1:
-            dist.all_reduce(asked, op=dist.ReduceOp.MAX)  # all stop at the same step, or none
-        if asked.item() and state.global_step < state.max_steps:
-            if state.is_local_process_zero:
-                report("stopping", step=state.global_step)  # on each machine: any of them may have asked
-            self.stopped = control.should_save = control.should_training_stop = True
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **_: Any) -> None:
-        if "loss" not in logs:
-            return
-        step = state.global_step
-        if not math.isfinite(logs["loss"]):  # which all processes see, for it is their mean
-            raise TrainingFailed(
-                f"the loss of step {step} is {logs['loss']}: start again with a lower --lr, with --precision "
-                "fp32, or with another model"
-            )
-        if not state.is_world_process_zero:
-            return
-        measured(
-            self._folder.metrics,
-            "step",
-            step=step,
-            steps=state.max_steps,
-            epoch=step * self._batch / self._rows,
-            loss=logs["loss"],
-            grad_norm=logs.get("grad_norm"),
-            lr=logs.get("learning_rate"),
-            tokens=int(self._tokens[step - 1]),
-            seconds=self._seconds,
-            **self.also,
-        )
-
-    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if args.world_size > 1:
-            dist.barrier()
-        if state.is_world_process_zero:
-            name = f"checkpoint-{state.global_step}"
-            seal(Path(args.output_dir) / name)
-            report("saved", step=state.global_step)
-        if args.world_size > 1:
-            dist.barrier()
+def _only(found: list[int]) -> int:
+    return found[0]
 
 
 def save_weights(loop: Loop, recipe: Training, result: Path) -> None:

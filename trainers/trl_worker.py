@@ -22,13 +22,14 @@ from trl.models.utils import prepare_deepspeed
 from trl.trainer.utils import selective_log_softmax
 
 from store.files import whole
+from trainers.callbacks import Telling
 from trainers.models import causal_model, lora_config, tokenizer_of
 from trainers.preference_batches import Ints, Preferences
 from trainers.preference_data import PairRows
 from trainers.process import measured
 from trainers.rows import IGNORED, Batch, Planned, load, order, steps_of
 from trainers.run_folder import Folder
-from trainers.trainer import Telling, joined, publish, weights_dtype
+from trainers.trainer import joined, publish, weights_dtype
 from trainers.trl_config import REFERENCED, DpoRecipe
 
 

@@ -17,18 +17,21 @@ from typing import Any
 import numpy as np
 import torch
 
-from trainers.config import RewardRecipe, SftRecipe
+from trainers.attention import implementation
+from trainers.callbacks import Telling
+from trainers.config import RewardRecipe, SftRecipe, Training
+from trainers.device import fused_kernels
 from trainers.encoding import prompt_length
+from trainers.micro_batches import room_for
 from trainers.models import causal_model, tokenizer_of, with_lora
 from trainers.process import run_job
 from trainers.reward_data import Parts, template_for
 from trainers.reward_model import padding_of, reward_model
 from trainers.rows import (
     Batch,
-    Examples,
     TokenRows,
+    end_to_end,
     example,
-    in_groups,
     load,
     order,
     packed,
@@ -37,7 +40,7 @@ from trainers.rows import (
     token_loss_sum,
 )
 from trainers.run_folder import About, Folder, write_about
-from trainers.trainer import Loop, Telling, joined, publish, save_tokenizer, save_weights, weights_dtype
+from trainers.trainer import Lessons, Loop, joined, publish, save_tokenizer, save_weights, weights_dtype
 
 ANSWER_TOKENS = 64
 
@@ -51,7 +54,7 @@ def train(job: dict[str, Any]) -> None:
     elif job["kind"] == "distill":
         from trainers.distill_worker import train_distill
 
-        train_distill(job, sampled)
+        train_distill(job, sampled, one_batch)
     elif job["kind"] == "rl":
         from trainers.rl_worker import train_rl
 
@@ -63,32 +66,37 @@ def train(job: dict[str, Any]) -> None:
 def train_sft(job: dict[str, Any]) -> None:
     recipe, tokenizer = SftRecipe(**job["recipe"]), tokenizer_of(job["model"])
     folder, rows = Folder(recipe.out), load(TokenRows, Path(job["rows"]))
-    trained = rows.trained
+    trained, packs = rows.trained, job["packed"]
     steps = steps_of(len(trained), recipe.batch, recipe.epochs)
-    planned = order(rows.lengths[trained], recipe.batch, steps, recipe.seed)
+    planned = trained[order(rows.lengths[trained], recipe.batch, steps, recipe.seed)]
 
-    checkpoint, args = joined(recipe, job, steps)
-    model = causal_model(job["model"], weights_dtype(recipe))
+    checkpoint, args = joined(recipe, job, steps, **one_batch(recipe))
+    attention = implementation(packs, recipe.precision == "bf16")
+    model = causal_model(job["model"], weights_dtype(recipe), attention)
     if recipe.lora is not None:
         model = with_lora(model, recipe.lora, recipe.recompute)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    collate = packed if job["packed"] else partial(padded, pad=pad)
+    room = room_for(job["tokens_at_once"], recipe.rows_at_once, packs, recipe.max_length)
 
     def batch_of(group: Sequence[int]) -> Batch:
-        found: Batch = collate([example(*rows.row(i)) for i in group])
-        return found
+        examples = [example(*rows.row(i)) for i in group]
+        width = room.width(max(len(one["input_ids"]) for one in examples))
+        return packed(examples) if packs else padded(examples, pad, width)
 
-    telling = Telling(rows.lengths[trained][planned].sum(1), len(trained), recipe.batch, folder)
-    loop = Loop(
-        planned, token_loss_sum, in_groups(rows.held_out, rows.lengths, recipe.rows_at_once, batch_of),
-        partial(sampled, rows=rows, tokenizer=tokenizer, count=recipe.samples), folder.metrics,
-        model=model, args=args, train_dataset=Examples(rows, trained), data_collator=collate,
-        callbacks=[telling],
-    )  # fmt: skip
+    telling = Telling(rows.lengths[planned].sum(1), len(trained), recipe.batch, folder)
+    lessons = Lessons(planned, rows.held_out, rows.lengths, rows.learnt, batch_of, room)
+    draw = partial(sampled, rows=rows, tokenizer=tokenizer, count=recipe.samples)
+    loop = Loop(lessons, token_loss_sum, draw, telling, folder.metrics, model=model, args=args)
     loop.train(resume_from_checkpoint=checkpoint)
     if telling.stopped:
         return
     publish(loop, recipe, tokenizer, job["template"], folder.result)
+
+
+def one_batch(recipe: Training) -> dict[str, Any]:
+    """The Trainer's arguments for a step that Loop cuts into micro batches itself."""
+    size = {"per_device_train_batch_size": recipe.share, "gradient_accumulation_steps": 1}
+    return size | fused_kernels()
 
 
 def sampled(loop: Loop, rows: TokenRows, tokenizer: Any, count: int) -> list[dict[str, Any]]:
@@ -115,24 +123,23 @@ def train_reward(job: dict[str, Any]) -> None:
     folder, parts = Folder(recipe.out), load(Parts, Path(job["rows"]))
     trained = parts.trained
     steps = steps_of(len(trained), recipe.batch, recipe.epochs)
-    planned = order(parts.lengths[trained], recipe.batch, steps, recipe.seed)
+    planned = trained[order(parts.lengths[trained], recipe.batch, steps, recipe.seed)]
 
-    checkpoint, args = joined(recipe, job, steps)
-    pad = padding_of(tokenizer)
-    model = reward_model(job["model"], weights_dtype(recipe), pad)
+    checkpoint, args = joined(recipe, job, steps, **one_batch(recipe))
+    pad, attention = padding_of(tokenizer), implementation(True, recipe.precision == "bf16")
+    model = reward_model(job["model"], weights_dtype(recipe), pad, attention=attention)
     if recipe.lora is not None:
         model = with_lora(model, recipe.lora, recipe.recompute, "SEQ_CLS")
-    collate = partial(collated, pad=pad)
 
     def batch_of(group: Sequence[int]) -> Batch:
-        return collate([part_of(parts, i) for i in group])
+        return collated([part_of(parts, i) for i in group])
 
-    telling = Telling(parts.lengths[trained][planned].sum(1), len(trained), recipe.batch, folder)
+    room = room_for(job["tokens_at_once"], recipe.rows_at_once, True, recipe.max_length)
+    telling = Telling(parts.lengths[planned].sum(1), len(trained), recipe.batch, folder)
+    lessons = Lessons(planned, parts.held_out, parts.lengths, parts.weights, batch_of, room)
     loop = Loop(
-        planned, pair_loss_sum, in_groups(parts.held_out, parts.lengths, recipe.rows_at_once, batch_of),
-        lambda _: [], folder.metrics, count=prompts_in, measure=pair_figures,
-        model=model, args=args, train_dataset=PartRows(parts, trained), data_collator=collate,
-        callbacks=[telling],
+        lessons, pair_loss_sum, lambda _: [], telling, folder.metrics, prompts_in, pair_figures,
+        model=model, args=args,
     )  # fmt: skip
     loop.train(resume_from_checkpoint=checkpoint)
     if telling.stopped:
@@ -144,19 +151,6 @@ def train_reward(job: dict[str, Any]) -> None:
         save_tokenizer(tokenizer, folder.result)
 
 
-class PartRows(torch.utils.data.Dataset[Batch]):
-    """Chosen parts; each one as a batch of its own, not padded yet."""
-
-    def __init__(self, parts: Parts, chosen: np.ndarray[Any, Any]) -> None:
-        self._parts, self._chosen = parts, chosen
-
-    def __len__(self) -> int:
-        return len(self._chosen)
-
-    def __getitem__(self, place: int) -> Any:
-        return part_of(self._parts, int(self._chosen[place]))
-
-
 def part_of(parts: Parts, index: int) -> dict[str, Any]:
     """answers: tensors of tokens. pairs: (P, 2). share: pairs of the whole prompt."""
     answers = [torch.tensor(np.asarray(tokens), dtype=torch.long) for tokens in parts.answers(index)]
@@ -164,22 +158,14 @@ def part_of(parts: Parts, index: int) -> dict[str, Any]:
     return {"answers": answers, "pairs": pairs, "share": int(parts.shares[index])}
 
 
-def collated(found: Sequence[dict[str, Any]], pad: int) -> Batch:
-    """input_ids, attention_mask: (answers, longest), filled on the right, the shortest first. pairs: (P, 2)
-    rows of these. shares: (P,) pairs that each pair's prompt has; whole, for no one casts those to bf16."""
-    unsorted = [answer for part in found for answer in part["answers"]]
-    answers = sorted(unsorted, key=len)
-    places = torch.tensor([len(answer) for answer in unsorted]).argsort(stable=True).argsort()
+def collated(found: Sequence[dict[str, Any]]) -> Batch:
+    """All answers of these prompts end to end, so that none is padded. pairs: (P, 2) of these answers.
+    shares: (P,) pairs that each pair's prompt has; whole, for no one casts those to bf16."""
     firsts = np.cumsum([0, *(len(part["answers"]) for part in found)])
     pairs = [part["pairs"] + int(first) for part, first in zip(found, firsts, strict=False)]
-
-    def fill(tensors: list[torch.Tensor], value: int) -> torch.Tensor:
-        return torch.nn.utils.rnn.pad_sequence(tensors, batch_first=True, padding_value=value)
-
     return {
-        "input_ids": fill(answers, pad),
-        "attention_mask": fill([torch.ones_like(answer) for answer in answers], 0),
-        "pairs": places[torch.cat(pairs)],
+        **end_to_end([answer for part in found for answer in part["answers"]]),
+        "pairs": torch.cat(pairs),
         "shares": torch.cat([torch.full((len(part["pairs"]),), part["share"]) for part in found]),
     }
 
@@ -190,11 +176,10 @@ def prompts_in(batch: Batch) -> float:
 
 
 def rewards(model: Any, batch: Batch) -> torch.Tensor:
-    """(answers,) float32. The shorter half apart from the longer: else two fifths of a batch were padding.
-    Always two forwards, so that processes keep step under ZeRO-3."""
-    halves = zip(batch["input_ids"].chunk(2), batch["attention_mask"].chunk(2), strict=True)
-    cut = [(ids[:, :width], mask[:, :width]) for ids, mask in halves for width in (int(mask.sum(1).max()),)]
-    return torch.cat([model(input_ids=i, attention_mask=m).logits.float().squeeze(-1) for i, m in cut])
+    """(answers,) float32: one forward for each."""
+    inputs = {name: value for name, value in batch.items() if name not in ("pairs", "shares")}
+    found: torch.Tensor = model(**inputs).logits.float().squeeze(-1)
+    return found
 
 
 def differences(model: Any, batch: Batch) -> torch.Tensor:
