@@ -163,7 +163,7 @@ def carry_out(
     tokens, resume = fit.tokens_at_once if fit else None, setup.resume
     while True:
         checkpoint = _checkpoint(folder, say) if resume and recipe.node_rank == 0 else None
-        if checkpoint and reshared(checkpoint, recipe.processes):
+        if checkpoint and reshared(checkpoint, recipe.processes, setup.env):
             say(f"{checkpoint.name} is shared out anew, for another number of processes")
         told: dict[str, Any] = {
             "recipe": recipe.model_dump(mode="json"), "parent": os.getpid(), "alone": recipe.processes == 1,

@@ -234,7 +234,7 @@ def step_of(checkpoint: Path) -> int:
     return int(match[1])
 
 
-def reshared(checkpoint: Path, processes: int) -> bool:
+def reshared(checkpoint: Path, processes: int, env: Mapping[str, str]) -> bool:
     """Whether another number of processes wrote it. Then it is written anew beside, in DeepSpeed's universal
     form, which any number reads. Raises TrainingFailed."""
     parts = list(checkpoint.glob("global_step*/*zero_pp_rank_*_optim_states.pt"))
@@ -246,7 +246,7 @@ def reshared(checkpoint: Path, processes: int) -> bool:
     words = [sys.executable, "-P", "-m", "deepspeed.checkpoint.ds_to_universal", "--inject_missing_state"]
     words += ["--input_folder", str(source), "--output_folder", str(made)]
     words += ["--num_extract_workers", "1", "--num_merge_workers", "1"]
-    env = {**os.environ, "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
+    env = {**env, "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
     ended = subprocess.run(words, env=env, capture_output=True, text=True, check=False)
     if ended.returncode:
         raise TrainingFailed(f"{checkpoint.name} cannot be shared out anew: {ended.stderr[-300:]}")
