@@ -129,7 +129,7 @@ def test_a_killed_training_goes_on_as_if_nothing_had_been(ground: Path, stage: i
         kill_at_step(words, ground / out, 5)
     leave_traces_of_a_kill(ground / out / "training")
     said = tiny.train(*given(ground, out), *flags, "--resume")
-    assert "checkpoint-5 is passed over: it was not finished" in said
+    assert "checkpoint-5 is skipped: it was not finished" in said
     assert "continuing from step 4" in said
     same_losses(ground, out)
     assert not (ground / out / "torn.safetensors").exists()
