@@ -153,7 +153,7 @@ def joined(pool: Pool, references: References, told: Joining) -> Iterator[Joined
         seen[reference.place] += 1
     if not told.found:
         if told.unmatched:
-            why = f"none of its {told.unmatched:,} predictions has a partner there by id or by instruction and input"
+            why = f"none of its {told.unmatched:,} predictions has a partner there by id or by prompt"
         else:
             why = (
                 f"no prediction: {told.first_bad or 'it is empty'}; expected rows with {', '.join(PREDICTED)}"
