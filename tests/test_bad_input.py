@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import signal
 import socket
 import struct
 import sys
@@ -253,3 +254,18 @@ def test_a_file_of_which_nothing_can_be_measured_is_named_with_what_is_wrong(wor
     assert "odd.jsonl: No such file or directory\n" in refused("evaluate", *words)
     Path("odd.jsonl").mkdir()
     assert "odd.jsonl" in refused("evaluate", *words)
+
+
+@pytest.mark.skipif(not installed("evaluate"), reason="the extra `evaluate` is not installed")
+def test_an_interrupted_command_says_so_in_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("evaluators.data.lengths.measure", interrupted)
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        ended = tiny.distill("evaluate", "lengths", "pool.jsonl", "--csv", "table.csv")
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert ended == (130, "", "distill: interrupted; run the same command again\n")
+    assert not Path("table.csv").exists()
