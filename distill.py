@@ -81,8 +81,8 @@ def estimate(
     progress: Shown = True,
     **settings: Any,
 ) -> Estimate:
-    """Tells what a pool will cost and how long it will take; with `run`, what remains of it. pilot: so many
-    rows, drawn at random, are sent first, and their answers kept in `run`."""
+    """Estimates what a pool will cost and how long it will take; with `run`, what remains of it.
+    pilot: first sends this many rows, drawn at random; their answers are kept in `run`."""
     folder = Path(run) if run is not None else None
     return estimated(task, pool, folder, pilot, yes, progress, {"model": model, **settings})
 
@@ -197,7 +197,7 @@ ascore, acompare, ajudge, arun = beside(score), beside(compare), beside(judge), 
 
 @with_settings
 def import_answers(answers: Rows, *, run: Name, model: str, **settings: Any) -> Imported:
-    """Takes in answers that were paid for elsewhere: rows in Alpaca's shape, with `output`."""
+    """Imports answers that were paid for elsewhere: rows in Alpaca's shape, with `output`."""
     return imported(answers, Path(run), {"model": model, **settings})
 
 

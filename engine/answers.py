@@ -41,14 +41,14 @@ def check_format(format: str) -> None:
     """Raises UsageError for a shape that nobody knows."""
     every = dict.fromkeys(shape for shapes in SHAPES.values() for shape in shapes)
     if format not in every:
-        raise UsageError(f"--format {format}: unknown; there are {', '.join(every)}")
+        raise UsageError(f"--format {format}: unknown; choose from {', '.join(every)}")
 
 
 def check_outcomes(given: str) -> tuple[str, ...]:
     outcomes = tuple(name.strip() for name in given.split(",") if name.strip())
     for name in outcomes:
         if name not in OUTCOMES:
-            raise UsageError(f"--outcome {name}: unknown; there are {', '.join(OUTCOMES)}")
+            raise UsageError(f"--outcome {name}: unknown; choose from {', '.join(OUTCOMES)}")
     return outcomes
 
 
@@ -61,7 +61,7 @@ def check_task(format: str, task: str, stage: str) -> None:
 def check_reasoning(given: str, format: str, task: str, field: str | None = None) -> None:
     """Raises UsageError where the data set has no place for thinking."""
     if given not in REASONING:
-        raise UsageError(f"--reasoning {given}: unknown; there are {', '.join(REASONING)}")
+        raise UsageError(f"--reasoning {given}: unknown; choose from {', '.join(REASONING)}")
     if given == "drop":
         return
     if format not in POOLED:

@@ -60,7 +60,7 @@ class Exported:
             said += f"; {count:,} {'row' if count == 1 else 'rows'} left out: {kinds}"
         if self.unpaired:
             pairs = f"{self.unpaired:,} pair{'s' * (self.unpaired != 1)}"
-            said += f"; {pairs} of answers left out, neither of which is (so much) better"
+            said += f"; {pairs} left out, because neither answer is better (by the margin asked for)"
         if self.unanswered:
             count = sum(self.unanswered.values())
             kinds = ", ".join(f"{why} {n:,}" for why, n in sorted(self.unanswered.items()))

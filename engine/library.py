@@ -64,7 +64,7 @@ class Result:
 class Imported:
     """What became of a file's rows. It stands for its run folder and stage wherever a run is asked for.
 
-    taken: answers that are stored now. known: the same answer was there. others: not taken in, because the
+    taken: answers that are stored now. known: the same answer was there. others: not imported, because the
     request has another answer. empty: rows without an answer. pending: rows of the stage that have none."""
 
     run: Path

@@ -50,7 +50,7 @@ class JudgeFlags(Declared):
         None, "first model, if reviews do not name it", OPTIONS, usual="X of X_vs_Y", metavar="NAME"
     )
     b: str | None = setting(
-        None, "its opponent, if reviews do not name it", OPTIONS, usual="Y", metavar="NAME"
+        None, "the opponent, if reviews do not name it", OPTIONS, usual="Y", metavar="NAME"
     )
     judge: tuple[str, ...] = setting(
         (), "a judge's name, one for each file and run; repeat it", OPTIONS, usual="their own",
@@ -92,7 +92,7 @@ class VoteFlags(Declared):
     )  # fmt: skip
     votes: int | None = setting(None, "votes for each pair", OPTIONS, usual="3")
     words: Path | None = setting(
-        None, "own criteria and language of the page (TOML)", OPTIONS, metavar="FILE"
+        None, "own criteria and language of the pages (TOML)", OPTIONS, metavar="FILE"
     )
     seed: int | None = setting(None, "seed for assigning answers to left and right", OPTIONS, usual="0")
     port: int = setting(8002, "port; 0 picks a free one", OPTIONS, metavar="P")
@@ -137,6 +137,9 @@ def reward(
     if limit is not None and limit < 1:
         raise UsageError(f"--limit {limit}: must be greater than 0")
     Pool(data)  # is it there? Told at once: libraries take their time to load
+    from trainers.run_folder import read_about
+
+    read_about(reward)
     quieten()
     from trainers.reward_model import run_evaluation
 
@@ -224,7 +227,7 @@ def evaluated(what: str, files: Sequence[str], settings: Mapping[str, Any]) -> d
 
     commands: Any = typer.main.get_command(app)
     if what not in commands.commands:
-        raise UsageError(f"evaluate {what}: unknown; there are {', '.join(commands.commands)}")
+        raise UsageError(f"evaluate {what}: unknown; choose from {', '.join(commands.commands)}")
     command = commands.commands[what]
     flags = {max(p.opts, key=len).lstrip("-").replace("-", "_"): p for p in command.params}
     words = [*files, "--json"]

@@ -116,7 +116,7 @@ def scores(files: FilesArgument, csv: CsvOption = None, json: JsonOption = False
 
     Files of `export --format scores`, or rows with `model` and `scores`.
     """
-    from evaluators.data.scores import run_scores
+    from evaluators.data.shares import run_scores
     from evaluators.tables import outputs
 
     with outputs(json, csv=csv):
@@ -185,7 +185,7 @@ def shares(
     json: JsonOption = False,
 ) -> None:
     """Count answers that are cut short, filtered, refused or empty, and languages."""
-    from evaluators.data.outcomes import run_shares
+    from evaluators.data.shares import run_shares
     from evaluators.tables import outputs
 
     if (found := run or source) is None or (run and source):

@@ -233,7 +233,7 @@ def _words(found: Figures) -> list[str]:
     if seconds["quarter"] is not None:
         lines[-1] += f" (half of them {seconds['quarter']:.0f}-{seconds['three_quarters']:.0f} s)"
     if left["share"] is not None:
-        lines.append(f"the left side was chosen in {_shown(left)} of the votes that are no tie")
+        lines.append(f"the left side was chosen in {_shown(left)} of the votes that are not ties")
     for row in found["annotators"]:
         took = "" if row["seconds"] is None else f", median {row['seconds']:.0f} s"
         lines.append(

@@ -94,7 +94,7 @@ def data_sets(files: list[Path], names: list[str] | None = None) -> list[DataSet
 def at_least_one(flag: str, given: int | None) -> None:
     """Raises UsageError for a number below; None is a default."""
     if given is not None and given < 1:
-        raise UsageError(f"{flag} wants a number of at least 1, not {given}")
+        raise UsageError(f"{flag} must be a number of at least 1, not {given}")
 
 
 def field_of(given: str) -> Field:
@@ -102,7 +102,7 @@ def field_of(given: str) -> Field:
     for known in FIELDS:
         if given == known:
             return known
-    raise UsageError(f"--field {given}: unknown; there are {', '.join(FIELDS)}")
+    raise UsageError(f"--field {given}: unknown; choose from {', '.join(FIELDS)}")
 
 
 def row_of(raw: dict[str, Any], line: int, position: int) -> Record | str:

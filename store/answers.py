@@ -226,7 +226,7 @@ def _as_answer(row: dict[str, Any], position: int, has_questions: bool) -> tuple
     if (text := text_of(row["text"])) is None:
         return f"no answer: `text` is {kind_of(row['text'])}, not text"
     if not has_questions:
-        return "it has an id alone, so the questions must be given (--questions)"
+        return "it has only an id, so the questions must be given (--questions)"
     return _id_key(identity(named)), text, NO_HEAD
 
 

@@ -70,7 +70,7 @@ def _decisive(params: Mapping[str, Any]) -> dict[str, Any]:
 
 def billed(reader: sqlite3.Connection, stage: int, spent_micro: int) -> dict[str, Any]:
     """All that was paid for a stage, whatever came of it. estimated_replies: whose tokens we counted,
-    because the server does not tell them. spent_micro: as `spending` has it, with what was settled by
+    because the server does not report them. spent_micro: as `spending` has it, with what was settled by
     hand."""
     replies, prompt, completion, reasoning, estimated = reader.execute(_SUMS, (stage,)).fetchone()
     return {

@@ -194,13 +194,15 @@ def check_name(path: Path, format: str) -> None:
             return
         if shape.kind == "jsonl" and path.suffix.lower() not in (".jsonl", ".ndjson", ".gz"):
             return  # a name that says nothing
-        raise UsageError(f"--out {path}: Parquet is written, and the name says otherwise; end it in .parquet")
+        raise UsageError(
+            f"--out {path}: the format is Parquet, but the name says otherwise; end it in .parquet"
+        )
     if shape.kind == "csv" and format != "alpaca":
         raise UsageError(f"--out {path}: CSV cannot hold the lists in {format}; name a .jsonl")
     if shape.kind not in ("jsonl", "json", "csv"):
         instead = " or give --format parquet" if shape.kind == "parquet" else ""
         raise UsageError(
-            f"--out {path}: {format} is written as JSONL, JSON or CSV, and the name says .{shape.kind}; "
+            f"--out {path}: {format} is written as JSONL, JSON or CSV, but the name says .{shape.kind}; "
             f"end it in .jsonl, .json or .csv (.gz compresses them){instead}"
         )
 

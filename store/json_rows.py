@@ -100,7 +100,7 @@ def _over_lines(stream: Stream, first: bytes, number: int) -> tuple[object, int]
         if size > streams.MAX_ROW_BYTES:
             raise PoolError(
                 f"pool {stream.source}, line {number}: one JSON value of more than "
-                f"{streams.MAX_ROW_BYTES >> 20} MiB: write a row a line, for example with "
+                f"{streams.MAX_ROW_BYTES >> 20} MiB: write one row per line, for example with "
                 f"`jq -c '.NAME[]'`"
             )
         last = bare.rstrip()[-1] if bare.strip() else last
@@ -172,7 +172,7 @@ def json_lists(stream: Stream) -> Iterator[Raw]:
             number = yield from part
         else:
             number += 1
-            yield number, Complaint(f"behind the end of the JSON list: {rows[0]}")
+            yield number, Complaint(f"after the end of the JSON list: {rows[0]}")
 
 
 def _closed_early(stream: Stream, number: int) -> Generator[Raw, None, int]:

@@ -286,7 +286,7 @@ class Ledger:
         ledger = self.run / LEDGER
         if getattr(error, "sqlite_errorcode", 0) & 0xFF in (_IOERR, _FULL):
             return DiskFull(
-                f"cannot write {ledger} ({error}); nothing stored is lost: see to the disk (free some space) "
+                f"cannot write {ledger} ({error}); nothing stored is lost: check the disk (free some space) "
                 "and run the same command again"
             )
         if is_damage(error):

@@ -1,6 +1,6 @@
 """Reads pools of instructions as a stream: JSONL, JSON lists, CSV, Parquet, gzip of these, `-`.
 
-A bad row is data, not a crash: it is yielded as a BadRow with its line and the rest goes on.
+A bad row is data, not a crash: it is yielded as a BadRow with its line and the rest continues.
 Positions count usable rows from 0, so that they do not move when a bad row is mended in place
 at the end. Deliberately knows nothing about models, prompts or the ledger.
 """

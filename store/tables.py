@@ -146,7 +146,7 @@ def table_rows(stream: Stream, usual: str) -> Iterator[Raw]:
             wrong = "a quote is not closed"
         if wrong and spans:
             if len(names) == 1 and record.problem:
-                raise PoolError(f"pool {stream.source}, line {record.number}: {wrong}: mend that line")
+                raise PoolError(f"pool {stream.source}, line {record.number}: {wrong}: fix that line")
             records.give_back(record.lines[1:])
             wrong += "; reading continues in the next line"
         if wrong:

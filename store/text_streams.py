@@ -80,7 +80,7 @@ def parsed(line: bytes, encoding: str, torn: bool = False) -> object:
     try:
         return storable(json.loads(text))
     except (ValueError, RecursionError):
-        return Complaint(f"not JSON: {complaint}" + ("; the last line is torn" if torn else ""))
+        return Complaint(f"not JSON: {complaint}" + ("; the last line is incomplete" if torn else ""))
 
 
 def _may_repeat_in_a_list(value: object, text: bytes) -> bool:
@@ -100,7 +100,7 @@ def _once_each(text: bytes) -> object:
             if isinstance(value, Complaint):
                 return value
             if value != found[name]:
-                return Complaint(f"'{name:.40}' stands in it twice, with different values")
+                return Complaint(f"'{name:.40}' appears twice with different values")
         return found
 
     return json.loads(text, object_pairs_hook=checked)

@@ -112,7 +112,7 @@ class Votes:
         return Study(*row) if row else None
 
     def begin(self, study: Study, pairs: Pairs) -> Study:
-        """Puts pairs to the vote, or goes on with the same. Raises UsageError for others than there are."""
+        """Puts pairs to the vote, or continues with the same. Raises UsageError for others than there are."""
         found = self.study
         with self._commit() as db:
             if found is None:

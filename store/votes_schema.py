@@ -237,7 +237,7 @@ def read_poll(run: Path) -> Poll:
     with _reading(path) as db:
         row = db.execute("SELECT a, b, wanted, seed, fingerprint, folder FROM study").fetchone()
         if row is None:
-            raise RunFolderError(f"{path} puts nothing to the vote yet; `distill annotate` begins it")
+            raise RunFolderError(f"{path} has nothing to vote on yet; `distill annotate` starts it")
         study = Study(*row)
         votes = tuple(Vote(*found) for found in db.execute(_VOTES))
 

@@ -21,7 +21,7 @@ pytest.importorskip("markdown_it", reason="the extra `evaluate` is not installed
 from evaluators.annotate.ballot import HERE, TEXT, read_words
 from evaluators.annotate.command import Files, run_page
 from evaluators.annotate.pages import LONGEST, render
-from evaluators.annotate.server import ListenAddress
+from evaluators.annotate.server import LEAD_FILE, ListenAddress
 from store.answer_sets import judge_contests
 from store.errors import DistillError, UsageError
 from store.records import Contest
@@ -347,8 +347,8 @@ async def test_bad_input_is_said_in_words(tmp_path: Path) -> None:
         **dict(zip(("questions", "answers", "against"), other, strict=True)),
     )
     refused("drawn with seed 0", seed=7)
-    refused("--votes 0: wants 1 or more", votes=0)
-    refused("--port 70000: wants", port=70000)
+    refused("--votes 0: must be 1 or more", votes=0)
+    refused("--port 70000: must be", port=70000)
     refused("give --questions", tmp_path / "new")
     refused("--against is missing", questions=questions, answers=a)
     refused("nothing.jsonl", questions=questions, answers=a, against=str(tmp_path / "nothing.jsonl"))
@@ -419,14 +419,14 @@ async def test_the_lead_sees_who_has_come_how_far_and_how_far_they_agree(tmp_pat
             assert (await ann.get(f"/lead?token={TOKEN}"))[0] == 403
             status, text, path = await bob.get(f"/lead?token={LEAD_TOKEN}")
             assert (status, path) == (200, "/lead")
-            assert "2 annotators" in text
+            assert "Annotators: 2" in text
             assert "No pair has two votes yet." in text
             while (item := await bob.following()) is not None:
                 await bob.vote(item, *ALL)
             text = (await bob.get("/lead"))[1]
         assert "&lt;b&gt;Bob" in text
         assert re.search(r">Ann</th><td>1</td><td>0</td>", text)
-        assert re.search(r"<strong>1</strong> of 2 pairs have all their 2 votes; 3 votes in all", text)
+        assert "Pairs with all their 2 votes: 1 of 2. Votes in all: 3." in text
         assert re.search(r'scope="row">Honest</th><td>1</td><td>1</td><td>100 %', text)  # both said tie
         assert not [name for name in NAMES if name in text]
         async with person(site) as stranger:
@@ -466,6 +466,12 @@ meaning = "Sie klingt freundlich <und> klar."
 "Left" = "Links"
 "Save and next" = "Sichern und weiter"
 "{n} done" = "{n} fertig"
+"Progress of the votes" = "Stand der Abstimmung"
+"Annotators: {n}" = "Abstimmende: {n}"
+"last vote" = "letzte Stimme"
+"This page needs its key" = "Diese Seite braucht ihren Schlüssel"
+"There is no such page." = "Diese Seite gibt es nicht."
+"and" = "und"
 "Please choose for {titles} as well. Nothing has been saved yet." = "Bitte auch {titles} wählen."
 """
 
@@ -494,6 +500,13 @@ async def test_a_study_has_criteria_of_its_own_and_pages_in_its_language(tmp_pat
         assert status == 200
         assert path != f"/item/{item}"
         assert re.search(r'name="correct" value="left" required checked', (await ann.get(f"/item/{item}"))[1])
+        assert "Diese Seite gibt es nicht." in (await ann.get("/nowhere"))[1]
+        assert "Diese Seite braucht ihren Schlüssel" in (await ann.get("/lead"))[1]
+        status, text, _ = await ann.get(f"/lead?token={(run / LEAD_FILE).read_text().strip()}")
+        for shown in ('lang="de"', "Stand der Abstimmung</h1>", "Abstimmende: 1", ">letzte Stimme</th>"):
+            assert shown in text
+        status, text, _ = await ann.post(f"/item/{await ann.following()}", {})
+        assert (status, "Bitte auch Richtig und Ton wählen." in text) == (422, True)
     async with served(run) as (_, site), person(site, "Ann") as ann:  # the words are kept
         item = await ann.following()
         assert "Aufgabe</h2>" in (await ann.get(f"/item/{item}"))[1]
@@ -518,11 +531,11 @@ async def test_a_study_has_criteria_of_its_own_and_pages_in_its_language(tmp_pat
     [
         ("language", "lang", "unknown name lang"),
         ('name = "style"', 'name = "correct"', "a name of its own"),
-        ('name = "style"', 'name = "Style!"', "wants lower-case letters"),
+        ('name = "style"', 'name = "Style!"', "must be lower-case letters"),
         ('title = "Ton"', "", "[[criterion]] needs the texts name, title, question, meaning"),
-        ('"Left" =', '"Lefft" =', "'Lefft' stands on no page"),
-        ('"{n} fertig"', '"fertig"', "wants a text with {n}"),
-        ('"{n} fertig"', '"{n.x} fertig"', "wants a text with {n}"),
+        ('"Left" =', '"Lefft" =', "'Lefft' is on no page"),
+        ('"{n} fertig"', '"fertig"', "must be a text with {n}"),
+        ('"{n} fertig"', '"{n.x} fertig"', "must be a text with {n}"),
         ("[[criterion]]", "[[criterion", "is not valid TOML"),
         ("[text]", "[[criterion]]\n[[criterion]]\n[text]", "it takes up to 3 tables"),
     ],

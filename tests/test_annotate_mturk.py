@@ -103,12 +103,12 @@ def test_bad_rows_are_counted_and_said_and_nothing_is_taken_twice(
     run_import(run, file)
     said = capsys.readouterr()
     assert (
-        "2 votes taken in, 0 were here already, 1 rejected by the requester, 5 bad rows; 2 votes" in said.out
+        "2 votes imported, 0 were here already, 1 rejected by the requester, 5 bad rows; 2 votes" in said.out
     )
     assert "line 4 of" in said.err
-    assert "is none of this run's" in said.err
+    assert "is not one of this run's" in said.err
     run_import(run, file)
-    assert "0 votes taken in, 2 were here already" in capsys.readouterr().out
+    assert "0 votes imported, 2 were here already" in capsys.readouterr().out
     assert len(votes_in(run)) == 2
 
 

@@ -114,7 +114,9 @@ async def test_what_stands_beside_the_results_does_not_matter(tmp_path: Path, ho
         assert ended.code == 0, ended.err
         assert server.calls["content"] == 1
         assert ("20 of its results came twice" in ended.err) == (how == "every line twice")
-        assert ("1 lines of its results are not of its requests" in ended.err) == (how == "lines of nobody")
+        assert ("1 lines of its results belong to none of its requests" in ended.err) == (
+            how == "lines of nobody"
+        )
     await assert_all_answered(bench)
 
 
@@ -123,9 +125,9 @@ async def test_results_that_no_file_is_named_for_are_waited_for_and_not_bought_a
         bench = Bench(tmp_path, server, COUNT)
         ended = await distill(*bench.words)
         assert ended.code == 3, ended.err
-        assert "20 of its requests are completed, and it names no file of results" in ended.err
+        assert "20 of its requests are completed, and it names no results file" in ended.err
         async with started(*bench.words) as command:
-            await until(lambda: b"it names no file" in command.err)
+            await until(lambda: b"it names no results file" in command.err)
             server.told = {}
             ended = await command.ended()
         assert ended.code == 0, ended.err

@@ -199,7 +199,7 @@ async def test_a_batch_in_which_no_reply_can_be_read_is_not_asked_again_and_stay
         ended = await distill("score", *files, "--run", bench.run, "--base-url", server.base_url,
                               "--model", MODEL, *MONEY, "--quiet", "--batch", *GRACE)  # fmt: skip
         assert ended.code == 3, ended.err
-        assert "the first 12 rows were all answered in vain" in ended.err
+        assert "the first 12 rows were all answered, but unreadable" in ended.err
         assert len(server.made) == 1
     assert bench.sql("SELECT count(*) FROM requests WHERE answer IS NULL AND failure IS NULL") == [(12,)]
     assert at_risk(bench) == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import html
 import os
 import re
 import signal
@@ -330,7 +331,7 @@ async def test_a_port_in_use_is_a_sentence(run: Path) -> None:
 async def test_a_port_that_is_none_is_a_sentence(run: Path, port: int) -> None:
     ended = await distill("browse", run, "--port", port)
     assert ended.code == 2
-    assert "wants 0" in ended.err
+    assert "must be from 0" in ended.err
 
 
 async def test_a_folder_without_a_ledger_is_a_sentence(tmp_path: Path) -> None:
@@ -409,11 +410,35 @@ async def test_a_csv_holds_every_row_of_a_view_and_not_the_first_2000(tmp_path: 
             assert len(text.splitlines()) == 2102, path
         assert len((await page(site, "/ledger/latest.csv")).splitlines()) > 100  # a query is as it was
         text = await page(site, "/ledger?sql=select+id+from+responses")
-        assert "The first 2,000 rows, here and as CSV." in text
+        assert "The first 2,000 rows. The CSV has all of them" in text
+        (link,) = re.findall(r'href="(/ledger\.csv\?sql=[^"]+)"', text)
+        whole = (await page(site, html.unescape(link))).splitlines()
+        assert whole == ["id", *map(str, range(1, 2102))]
         assert "The first" not in await page(site, "/ledger?sql=select+id+from+responses+limit+9")
     finally:
         site.databases["ledger"].close()
         site.executor.shutdown()
+
+
+async def test_sql_as_csv_reads_only_and_says_what_is_wrong_with_it(site: Any) -> None:
+    asked = "/ledger.csv?sql=select+%3Aname+as+name,+x'c3bc'+as+bytes&name=a,+b"
+    assert await page(site, asked) == 'name,bytes\r\n"a, b",ü\r\n'
+    saved = await site.client.get(f"{asked}&_dl=1")
+    assert saved.headers["content-disposition"] == 'attachment; filename="ledger.csv"'
+    for sql, told in (
+        ("delete from rows", "must be a SELECT"),
+        ("select nix", "no such column: nix"),
+        ("", "SELECT"),
+    ):
+        refused = await site.client.get("/ledger.csv", params={"sql": sql})
+        assert (refused.status_code, told in refused.text) == (400, True), refused.text
+
+
+async def test_sql_that_finds_no_row_in_time_is_stopped(site: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(site, "sql_time_limit_ms", 50)
+    endless = "with recursive n(i) as (select 1 union all select i + 1 from n) select i from n where i < 0"
+    refused = await site.client.get("/ledger.csv", params={"sql": endless})
+    assert (refused.status_code, "interrupted" in refused.text) == (400, True)
 
 
 async def test_the_front_page_says_why_a_stage_was_stopped_and_what_is_pending(tmp_path: Path) -> None:

@@ -238,7 +238,7 @@ async def test_what_is_no_ledger_is_left_alone(tmp_path: Path) -> None:
         ended = await distill("check", tmp_path, "--repair")
         assert ended.code == 2, ended.err
         assert (tmp_path / "ledger.db").read_bytes() == content
-    assert "take one from a backup" in ended.err
+    assert "restore it from a backup" in ended.err
 
 
 async def test_a_ledger_of_a_newer_version_is_not_damaged(run: Path, pool: Path) -> None:

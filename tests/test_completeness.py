@@ -93,7 +93,7 @@ async def test_a_refused_key_leaves_no_step_on_an_empty_file(tmp_path: Path, run
         recipe = recipe_with(tmp_path, tables, measuring("b"))
         ended = await run_recipe(recipe, run)
         assert ended.code == 3
-        assert "long: not begun: it needs b, which reads a, which is incomplete: 12 of 12" in ended.err
+        assert "long: not started: it needs b, which reads a, which is incomplete: 12 of 12" in ended.err
         assert "run the same command again" in ended.err
         alone = await run_recipe(recipe, run, "--only", "long")
         assert (alone.code, measured(run)) == (3, None)

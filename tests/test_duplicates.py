@@ -106,5 +106,5 @@ def test_a_shorter_row_counts_where_all_of_it_stands(tmp_path: Path) -> None:
 
 
 def test_phrases_of_few_words_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="--n wants at least 5"):
+    with pytest.raises(UsageError, match="--n must be at least 5"):
         overlapping(tmp_path, ["a"], ["b"], n=4)

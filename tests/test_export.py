@@ -212,7 +212,7 @@ def test_the_same_rows_are_the_same_bytes(tmp_path: Path, format: str, name: str
 
 
 def test_an_unknown_format_is_refused_with_those_that_there_are() -> None:
-    with pytest.raises(UsageError, match="--format csv: unknown; there are alpaca, chat, parquet"):
+    with pytest.raises(UsageError, match="--format csv: unknown; choose from alpaca, chat, parquet"):
         check_format("csv")
 
 

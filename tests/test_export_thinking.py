@@ -132,7 +132,7 @@ async def test_what_has_no_place_for_thinking_is_refused_in_a_sentence(run: Path
         assert "candidates hold no thinking" in ended.err
     ended = await distill("export", run, "--format", "alpaca", "--out", tmp_path / "x", "--reasoning", "yes")
     assert ended.code == 2
-    assert "--reasoning yes: unknown; there are drop, keep, inline" in ended.err
+    assert "--reasoning yes: unknown; choose from drop, keep, inline" in ended.err
 
 
 async def test_rows_left_out_are_counted_by_outcome(run: Path, tmp_path: Path) -> None:

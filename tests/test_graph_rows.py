@@ -116,7 +116,7 @@ async def test_only_a_stage_runs_when_what_it_reads_has_run(tmp_path: Path, run:
         assert len(judge.asked) == 6
         stale = await run_recipe(recipe(0.5), run, "--only", "b")
         assert (stale.code, len(judge.asked)) == (2, 6)
-        assert re.search(r"recipe.toml, line \d+: stage.a: it has answers to other settings", stale.err)
+        assert re.search(r"recipe.toml, line \d+: stage.a: it has answers under other settings", stale.err)
         assert (await run_recipe(recipe(), run, "--only", "b")).code == 0
         assert len(judge.asked) == 12
         assert (await run_recipe(recipe(), run)).code == 0

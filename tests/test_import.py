@@ -170,7 +170,7 @@ async def test_a_file_that_has_grown_adds_its_new_rows_only(tmp_path: Path) -> N
     await taken_in(run, write_pool(file, pool))
     grown = [*pool, *answered(rows(5, "new")), pool[0]]
     said = await taken_in(run, write_pool(file, grown))
-    assert "5 answers taken in, 24 were there already" in said
+    assert "5 answers imported, 24 were there already" in said
     assert await texts(run) == pairs(grown)
 
 
@@ -182,8 +182,8 @@ async def test_rows_of_a_pool_that_was_asked_keep_their_places(tmp_path: Path) -
         paid = answered([*rows(3, "extra"), *reversed(asked[2:8])])
         file = write_pool(tmp_path / "paid.jsonl", paid)
         said = await taken_in(run, file, *bare(tmp_path))
-        assert "7 answers taken in, 0 were there already" in said
-        assert "2 not taken in, because their requests have another reply already" in said
+        assert "7 answers imported, 0 were there already" in said
+        assert "2 not imported, because their requests have another reply already" in said
         assert [row["instruction"] for row in (await export(run))[:4]] == [
             row["instruction"] for row in asked[:4]
         ]
@@ -199,7 +199,7 @@ async def test_generate_asks_only_for_what_no_file_has_answered(tmp_path: Path) 
     paid = [*answered(asked[:10]), *asked[10:20]]
     run, pool = tmp_path / "run", write_pool(tmp_path / "pool.jsonl", asked)
     said = await taken_in(run, write_pool(tmp_path / "paid.jsonl", paid))
-    assert "10 answers taken in, 0 were there already, 10 rows had none" in said
+    assert "10 answers imported, 0 were there already, 10 rows had none" in said
     assert "stage 'generate' has 20 rows; 10 of them have no answer yet, and generate asks for them" in said
     assert (await stage(run))["total"] == 20
     async with Provider().running() as p:
@@ -219,7 +219,7 @@ async def test_of_equal_rows_the_one_with_an_answer_counts_whichever_comes_first
     pair = [row | {"output": "Yes."}, row | {"output": ""}]
     run, file = tmp_path / "run", write_pool(tmp_path / "paid.jsonl", pair if answer_first else pair[::-1])
     said = await taken_in(run, file)
-    assert "1 answer taken in" in said
+    assert "1 answer imported" in said
     assert "no answer yet" not in said
     assert [output for _, output in await texts(run)] == ["Yes.", "Yes."]
 
@@ -231,10 +231,10 @@ async def test_of_different_answers_to_equal_rows_the_first_counts_and_the_other
     run = tmp_path / "run"
     three = [row | {"output": text} for text in ("One.", "Two.", "One.")]
     said = await taken_in(run, write_pool(tmp_path / "a.jsonl", three))
-    assert "1 answer taken in, 1 were there already" in said
-    assert "1 not taken in, because their requests have another reply already" in said
+    assert "1 answer imported, 1 were there already" in said
+    assert "1 not imported, because their requests have another reply already" in said
     other = write_pool(tmp_path / "b.jsonl", [row | {"output": "Three."}])
-    assert "1 not taken in, because their requests have another reply already" in await taken_in(run, other)
+    assert "1 not imported, because their requests have another reply already" in await taken_in(run, other)
     assert [output for _, output in await texts(run)] == ["One."] * 3
 
 
@@ -246,10 +246,10 @@ async def test_equal_rows_are_the_samples_of_one_row_where_several_are_wanted(tm
     said = await taken_in(run, write_pool(tmp_path / "a.jsonl", mixed), *samples)
     assert "3 samples of them (3 to a row) have no answer yet" in said
     again = await taken_in(run, write_pool(tmp_path / "a.jsonl", mixed), *samples)
-    assert "0 answers taken in, 6 were there already" in again
+    assert "0 answers imported, 6 were there already" in again
     await taken_in(run, write_pool(tmp_path / "b.jsonl", answered(asked[:1], "Third")), *samples)
     late = await taken_in(run, write_pool(tmp_path / "c.jsonl", answered(asked[:1], "Fourth")), *samples)
-    assert "1 not taken in, because their requests have another reply already" in late
+    assert "1 not imported, because their requests have another reply already" in late
     async with Provider().running() as p:
         pool = write_pool(tmp_path / "pool.jsonl", asked)
         assert (await generate(run, pool, p.base_url, *samples)).code == 0
@@ -266,7 +266,7 @@ async def test_equal_answers_to_equal_rows_are_samples_of_their_own(tmp_path: Pa
     run, file = tmp_path / "run", write_pool(tmp_path / "a.jsonl", [row | {"output": "Paris."}] * 3)
     for taken, known in ((3, 0), (0, 3)):
         said = await taken_in(run, file, "--samples", 3)
-        assert f"{taken} answers taken in, {known} were there already" in said
+        assert f"{taken} answers imported, {known} were there already" in said
     assert len(await export(run)) == 3
 
 
@@ -279,7 +279,7 @@ async def test_bad_rows_are_counted_and_said(tmp_path: Path) -> None:
         file.read_bytes() + b'{"output": "Of what?"}\n[1, 2]\n{"instruction": "Torn',
     )
     said = await taken_in(run, file)
-    assert "3 answers taken in" in said
+    assert "3 answers imported" in said
     assert said.splitlines()[-1].endswith(
         "; 3 bad rows left out; the first is line 4: no instruction; its columns are output"
     )
@@ -364,8 +364,8 @@ async def test_thinking_in_an_imported_answer_is_read_as_in_any_reply(tmp_path: 
     given = ("<think>Hm.</think>Yes.", "<think>Only thinking.</think>")
     paid = [row | {"output": text} for row, text in zip(asked, given, strict=True)]
     run, file = tmp_path / "run", write_pool(tmp_path / "paid.jsonl", paid)
-    assert "1 answer taken in, 0 were there already, 1 row had none" in await taken_in(run, file)
-    assert "0 answers taken in, 1 were there already, 1 row had none" in await taken_in(run, file)
+    assert "1 answer imported, 0 were there already, 1 row had none" in await taken_in(run, file)
+    assert "0 answers imported, 1 were there already, 1 row had none" in await taken_in(run, file)
     assert [output for _, output in await texts(run)] == ["Yes."]
 
 
@@ -389,7 +389,7 @@ async def test_an_answer_that_is_no_text_is_a_bad_row(tmp_path: Path) -> None:
     ]
     file = write_pool(tmp_path / "a.jsonl", asked)
     said = await taken_in(tmp_path / "run", file)
-    assert "2 answers taken in, 0 were there already, 1 row had none; 2 bad rows left out" in said
+    assert "2 answers imported, 0 were there already, 1 row had none; 2 bad rows left out" in said
     assert "line 1: output is not text: ['red', 'green']" in said
     ended = await take_in(tmp_path / "strict", file, "--strict")
     assert ended.code == 2

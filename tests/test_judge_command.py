@@ -59,13 +59,13 @@ def test_what_cannot_be_asked_is_told(tmp_path: Path, capsys: pytest.CaptureFixt
         run_ranking(JudgeOptions(), False, None, None)
     with pytest.raises(UsageError, match="name what was judged"):
         told(capsys, JudgeOptions())
-    with pytest.raises(UsageError, match="--scores both: unknown; there are file, text"):
+    with pytest.raises(UsageError, match="--scores both: unknown; choose from file, text"):
         told(capsys, JudgeOptions(reviews=[path], scores="both"))
     with pytest.raises(UsageError, match="--stage chooses among the stages"):
         told(capsys, JudgeOptions(reviews=[path], stages=["judge"]))
     with pytest.raises(RunFolderError):
         told(capsys, JudgeOptions(runs=[tmp_path / "nowhere"]))
-    with pytest.raises(UsageError, match="two or more rank groups; here is 1"):
+    with pytest.raises(UsageError, match="two or more rank groups; found 1"):
         run_ranking(JudgeOptions(reviews=[path]), False, None, None)
 
 
@@ -147,9 +147,9 @@ def test_a_large_sum_is_written_out() -> None:
 def test_unusable_lines_are_told_with_their_place(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = written(tmp_path / "x_vs_y.jsonl", [review(1, "8 9"), {"text": "7 7"}])
     (source,) = told(capsys, JudgeOptions(reviews=[path]))["sources"]
-    assert (source["bad_rows"], source["bad_shown"]) == (1, ["line 2: no review: it has no question_id"])
+    assert (source["bad_rows"], source["bad_shown"]) == (1, ["line 2: not a review: it has no question_id"])
     run_judge(JudgeOptions(reviews=[path]), False, None, None)
-    assert "x_vs_y: unusable and left out 1: line 2: no review" in capsys.readouterr().out
+    assert "x_vs_y: unusable and left out 1: line 2: not a review" in capsys.readouterr().out
 
 
 def test_hostile_names_stay_names(
@@ -256,9 +256,9 @@ def test_a_question_that_a_rank_lacks_counts_in_neither_of_its_sums() -> None:
 
 def test_rank_groups_have_one_opponent_and_one_judge() -> None:
     one, two = groups(1, 0)
-    with pytest.raises(UsageError, match="one judge"):
+    with pytest.raises(UsageError, match="the same judge"):
         ranking_report([one, ReviewSource("x", [said(1, (5, 5), a="rank2", judge="claude")])])
-    with pytest.raises(UsageError, match="no score could be read of what was said of 'rank3'"):
+    with pytest.raises(UsageError, match="no score could be read in the reviews of 'rank3'"):
         ranking_report([one, two, ReviewSource("x", [said(1, None, a="rank3")])])
 
 

@@ -164,7 +164,7 @@ def test_a_bad_preference_is_counted(tmp_path: Path) -> None:
     bad = [preference(3), preference("2"), preference(2, model_1="new"), preference(2, output_1=None), [1]]
     source = read(tmp_path, [preference(2), *bad])
     assert [row.line for row in source.bad] == [2, 3, 4, 5, 6]
-    with pytest.raises(PoolError, match=r"no usable preference .*line 1: preference is none of"):
+    with pytest.raises(PoolError, match=r"no usable preference .*line 1: preference must be"):
         read(tmp_path, bad)
 
 

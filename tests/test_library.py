@@ -361,7 +361,7 @@ def test_evaluations_are_those_of_the_command(tmp_path: Path) -> None:
     found = distill.evaluate("lengths", file, field="output")
     assert found["data"]["a"]["words"]["mean"] == 2
     for what, settings, words in (
-        ("size", {}, "^evaluate size: unknown; there are "),
+        ("size", {}, "^evaluate size: unknown; choose from "),
         ("lengths", {"fild": 1}, "^evaluate lengths has no setting fild"),
         ("duplicates", {"threshold": "high"}, "^evaluate duplicates: .*threshold"),
     ):

@@ -175,7 +175,7 @@ def test_failed_rows_are_retried(tmp_path: Path) -> None:
         assert distill.retry(result).pending == 1
         p.control(poison="no row")
         assert generate(p, tmp_path / "run").done == 5
-    with pytest.raises(distill.UsageError, match=r"^--cause rain: unknown; there are "):
+    with pytest.raises(distill.UsageError, match=r"^--cause rain: unknown; choose from "):
         distill.retry(result, cause="rain")
 
 

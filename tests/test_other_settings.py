@@ -385,7 +385,7 @@ async def test_an_import_goes_by_what_the_stage_keeps(tmp_path: Path, run: Path,
         assert (await generate(run, pool, url, "--temperature", 0.5, "--reuse")).code == 0
         code, said = await imported("--temperature", 0.5)
         assert (code, len(judge.asked)) == (0, 8)
-        assert "2 answers taken in" in said
+        assert "2 answers imported" in said
         assert [row["output"] for row in await export(run)][8:] == ["Bought.", "Bought."]
         write_pool(pool, rows(10))
         assert (await generate(run, pool, url, "--temperature", 0.5)).code == 0

@@ -240,14 +240,14 @@ def test_a_bad_line_is_reported_with_its_number_and_the_rest_goes_on(
 
 
 def test_a_torn_last_line_is_told_as_such(tmp_path: Path) -> None:
-    assert "torn" in complaint(tmp_path, b'{"instruction":"a"}\n{"instruction":"b')
-    assert "torn" not in complaint(tmp_path, b'{"instruction":"a"}\n{"instruction":"b\n')
+    assert "line is incomplete" in complaint(tmp_path, b'{"instruction":"a"}\n{"instruction":"b')
+    assert "line is incomplete" not in complaint(tmp_path, b'{"instruction":"a"}\n{"instruction":"b\n')
 
 
 TWICE = [
-    (b'{"instruction": "a", "instruction": "b"}', "'instruction' stands in it twice, with different values"),
-    (b'{"id": 1, "instruction": "a", "id": 2}', "'id' stands in it twice, with different values"),
-    (b'{"messages": [], "instruction": "a", "messages": {}}', "'messages' stands in it twice"),
+    (b'{"instruction": "a", "instruction": "b"}', "'instruction' appears twice with different values"),
+    (b'{"id": 1, "instruction": "a", "id": 2}', "'id' appears twice with different values"),
+    (b'{"messages": [], "instruction": "a", "messages": {}}', "'messages' appears twice"),
 ]
 ONCE = [
     b'{"instruction": "a", "instruction": "a"}',
@@ -266,7 +266,7 @@ def test_a_name_that_stands_twice_with_different_values_makes_a_bad_row(
 
 def test_a_name_that_stands_twice_in_a_row_of_a_list_on_one_line_makes_a_bad_row(tmp_path: Path) -> None:
     line = b'{"data": [{"instruction": "c"}, {"instruction": "a", "instruction": "b"}]}\n'
-    assert "'instruction' stands in it twice" in complaint(tmp_path, line)
+    assert "'instruction' appears twice" in complaint(tmp_path, line)
 
 
 @pytest.mark.parametrize("line", ONCE)

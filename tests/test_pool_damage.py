@@ -185,7 +185,7 @@ def test_a_list_behind_lines_is_read(tmp_path: Path) -> None:
 def test_text_behind_a_list_is_told(tmp_path: Path) -> None:
     rows, [(number, why)] = found(tmp_path, json.dumps(objects(3)) + "\nEnd of file\n", "pool.json")
     assert (rows, number) == (asked(3), 4)
-    assert why.startswith("behind the end of the JSON list: not JSON")
+    assert why.startswith("after the end of the JSON list: not JSON")
 
 
 def test_a_list_that_is_closed_too_early_is_read_to_its_end_and_told(tmp_path: Path) -> None:

@@ -243,7 +243,7 @@ def test_a_quota_for_a_minute_is_waited_for_and_one_for_a_day_ends_the_run(
     assert minute.wait == 4
     day = read_error(429, {}, google("Day"))
     assert isinstance(day, QuotaExhausted)
-    assert "it comes back at" in str(day)
+    assert "it resets at" in str(day)
 
 
 def test_a_limit_for_a_day_that_ends_soon_is_waited_for() -> None:

@@ -25,7 +25,20 @@ pytest.importorskip("matplotlib", reason="the layer `evaluate` is not installed"
 
 from engine.run.status import status_of
 from evaluators.report.build import build, html, run_report, tables
-from evaluators.report.figures import Drawing, Heading, Listing, Report, Samples, Section, Words
+from evaluators.report.charts import measured
+from evaluators.report.figures import (
+    NARROW,
+    SETTINGS,
+    WIDE,
+    Drawing,
+    Heading,
+    Listing,
+    Report,
+    Samples,
+    Section,
+    Words,
+    table,
+)
 from evaluators.report.judge import aside
 from store.errors import RunFolderError, UsageError
 from store.records import Response, Usage
@@ -298,6 +311,23 @@ def test_each_svg_has_words_for_who_cannot_see_it_and_ids_of_its_own(page: str) 
     assert len(ids) == len(set(ids))
 
 
+def test_the_words_at_a_bar_end_within_the_drawing() -> None:
+    import matplotlib
+    from matplotlib.figure import Figure as Canvas
+
+    words = ("70.0% (65.0% to 75.0%)", "693 : 638 = 109%", "50.0%")
+    rows = [(f"the reward model {n}", 0.7, 0.65, 0.75, said) for n, said in enumerate(words)]
+    numbers = table("bars", ("who", "share:share", "low:share", "high:share", "words"), rows)
+    for is_wide, inches in ((True, WIDE), (False, NARROW)):
+        with matplotlib.rc_context(SETTINGS):
+            canvas = Canvas(figsize=(inches, 2.0), layout="constrained")
+            measured(canvas, numbers, is_wide)
+            canvas.draw_without_rendering()
+        (axes,) = canvas.axes
+        right = max(text.get_window_extent().x1 for text in axes.texts)
+        assert right <= canvas.bbox.x1
+
+
 def test_colours_follow_the_page(whole: Report) -> None:
     """No black or white is drawn that would vanish on the other ground."""
     for block in section(whole, "judge").blocks:
@@ -340,7 +370,7 @@ async def test_a_run_that_goes_on_is_told_as_it_stands(tmp_path: Path) -> None:
         book.add(3)
         await ledger.committed()
     (row,) = numbers(report)["stages"].rows
-    assert (row[3], row[4], row[-1]) == (None, 1, "not ended: killed, or still going")
+    assert (row[3], row[4], row[-1]) == (None, 1, "not ended: killed, or still running")
     assert build(tmp_path).headlines[0][1].value == "2"
 
 
@@ -373,7 +403,7 @@ async def test_what_lies_elsewhere_can_be_named(tmp_path: Path) -> None:
     reward = write(tmp_path / "unseen.json", reward_figures(0.9))
     report = build(tmp_path / "run", [elsewhere], [reward])
     assert {"training", "reward"} <= {s.id for s in report.sections}
-    with pytest.raises(UsageError, match="no training is there"):
+    with pytest.raises(UsageError, match="there is no training run"):
         build(tmp_path / "run", [tmp_path])
     with pytest.raises(UsageError, match="is not what"):
         build(tmp_path / "run", [], [write(tmp_path / "odd.json", [1])])
@@ -438,7 +468,7 @@ async def test_thinking_and_what_was_paid_in_vain_stand_in_the_bill(tmp_path: Pa
     assert row[1:] == (2000, 1000, 4000, stage["completion_tokens"], 2000, 3000)
     assert found["outcomes"].rows == (("generate", 0.5, 0.5),)
     said = html(report)
-    for words in ("3,000 tokens", "3, $0.0600", "3: the server did not tell them"):
+    for words in ("3,000 tokens", "3, $0.0600", "3: the server did not report them"):
         assert words in said
 
 

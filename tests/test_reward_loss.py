@@ -19,7 +19,6 @@ from trainers.reward_model import (
     check_family,
     last_shown,
     padding_of,
-    read_about,
     reward_model,
 )
 from trainers.rows import example, padded
@@ -139,11 +138,3 @@ def test_near_rewards_stay_apart_in_bf16(folder: Path) -> None:
 def test_a_backbone_that_is_not_known_is_refused() -> None:
     with pytest.raises(UsageError, match="a reward model of type bert is not known"):
         check_family(type("Config", (), {"model_type": "bert"}))
-
-
-def test_a_folder_that_is_no_reward_model_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"no config\.json there"):
-        read_about(tmp_path)
-    (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(UsageError, match=r"no reward\.json that says how it reads"):
-        read_about(tmp_path)

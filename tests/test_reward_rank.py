@@ -23,6 +23,7 @@ from store.errors import PoolError, UsageError
 from tests.support import tiny
 from trainers import rank as ranking
 from trainers import reward_model
+from trainers.errors import Stopped
 from trainers.rank import fault, ranked, run_rank, split
 from trainers.reward_model import Precision, Readable, Scorer, planned, precision_for, run_evaluation
 
@@ -104,6 +105,26 @@ def test_a_killed_ranking_goes_on_with_the_next_batch_to_the_same_bytes(
     assert not side.exists()
 
 
+def test_an_interrupted_ranking_says_that_the_same_command_continues(
+    reward: Path, candidates: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, score, done = tmp_path / "out.jsonl", Scorer.rewards, []
+
+    def interrupted(self: Scorer, batch: Any) -> list[float]:
+        if len(done) == 3:
+            raise KeyboardInterrupt
+        done.append(len(batch))
+        return score(self, batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Scorer, "rewards", interrupted)
+        with pytest.raises(Stopped, match="interrupted; the same command continues where it stopped"):
+            run_rank(reward, candidates, out, quiet=True)
+    assert Stopped.exit_code == 130
+    assert not out.exists()
+    assert run_rank(reward, candidates, out, quiet=True) == 0
+
+
 def test_scores_of_another_ranking_are_not_taken(
     reward: Path, candidates: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -150,10 +171,10 @@ def broken(folder: Path) -> None:
 
 
 DAMAGE: list[tuple[Callable[[Path], Any], str]] = [
-    (few_fields, "config.json is of another model than the weights"),
+    (few_fields, "config.json describes another model than the weights"),
     (headless, "1 weights are missing, such as score.weight"),
-    (torn, "model.safetensors is torn"),
-    (broken, "its rewards are no numbers"),
+    (torn, "model.safetensors is incomplete"),
+    (broken, "its rewards are not numbers"),
     (lambda f: (f / "model.safetensors").unlink(), "there are no weights"),
     (lambda f: (f / "tokenizer.json").write_text("{"), "its tokenizer cannot be read"),
     (lambda f: (f / "reward.json").write_text('{"template": "no", "max_length": 9}'), "no reward.json that"),

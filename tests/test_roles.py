@@ -144,7 +144,7 @@ async def test_a_judge_whom_nobody_can_read_ends_the_run_after_ten_rows_and_they
     async with scripted(judge.answer) as url:
         ended = await ask("score", run, url, *files, "--attempts-parse", 1)
         assert ended.code == 3
-        assert "rows were all answered in vain" in ended.err
+        assert "rows were all answered, but unreadable" in ended.err
         assert r"'Both \x1b[2Jhave merits.'" in ended.err
         assert len({text for _, text in judge.asked}) < 20
         assert stage_told(run, "score")["failed"] == {}

@@ -17,8 +17,7 @@ import pytest
 import pytest_asyncio
 
 from engine.provider.tokens import tokenizer_for
-from engine.serve.scripted_replies import rate, reply
-from engine.serve.scripted_server import MODEL, application
+from engine.serve.scripted_teacher import MODEL, application, rate, reply
 from engine.tasks import generate, translate
 from engine.tasks.languages import find_language
 from store.records import Instruction
@@ -274,7 +273,7 @@ async def test_any_schema_gets_an_object_that_fits(teacher: tuple[aiohttp.Client
 
 
 PROGRAM = (
-    "import sys; from engine.serve.scripted_server import run_scripted; run_scripted(int(sys.argv[1]), 0.3)"
+    "import sys; from engine.serve.scripted_teacher import run_scripted; run_scripted(int(sys.argv[1]), 0.3)"
 )
 
 

@@ -32,8 +32,8 @@ All settings for asking and training, with bounds and defaults. `distill COMMAND
 command. This page is written by `{HOW}` from `setting_fields.py` in
 `engine/collect/` and `config.py` in `trainers/`: change them, not the page.
 
-A command refuses flags that it does not heed; a stage refuses keys that its task does not heed. The keys
-have the flags' names with underscores. They stand in `[stage.NAME]`, `[teacher.NAME]` and
+A command refuses flags that it does not use; a stage refuses keys that its task does not use. The keys
+have the flags' names with underscores. They go into `[stage.NAME]`, `[teacher.NAME]` and
 `[[teacher.NAME.endpoint]]`, as the third column says, or at the top of the file. A wrong value: exit code 2.
 """
 TRAINING = """

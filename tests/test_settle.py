@@ -114,7 +114,7 @@ async def test_dollars_from_the_bill_are_shared_out_to_the_last_micro_dollar(
     before, at_risk, _ = await money(run)
     too_much = await settle(run, "--usd", at_risk + 0.01)
     assert too_much.code == 2
-    assert "together at the most" in too_much.err
+    assert "together at most" in too_much.err
     assert (await settle(run, "--usd", 0.100003)).code == 0
     assert ledger(run, "SELECT sum(billed_micro) FROM settlements") == [(100_003,)]
     spent, left, _ = await money(run)

@@ -78,7 +78,7 @@ def test_a_model_whose_config_is_of_another_is_refused_before_memory_is_taken(gr
     for kind in ("sft", "reward"):
         data = ground / "rows.jsonl" if kind == "sft" else tiny.write(ground / "r.jsonl", tiny.rankings(9))
         said = tiny.train(data, folder, ground / "refused", code=2, kind=kind)
-        assert "config.json is of another model than the weights" in said
+        assert "config.json describes another model than the weights" in said
 
 
 @pytest.mark.parametrize(
@@ -134,7 +134,7 @@ def test_a_killed_training_goes_on_as_if_nothing_had_been(
     leave_traces_of_a_kill(ground / out / "training")
     said = tiny.train(*given(ground, out), *again, "--resume")
     assert ("checkpoint-4 is shared out anew" in said) == (stage == 2)
-    assert "checkpoint-5 is passed over: it was not finished" in said
+    assert "checkpoint-5 is skipped: it was not finished" in said
     assert "continuing from step 4" in said
     same_losses(ground, out)
     assert not (ground / out / "torn.safetensors").exists()

@@ -81,7 +81,7 @@ def test_a_cpu_that_is_slower_in_bf16_trains_in_fp32_and_says_so_in_a_line(
 ) -> None:
     assert chosen(HAS_BF16, bf16=1, fp32=5) == "fp32"
     assert capsys.readouterr().err.splitlines() == [
-        "in fp32: this CPU multiplies fp32 5.0 times faster than bf16 (--precision bf16 insists)"
+        "in fp32: this CPU multiplies fp32 5.0 times faster than bf16 (--precision bf16 overrides this)"
     ]
     assert chosen(HAS_BF16, bf16=4, fp32=1) == "bf16"
     assert not capsys.readouterr().err
@@ -164,7 +164,7 @@ def test_a_7b_model_is_refused_with_the_numbers_where_it_cannot_be_held() -> Non
         check_memory(LLAMA_7B, recipe(zero=2), 2, Machine(ram=23 * GIB))
     words = str(refused.value)
     assert words.startswith(
-        "this machine cannot hold the training: 6.74B parameters (ZeRO-2, bf16, 1 process)"
+        "this machine has too little memory for this training run: 6.74B parameters (ZeRO-2, bf16, 1 process)"
     )
     assert "need about 112.1 GiB of RAM" in words
     assert "23.0 GiB are free" in words
@@ -370,7 +370,7 @@ def unfinish(checkpoint: Path) -> None:
         (truncate, "weights.bin has 50 bytes, not 100"),
         (flip, "global_step/rank0.bin has changed since it was written"),
         (lose, "weights.bin is missing"),
-        (tear, "its complete.json is torn"),
+        (tear, "its complete.json is incomplete"),
         (unfinish, "it was not finished"),
     ],
 )
@@ -381,7 +381,7 @@ def test_a_damaged_last_checkpoint_is_passed_over_for_the_one_before(
     damage(bad)
     said: list[str] = []
     assert last_checkpoint(tmp_path, said.append) == good
-    assert said == [f"checkpoint-10 is passed over: {why}"]
+    assert said == [f"checkpoint-10 is skipped: {why}"]
     assert not bad.exists()
     assert last_checkpoint(tmp_path, said.append) == good
     assert len(said) == 1

@@ -12,8 +12,8 @@ from rich.console import Console
 pytest.importorskip("numpy", reason="the layer 'evaluate' is not installed")
 
 from engine.tasks.language_check import language_of
-from evaluators.data import lengths, scores
-from evaluators.data import outcomes as shares
+from evaluators.data import lengths
+from evaluators.data.shares import measure_scores, measure_shares, score_sheets
 from evaluators.records import Record, data_sets, plain_words, row_of, word_count
 from evaluators.tables import Sheet, Span, print_sheets, write_sheet
 from store.errors import PoolError, UsageError
@@ -113,12 +113,12 @@ def test_a_value_that_is_no_text_is_no_empty_answer(tmp_path: Path) -> None:
     one = found["data"]["d"]
     assert (one["rows"], one["bad_rows"], one["empty"], one["words"]["total"]) == (4, 3, 2, 2)
     assert "d: 3 bad rows are left out." in lengths.sheets(found)[0].notes
-    (tally,) = shares.measure(path).as_json()["data"].values()
+    (tally,) = measure_shares(path)["data"].values()
     assert (tally["rows"], tally["bad_rows"], tally["empty"]["n"]) == (4, 3, 2)
 
 
 def test_shares_tell_how_many_rows_think_and_how_many_are_empty(tmp_path: Path) -> None:
-    (one,) = shares.measure(write_pool(tmp_path / "d.jsonl", THOUGHTFUL)).as_json()["data"].values()
+    (one,) = measure_shares(write_pool(tmp_path / "d.jsonl", THOUGHTFUL))["data"].values()
     assert (one["rows"], one["reasoning"]["n"], one["empty"]["n"]) == (6, 4, 1)
     assert one["reasoning"]["share"] == pytest.approx(4 / 6)
     assert one["reasoning"]["examples"][0] == {"id": "0", "line": 1}
@@ -134,7 +134,8 @@ def test_scores_outside_of_the_scale_are_no_scores(tmp_path: Path) -> None:
     file = write_pool(
         tmp_path / "s.jsonl", [{"prompt": "p", "answers": answers, "order": [0, 1]}, lists, {"x": 1}]
     )
-    found = scores.measure([file]).as_json()
+    found = measure_scores([file])
+    assert [sheet.title for sheet in score_sheets(found)] == ["Scores"]
     a, b = found["data"]["a"], found["data"]["b"]
     assert (a["n"], a["outside"], a["unscored"]) == (4, {"0": 1, "11": 1}, 0)
     assert a["mean"] == pytest.approx(35.5 / 4)
@@ -147,14 +148,14 @@ def test_scores_outside_of_the_scale_are_no_scores(tmp_path: Path) -> None:
 
 def test_a_file_without_scores_is_refused(tmp_path: Path) -> None:
     with pytest.raises(PoolError, match="no scores in"):
-        scores.measure([write_pool(tmp_path / "s.jsonl", [{"instruction": "i"}])])
+        measure_scores([write_pool(tmp_path / "s.jsonl", [{"instruction": "i"}])])
 
 
 def test_the_published_scores(tmp_path: Path) -> None:
     folder = os.environ.get("DISTILL_DATA")
     if not folder:
         pytest.skip("DISTILL_DATA is not set")
-    found = scores.measure([Path(folder) / "gpt4_scores.jsonl.gz"]).as_json()["data"]
+    found = measure_scores([Path(folder) / "gpt4_scores.jsonl.gz"])["data"]
     assert {name: sum(one["outside"].values()) + one["n"] for name, one in found.items()} == {
         "gpt4": 51445, "text-davinci-003": 51183, "icm-1.3b": 51428
     }  # fmt: skip
@@ -169,17 +170,17 @@ def test_shares_of_a_file_know_no_outcomes_unless_told(tmp_path: Path) -> None:
         {"instruction": "i", "output": ""},
         {"instruction": "i", "output": "今天天气很好，我们一起去公园散步吧。"},
     ]
-    (one,) = shares.measure(write_pool(tmp_path / "d.jsonl", rows)).as_json()["data"].values()
+    (one,) = measure_shares(write_pool(tmp_path / "d.jsonl", rows))["data"].values()
     assert (one["outcomes"], one["truncated"], one["failed"]) == (None, None, None)
     assert (one["refused_in_words"]["n"], one["empty"]["n"]) == (1, 1)
     assert one["refused_in_words"]["share"] == 0.25
     assert one["refused_in_words"]["examples"] == [{"id": "1", "line": 2}]
     assert {name: part["n"] for name, part in one["languages"].items()} == {"en": 2, "zh": 1}
     told = write_pool(tmp_path / "t.jsonl", [row | {"outcome": "length"} for row in rows[:1]])
-    (one,) = shares.measure(told).as_json()["data"].values()
+    (one,) = measure_shares(told)["data"].values()
     assert one["truncated"]["share"] == 1
     with pytest.raises(UsageError, match="stages are in a run folder"):
-        shares.measure(told, "generate")
+        measure_shares(told, "generate")
 
 
 async def test_shares_of_a_run_tell_of_thinking_and_of_empty_answers(tmp_path: Path) -> None:
@@ -189,7 +190,7 @@ async def test_shares_of_a_run_tell_of_thinking_and_of_empty_answers(tmp_path: P
             [("A tea.", "stop"), ("<think>\nhm\n</think>\n\nA hill.", "stop"), ("", "empty")], 1
         ):
             book.add(number, reply(text, outcome))
-    (one,) = shares.measure(tmp_path).as_json()["data"].values()
+    (one,) = measure_shares(tmp_path)["data"].values()
     assert (one["rows"], one["reasoning"]["n"], one["empty"]["n"]) == (3, 1, 1)
     assert one["outcomes"] == {"stop": 2, "empty": 1}
 
@@ -203,7 +204,7 @@ async def test_shares_of_a_run_are_the_ledgers(tmp_path: Path) -> None:
         book.place(5)
         book.fail(5)
         Book(ledger, "later").add(6, reply("抱歉，我无法回答这个问题，请换一个问题。"))
-    found = shares.measure(tmp_path).as_json()["data"]
+    found = measure_shares(tmp_path)["data"]
     one, other = found["generate"], found["later"]
     assert (one["rows"], one["failed"]) == (4, {"bad_request": 1})
     assert one["outcomes"] == {"stop": 2, "length": 1, "content_filter": 1}
@@ -211,7 +212,7 @@ async def test_shares_of_a_run_are_the_ledgers(tmp_path: Path) -> None:
     assert one["truncated"]["examples"] == [{"id": "row 2", "line": None, "position": 1}]
     assert one["truncated"]["low"] < 0.25 < one["truncated"]["high"]
     assert (other["refused_in_words"]["n"], list(other["languages"])) == (1, ["zh"])
-    assert list(shares.measure(tmp_path, "later").data) == ["later"]
+    assert list(measure_shares(tmp_path, "later")["data"]) == ["later"]
 
 
 @pytest.mark.parametrize(
@@ -258,16 +259,16 @@ def test_a_file_in_which_nothing_can_be_used_is_told_with_the_reason(
     path = tmp_path / "s.jsonl"
     path.write_bytes(content)
     with pytest.raises(PoolError, match=f"no scores in .*{why}"):
-        scores.measure([path])
+        measure_scores([path])
     with pytest.raises(UsageError, match=f"no usable row in .*{why}"):
-        shares.measure(path)
+        measure_shares(path)
     with pytest.raises(PoolError, match=f"no usable row in .*{why}"):
         lengths.measure(data_sets([path]), "output", None)
 
 
 def test_a_score_beyond_all_numbers_is_none(tmp_path: Path) -> None:
     (tmp_path / "s.jsonl").write_text(f'{{"model": "a", "scores": [7, 1{"0" * 400}, -1e400, NaN]}}\n')
-    told = scores.measure([tmp_path / "s.jsonl"]).as_json()["data"]["a"]
+    told = measure_scores([tmp_path / "s.jsonl"])["data"]["a"]
     assert (told["n"], told["mean"], told["unscored"]) == (1, 7.0, 3)
 
 

@@ -60,8 +60,8 @@ def test_the_flags_are_those_of_the_command(folder: Path) -> None:
 
 
 CHANGES = {
-    "a command that nobody knows": ('"train sft"', '"train dpo"', 18, "there are"),
-    "a command that asks": ('"train sft"', '"generate"', 18, "nothing that a step can run"),
+    "a command that nobody knows": ('"train sft"', '"train dpo"', 18, "choose from"),
+    "a command that asks": ('"train sft"', '"generate"', 18, "a step cannot run"),
     "a flag that nobody knows": ("zero = 3", "zeros = 3", 21, "train sft has no such flag"),
     "a flag of ours": ("zero = 3", "resume = true", 21, "distill sets it itself"),
     "where the result goes": ("zero = 3", 'out = "here"', 21, "distill sets it itself"),
@@ -80,11 +80,11 @@ CHANGES = {
     "an outcome": ('format = "chat"', 'outcome = "fine"', 19, "--outcome fine: unknown"),
     "a file that is not there": ('"pool.jsonl"]', '"none.jsonl"]', 49, "there is no file"),
     "a stage twice": ('"pool.jsonl"]', '{ stage = "five" }]', 49, "the same stage twice"),
-    "a result elsewhere": ('"lengths.csv"', '"/tmp/lengths.csv"', 50, "a name alone"),
-    "a stage for a number": ("zero = 3", 'zero = { stage = "a" }', 21, "not what a stage or step leaves"),
+    "a result elsewhere": ('"lengths.csv"', '"/tmp/lengths.csv"', 50, "a name only"),
+    "a stage for a number": ("zero = 3", 'zero = { stage = "a" }', 21, "not the output of a stage or step"),
     "answers of a training": ('{ step = "best"', '{ step = "student"', 39, "makes no answers"),
     "answers of no rank": ('file = "rank1.jsonl"', 'file = "ranked.jsonl"', 39, 'file = "rank1.jsonl"'),
-    "a circle": ('stage = "a", format', 'stage = "five", format', None, "stages and steps go in a circle"),
+    "a circle": ('stage = "a", format', 'stage = "five", format', None, "depend on each other in a cycle"),
     "one name for two": ("[step.best]", "[step.a]", 31, "a stage has the same name"),
 }  # fmt: skip
 

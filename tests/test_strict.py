@@ -183,7 +183,7 @@ async def test_import_counts_what_it_could_not_read(tmp_path: Path, run: Path) -
     ended = await distill(*asking(pool, run, "http://127.0.0.1:9/v1", command="import"))
     assert ended.code == 0, ended.err
     assert last_line(ended.err).startswith(
-        "1 answer taken in, 0 were there already, 0 rows had none; 2 bad rows left out; the first is line 2:"
+        "1 answer imported, 0 were there already, 0 rows had none; 2 bad rows left out; the first is line 2:"
     )
 
 

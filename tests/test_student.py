@@ -191,9 +191,9 @@ DAMAGE: list[tuple[Callable[[Path], Any], str]] = [
     (lambda f: (f / "config.json").write_text("{"), "cannot be read"),
     (lambda f: (f / "model.safetensors").unlink(), "there are no weights"),
     (lambda f: (f / "tokenizer.json").write_text("{"), "its tokenizer cannot be read"),
-    (torn, r"model.safetensors is torn: 141,800 bytes of 142,800"),
+    (torn, r"model.safetensors is incomplete: 141,800 bytes of 142,800"),
     (incomplete, "1 weights are missing, such as model.layers.1.mlp.up_proj.weight"),
-    (few_fields, r"config.json is of another model than the weights: .* is \(32000, 4096\) by it"),
+    (few_fields, r"config.json describes another model than the weights: .* is \(32000, 4096\) by it"),
     (deeper, "18 weights are missing, .* describes 53,728 parameters, and there are 35,168"),
 ]
 

@@ -252,7 +252,7 @@ async def test_tokens_that_the_server_does_not_tell_are_said_to_be_our_own_count
     async with teaching(Thinker(median=30)) as server:
         ended = await asked(pool, run, server.url)
     assert ended.code == 0, ended.err
-    words = "the tokens of 5 replies were counted by distill: the server did not tell them"
+    words = "the tokens of 5 replies were counted by distill: the server did not report them"
     assert words in ended.err
     assert words in (await distill("status", run)).out
     assert (await stage(run))["billed"]["estimated_replies"] == 5
@@ -263,7 +263,7 @@ async def test_a_server_that_does_not_tell_thinking_apart_is_said_not_to(pool: P
     async with teaching(Thinker(median=30, tells=False)) as server:
         ended = await asked(pool, run, server.url)
         told = await estimated(write_pool(pool, rows(300)), run, server.url)
-    assert "the server does not tell them apart" in ended.err
+    assert "the server does not report them apart" in ended.err
     assert (told["thinking_tokens"], told["effort"]) == (None, "medium")
     assert "160 requests of this run" in told["completion_from"]
 

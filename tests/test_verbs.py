@@ -56,7 +56,7 @@ def test_counts_and_the_rows_behind_them(
         "42",
     ]
     file = write_pool(tmp_path / "d.jsonl", [{"instruction": "i", "output": text} for text in outputs])
-    with pytest.raises(UsageError, match="--processes wants a number of at least 1, not -3"):
+    with pytest.raises(UsageError, match="--processes must be a number of at least 1, not -3"):
         run_verbs([file], None, "output", -3, json=True, csv=None, out=None)
     run_verbs([file], None, "output", None, json=True, csv=None, out=tmp_path / "pairs.jsonl")
     one = orjson.loads(capsys.readouterr().out)["data"]["d"]

@@ -11,6 +11,7 @@ import typer
 
 from engine.cli.options import takes
 from store.errors import needs, require
+from store.files import is_plain
 from store.pool import Pool
 from trainers.config import RewardRecipe, SftRecipe, recipe_from
 
@@ -84,7 +85,11 @@ def rank(
 def run_ranking(reward: Path, candidates: Path, out: Path, split: Path | None, quiet: bool) -> int:
     """Returns the exit code. Raises UsageError."""
     require("train", purpose="ranking answers")
+    from trainers.run_folder import read_about
+
     Pool(candidates)
+    read_about(reward)  # told at once, as below
+    is_plain(out)
     quieten()
     from trainers.rank import run_rank
 
@@ -96,8 +101,14 @@ def run_training(told: SftRecipe | RewardRecipe, resume: bool, quiet: bool) -> i
     right. Raises UsageError."""
     quieten()
     require("train", *([SMOLLM2] if told.model == SMOLLM2 else []), purpose="training a model")
-    if not resume:
-        Pool(told.data)  # is it there? Told at once: libraries take their time to load
+    from trainers.run_folder import Folder, check_model
+
+    if not resume:  # is all of it there? Told at once: libraries take their time to load
+        Pool(told.data)
+        if told.model != SMOLLM2:
+            check_model(told.model)
+    if told.node_rank == 0:
+        Folder(told.out).check(resume)
     if isinstance(told, SftRecipe):
         from trainers.sft import run_sft
 

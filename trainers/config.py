@@ -28,7 +28,7 @@ MOST_EPOCHS = 10_000
 FILES = ("data", "out", "deepspeed")
 
 
-WHAT, HOW, WHERE, SEEN = "What", "How it learns", "Where it runs", "On the way"
+WHAT, HOW, WHERE, SEEN = "Data and model", "Training", "Machines", "Checkpoints and measurements"
 
 Count = Annotated[int, Field(gt=0, le=10**9)]
 Positive = Annotated[float, Field(gt=0, le=10**9)]

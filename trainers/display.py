@@ -19,7 +19,7 @@ SHOWN = 160  # characters of a sampled answer
 
 
 class Display:
-    """Takes the records of a training, step by step."""
+    """Takes the records of a training run, step by step."""
 
     def __init__(self, quiet: bool) -> None:
         self._console = Console(stderr=True, highlight=False, soft_wrap=True)

@@ -17,7 +17,7 @@ class TooLarge(UsageError):
 
 
 class NotTheSame(UsageError):
-    """A resume that would not go on with the same training: names what differs."""
+    """A resume that would not continue the same training run: names what differs."""
 
 
 class TrainingFailed(DistillError):

@@ -23,7 +23,7 @@ from trainers.config import Training
 from trainers.display import Display, draw
 from trainers.errors import OutOfMemory, Stopped, TrainingFailed
 from trainers.process import parsed
-from trainers.run_folder import Folder, read_metrics
+from trainers.run_folder import UNIVERSAL, Folder, read_metrics
 
 _PR_SET_PDEATHSIG = 1
 WORKER = "trainers.worker"
@@ -65,8 +65,27 @@ def environment(recipe: Training, given: Mapping[str, str], on_cpu: bool) -> dic
     return found
 
 
+def reshared(checkpoint: Path, processes: int, env: Mapping[str, str]) -> bool:
+    """Whether another number of processes wrote it. Then it is written anew beside, in DeepSpeed's universal
+    form, which any number reads. Raises TrainingFailed."""
+    parts = list(checkpoint.glob("global_step*/*zero_pp_rank_*_optim_states.pt"))
+    if len(parts) in (0, processes) or (checkpoint / UNIVERSAL).is_file():
+        return False
+    source = parts[0].parent
+    made = checkpoint / f"{source.name}_universal"
+    shutil.rmtree(made, ignore_errors=True)
+    words = [sys.executable, "-P", "-m", "deepspeed.checkpoint.ds_to_universal", "--inject_missing_state"]
+    words += ["--input_folder", str(source), "--output_folder", str(made)]
+    words += ["--num_extract_workers", "1", "--num_merge_workers", "1"]
+    env = {**env, "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
+    ended = subprocess.run(words, env=env, capture_output=True, text=True, check=False)
+    if ended.returncode:
+        raise TrainingFailed(f"{checkpoint.name} cannot be shared out anew: {ended.stderr[-300:]}")
+    return True
+
+
 class Processes:
-    """The processes of a training on this machine, started; `records` until they have ended."""
+    """The processes of a training run on this machine, started; `records` until they have ended."""
 
     def __init__(self, words: list[str], env: Mapping[str, str], log: Path) -> None:
         self._log = log.open("ab")
@@ -163,7 +182,7 @@ def _stoppable(folder: Folder, processes: Processes, display: Display) -> Iterat
         elif folder.stop.exists():
             raise KeyboardInterrupt
         folder.stop.touch()
-        display.say("stopping after this step, with a checkpoint; Ctrl-C again: at once")
+        display.say("stopping after this step, with a checkpoint; press Ctrl-C again to stop at once")
 
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -237,7 +237,7 @@ def check_memory(
     ways = ["no ZeRO" if stage is None else f"ZeRO-{stage}", str(recipe.precision)]
     ways += ["offload"] * recipe.offload + [f"LoRA {recipe.lora}"] * (recipe.lora is not None)
     raise TooLarge(
-        f"this machine cannot hold the training: {size.parameters / 1e9:.2f}B parameters "
+        f"this machine has too little memory for this training run: {size.parameters / 1e9:.2f}B parameters "
         f"({', '.join([*ways, _processes(recipe)])}) need about {_told(wanted, recipe, machine)}. {instead}"
     )
 
@@ -252,7 +252,7 @@ def _briefly(needed: Need, machine: Machine) -> str:
 def in_words(
     size: ModelSize, recipe: Training, wanted: Need, machine: Machine, rows: str, tokens: int | None
 ) -> str:
-    """What a training that fits is. rows: what a batch counts. tokens: that a micro batch holds at first,
+    """What a training run that fits is. rows: what a batch counts. tokens: that a micro batch holds at first,
     None where rows are counted."""
     if tokens is not None:
         pieces = f"{recipe.batch} by {_processes(recipe)}, in micro batches of up to {tokens:,} tokens"

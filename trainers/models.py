@@ -9,6 +9,7 @@ import hashlib
 import importlib.util
 import json
 import os
+import pickle
 import shutil
 import tempfile
 from pathlib import Path
@@ -19,6 +20,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Genera
 
 from store.errors import MissingExtra, UsageError, first_line
 from store.student import check_weights
+from trainers.run_folder import check_model
 
 SMOLLM2 = "smollm2"
 FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -72,13 +74,7 @@ def resolve(name: str, cache: Path) -> str:
     """A folder or hub name that transformers can read. `cache`: where `smollm2` may be unpacked."""
     if name == SMOLLM2:
         return str(smollm2_folder(cache))
-    path = Path(name)
-    if path.is_file():
-        raise UsageError(f"--model {name} is a file; expected a transformers folder, a hub name or {SMOLLM2}")
-    if path.is_dir() and not (path / "config.json").is_file():
-        raise UsageError(f"--model {name}: the folder has no config.json; expected a transformers folder")
-    if not path.exists() and (path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1):
-        raise UsageError(f"--model {name}: there is no such folder")
+    check_model(name)
     return name
 
 
@@ -121,6 +117,9 @@ def whole(
         )
     except OSError as error:
         raise UsageError(f"{model}: its weights cannot be read: {first_line(error)}") from error
+    except pickle.UnpicklingError as error:  # it would run code of its own; torch refuses that
+        words = "they hold more than tensors; save the model as safetensors"
+        raise UsageError(f"{model}: its weights cannot be read: {words}") from error
     missing = sorted(name for name in told["missing_keys"] if not (new and name.startswith(new)))
     if missing:
         raise UsageError(f"{model}: {len(missing)} weights are missing, such as {missing[0]}")

@@ -56,7 +56,7 @@ _PR_SET_PDEATHSIG = 1
 
 
 def die_with_parent(command: int, alone: bool) -> None:
-    """An orphan would go on writing into a folder that another run may have taken over. command: the
+    """An orphan would keep writing into a folder that another run may have taken over. command: the
     process id of the command on this machine, which is the parent of a process that is alone; between it
     and several stands torchrun, which dies with it."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -10,14 +10,13 @@ Answers are scored in batches sorted by length. The order of batches depends on 
 continued run scores the same batches.
 """
 
-import json
 import math
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from types import MethodType
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 import orjson
@@ -25,17 +24,16 @@ import torch
 from transformers import AutoModelForSequenceClassification
 from transformers.modeling_outputs import SequenceClassifierOutputWithPast
 
-from store.errors import UsageError, why_unread
+from store.errors import UsageError
 from store.student import TextTokens, named
 from trainers.comparisons import Group, read_groups
 from trainers.display import Display
-from trainers.encoding import Template
 from trainers.memory import CPUINFO, cpu_has_bf16
 from trainers.models import check_whole, config_of, fingerprint, tokenizer_of, whole
 from trainers.reward_data import encoded
 from trainers.reward_metrics import Judged, report_on, shown
+from trainers.run_folder import ABOUT, About, read_about
 
-ABOUT = "reward.json"
 HEAD = "score."
 FAMILIES = {"llama", "opt", "mistral", "qwen2", "qwen3", "smollm3", "phi3"}  # with `model` and `score`
 TOKENS_AT_ONCE = 4096  # padded, in a batch
@@ -44,14 +42,6 @@ DIGITS = 6  # of a reward that is written down
 PACKED = ("position_ids", "cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k")
 Precision = Literal["bf16", "fp32"]
 Question = tuple[str, str]  # prompt, answer
-
-
-@dataclass(frozen=True)
-class About:
-    """How a reward model was taught to read."""
-
-    template: Template
-    max_length: int
 
 
 def check_family(config: Any) -> None:
@@ -118,27 +108,6 @@ def padding_of(tokenizer: Any) -> int:
     return found
 
 
-def write_about(about: About, folder: Path) -> None:
-    (folder / ABOUT).write_text(json.dumps(asdict(about)) + "\n")
-
-
-def read_about(folder: Path) -> About:
-    """Raises UsageError where the folder is no reward model of ours."""
-    if not (folder / "config.json").is_file():
-        raise UsageError(f"--reward {folder}: no config.json there; expected a folder of `train reward`")
-    try:
-        found = json.loads((folder / ABOUT).read_bytes())
-        if found["template"] not in get_args(Template) or found["max_length"] < 1:
-            raise ValueError(f"template {found['template']}, max_length {found['max_length']}")
-        return About(found["template"], int(found["max_length"]))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        why = why_unread(error) if isinstance(error, OSError) else error
-        raise UsageError(
-            f"--reward {folder}: no {ABOUT} that says how it reads ({why}); "
-            "expected a folder of `train reward`"
-        ) from None
-
-
 @dataclass(frozen=True)
 class Readable:
     """An answer as tokens; short: whether some of its prompt or end are missing."""
@@ -193,7 +162,7 @@ class Scorer:
             logits = self._model(ids.to(self._device), mask.to(self._device)).logits
         if not logits.isfinite().all():
             raise UsageError(
-                f"--reward {self.folder}: its rewards are no numbers (NaN): its weights are broken"
+                f"--reward {self.folder}: its rewards are not numbers (NaN): its weights are broken"
             )
         return [round(value, DIGITS) for value in logits.squeeze(-1).tolist()]
 

@@ -1,6 +1,7 @@
-"""The folder of a training: the result on top, what it was made with under `training/`.
+"""The folder of a training run: the result on top, what it was made with under `training/`. And whether a
+folder can be the model that one starts from, or a reward model: read without torch, so it is told at once.
 
-OUT/model.safetensors, config.json, tokenizer…, README.md     the result, when it is whole
+OUT/model.safetensors, config.json, tokenizer…, README.md     the result, when it is complete
 OUT/metrics.jsonl, curves.png                                 as it goes
 OUT/training/run.json                                         what the run is, to be resumed as the same
 OUT/training/checkpoints/, log.txt, rows-N/, job-N.json
@@ -15,24 +16,26 @@ import json
 import os
 import re
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import orjson
 
-from store.errors import UsageError
+from store.errors import UsageError, why_unread
 from store.files import whole
 from store.run_folder import held
+from store.student import check_weights
+from trainers.encoding import Template
 from trainers.errors import NotTheSame, TrainingFailed
 
 WORK = "training"
 RUN = "run.json"
 FINISHED = "finished.json"
 METRICS = "metrics.jsonl"
+ABOUT = "reward.json"  # of a reward model
 CHANGES_NOTHING = {"micro_batch", "processes"}  # of what is learnt
 SHOWN = 40  # characters of a value that differs
 MANIFEST = "complete.json"  # of a checkpoint
@@ -44,7 +47,7 @@ Say = Callable[[str], None]
 
 
 class Folder:
-    """The paths of a training's folder."""
+    """The paths of a training run's folder."""
 
     def __init__(self, out: Path) -> None:
         self.out = out
@@ -82,7 +85,7 @@ class Folder:
         elif set(held) - {WORK}:
             raise UsageError(f"--out {self.out} holds something else ({held[0]}, …); name a new folder")
         elif resume:
-            raise UsageError(f"nothing to resume in {self.out}: no training was begun there")
+            raise UsageError(f"nothing to resume in {self.out}: no training run was started there")
 
     def begin(self, identity: Identity) -> None:
         write(self.work / RUN, identity)
@@ -112,12 +115,12 @@ class Folder:
         ]
         if found:
             raise NotTheSame(
-                f"{self.out} cannot be resumed as another training ({'; '.join(found)}): "
-                "give what it was started with, or start again with another --out"
+                f"{self.out} cannot be resumed with other settings ({'; '.join(found)}): "
+                "give those that it was started with, or start again with another --out"
             )
 
     def publish(self) -> None:
-        """Moves the whole result to the top; config.json last, for by it a model is known."""
+        """Moves the complete result to the top; config.json last, for by it a model is known."""
         for file in sorted(self.result.iterdir(), key=lambda f: f.name == "config.json"):
             file.chmod(0o644)
             file.replace(self.out / file.name)
@@ -148,7 +151,7 @@ def _short(value: Any) -> str:
 
 
 def write(path: Path, value: Mapping[str, Any]) -> None:
-    """A JSON file, whole or not at all."""
+    """A JSON file, complete or not at all."""
     with whole(path) as file:
         file.write((json.dumps(value, indent=1, default=str) + "\n").encode())
 
@@ -174,7 +177,7 @@ def forget_after(path: Path, step: int) -> None:
 
 
 def seal(checkpoint: Path) -> None:
-    """Declares a checkpoint whole; call when every process has written its part."""
+    """Declares a checkpoint complete; call when every process has written its part."""
     files = {}
     for file in sorted(checkpoint.rglob("*")):
         if file.is_file() and not file.name.startswith(f".{MANIFEST}"):
@@ -188,13 +191,13 @@ def seal(checkpoint: Path) -> None:
 
 
 def checkpoint_fault(checkpoint: Path) -> str | None:
-    """What is wrong with a checkpoint; None where it is whole."""
+    """What is wrong with a checkpoint; None where it is complete."""
     try:
         files = json.loads((checkpoint / MANIFEST).read_bytes())
     except FileNotFoundError:
         return "it was not finished"
     except ValueError:
-        return f"its {MANIFEST} is torn"
+        return f"its {MANIFEST} is incomplete"
     for name, (size, digest) in files.items():
         file = checkpoint / name
         if not file.is_file():
@@ -207,13 +210,13 @@ def checkpoint_fault(checkpoint: Path) -> str | None:
 
 
 def last_checkpoint(folder: Path, say: Say) -> Path | None:
-    """The latest checkpoint that is whole. Later ones are put out of the way: an unfinished one is
+    """The latest checkpoint that is complete. Later ones are put out of the way: an unfinished one is
     removed, a damaged one renamed."""
     for checkpoint in reversed(checkpoints_in(folder)):
         why = checkpoint_fault(checkpoint)
         if why is None:
             return checkpoint
-        say(f"{checkpoint.name} is passed over: {why}")
+        say(f"{checkpoint.name} is skipped: {why}")
         if (checkpoint / MANIFEST).exists():
             shutil.rmtree(folder / (DAMAGED + checkpoint.name), ignore_errors=True)
             checkpoint.rename(folder / (DAMAGED + checkpoint.name))
@@ -234,25 +237,6 @@ def step_of(checkpoint: Path) -> int:
     return int(match[1])
 
 
-def reshared(checkpoint: Path, processes: int, env: Mapping[str, str]) -> bool:
-    """Whether another number of processes wrote it. Then it is written anew beside, in DeepSpeed's universal
-    form, which any number reads. Raises TrainingFailed."""
-    parts = list(checkpoint.glob("global_step*/*zero_pp_rank_*_optim_states.pt"))
-    if len(parts) in (0, processes) or (checkpoint / UNIVERSAL).is_file():
-        return False
-    source = parts[0].parent
-    made = checkpoint / f"{source.name}_universal"
-    shutil.rmtree(made, ignore_errors=True)
-    words = [sys.executable, "-P", "-m", "deepspeed.checkpoint.ds_to_universal", "--inject_missing_state"]
-    words += ["--input_folder", str(source), "--output_folder", str(made)]
-    words += ["--num_extract_workers", "1", "--num_merge_workers", "1"]
-    env = {**env, "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
-    ended = subprocess.run(words, env=env, capture_output=True, text=True, check=False)
-    if ended.returncode:
-        raise TrainingFailed(f"{checkpoint.name} cannot be shared out anew: {ended.stderr[-300:]}")
-    return True
-
-
 def _digest(file: Path) -> str:
     with file.open("rb") as content:
         return hashlib.file_digest(content, "sha256").hexdigest()
@@ -264,3 +248,57 @@ def _to_disk(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def check_model(name: str) -> None:
+    """Raises UsageError where no model can be read: a file, no folder, a folder that is not a model or whose
+    weights are incomplete. A name on a hub passes."""
+    path = Path(name)
+    if path.is_file():
+        raise UsageError(f"--model {name} is a file; expected a transformers folder, a hub name or smollm2")
+    if path.is_dir():
+        _check_files(path, f"--model {name}", "a transformers folder")
+    elif path.is_absolute() or name.startswith((".", "~")) or name.endswith("/") or name.count("/") > 1:
+        raise UsageError(f"--model {name}: there is no such folder")
+
+
+@dataclass(frozen=True)
+class About:
+    """How a reward model was taught to read."""
+
+    template: Template
+    max_length: int
+
+
+def write_about(about: About, folder: Path) -> None:
+    (folder / ABOUT).write_text(json.dumps(asdict(about)) + "\n")
+
+
+def read_about(folder: Path) -> About:
+    """Raises UsageError where the folder is not a reward model of ours, or is incomplete."""
+    told, expected = f"--reward {folder}", "a folder of `train reward`"
+    if not folder.is_dir():
+        words = "it is a file" if folder.exists() else "there is no such folder"
+        raise UsageError(f"{told}: {words}; expected {expected}")
+    _check_files(folder, told, expected)
+    try:
+        found = json.loads((folder / ABOUT).read_bytes())
+        if found["template"] not in get_args(Template) or found["max_length"] < 1:
+            raise ValueError(f"template {found['template']}, max_length {found['max_length']}")
+        return About(found["template"], int(found["max_length"]))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        why = why_unread(error) if isinstance(error, OSError) else error
+        raise UsageError(f"{told}: no {ABOUT} that says how it reads ({why}); expected {expected}") from None
+
+
+def _check_files(folder: Path, told: str, expected: str) -> None:
+    config = folder / "config.json"
+    if not config.is_file():
+        raise UsageError(f"{told}: the folder has no config.json; expected {expected}")
+    try:
+        if not isinstance(json.loads(config.read_bytes()), dict):
+            raise ValueError("it is not a JSON object")
+    except (OSError, ValueError) as error:
+        why = why_unread(error) if isinstance(error, OSError) else error
+        raise UsageError(f"{config} cannot be read: {why}; expected {expected}") from error
+    check_weights(folder, {})

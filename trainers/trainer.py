@@ -300,7 +300,7 @@ def save_weights(loop: Loop, recipe: Training, result: Path) -> None:
 
 
 def save_tokenizer(tokenizer: Any, result: Path) -> None:
-    """By one process. With it the result is whole, which is reported."""
+    """By one process. With it the result is complete, which is reported."""
     tokenizer.save_pretrained(result)
     (result / "training_args.bin").unlink(missing_ok=True)
     report("result")

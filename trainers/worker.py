@@ -1,4 +1,4 @@
-"""One process of a training: `python -m trainers.worker JOB.json`, as launcher.py starts it.
+"""One process of a training run: `python -m trainers.worker JOB.json`, as launcher.py starts it.
 
 sft:    rows → global batches → micro batches (packed or padded) → loss on the responses → folder.
 reward: parts of prompts → global batches → one forward for each answer → loss on all pairs → the same.
@@ -26,7 +26,7 @@ from trainers.micro_batches import room_for
 from trainers.models import causal_model, tokenizer_of, with_lora
 from trainers.process import run_job
 from trainers.reward_data import Parts, template_for
-from trainers.reward_model import About, padding_of, reward_model, write_about
+from trainers.reward_model import padding_of, reward_model
 from trainers.rows import (
     Batch,
     TokenRows,
@@ -39,7 +39,7 @@ from trainers.rows import (
     steps_of,
     token_loss_sum,
 )
-from trainers.run_folder import Folder
+from trainers.run_folder import About, Folder, write_about
 from trainers.trainer import Lessons, Loop, joined, save_tokenizer, save_weights, weights_dtype
 
 ANSWER_TOKENS = 64

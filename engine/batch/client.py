@@ -208,7 +208,7 @@ class BatchApi:
                         yield self._shown(text)
             except (*FOREIGN, Endless) as error:
                 late = isinstance(error, httpx2.TimeoutException)
-                said = f"nothing more came in {self.timeout:g} s" if late else self._said(error)
+                said = f"no more data came within {self.timeout:g} s" if late else self._said(error)
                 raise BrokenOff(said or "the connection was lost") from None
             if rest := splitter.rest():
                 yield self._shown(rest)
@@ -277,5 +277,5 @@ class BatchApi:
 def _expect(value: object, kind: type[T]) -> T:
     """A server that is none of its kind may answer 200 with a page of HTML, which comes as text."""
     if not isinstance(value, kind) or not getattr(value, "id", None):
-        raise ServerFault("the reply cannot be read: it is no " + kind.__name__.lower(), 502)
+        raise ServerFault("the reply cannot be read: it is not a " + kind.__name__.lower(), 502)
     return value

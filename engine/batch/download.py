@@ -142,7 +142,7 @@ class Results:
             nothing = not (executed or self.unclear or remote.status in CUT_SHORT)
             return "its files show no result at all" if nothing else None
         if not remote.output_file:
-            return f"{remote.completed:,} of its requests are completed, and it names no file of results"
+            return f"{remote.completed:,} of its requests are completed, and it names no results file"
         return f"{remote.completed:,} of its requests are completed, and its files show {paid:,}"
 
 
@@ -187,10 +187,12 @@ class Fetcher:
             in_vain = 1 if glance.found else in_vain + 1
             if doubt is None or in_vain >= FETCHES:
                 if strangers := strangers_in(glance, own, results.requests - len(own)):
-                    self.say(f"batch {row.id}: {strangers:,} lines of its results are not of its requests")
+                    self.say(
+                        f"batch {row.id}: {strangers:,} lines of its results belong to none of its requests"
+                    )
                 if glance.repeated:
                     self.say(
-                        f"batch {row.id}: {glance.repeated:,} of its results came twice; the first counts"
+                        f"batch {row.id}: {glance.repeated:,} of its results came twice; the first one counts"
                     )
                 return glance if doubt is None else self._given_up(row, results, glance, doubt)
             self.say(f"batch {row.id}: {doubt}; its results are fetched again")
@@ -234,14 +236,14 @@ class Fetcher:
                     else:
                         useless += len(text.raw) + A_LINE
                     if useless > MOST_USELESS:
-                        glance.troubles.append("holds too much that is not its results")
+                        glance.troubles.append("holds too much besides its results")
                         return
         except BrokenOff as error:
             glance.troubles.append(f"breaks off: {error}")
         except RowRefused as error:
             glance.troubles.append(f"cannot be fetched: {error}")
         except TimeoutError:
-            glance.troubles.append(f"brings no further result in {self.api.timeout:g} s")
+            glance.troubles.append(f"gives no further result within {self.api.timeout:g} s")
 
     async def _keep(self, line: Line, results: Results, store: Store) -> None:
         if isinstance(line.meaning, Reply) and line.is_paid and not line.meaning.is_unusable:

@@ -57,7 +57,7 @@ class BatchBooks:
             if row.base_url != here and next_step(row) in ("follow", "look"):
                 raise UsageError(
                     f"batch {row.id} of this run is at {row.base_url}: "
-                    "give that as --base-url until it has ended"
+                    "pass it with --base-url until the batch has ended"
                 )
         return rows
 
@@ -79,7 +79,7 @@ class BatchBooks:
         """The row with its batch at the provider, where one was asked for and is there."""
         if next_step(row) != "look":
             return row
-        self.say(f"batch {row.id}: looking whether the provider has it")
+        self.say(f"batch {row.id}: checking whether the provider has it")
         if found := await self.submitter.look(row):
             row, _ = await self.submitter.adopt(row, found)
             return row
@@ -93,7 +93,7 @@ class BatchBooks:
         return then == now and path.exists() and path.stat().st_size == row.bytes and self.budget.has_room(0)
 
     async def withdraw(self, row: BatchRow, status: str = batches.WITHDRAWN, split: bool = False) -> None:
-        """Nothing of it was asked: its requests are due again. `split`: in smaller batches, at once."""
+        """Nothing of it was asked: its requests are pending again. `split`: in smaller batches, at once."""
         entries = self.enqueued(row)
         batches.withdraw(self.ledger, row, status)
         self.budget.settle(sum(entry.worst for entry in entries), 0)
@@ -191,7 +191,7 @@ class Lives:
             return await patiently(lambda: self.api.retrieve(name), self.give_up)
         except RowRefused as error:
             raise BatchRefused(
-                f"batch {name} cannot be looked at with this key at {self.api.base_url}: {error}"
+                f"batch {name} cannot be read with this key at {self.api.base_url}: {error}"
             ) from None
 
     async def _followed(self, row: BatchRow, remote: Remote) -> Remote:

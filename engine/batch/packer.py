@@ -157,11 +157,11 @@ def _disk(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise DiskFull(f"cannot write {path}: {error.strerror}; what was paid is stored") from error
+        raise DiskFull(f"cannot write {path}: {error.strerror}; everything paid for is saved") from error
 
 
 class Packer:
-    """`await pack(path, limits)` for a sealed parcel, or None when nothing is due now."""
+    """`await pack(path, limits)` for a sealed parcel, or None when nothing is pending now."""
 
     def __init__(self, intake: Intake, budget: Budget, price: Price, tokenizer: Tokenizer) -> None:
         self._intake, self._budget, self._price, self._tokenizer = intake, budget, price, tokenizer

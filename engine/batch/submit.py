@@ -49,7 +49,7 @@ Step = Literal["follow", "look", "create", "upload"]
 
 
 def next_step(row: BatchRow) -> Step:
-    """Where to go on with a batch that the ledger knows."""
+    """Where to continue with a batch that the ledger knows."""
     if row.remote:
         return "follow"
     if row.tried_at is not None:
@@ -99,7 +99,7 @@ def words_of(remote: Remote) -> str:
 
 
 def refusal(remote: Remote) -> RunStopped:
-    words = f"the provider refused batch {remote.id}, so nothing more is asked: {words_of(remote)}"
+    words = f"the provider refused batch {remote.id}, so nothing more is sent: {words_of(remote)}"
     if any(code in QUOTA_CODES for code, _ in remote.problems):
         return QuotaExhausted(words)
     return BatchRefused(words)
@@ -136,7 +136,7 @@ def pause(failures: int) -> float:
 
 
 async def patiently(call: Callable[[], Awaitable[T]], give_up: float) -> T:
-    """The call's result. Raises RowRefused (after some asks), RunStopped."""
+    """The call's result. Raises RowRefused (after some attempts), RunStopped."""
     patience, refusals = Patience(give_up), 0
     while True:
         try:
@@ -177,7 +177,7 @@ class Submitter:
             try:
                 file = await self.api.upload(self.path(row), name)
             except RowRefused as error:
-                raise BatchRefused(f"the provider takes no file for a batch: {error}") from None
+                raise BatchRefused(f"the provider does not accept the file of a batch: {error}") from None
             except AskError as error:
                 await patience.wait(error)
                 file = await self._find_file(row)
@@ -215,7 +215,7 @@ class Submitter:
                 refusals += 1
                 if refusals >= REFUSALS:
                     stop = ProviderDown if row.id in self._doubtful else BatchRefused
-                    raise stop(f"the provider takes no batch: {error}") from None
+                    raise stop(f"the provider does not accept the batch: {error}") from None
                 await patience.wait(error)
             except RateLimited as error:
                 await patience.wait(error, for_ever=not alone())

@@ -5,11 +5,15 @@ The database is opened by our own read-only connection, and long counts are cut 
 the start. Readers hold no transaction between two queries, so the writer can always checkpoint.
 """
 
+import asyncio
+import csv
 import errno
+import io
 import re
 import socket
 import sqlite3
 import sys
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +21,9 @@ from typing import Any
 import orjson
 from datasette import hookimpl
 from datasette.database import Database
+from datasette.utils import InvalidSql, sqlite_timelimit, validate_sql_select
+from datasette.utils.asgi import AsgiStream
+from datasette.views.base import DatasetteError
 
 from engine.browse import pages
 from engine.browse.pages import LEDGER
@@ -25,6 +32,7 @@ from engine.tasks import parse_scores as reading
 from store.errors import UsageError
 from store.queries import connect_reader
 
+CSV_ROWS = 1000  # read at once
 COUNT_MS = 400  # for `count(*)` of a view with millions of rows, which nobody waits for
 
 
@@ -49,10 +57,15 @@ class LedgerDatabase(Database):  # type: ignore[misc]  # Datasette's own way of 
     def connect(self, write: bool = False) -> sqlite3.Connection:
         if write:
             raise PermissionError("the ledger is open for reading only")
+        connection = self.reader()
+        self._all_file_connections.append(connection)
+        return connection
+
+    def reader(self) -> sqlite3.Connection:
+        """A connection that its caller closes."""
         connection = connect_reader(self.run)
         connection.execute("PRAGMA query_only = 1")
         connection.create_function("score_of", 3, score_of, deterministic=True)
-        self._all_file_connections.append(connection)
         return connection
 
     async def execute(
@@ -90,18 +103,18 @@ TABLES: dict[str, dict[str, Any]] = {
                 "facets": ["stage", "outcome", "model"]},
     "failures": {"title": "Failures", "description": "A pool row that failed, with the server's message.",
                  "facets": ["stage", "cause", "status"]},
-    "unanswered": {"title": "Asked, never answered", "description": "An ask without answer or error."},
+    "unanswered": {"title": "Sent, never answered", "description": "A request without answer or error."},
     "costs": {"title": "Costs", "description": "A stage: spent, at risk, tokens, requests."},
     "replies": {"title": "Replies", "description": "Every reply that ever came, with its raw body.",
                 "facets": ["outcome", "model"]},
-    "stages": {"description": "What is asked: a task on a pool."},
+    "stages": {"description": "What was asked: a task on a pool."},
     "runs": {"description": "One process that worked on a stage, with its settings."},
     "rows": {"description": "The pool as it was read: stage << 40 | position."},
-    "samples": {"description": "Which request stands behind a pool row's sample."},
-    "requests": {"description": "What was to be asked, once: its key, its answer or failure."},
+    "samples": {"description": "The request of each sample of a pool row."},
+    "requests": {"description": "Each request once: its key, and its answer or failure."},
     "attempts": {"description": "When a request was sent, and the most that it could cost."},
     "responses": {"description": "A reply: outcome, tokens, cost, latency.", "facets": ["outcome", "model"]},
-    "bodies": {"description": "The reply as it came."},
+    "bodies": {"description": "The raw reply."},
     "errors": {"description": "What went wrong with an attempt.", "facets": ["cause", "status"]},
     "_sqlite_migrations": {"hidden": True},
     "spending": {"description": "The account of a stage, in micro-dollars."},
@@ -124,10 +137,10 @@ HEADERS = [
 
 
 def run_browse(run: Path, port: int) -> None:
-    """Raises RunFolderError without a ledger, UsageError for a port that cannot be had."""
+    """Raises RunFolderError without a ledger, UsageError for a port that cannot be used."""
     connect_reader(run).close()
     if not 0 <= port <= 65535:
-        raise UsageError(f"--port {port}: wants 0 (any that is free) to 65535")
+        raise UsageError(f"--port {port}: must be from 0 to 65535 (0 picks a free port)")
     bound = bind(port)
     try:
         datasette = build(run)
@@ -153,10 +166,8 @@ def bind(port: int) -> socket.socket:
         bound.listen()
     except OSError as error:
         bound.close()
-        words = "is in use" if error.errno == errno.EADDRINUSE else f"cannot be had: {error.strerror}"
-        raise UsageError(
-            f"port {port} {words}; name another with --port, or 0 for any that is free"
-        ) from None
+        words = "is in use" if error.errno == errno.EADDRINUSE else f"cannot be used: {error.strerror}"
+        raise UsageError(f"port {port} {words}; name another with --port, or 0 for a free one") from None
     return bound
 
 
@@ -189,6 +200,62 @@ def build(run: Path) -> Any:
 
 
 @hookimpl  # type: ignore[untyped-decorator]
+def register_routes() -> list[tuple[str, Callable[..., Any]]]:
+    return [(rf"^/{LEDGER}\.csv$", sql_as_csv)]
+
+
+async def sql_as_csv(request: Any, receive: Any, datasette: Any) -> AsgiStream:
+    """All rows of the user's own SQL as CSV: Datasette ends it at `max_returned_rows`. The time limit holds
+    for each batch of rows: a long result is complete, and a query that finds nothing is stopped."""
+    connection: sqlite3.Connection = datasette.get_database(LEDGER).reader()
+    cursor = connection.cursor()
+
+    def batch() -> list[tuple[Any, ...]]:
+        with sqlite_timelimit(connection, datasette.sql_time_limit_ms):
+            if cursor.description is None:
+                cursor.execute(sql, defaultdict(str, {name: request.args[name] for name in request.args}))
+            return cursor.fetchmany(CSV_ROWS)
+
+    try:
+        sql = request.args.get("sql") or ""
+        validate_sql_select(sql)
+        rows = await asyncio.to_thread(batch)  # an error of the SQL is told before the first byte is sent
+    except (InvalidSql, sqlite3.OperationalError) as error:
+        connection.close()
+        raise DatasetteError(str(error), title="Invalid SQL", status=400) from error
+
+    async def stream(writer: Any) -> None:
+        nonlocal rows
+        gone = asyncio.ensure_future(_disconnected(receive))
+        try:
+            await writer.write(_csv([[column[0] for column in cursor.description]]))
+            while rows and not gone.done():
+                await writer.write(_csv(rows))
+                rows = await asyncio.to_thread(batch)
+        finally:
+            gone.cancel()
+            connection.close()
+
+    if not request.args.get("_dl"):
+        return AsgiStream(stream, content_type="text/plain; charset=utf-8")
+    headers = {"content-disposition": f'attachment; filename="{LEDGER}.csv"'}
+    return AsgiStream(stream, headers=headers, content_type="text/csv; charset=utf-8")
+
+
+async def _disconnected(receive: Any) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+def _csv(rows: list[Any]) -> str:
+    text = io.StringIO()
+    write = csv.writer(text).writerow
+    for row in rows:
+        write([cell.decode(errors="replace") if isinstance(cell, bytes) else cell for cell in row])
+    return text.getvalue()
+
+
+@hookimpl  # type: ignore[untyped-decorator]
 def asgi_wrapper() -> Callable[[Any], Any]:
     return _guarded
 
@@ -205,7 +272,10 @@ def _guarded(app: Any) -> Any:
                 await send({"type": "http.response.start", "status": 403, "headers": []})
                 await send({"type": "http.response.body", "body": b"ask for 127.0.0.1 or localhost\n"})
                 return
-            scope = _with_all_rows(scope)
+            # A table or view as CSV is complete: without `_stream` Datasette sends its first 2,000 rows.
+            query, table = scope["query_string"].decode("latin-1"), CSV_PATH.fullmatch(scope["path"])
+            if table and "_stream=" not in query and table[1] not in NAMED:
+                scope = {**scope, "query_string": f"{query}{'&' * bool(query)}_stream=on".encode("latin-1")}
 
         async def send_with_headers(message: Any) -> None:
             if message["type"] == "http.response.start":
@@ -215,13 +285,3 @@ def _guarded(app: Any) -> Any:
         await app(scope, receive, send_with_headers)
 
     return guarded
-
-
-def _with_all_rows(scope: Any) -> Any:
-    """A table or view as CSV comes to its end: without `_stream` Datasette sends the first 2,000 rows of it.
-    (The result of SQL is never streamed; its page says where it is cut.)"""
-    query = scope["query_string"].decode("latin-1")
-    name = CSV_PATH.fullmatch(scope["path"])
-    if not name or "_stream=" in query or name[1] in NAMED:
-        return scope
-    return {**scope, "query_string": f"{query}{'&' * bool(query)}_stream=on".encode("latin-1")}

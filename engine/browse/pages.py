@@ -32,6 +32,7 @@ from store.stage_rows import stop_reason_in
 COUNT_MS = 2500  # for what the front page counts: a million rows take about one second
 HISTORY_MS = 2000
 LEDGER = "ledger"
+ENDS = {0: "done", 1: "finished, with failures", 130: "interrupted"}  # by a process's exit code
 
 
 async def front(request: Any, datasette: Any) -> Any:
@@ -39,9 +40,14 @@ async def front(request: Any, datasette: Any) -> Any:
     database = datasette.get_database(LEDGER)
     found = [dict(row) for row in (await database.execute(STAGES)).rows]
     counted = await database.execute_fn(_counted)
-    process = holder(database.run)
+    process = holder(database.run)  # the one that holds the folder's lock at this moment, which goes with it
     for stage in found:
-        stage["state"] = _state(stage, process)
+        if stage["started"] is None:
+            stage["state"] = "not begun"
+        elif stage["ended"] is not None:
+            stage["state"] = ENDS.get(stage["exit_code"], "stopped early")
+        else:
+            stage["state"] = "running" if process in (0, stage["pid"]) else "killed"
         stage["counts"] = counted.get(stage["name"]) if counted else None
         stage["reason"] = stop_reason_in(stage["stopped"], stage["run"]) if stage["exit_code"] else None
     context = {"stages": found, "questions": QUESTIONS, "is_counted": counted is not None}
@@ -57,23 +63,12 @@ def _counted(connection: sqlite3.Connection) -> dict[str, dict[str, Any]] | None
         return None
 
 
-def _state(stage: Mapping[str, Any], process: int | None) -> str:
-    """process: the one that holds the folder's lock at this moment, which goes with it."""
-    if stage["started"] is None:
-        return "not begun"
-    if stage["ended"] is not None:
-        return {0: "done", 1: "finished, with failures", 130: "interrupted"}.get(
-            stage["exit_code"], "stopped early"
-        )
-    return "running" if process in (0, stage["pid"]) else "killed"
-
-
 async def row(request: Any, datasette: Any) -> Any:
     """One pool row: what was asked, every answer in full, and how it came about."""
     position = request.args.get("position") or ""
     is_place = position.isascii() and position.isdigit() and len(position) < 13
     if not (is_place and request.args.get("stage")):
-        raise NotFound("a row's page wants ?stage=NAME&position=NUMBER")
+        raise NotFound("a row's page needs ?stage=NAME&position=NUMBER")
     place: dict[str, Any] = {"stage": request.args.get("stage"), "position": int(position)}
     database = datasette.get_database(LEDGER)
     item = (await database.execute(ITEM, place)).first()
@@ -91,7 +86,7 @@ async def row(request: Any, datasette: Any) -> Any:
 
 
 async def _sample(database: Any, sample: dict[str, Any]) -> dict[str, Any]:
-    """A sample with its words, and every ask behind it (None where looking takes too long)."""
+    """A sample with its words, and every attempt behind it (None where looking takes too long)."""
     raw = sample["raw"]
     sample["damaged"] = raw is not None and not is_intact(raw, sample["checksum"])
     sample["words"] = sample["thinking"] = None
@@ -128,7 +123,7 @@ TEXTS = {
 JSONS = {"raw", "item", "settings", "estimate", "utilisation", "params"}
 TIMES = {"at", "sent_at", "received_at", "started", "ended", "first_at", "last_at"}
 SECONDS = {"latency", "mean_latency"}
-COUNTS = {"replies", "rows", "asks", "requests", "sent", "unanswered", "total", "answered"}
+COUNTS = {"replies", "rows", "attempts", "requests", "sent", "unanswered", "total", "answered"}
 # Columns that hold the id of a row of another table.
 LINKS = {
     "request": "requests", "attempt": "attempts", "run": "runs", "answer": "responses",
@@ -277,7 +272,7 @@ def handle_exception(datasette: Any, request: Any, exception: Exception) -> Call
         status = getattr(exception, "status", 500)
         message = getattr(exception, "message", None) or str(exception) or type(exception).__name__
         if isinstance(exception, sqlite3.DatabaseError):
-            message = f"The ledger may be damaged here ({message}): `distill check` on its folder tells."
+            message = f"The ledger may be damaged here ({message}): `distill check` on its folder says more."
         elif status == 500:
             logging.getLogger("distill").error("a page of browse failed", exc_info=exception)
         told = {"ok": False, "error": message, "status": status, "title": getattr(exception, "title", None)}

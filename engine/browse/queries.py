@@ -78,9 +78,9 @@ FROM samples a JOIN stages s ON s.id = a.stage JOIN requests r ON r.id = a.reque
 WHERE r.answer IS NULL GROUP BY 1, 2, 3 ORDER BY rows DESC""".strip()
 
 ERRORS_BY_CAUSE = """
-SELECT cause, status, count(*) AS asks, count(DISTINCT request) AS requests,
+SELECT cause, status, count(*) AS attempts, count(DISTINCT request) AS requests,
   min(at) AS first_at, max(at) AS last_at, message AS last_message
-FROM errors GROUP BY cause, status ORDER BY asks DESC""".strip()
+FROM errors GROUP BY cause, status ORDER BY attempts DESC""".strip()
 
 SPENDING = f"""
 SELECT s.name AS stage, p.model, count(*) AS replies, sum(p.cost_micro) / 1e6 AS spent_usd,
@@ -104,7 +104,7 @@ placed AS MATERIALIZED (
   FROM samples a CROSS JOIN lost t ON t.request = a.request GROUP BY t.id)
 SELECT s.name AS stage, a.position, a.sample, t.run, t.sent_at, t.worst_micro / 1e6 AS worst_usd,
   CASE WHEN r.answer IS NOT NULL THEN 'answered later' WHEN r.failure IS NOT NULL THEN 'failed later'
-    ELSE 'still due' END AS since, {INSTRUCTION}
+    ELSE 'still pending' END AS since, {INSTRUCTION}
 FROM placed a CROSS JOIN lost t ON t.id = a.id JOIN requests r ON r.id = t.request
   JOIN stages s ON s.id = a.stage JOIN rows w ON w.id = {POSITION_SHIFT}
 ORDER BY t.id DESC""".strip()
@@ -189,7 +189,7 @@ QUESTIONS = (
     SavedQuery(
         "disagreements",
         "Side by side",
-        "rows with several replies, those first that differ most",
+        "rows with several replies; those that differ most come first",
         DISAGREEMENTS,
     ),
     SavedQuery(
@@ -219,7 +219,7 @@ QUESTIONS = (
     SavedQuery(
         "errors-by-cause",
         "Errors on the way",
-        "every attempt that failed, also where a later one succeeded",
+        "every attempt that failed, even where a later one succeeded",
         ERRORS_BY_CAUSE,
     ),
     SavedQuery(

@@ -113,7 +113,7 @@ def _salvaged(run: Path, fresh: Path) -> int:
     """Makes a fresh ledger of what can be read; how many records cannot be."""
     found = salvage(run / LEDGER, fresh)
     if not sum(found.records[table] for table in ("rows", "requests", "responses", "bodies")):
-        raise RunFolderError(f"{run / LEDGER} holds nothing of a ledger any more: take one from a backup")
+        raise RunFolderError(f"{run / LEDGER} has nothing of a ledger left: restore it from a backup")
     return found.unreadable
 
 

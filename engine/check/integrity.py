@@ -90,14 +90,14 @@ def _schema(connection: sqlite3.Connection) -> list[str]:
     """Tables and views against those of a new ledger."""
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     if version != VERSION:
-        return [f"its version is {version}, which cannot be: {VERSION} was expected"]
+        return [f"its version is {version}, which is not possible: expected {VERSION}"]
     with contextlib.closing(sqlite3.connect("")) as new:
         migrate(new)
         wanted = {shape.table: shape for shape in shapes_of(new)}
         views = [name for (name,) in new.execute("SELECT name FROM sqlite_master WHERE type = 'view'")]
     there = {shape.table: shape for shape in shapes_of(connection)}
     faults = [
-        f"table {name} is not as it should be" for name, one in wanted.items() if there.get(name) != one
+        f"table {name} has an unexpected shape" for name, one in wanted.items() if there.get(name) != one
     ]
     for name in [] if faults else views:
         try:
@@ -212,7 +212,7 @@ def is_json(text: str | bytes | bytearray) -> bool:
 def mend_settings(
     connection: sqlite3.Connection, log: Callable[[Mapping[str, Any]], None], done: Counter[str]
 ) -> None:
-    """Settings, estimates and utilisations of runs that are no JSON any more."""
+    """Settings, estimates and utilisations of runs that are not JSON any more."""
     runs = connection.execute("SELECT id, stage, CAST(settings AS BLOB), estimate, utilisation FROM runs")
     for run, stage, raw, *texts in runs.fetchall():
         for name, text in zip(("estimate", "utilisation"), texts, strict=True):

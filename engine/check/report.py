@@ -122,7 +122,7 @@ def told(connection: sqlite3.Connection, ledger: str, faults: Sequence[str], fou
 
 def _loose(connection: sqlite3.Connection) -> Iterator[str]:
     for table, column, named, count in loose_ends(connection):
-        yield f"{_n(count, 'record')} of {table} with a {column} that is missing among {named}"
+        yield f"{_n(count, 'record')} of {table} whose {column} is missing from {named}"
     (gaps,) = connection.execute(
         "SELECT ifnull(max(id), 0) - count(*) - (SELECT count(*) FROM temp.lost_requests WHERE request < "
         "(SELECT max(id) FROM requests)) FROM requests"

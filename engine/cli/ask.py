@@ -128,7 +128,7 @@ def compare(
 @asks
 def run_(
     context: typer.Context,
-    recipe: Annotated[Path, typer.Argument(metavar="RECIPE.toml", help="stages and steps as a graph")],
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE.toml", help="a TOML file of stages and steps")],
     only: Annotated[
         list[str] | None, typer.Option("--only", metavar="NAME", help="only this stage or step; repeat it")
     ] = None,
@@ -159,7 +159,7 @@ def estimate(
     ],
     task: Annotated[
         Literal["generate", "translate"],
-        typer.Option("--task", help="what is asked [generate]", show_default=False),
+        typer.Option("--task", help="the task to price [generate]", show_default=False),
     ] = "generate",
     pilot: Annotated[
         int | None,
@@ -170,7 +170,7 @@ def estimate(
     asked: Estimating,
     options: dict[str, Any],
 ) -> None:
-    """Tell what a pool will cost and how long it will take."""
+    """Estimate what a pool will cost and how long it will take."""
     from engine.collect.rows import pool_of
     from engine.run.collect import run_estimate, run_pilot
     from store.pool import rereadable
@@ -192,7 +192,7 @@ def import_(
     *,
     options: dict[str, Any],
 ) -> None:
-    """Take in answers that were paid for elsewhere."""
+    """Import answers that were paid for elsewhere."""
     from engine.run.import_answers import run_import
 
     raise typer.Exit(run_import(settings_from(options, "generate"), file, run))

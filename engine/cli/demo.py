@@ -127,10 +127,8 @@ def run_demo(out: Path) -> int:
         say(console, "3. Collect, and pull the plug", f"kill -9 after {KILL_AT} answers")
         _collect_and_kill(asking, run)
         found = status_of(run)
-        console.print(
-            f"   killed: {_done(found)} answers are on the disk, {found['unanswered']} were in flight"
-        )
-        say(console, "4. The same command again", "asks only what has no answer yet")
+        console.print(f"   killed: {_done(found)} answers are on disk, {found['unanswered']} were in flight")
+        say(console, "4. The same command again", "sends only what has no answer yet")
         distill("generate", *asking, "--run", str(run))
     say(console, "5. The data set", f"bin/distill export --run {run} --format alpaca --out …")
     data = out / "answers.jsonl"

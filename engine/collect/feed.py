@@ -1,4 +1,4 @@
-"""Turns a stage's rows into requests that are still due, a bounded handful at a time.
+"""Turns a stage's rows into requests that are still pending, a bounded handful at a time.
 
 All feeds of a run work in one thread, so that numbers and the index need no lock. A row that
 the ledger remembers at the same position, with the same content and the same plan, has the
@@ -113,7 +113,7 @@ def _set_result(future: "asyncio.Future[Chunk]", chunk: Chunk, deliver: Callable
 
 
 class Feed:
-    """`await chunk(n)` for up to n due requests; `rows_read` counts the usable rows so far and
+    """`await chunk(n)` for up to n pending requests; `rows_read` counts the usable rows so far and
     `end` is one more than the highest position."""
 
     def __init__(
@@ -138,7 +138,7 @@ class Feed:
         thread.on_close.append(self._close)
 
     async def chunk(self, want: int) -> Chunk:
-        """The next stretch. It may hold no due request and not be the end. Raises PoolError."""
+        """The next stretch. It may hold no pending request and not be the end. Raises PoolError."""
         return await self._thread.run(
             lambda: self._collect(want), lambda chunk: self._place(chunk.placements)
         )

@@ -99,7 +99,7 @@ class Other:
 
     @property
     def why(self) -> str:
-        return plain("; ".join(self.changes), 300) or "the ledger does not tell which"
+        return plain("; ".join(self.changes), 300) or "the ledger does not say which"
 
 
 @dataclass(frozen=True, slots=True)

@@ -99,7 +99,7 @@ def unusable_words(reply: Reply, usage: Usage) -> str:
         )
     if reply.reasoning or usage.reasoning_tokens:
         return (
-            f"the reply holds thinking and no answer{thought}: raise --thinking-tokens, or lower "
+            f"the reply holds thinking but no answer{thought}: raise --thinking-tokens, or lower "
             "--reasoning-effort"
         )
     return f"the reply is empty (finish_reason '{reply.finish_reason}')"

@@ -129,7 +129,7 @@ def role(settings: Settings) -> Task:
             return compare.task(s.system, s.language, s.structured)
         case judge.NAME:
             return judge.task(s.prompt, s.system, s.language, s.structured)
-    raise UsageError(f"task '{s.task}' is unknown; there are {', '.join(TASKS)}")
+    raise UsageError(f"task '{s.task}' is unknown; choose from {', '.join(TASKS)}")
 
 
 def translation_of(settings: Settings) -> tuple[Language, translate.Field]:

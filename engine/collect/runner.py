@@ -1,4 +1,4 @@
-"""Asks what is due, at the limit, and stores what comes: the one loop that everything runs through.
+"""Asks what is pending, at the limit, and stores what comes: the one loop that everything runs through.
 
 A canary goes first. Then the pool is streamed; each request is a task that lives until its
 answer is on the disk or its row has failed. At most four times the concurrency is outstanding,
@@ -235,12 +235,14 @@ class Runner:
                 finally:
                     self.teacher.leave(admitted)
                     self._changed.set()
-                if reply or not isinstance(verdict, Again):
-                    self._landing += 1  # it takes no slot any more: the server is done
-                    try:
+                # An answer takes no slot any more; what may stop the run keeps its own until it is judged.
+                landing = isinstance(verdict, Answered)
+                self._landing += landing
+                try:
+                    if reply or not isinstance(verdict, Again):
                         await self.ledger.committed()
-                    finally:
-                        self._landing -= 1
+                finally:
+                    self._landing -= landing
                 if reply:  # it counts when it is on the disk
                     self.state.count(reply, request.prompt_tokens, isinstance(verdict, Answered))
                     self.state.latencies.append(reply.latency)

@@ -20,7 +20,7 @@ JOINED = ("score", "compare", "judge")  # tasks that read several models' answer
 ESTIMATED = (*TASKS, "estimate")
 ALL = (*ESTIMATED, "import")
 
-TEACHER, ASKED, ROWS, STAGE = "Teacher", "What is asked", "Rows", "Stage"
+TEACHER, ASKED, ROWS, STAGE = "Teacher", "Request", "Rows", "Stage"
 LIMITS, FAILURES, MONEY, BATCH, WATCHING = "Limits", "Failures", "Money", "Batch API", "Watching"
 PANELS = (TEACHER, ASKED, ROWS, STAGE, LIMITS, FAILURES, MONEY, BATCH, WATCHING)  # in the order of their use
 
@@ -82,7 +82,7 @@ class ModelTraits(Declared):
 
     model_kind: Kind | None = setting(
         None,
-        "what to take the model for, if its name says nothing or the wrong thing",
+        "kind of model, if its name says nothing or the wrong thing",
         TEACHER,
         ALL,
         "by its name",
@@ -207,7 +207,7 @@ class StageSettings(Declared):
     )
     batch_tokens: Count | None = setting(
         None,
-        "prompt tokens that the provider lets wait in batches",
+        "most prompt tokens that wait in batches at the provider",
         BATCH,
         TASKS,
         "learned from its refusals",

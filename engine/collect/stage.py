@@ -70,8 +70,8 @@ class Crowd:
         for what was left."""
         while not member.is_stopped and (left := sum(waiting[member] for waiting in self.waiting.values())):
             if not any(other.is_at_work for other in self.members if other is not member):
-                rows = f"{left:,} rows ask" if left > 1 else "a row asks"
-                raise RunStopped(f"{rows} the same as another stage, which has ended early")
+                rows = f"{left:,} rows wait" if left > 1 else "a row waits"
+                raise RunStopped(f"{rows} for an answer of another stage, which has ended early")
             member.changed.clear()
             await member.changed.wait()
 
@@ -120,7 +120,7 @@ class Intake:
                 self.ledger.place(self.stage, p.position, p.item, p.plan, p.requests, p.new)
 
     async def next(self) -> Chunk:
-        """The next stretch, counted. It may hold nothing due: then the stages before had news, or
+        """The next stretch, counted. It may hold nothing pending: then the stages before had news, or
         the rows have `ended`."""
         if self._dry:  # the rows are looked through anew, and see all that was news until now
             self._dry = False

@@ -41,11 +41,11 @@ def against_the_run(failures: Collection[Failed | Unusable], first: bool = True)
     row has been answered; `first`: none was answered before them either."""
     empty = [failed for failed in failures if isinstance(failed, Unusable)]
     if any(one.thought for one in empty) or len(empty) >= EMPTY_CANARIES:
-        return AllEmpty(_words(len(empty), "answered without an answer", empty[-1].words, first))
+        return AllEmpty(_words(len(empty), "answered, but with no answer to use", empty[-1].words, first))
     failed = [one for one in failures if isinstance(one, Failed)]
     unread = [one for one in failed if one.cause == "unparsed"]
     if len(unread) >= CANARIES:
-        return AllUnread(_words(len(unread), "answered in vain", unread[-1].words, first))
+        return AllUnread(_words(len(unread), "answered, but unreadable", unread[-1].words, first))
     own = [one for one in failed if first and (one.about == "run" or one.status == 404)]
     if own or (not unread and len(failed) >= CANARIES and _are_alike(failed)):
         return AllRefused(_words(len(failed), "refused", (own or failed)[-1].words, first))
@@ -110,7 +110,7 @@ def mostly_unusable(state: RunState, most: float) -> RunStopped | None:
     return TooManyUnusable(
         f"{share:.0%} of the last 100 replies were paid for and hold no answer ({kinds or 'unreadable'}): "
         "raise --thinking-tokens or --max-tokens, lower --reasoning-effort, or look at the replies with "
-        "bin/distill browse. --give-up-share 1 continues all the same"
+        "bin/distill browse. --give-up-share 1 continues anyway"
     )
 
 
@@ -122,7 +122,7 @@ def _words(count: int, what: str, words: str, first: bool) -> str:
     rows = "the first row was" if count == 1 else f"the first {count:,} rows were all"
     if not first:
         rows = f"{count:,} more rows, from other places, were all"
-    return f"{rows} {what}, so nothing more is asked: {words}"
+    return f"{rows} {what}, so nothing more is sent: {words}"
 
 
 @contextlib.asynccontextmanager

@@ -239,7 +239,7 @@ class Breaker:
         if now - self.opened_at >= self._give_up:
             raise ProviderDown(
                 f"no success for {now - self.opened_at:.0f} s and {self.probes} probes; "
-                f"the last words were: {self.last_words}"
+                f"the last message was: {self.last_words}"
             )
         self._interval = min(LONGEST_PROBE, 2 * self._interval)
         left = self._give_up - (now - self.opened_at)

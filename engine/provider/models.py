@@ -166,8 +166,8 @@ def check_effort(name: str, model: Model, effort: str | None) -> None:
         return
     takes = f"takes {', '.join(model.efforts)}" if model.efforts else "takes no effort"
     raise UsageError(
-        f"--reasoning-effort {effort}: {name} {takes} ({model.source}). Should that have changed, "
-        f"--param reasoning_effort={effort} sends it all the same"
+        f"--reasoning-effort {effort}: {name} {takes} ({model.source}). If that has changed, "
+        f"--param reasoning_effort={effort} sends it anyway"
     )
 
 

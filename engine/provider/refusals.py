@@ -254,8 +254,8 @@ def _of_account(status: int, refusal: Refusal, said: str, wait: Wait) -> RunStop
     if daily:
         at = wait.seconds
         if at is None or at > LONG_WAIT:
-            back = f"; it comes back at {back_at(at)}" if at is not None else ""
-            return QuotaExhausted(f"the quota for a day is used up{back}: {said}")
+            back = f"; it resets at {back_at(at)}" if at is not None else ""
+            return QuotaExhausted(f"the daily quota is used up{back}: {said}")
         return None
     if status == 402:
         return QuotaExhausted(said)
@@ -311,7 +311,7 @@ def _advice(name: str, lower: str) -> str:
     if name == "max_completion_tokens":
         return "--model-kind plain sends max_tokens in its place"
     if name == "system":
-        return "leave out --system: the model takes no such message"
+        return "leave out --system: the model does not accept such messages"
     if name == "reasoning_effort":
         return "choose another --reasoning-effort, or leave it out with --omit reasoning_effort"
     return f"leave it out with --omit {name}"

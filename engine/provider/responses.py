@@ -244,7 +244,9 @@ def _why_unreadable(raw: bytes, why: str) -> str:
     if is_page(raw):
         return "the reply is a page for browsers (HTML), not an answer of an API"
     if is_prose(raw) and "JSON" in why:
-        return f"the reply is not JSON but the words {raw[:UNREAD_LENGTH].decode(errors='replace').strip()!r}"
+        return (
+            f"the reply is not JSON but this text: {raw[:UNREAD_LENGTH].decode(errors='replace').strip()!r}"
+        )
     return f"the reply cannot be read: {why}"
 
 

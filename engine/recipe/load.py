@@ -85,11 +85,13 @@ def check(recipe: Recipe) -> None:
         circle = error.args[1]
         what = "stages and steps" if recipe.step.keys() & set(circle) else "stages"
         at: Path_ = ("step" if circle[0] in recipe.step else "stage", circle[0])
-        raise recipe.wrong(at, f"the {what} go in a circle: {' -> '.join(reversed(circle))}") from None
+        raise recipe.wrong(
+            at, f"the {what} depend on each other in a cycle: {' -> '.join(reversed(circle))}"
+        ) from None
     for name in recipe.stage:
         above = recipe.upstream(name)
         if len(above) > 1 and len(roots(recipe, name)) > 1:
-            words = f"the stages {', '.join(above)} do not stand on the same rows of one pool"
+            words = f"the stages {', '.join(above)} do not use the same rows of one pool"
             raise recipe.wrong(("stage", name, "answers"), words)
 
 
@@ -162,7 +164,9 @@ def _check_joined(recipe: Recipe, at: Path_, stage: StageTable) -> None:
             words = 'say which answers: file = "rank1.jsonl" (the best), "rank2.jsonl", …'
             raise recipe.wrong(where, words)
     if stage.questions and any(member in recipe.stage for member in stage.members):
-        raise recipe.wrong((*at, "questions"), "the stages bring their own; questions are for files alone")
+        raise recipe.wrong(
+            (*at, "questions"), "stages have their own questions; `questions` is for files only"
+        )
     if stage.names and len(stage.names) != len(stage.members):
         raise recipe.wrong((*at, "names"), f"{len(stage.names)} names for {len(stage.members)} models")
 

@@ -75,7 +75,7 @@ def plan_stages(
     others = {name for name in others if not recipe.teacher[recipe.stage[name].teacher].serve}
     for name in sorted(others):  # (what model is served is not known before it is)
         if standing := graph.standing(name).others:
-            words = f"has answers to other settings than these ({standing[0].why}): "
+            words = f"has answers under other settings ({standing[0].why}): "
             raise recipe.wrong(("stage", name), f"it {words}run it too, or put them back")
     planned, index = {}, index.copy()
     for name in chosen:
@@ -190,7 +190,7 @@ def print_dry_run(plan: Plan) -> None:
     if stages and plan.planned:
         print(f"stages without a price: {', '.join(stages)}")
     for name, found in plan.others.items():
-        print(f"stage '{plain(name, 40)}': {found.words}: a run will want reuse, replace or another stage")
+        print(f"stage '{plain(name, 40)}': {found.words}: a run will need reuse, replace or another stage")
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,7 +223,7 @@ class Completeness:
         if name in self._steps:
             step, record = self._steps[name], record_of(self._run, name)
             if not is_whole(self._run, record):
-                return Lack(name, f"step '{name}' has not come to its end")
+                return Lack(name, f"step '{name}' has not finished")
             if not step.is_last and not is_as_recorded(self._graph.given, step, self._run, record):
                 return Lack(name, f"step '{name}' was run with another command or on other data than now")
             return None

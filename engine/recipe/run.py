@@ -1,7 +1,7 @@
 """`distill run`: prices a recipe's stages, asks for leave, runs them and the steps, says what came of it.
 
 In each phase stages are asked together, then the steps that waited for them run. What is lost (a step that
-failed, a stage that was stopped) takes with it what needs it; the rest goes on.
+failed, a stage that was stopped) takes with it what needs it; the rest continues.
 """
 
 import contextlib
@@ -254,7 +254,7 @@ def _with_leave(course: Course, graph: Graph, ready: Sequence[str], every: Seque
 
 
 def _later(course: Course, graph: Graph, ready: Sequence[str]) -> list[StageJob]:
-    """The stages of a later phase; one that cannot be is lost, and the others go on."""
+    """The stages of a later phase; one that cannot be is lost, and the others continue."""
     run, how = course.run, course.how
     index, jobs = known_keys(run), []
     for name in ready:

@@ -143,7 +143,7 @@ def _word(recipe: Recipe, step: Step, run: Path, folder: Path, flag: Flag, value
 
 
 def _own_words(step: Step, run: Path, quiet: bool) -> list[str]:
-    """What is ours to say: where the result goes, and whether a training goes on."""
+    """What is ours to say: where the result goes, and whether a training run continues."""
     folder, kind = folder_of(run, step.name), step.run[0]
     quietly = ["--quiet"] if quiet and step.can_be_quiet else []
     if kind == "train":
@@ -159,7 +159,7 @@ def _own_words(step: Step, run: Path, quiet: bool) -> list[str]:
 def _run(
     step: Step, run: Path, words: list[str], stoppable: Callable[[Stop], AbstractContextManager[None]] | None
 ) -> int:
-    """A training is killed when we are, for it goes on from its checkpoint; others clear up first."""
+    """A training is killed when we are, for it continues from its checkpoint; others clear up first."""
     folder = folder_of(run, step.name)
     if step.run[0] == "train":
         return run_to_end(command(*words), OUR_STDERR, signal.SIGKILL, stoppable)
@@ -198,4 +198,4 @@ def _set_aside(step: Step, run: Path) -> None:
     record = run / STEPS / f"{step.name}.json"
     if record.exists():
         shutil.move(record, aside / "step.json")
-    tell(f"step {step.name}: its command or what it reads has changed; what it left before is in {aside}\n")
+    tell(f"step {step.name}: its command or its inputs have changed; its earlier outputs are in {aside}\n")

@@ -173,7 +173,7 @@ def _step(recipe: Recipe, name: str, commands: Commands) -> Step:
     table, at = recipe.step[name], ("step", name)
     if table.run not in commands:
         known = ", ".join(commands)
-        words = f"'{table.run}' is nothing that a step can run ({', '.join(FIRST_WORDS)}): there are {known}"
+        words = f"a step cannot run '{table.run}' (only {', '.join(FIRST_WORDS)}); choose from {known}"
         raise recipe.wrong((*at, "run"), words)
     flags = commands[table.run]
     given = []
@@ -224,7 +224,7 @@ def _check_values(recipe: Recipe, where: Path_, flag: Flag, values: tuple[Value,
             raise recipe.wrong(where, f"expected {KINDS[flag.kind]}, found {value!r}")
         elif is_file(flag) and flag.name in WRITTEN:
             if Path(str(value)).name != value:
-                raise recipe.wrong(where, "it lies in the step's own folder: give a name alone")
+                raise recipe.wrong(where, "it is written into the step's own folder: give a name only")
         elif is_file(flag) and not recipe.path(str(value)).exists():
             recipe.lacks(str(value), where)
     exported = [value.stage for value in values if isinstance(value, OfStage)]
@@ -234,7 +234,7 @@ def _check_values(recipe: Recipe, where: Path_, flag: Flag, values: tuple[Value,
 
 def _check_input(recipe: Recipe, where: Path_, flag: Flag, value: OfStage | OfStep) -> None:
     if flag.kind not in (Path, str) or flag.name in WRITTEN:
-        raise recipe.wrong(where, f"expected {KINDS[flag.kind]}, not what a stage or step leaves")
+        raise recipe.wrong(where, f"expected {KINDS[flag.kind]}, not the output of a stage or step")
     if isinstance(value, OfStep):
         return
     stage = recipe.stage[value.stage]

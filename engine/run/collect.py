@@ -116,7 +116,7 @@ def run_estimate(settings: Settings, pool: Surveyed, run: Path | None, sent: int
     if warning := budget_warning(run, settings.budget, told.cost_as_asked(settings.batch)):
         print(warning)
     if found.others:
-        print(f"{found.words}: generate will want --reuse, --replace or another --stage")
+        print(f"{found.words}: generate will need --reuse, --replace or another --stage")
     return 0
 
 
@@ -216,7 +216,7 @@ def budget_warning(run: Path | None, cap: float | None, cost: Range | None) -> s
     before = f" ({exact_dollars(spent)} are spent or at risk)" if spent else ""
     return (
         f"the budget of {exact_dollars(round(cap * 1e6))}{before} is enough for about "
-        f"{left / cost.expected:.0%} of what is to be asked: the run will stop there, and can be continued "
+        f"{left / cost.expected:.0%} of what is pending: the run will stop there, and you can continue it "
         "with a larger budget"
     )
 

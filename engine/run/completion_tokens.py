@@ -106,7 +106,7 @@ def expected_completion(
             min(answer.low + thinking.low, cap),
             min(answer.high + thinking.high, cap),
         )
-        by = settings.traits.source or "as told by --model-kind, --reasoning-effort or --thinking-tokens"
+        by = settings.traits.source or "as set by --model-kind, --reasoning-effort or --thinking-tokens"
         source = (
             "the task's prior for the answer, and for the thinking what is usual at effort "
             f"{effort_of(settings)} ({thinking_source()}; the model: {by})"

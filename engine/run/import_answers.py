@@ -51,10 +51,10 @@ def run_import(settings: Settings, source: str, run: Path) -> int:
         what = "of them" if settings.samples == 1 else f"samples of them ({settings.samples} to a row)"
         told += f"; {found.pending:,} {what} have no answer yet, and generate asks for them"
     # what the file brought comes last, because that line is read first
-    parts = f"{counted(counts.taken, 'answer')} taken in, {counts.known:,} were there already, "
+    parts = f"{counted(counts.taken, 'answer')} imported, {counts.known:,} were there already, "
     parts += f"{counted(counts.empty, 'row')} had none"
     if counts.others:
-        parts += f", {counts.others:,} not taken in, because their requests have another reply already"
+        parts += f", {counts.others:,} not imported, because their requests have another reply already"
     print(f"{told}\n{parts}{_bad(counts)}", file=sys.stderr)
     return 0
 
@@ -91,7 +91,7 @@ def _plan(settings: Settings, run: Path) -> Plan:
     not stand among those of the stage. Raises UsageError."""
     plan = plan_of(settings, tokenizer_for(settings.model))
     if settings.reuse or settings.replace:
-        raise UsageError("--reuse and --replace are for commands that ask: import replaces nothing")
+        raise UsageError("--reuse and --replace are for commands that send requests: import replaces nothing")
     if not (run / LEDGER).exists():
         return plan
     reader = connect_reader(run)
@@ -107,7 +107,7 @@ def _plan(settings: Settings, run: Path) -> Plan:
                 f"{told} is not one of answers ({last['settings'].get('task')}): name another with --stage"
             )
         if samples != settings.samples:
-            raise UsageError(f"{told} wants {samples} answers to each row: give --samples {samples}")
+            raise UsageError(f"{told} has {samples} answers for each row: give --samples {samples}")
         for item, key in one_row_of_each_plan(reader, number, but=plan.accepted):
             if plan.seal(plan.task.decode(item))[2][0] != key:
                 changes = "; ".join(differences(last["settings"], settings.public()))

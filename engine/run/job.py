@@ -248,7 +248,7 @@ def stoppable(runners: Sequence["Runner | Batches"], control: Control | None) ->
     from engine.provider.errors import Interrupted
 
     def stop(by: str, is_urgent: bool) -> None:
-        words = f"stopped by {by}; what was answered is stored: run the same command to continue"
+        words = f"stopped by {by}; every answer is saved: run the same command to continue"
         for runner in runners:
             runner.stop(Interrupted(words), drain=0.0 if is_urgent else DRAIN_SECONDS)
 

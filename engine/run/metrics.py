@@ -111,7 +111,7 @@ COUNTERS = (
     Family("distill_rate_limited", "Replies with status 429", lambda s: _one(s.view.state.limited)),
     Family(
         "distill_retries",
-        "Asks that failed for a passing reason",
+        "Attempts that failed for a transient reason",
         _counted(lambda state: state.retry_causes),
         ("cause",),
     ),
@@ -123,12 +123,12 @@ COUNTERS = (
     ),
     Family(
         "distill_reasoning_tokens",
-        "Of the completion tokens: thinking, where the server tells it",
+        "Of the completion tokens: thinking, where the server reports it",
         lambda s: _one(s.view.state.reasoning_tokens),
     ),
     Family(
         "distill_estimated_replies",
-        "Replies whose tokens distill counted itself, because the server does not tell them",
+        "Replies whose tokens distill counted itself, because the server does not report them",
         lambda s: _one(s.view.state.estimated),
     ),
     Family(
@@ -149,7 +149,7 @@ COUNTERS = (
     ),
     Family(
         "distill_breaker_probes",
-        "Probes sent into an outage",
+        "Probes sent during an outage",
         _each(lambda e: e.breaker.probes),
         ("endpoint",),
     ),
@@ -160,7 +160,9 @@ GAUGES = (
         "distill_rows_done", "Pool rows x samples with a stored answer", lambda s: _one(s.view.state.done)
     ),
     Family(
-        "distill_rows_known", "Of the done: answered before this process", lambda s: _one(s.view.state.known)
+        "distill_rows_known",
+        "Of the rows done: those answered before this process",
+        lambda s: _one(s.view.state.known),
     ),
     Family(
         "distill_rows_failed",
@@ -186,34 +188,32 @@ GAUGES = (
         _used,
         ("endpoint", "limit"),
     ),
-    Family(
-        "distill_limit_per_minute", "A limit as it is known now, a minute", _limits, ("endpoint", "limit")
-    ),
+    Family("distill_limit_per_minute", "A limit as known now, per minute", _limits, ("endpoint", "limit")),
     Family(
         "distill_limit_paused_seconds",
-        "How long all wait still after a 429",
+        "How long all requests still wait after a 429",
         _each(lambda e: e.limiter.paused_seconds),
         ("endpoint",),
     ),
     Family(
         "distill_breaker_open",
-        "1 during an outage: nobody is sent but probes",
+        "1 during an outage, when only probes are sent",
         _each(lambda e: e.breaker.is_open),
         ("endpoint",),
     ),
     Family(
         "distill_spent_usd",
-        "Known spending of the run folder, earlier runs too",
+        "Known spending of the run folder, including earlier runs",
         lambda s: _one(s.view.budget.spent / 1e6),
     ),
     Family(
         "distill_at_risk_usd",
-        "The most that requests without an answer can cost, earlier runs too",
+        "The most that requests without an answer can cost, including earlier runs",
         lambda s: _one((s.view.budget.lost + s.view.budget.in_flight) / 1e6),
     ),
     Family(
         "distill_budget_usd",
-        "The hard cap, where there is one",
+        "The hard cap, if one is set",
         lambda s: _one(None if s.view.budget.cap is None else s.view.budget.cap / 1e6),
     ),
     Family("distill_ledger_bytes", "Size of the ledger and its write-ahead log", _ledger_bytes),
@@ -259,7 +259,7 @@ class Board:
 async def serving(port: int | None) -> AsyncIterator[Board]:
     """A board, served at http://127.0.0.1:PORT/metrics (0: any port) unless `port` is None.
 
-    Raises UsageError for a port that cannot be had.
+    Raises UsageError for a port that cannot be used.
     """
     board = Board()
     if port is None:
@@ -275,8 +275,10 @@ async def serving(port: int | None) -> AsyncIterator[Board]:
         bound.bind((HOST, port))
     except OSError as error:
         bound.close()
-        words = "is in use" if error.errno == errno.EADDRINUSE else f"cannot be had: {error.strerror}"
-        raise UsageError(f"--metrics-port {port}: the port {words}; name another, or 0 for any") from None
+        words = "is in use" if error.errno == errno.EADDRINUSE else f"cannot be used: {error.strerror}"
+        raise UsageError(
+            f"--metrics-port {port}: the port {words}; name another, or 0 for a free one"
+        ) from None
     # the board, and what the process itself uses (process_resident_memory_bytes, process_cpu_seconds_total)
     registry = CollectorRegistry(auto_describe=False)
     ProcessCollector(registry=registry)

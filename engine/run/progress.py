@@ -109,7 +109,7 @@ class View:
         who = "the server" if self.teacher.is_one else endpoint.url
         limiter, breaker = endpoint.limiter, endpoint.breaker
         if endpoint.refusal:
-            return f"{who} refused ({plain(endpoint.refusal, 120)}) and rests"
+            return f"{who} refused ({plain(endpoint.refusal, 120)}) and is paused"
         if breaker.is_open:
             return f"{who} is not answering ({plain(breaker.last_words, 120)}); {breaker.probes} probes"
         if limiter.paused_seconds > LINE_SECONDS:

@@ -47,8 +47,8 @@ def unread_words(replies: Mapping[str, int], usd: float) -> str:
 def own_counts(replies: int) -> str:
     """Of replies whose tokens the server does not tell."""
     if replies == 1:
-        return "the tokens of 1 reply were counted by distill: the server did not tell them"
-    return f"the tokens of {replies:,} replies were counted by distill: the server did not tell them"
+        return "the tokens of 1 reply were counted by distill: the server did not report them"
+    return f"the tokens of {replies:,} replies were counted by distill: the server did not report them"
 
 
 def failed_rows(state: RunState) -> dict[str, int]:
@@ -82,7 +82,7 @@ def bill(result: StageResult) -> Iterator[Line]:
             yield "thinking tokens", _tokens(told.thinking_tokens, billed[2])
         elif told.thinking_tokens:
             expected = told.thinking_tokens.expected
-            yield "thinking tokens", f"estimated {expected:,.0f}; the server does not tell them apart"
+            yield "thinking tokens", f"estimated {expected:,.0f}; the server does not report them apart"
         elif billed[2]:
             yield "thinking tokens", f"none estimated, billed {billed[2]:,}"
     else:

@@ -88,8 +88,8 @@ async def _run(job: Job, most: int) -> list[StageResult]:
         for stage in running:
             stage.runner.stop(
                 DiskFull(
-                    f"the disk of {job.run} is full; what was paid is stored (the reserve file made room): "
-                    "free some space and run the same command again"
+                    f"the disk of {job.run} is full; everything paid for is saved (the reserve file made "
+                    "room): free some space and run the same command again"
                 )
             )
 

@@ -104,7 +104,7 @@ SHOWN = 100  # failures that people are shown
 def failures_of(run: Path, stage: str | None = None, cause: str | None = None) -> Iterator[Failure]:
     """The rows that failed, one by one. Raises UsageError."""
     if cause is not None and cause not in (*CAUSES, *UNUSABLE):
-        raise UsageError(f"--cause {cause}: unknown; there are {', '.join((*CAUSES, *UNUSABLE))}")
+        raise UsageError(f"--cause {cause}: unknown; choose from {', '.join((*CAUSES, *UNUSABLE))}")
     chosen = stage_of(run, stage) if stage is not None else None
     with contextlib.closing(connect_reader(run)) as reader:
         numbers = [chosen[0]] if chosen else [number for number, _ in stages(reader)]
@@ -220,7 +220,7 @@ def _status_lines(
         yield f"{plain(name, 40)}: {words}; an export leaves them out"
     for name, s in status["stages"].items():
         if s["damaged"]:
-            yield f"{plain(name, 40)}: {s['damaged']:,} answers are damaged (distill check tells more)"
+            yield f"{plain(name, 40)}: {s['damaged']:,} answers are damaged (distill check says more)"
     if bad := sum(s["bad_rows"] for s in status["stages"].values()):
         yield f"{bad:,} pool rows could not be used"
 

@@ -166,7 +166,7 @@ def print_plan(
             said = "; ".join(f"{label}: {text}" for label, text in _asked(told, job.settings))
             words += f"\nstage {plain(name, 40)}: {said}"
     if any(job.after for job, _ in planned.values()):
-        words += "\nstages after others are estimated from imagined answers of the usual length"
+        words += "\nstages that read other stages are estimated with answers of the usual length"
     show(Text(words), stderr=not to_stdout)
 
 
@@ -195,7 +195,7 @@ def print_steps(
         if name not in waiting:
             tell_shown(Text(f"stage {plain(name, 40)} {plain(why, 600)}"))
     for name, why in waiting.items():
-        tell_shown(Text(f"{plain(name, 40)}: not begun: {plain(why, 600)}"))
+        tell_shown(Text(f"{plain(name, 40)}: not started: {plain(why, 600)}"))
     if waiting.keys() & incomplete.keys():
         tell_shown(Text("run the same command again: what is pending is asked first, then what waits for it"))
 

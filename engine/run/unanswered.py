@@ -56,7 +56,7 @@ def retry(run: Path, cause: str | None, stage: str | None) -> Retried:
     outcomes = UNUSABLE if cause is None else tuple(o for o in (*UNUSABLE, *IF_NAMED) if o == cause)
     if cause is not None and not outcomes and cause not in CAUSES:
         known = ", ".join((*CAUSES, *UNUSABLE, *IF_NAMED))
-        raise UsageError(f"--cause {cause}: unknown; there are {known}")
+        raise UsageError(f"--cause {cause}: unknown; choose from {known}")
     ledger_path(run)
     where, values = "answer IS NULL AND failure IS NOT NULL", []
     if cause is not None:
@@ -150,11 +150,17 @@ def run_settle(run: Path, asked: Settlement, as_json: bool) -> None:
     """`settle`, as the command line shows it: lists what is in doubt, or settles it. Raises UsageError,
     RunFolderError."""
     if not asked.settles:
-        with _in_doubt(run, asked) as found:
-            if as_json:
-                _write_json(*found, is_held(run))
-            else:
-                _print(run, *found)
+        with _in_doubt(run, asked) as (found, sums, total):
+            if not as_json:
+                _print(run, found, sums, total)
+                return
+            # one object, written as it is read: after an outage there may be very many
+            running = is_held(run)
+            sys.stdout.write('{"attempts":[')
+            for number, one in enumerate(found):
+                sys.stdout.write(("," if number else "") + orjson.dumps(_as_json(one)).decode())
+            rest = orjson.dumps({**_sums_json(sums, total), "running": running}).decode()
+            sys.stdout.write(f"],{rest[1:]}\n")
         return
     done = settle(run, asked)
     if not (done.attempts or done.sums):
@@ -188,7 +194,7 @@ def settle(run: Path, asked: Settlement) -> Settled:
         total = costs.most_in_doubt(connection) + sum(sums.values())
         amount = round(asked.usd * 1e6) if asked.usd is not None else total if asked.billed else 0
         if amount > total:
-            most = f"these requests can cost {exact_dollars(total)} together at the most"
+            most = f"these requests can cost {exact_dollars(total)} together at most"
             raise UsageError(f"--usd {asked.usd}: {most}")
         return costs.settle(connection, sums, amount)
 
@@ -224,15 +230,6 @@ def _as_json(one: Doubt) -> dict[str, Any]:
 
 def _sums_json(sums: dict[str, int], total: int) -> dict[str, Any]:
     return {"earlier_usd": {name: most / 1e6 for name, most in sums.items()}, "at_risk_usd": total / 1e6}
-
-
-def _write_json(found: Iterator[Doubt], sums: dict[str, int], total: int, running: bool) -> None:
-    """One object, written as it is read: after an outage there may be very many."""
-    sys.stdout.write('{"attempts":[')
-    for number, one in enumerate(found):
-        sys.stdout.write(("," if number else "") + orjson.dumps(_as_json(one)).decode())
-    rest = orjson.dumps({**_sums_json(sums, total), "running": running}).decode()
-    sys.stdout.write(f"],{rest[1:]}\n")
 
 
 def _print(run: Path, found: Iterator[Doubt], sums: dict[str, int], total: int) -> None:

@@ -82,7 +82,7 @@ def check_folder(folder: Path) -> None:
     except (OSError, ValueError) as error:
         raise UsageError(f"{path} cannot be read: {error}; {EXPECTED}") from error
     if not isinstance(config, dict):
-        raise UsageError(f"{path} is no JSON object; {EXPECTED}")
+        raise UsageError(f"{path} is not a JSON object; {EXPECTED}")
     names = [name for name in config.get("architectures") or [] if isinstance(name, str)]
     if (folder / "reward.json").is_file() or any("SequenceClassification" in name for name in names):
         raise UsageError(f"{folder} is a reward model: it scores answers (`distill rank`); {EXPECTED}")
@@ -107,17 +107,15 @@ def name_of_folder(folder: Path) -> str:
 def check_port(port: int) -> None:
     """Before a model is loaded, which takes its time. Raises UsageError."""
     if not 0 <= port <= 65535:
-        raise UsageError(f"--port {port}: wants 0 (any that is free) to 65535")
+        raise UsageError(f"--port {port}: must be from 0 to 65535 (0 picks a free port)")
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(("127.0.0.1", port))
             probe.listen()
         except OSError as error:
-            words = "is in use" if error.errno == errno.EADDRINUSE else f"cannot be had: {error.strerror}"
-            raise UsageError(
-                f"port {port} {words}; name another with --port, or 0 for any that is free"
-            ) from None
+            words = "is in use" if error.errno == errno.EADDRINUSE else f"cannot be used: {error.strerror}"
+            raise UsageError(f"port {port} {words}; name another with --port, or 0 for a free one") from None
 
 
 def check_parallel(parallel: int) -> None:

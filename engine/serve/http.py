@@ -49,7 +49,7 @@ def body_of(raw: bytes, model: str) -> Body:
     except (ValueError, RecursionError) as error:
         raise Refused(400, "the body is not JSON") from error
     if not isinstance(body, dict):
-        raise Refused(400, "the body is no JSON object")
+        raise Refused(400, "the body is not a JSON object")
     if body.get("model") != model:
         words = f"the model {body.get('model')!r} does not exist here; there is: {model}"
         raise Refused(404, words, "model", "model_not_found")
@@ -85,7 +85,7 @@ def format_of(body: Body) -> dict[str, Any] | None:
         return None
     kind = given.get("type") if isinstance(given, dict) else None
     if not isinstance(given, dict) or kind not in ("text", "json_object", "json_schema"):
-        raise Refused(400, "response_format wants text, json_object or json_schema", "response_format")
+        raise Refused(400, "response_format must be text, json_object or json_schema", "response_format")
     described = given.get("json_schema")
     if kind == "json_schema" and not (
         isinstance(described, dict) and isinstance(described.get("schema"), dict)

@@ -121,7 +121,7 @@ def _check_whole(folder: Path, config: Any) -> None:
         with torch.device("meta"):
             shapes = {name: tuple(p.shape) for name, p in kind.from_config(config).named_parameters()}
     except Exception as error:
-        words = f"{folder}: no model can be made of its config.json: {first_line(error)}"
+        words = f"{folder}: no model can be made from its config.json: {first_line(error)}"
         raise UsageError(f"{words}; {EXPECTED}") from error
     check_weights(folder, shapes)
 

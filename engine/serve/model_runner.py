@@ -107,7 +107,7 @@ class Batch:
         return logits
 
     def _keep(self, places: list[int]) -> None:
-        """Only these rows go on."""
+        """Only these rows continue."""
         if len(places) == len(self.rows):
             return
         self.rows = [self.rows[place] for place in places]

@@ -51,9 +51,9 @@ class Service:
         prompt = prompt_tokens(asked.messages, student.texts)
         for control in student.texts.seen.keys() - known:
             words = f"a request has the control token {control} in its text, which is read as plain text"
-            print(f"{words} (told once; /health counts them)", file=sys.stderr, flush=True)
+            print(f"{words} (shown once; /health counts them)", file=sys.stderr, flush=True)
         if not prompt:
-            raise Refused(400, "the messages come to no token at all", "messages", "invalid_value")
+            raise Refused(400, "the messages have no tokens", "messages", "invalid_value")
         room = student.context - len(prompt)
         if room < 1:
             words = f"the messages have {len(prompt)} tokens; the model's context has {student.context}"

@@ -98,7 +98,7 @@ def check_field(field: str) -> Field:
     for known in FIELDS:
         if field == known:
             return known
-    raise UsageError(f"--field {field}: unknown; there are {', '.join(FIELDS)}")
+    raise UsageError(f"--field {field}: unknown; choose from {', '.join(FIELDS)}")
 
 
 def lacks(item: Instruction, field: Field) -> str:

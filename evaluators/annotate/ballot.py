@@ -90,6 +90,25 @@ def words_of(told: Mapping[str, Any] | None) -> PageWords:
 
 MISSING = "Please choose for {titles} as well. Nothing has been saved yet."
 NAMELESS = "Please give a name: your first name or a nickname is enough."
+AND = "and"
+UNSAVED = (
+    "Your vote could not be saved. Your choices are still here: please tell the person who runs this, and "
+    "try again in a while."
+)
+# Title and text of a page that says why there is no other.
+NOT_GIVEN = ("Not your item", "This pair of answers was not given to you.")
+NO_PAGE = ("Not Found", "There is no such page.")
+DISK = (
+    "Nothing can be saved",
+    "The disk does not take it. What was saved before is safe: please tell the person who runs this.",
+)
+WRONG_HOST = ("Wrong address", "This server is not reached under this name.")
+FOREIGN_FORM = ("Refused", "A vote can only be sent from the voting page itself.")
+NO_KEY = (
+    "This page needs its key",
+    "Open it with the complete address that you were given (…/?token=…).",
+)
+IN_CODE = {MISSING, NAMELESS, AND, UNSAVED, *NOT_GIVEN, *NO_PAGE, *DISK, *WRONG_HOST, *FOREIGN_FORM, *NO_KEY}
 FIELDS = ("name", "title", "question", "meaning")
 NAME = re.compile(r"[a-z][a-z0-9_-]{0,30}")
 TEXT = re.compile(r't\("([^"]+)"')  # of the pages
@@ -121,7 +140,7 @@ def read_words(path: Path) -> dict[str, Any]:
             raise UsageError(f"--words {path}: [[criterion]] needs the texts {needed}, and no others")
         if not NAME.fullmatch(row["name"]):
             raise UsageError(
-                f"--words {path}: name {row['name']!r}: wants lower-case letters, digits, - and _"
+                f"--words {path}: name {row['name']!r}: must be lower-case letters, digits, - and _"
             )
         criteria.append({field: row[field].strip() for field in FIELDS})
     criteria = criteria or [{field: getattr(one, field) for field in FIELDS} for one in usual.criteria]
@@ -129,16 +148,16 @@ def read_words(path: Path) -> dict[str, Any]:
     if len(set(names)) < len(names) or {"note", "active"} & set(names):
         raise UsageError(f"--words {path}: each criterion needs a name of its own, and not note or active")
     known = {text for page in (HERE / "templates").glob("*.html") for text in TEXT.findall(page.read_text())}
-    known |= {MISSING, NAMELESS}
+    known |= IN_CODE
     for text, instead in texts.items():
         if text not in known:
             raise UsageError(
-                f"--words {path}: [text] {text!r} stands on no page; there are: {' | '.join(sorted(known))}"
+                f"--words {path}: [text] {text!r} is on no page; the texts are: {' | '.join(sorted(known))}"
             )
         holes = set(re.findall(r"\{\w*\}", text))
         if not isinstance(instead, str) or set(re.findall(r"[{}]\w*\}?", instead)) != holes:
             wanted = f" with {', '.join(sorted(holes))}" if holes else ""
-            raise UsageError(f"--words {path}: [text] {text!r} wants a text{wanted} in its place")
+            raise UsageError(f"--words {path}: [text] {text!r} must be a text{wanted}")
     return {"language": str(told.get("language", "en")), "criteria": criteria, "texts": texts}
 
 

@@ -104,7 +104,7 @@ def begin(votes: Votes, files: Files) -> tuple[Study, list[BadRow]]:
     """The study of the folder, and the rows of the files that could not be used. Raises UsageError."""
     words = read_words(files.words) if files.words is not None else None
     if files.votes is not None and files.votes < 1:
-        raise UsageError(f"--votes {files.votes}: wants 1 or more people for each pair")
+        raise UsageError(f"--votes {files.votes}: must be 1 or more people for each pair")
     found = votes.study
     if found and files.seed not in (None, found.seed):
         raise UsageError(
@@ -113,7 +113,7 @@ def begin(votes: Votes, files: Files) -> tuple[Study, list[BadRow]]:
         )
     if files.answers is None and files.against is None and files.questions is None:
         if found is None:
-            raise UsageError("nothing is put to the vote yet: give --questions, --answers and --against")
+            raise UsageError("there is nothing to vote on yet: give --questions, --answers and --against")
         if files.votes is not None:
             votes.want(files.votes)
         study, bad = votes.study or found, []
@@ -140,7 +140,7 @@ def _pair(number: int, contest: Contest) -> VotePair:
                 first, second)  # fmt: skip
     if sum(map(len, (pair.instruction, pair.input, first, second))) > LONGEST:
         raise UsageError(f"question {contest.id}: with its answers it has over {LONGEST:,} characters; "
-                         "nobody can read that, leave it out")  # fmt: skip
+                         "that is too long to read, leave it out")  # fmt: skip
     return pair
 
 
@@ -226,7 +226,7 @@ class ImportReport:
 
     def words(self) -> str:
         return (
-            f"{self.taken:,} votes taken in, {self.known:,} were here already, "
+            f"{self.taken:,} votes imported, {self.known:,} were here already, "
             f"{self.rejected:,} rejected by the requester, {len(self.bad):,} bad rows"
         )
 
@@ -246,7 +246,7 @@ def take_results(votes: Votes, path: Path) -> ImportReport:
     """Puts all usable rows down. Raises UsageError for a file that is no table of results."""
     study, told = votes.study, ImportReport()
     if study is None:
-        raise UsageError("nothing is put to the vote in this folder: its HITs cannot have come from here")
+        raise UsageError("there is nothing to vote on in this folder: these HITs are of another one")
     pairs = {hit_id(study, pair.id): pair.id for pair in votes.pairs()}
     criteria = words_of(votes.page_words).criteria
     for line, row in Pool(path).objects():
@@ -274,7 +274,7 @@ def _read(
         return None
     pair = pairs.get(str(row["Input.hit"]).strip())
     if pair is None:
-        return f"HIT {row['Input.hit']!r:.40} is none of this run's"
+        return f"HIT {row['Input.hit']!r:.40} is not one of this run's"
     worker = tidy(str(row["WorkerId"]))
     if not worker:
         return "no WorkerId"

@@ -21,9 +21,12 @@ from markdown_it import MarkdownIt
 from markdown_it.renderer import RendererHTML
 
 from evaluators.annotate.ballot import (
+    AND,
     HERE,
     MISSING,
     NAMELESS,
+    NOT_GIVEN,
+    UNSAVED,
     PageWords,
     active_seconds,
     chosen,
@@ -54,7 +57,10 @@ class Site:
         return web.Response(text=text, status=status, content_type="text/html")
 
     def message(self, status: int, title: str, words: str) -> web.Response:
-        return self.page("message.html", status, title=title, message=words)
+        texts = self.words.texts
+        return self.page(
+            "message.html", status, title=texts.get(title, title), message=texts.get(words, words)
+        )
 
     def annotator(self, request: web.Request) -> tuple[int, str]:
         """Number and name. Raises a redirection to the page that asks for a name."""
@@ -110,20 +116,17 @@ class Site:
         form = await request.post()
         showing = self.votes.showing(number, pair)
         if showing is None:
-            return self.message(404, "Not your item", "This pair of answers was not given to you.")
+            return self.message(404, *NOT_GIVEN)
         ballot = read_ballot(form, showing.left, self.words.criteria)
         if isinstance(ballot, list):
-            titles = " and ".join(filter(None, (", ".join(ballot[:-1]), ballot[-1])))
+            last = f" {self.words.say(AND)} "
+            titles = last.join(filter(None, (", ".join(ballot[:-1]), ballot[-1])))
             words = self.words.say(MISSING, titles=titles)
             return self.item_page(number, name, showing, form, 422, words)
         try:
             self.votes.cast(number, pair, ballot, active_seconds(form))
         except StorageError:
-            words = (
-                "Your vote could not be saved. Your choices are still here: please tell the person who runs "
-                "this, and try again in a while."
-            )
-            return self.item_page(number, name, showing, form, 503, words)
+            return self.item_page(number, name, showing, form, 503, self.words.say(UNSAVED))
         return web.Response(status=303, headers={"Location": "/next"})
 
     def item_page(

@@ -1,9 +1,9 @@
 """`distill annotate`: binds, prints the address with its token, serves until it is interrupted.
 
-The token is kept in RUN/annotate.token, so that whoever was voting goes on after a restart. It opens the door
-once (`/?token=…`, taken out of the address at once) and then lives in a cookie that no script reads and no
-other site sends. A page of another site can neither read (the Host must be ours: DNS rebinding) nor write (a
-POST must come from our own page: CSRF).
+The token is kept in RUN/annotate.token, so that whoever was voting continues after a restart. It opens the
+door once (`/?token=…`, taken out of the address at once) and then lives in a cookie that no script reads and
+no other site sends. A page of another site can neither read (the Host must be ours: DNS rebinding) nor write
+(a POST must come from our own page: CSRF).
 """
 
 import asyncio
@@ -24,7 +24,7 @@ from aiohttp.typedefs import Handler, Middleware
 
 from engine.subprocesses import stop_signals
 from engine.terminal import plain, tell
-from evaluators.annotate.ballot import words_of
+from evaluators.annotate.ballot import DISK, FOREIGN_FORM, NO_KEY, NO_PAGE, WRONG_HOST, words_of
 from evaluators.annotate.pages import LEAD_PAGE, Site, add_routes, remember, templates
 from store.errors import RunFolderError, StorageError, UsageError, why_unread
 from store.votes import Votes
@@ -44,9 +44,9 @@ class ListenAddress:
 
 
 def serve(votes: Votes, run: Path, address: ListenAddress) -> None:
-    """Serves until it is told to stop. Raises UsageError for an address that cannot be had."""
+    """Serves until it is told to stop. Raises UsageError for an address that cannot be used."""
     if not 0 <= address.port <= 65535:
-        raise UsageError(f"--port {address.port}: wants 0 (any that is free) to 65535")
+        raise UsageError(f"--port {address.port}: must be from 0 to 65535 (0 picks a free port)")
     bound = bind(address)
     with asyncio.Runner() as runner:
         runner.run(_serve(votes, bound, run, address))
@@ -65,7 +65,7 @@ def bind(address: ListenAddress) -> socket.socket:
         bound.listen()
     except OSError as error:
         bound.close()
-        words = "is in use" if error.errno == errno.EADDRINUSE else f"cannot be had: {error.strerror}"
+        words = "is in use" if error.errno == errno.EADDRINUSE else f"cannot be used: {error.strerror}"
         raise UsageError(f"port {address.port} on {address.host} {words}; name another with --port, or 0 "
                          "for any that is free") from None  # fmt: skip
     return bound
@@ -154,14 +154,10 @@ def guard(everybody: Door, lead: Door) -> Middleware:
             redirection.headers.update(HEADERS)
             raise
         except web.HTTPException as error:
-            words = "There is no such page." if error.status == 404 else error.reason
-            response = door.show(error.status, error.reason, words)
+            told = NO_PAGE if error.status == 404 else (error.reason, error.reason)
+            response = door.show(error.status, *told)
         except StorageError:
-            words = (
-                "The disk does not take it. What was saved before is safe: please tell the person who runs "
-                "this."
-            )
-            response = door.show(503, "Nothing can be saved", words)
+            response = door.show(503, *DISK)
         response.headers.update(HEADERS)
         return response
 
@@ -169,23 +165,19 @@ def guard(everybody: Door, lead: Door) -> Middleware:
 
 
 def _refusal(door: Door, request: web.Request) -> web.Response | None:
-    """A page, or the redirection of somebody who has just shown the token, or None to go on."""
+    """A page, or the redirection of somebody who has just shown the token, or None to continue."""
     if request.host.lower() not in door.hosts:
-        return door.show(403, "Wrong address", "This server is not reached under this name.")
+        return door.show(403, *WRONG_HOST)
     if request.method not in ("GET", "HEAD"):  # every browser names the page from which a form was sent
         _, _, origin = request.headers.get("Origin", "").partition("://")
         if origin.lower() != request.host.lower():
-            return door.show(403, "Refused", "A vote can only be sent from the voting page itself.")
+            return door.show(403, *FOREIGN_FORM)
     if request.path.startswith(OPEN):
         return None
     shown = request.query.get("token") if request.path == door.start else None
     token = shown if shown is not None else request.cookies.get(door.cookie, "")
     if not hmac.compare_digest(token.encode(errors="replace"), door.token.encode()):
-        return door.show(
-            403,
-            "This page needs its key",
-            "Open it with the complete address that you were given (…/?token=…).",
-        )
+        return door.show(403, *NO_KEY)
     if shown is None:
         return None
     response = web.Response(status=303, headers={"Location": door.start})  # the address without the token
@@ -221,9 +213,9 @@ async def _serve(votes: Votes, bound: socket.socket, run: Path, address: ListenA
         host = LOOPBACK if _is_any(address.host) else address.host
         site = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
         print(f"{words}, at {site}/?token={token} (Ctrl-C ends it)", flush=True)
-        print(f"for you, who has voted how far: {site}{LEAD_PAGE}?token={lead_token}", flush=True)
+        print(f"for you, to see who has voted and how far: {site}{LEAD_PAGE}?token={lead_token}", flush=True)
         if not _is_here(address.host) or _is_any(address.host):
-            tell("the page is open to the network without encryption: who listens there can read its key\n")
+            tell("the page is open to the network without encryption: anyone there can read its key\n")
         sys.stdout.flush()
         await done.wait()
     finally:

@@ -7,7 +7,7 @@ The test sets' n-grams are held in memory; the training set passes by.
 """
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -93,9 +93,6 @@ class OverlapReport:
         }
 
 
-Index = Mapping[str, list[EvaluationRow]]  # n-gram -> the rows that have it
-
-
 def run_overlap(
     train: Path,
     tests: list[Path],
@@ -117,9 +114,7 @@ def run_overlap(
 
 def measure(train: Path, tests: list[Path], n: int, fields: tuple[str, str]) -> OverlapReport:
     if n < LEAST_WORDS:
-        raise UsageError(
-            f"--n wants at least {LEAST_WORDS} words, not {n}: shorter phrases are common property"
-        )
+        raise UsageError(f"--n must be at least {LEAST_WORDS} words, not {n}: shorter ones occur everywhere")
     asked, given = field_of(fields[0]), field_of(fields[1])
     index: defaultdict[str, list[EvaluationRow]] = defaultdict(list)
     read = [EvaluationSet(one) for one in data_sets(tests)]
@@ -176,8 +171,8 @@ def sheets(report: dict[str, Any]) -> list[Sheet]:
     train = report["train"]
     note = (
         f"Contained: a {report['n']}-gram of plain words of `{report['field']}` (a shorter row: all of it) "
-        f"stands in `{report['train_field']}` of the {train['rows']:,} rows of {train['file']}. "
-        f"Too short: under {LEAST_WORDS} words, of which nothing is said."
+        f"occurs in `{report['train_field']}` of the {train['rows']:,} rows of {train['file']}. "
+        f"Too short: under {LEAST_WORDS} words, about which nothing is said."
     )
     tables = [Sheet("Overlap with the training set", columns, rows, [note])]
     if shown:

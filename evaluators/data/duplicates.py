@@ -199,7 +199,7 @@ def run_duplicates(
 
 def measure(sets: Sequence[DataSet], field: str, threshold: float) -> DuplicateReport:
     if not 0 < threshold <= 1:
-        raise UsageError(f"--threshold wants a share above 0, up to 1, not {threshold:g}")
+        raise UsageError(f"--threshold must be a share above 0 and at most 1, not {threshold:g}")
     chosen, near = field_of(field), Near(threshold)
     report = DuplicateReport(
         chosen, threshold, sets, Counter(), Places(), {level: Groups() for level in LEVELS}

@@ -179,7 +179,7 @@ def sheets(report: dict[str, Any]) -> list[Sheet]:
     ]
     found = [_sheet("Lengths", report, "empty", notes)]
     if report["reasoning"]:
-        words = ["Thinking of the rows that have it (`of` so many), which is no part of the lengths above."]
+        words = ["Thinking of the rows that have it (`of` so many); the lengths above do not include it."]
         found.append(_sheet("Lengths of the thinking", report["reasoning"], "of", words))
     return found
 

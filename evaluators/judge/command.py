@@ -141,7 +141,7 @@ def run_ranking(asked: JudgeOptions, json: bool, csv: Path | None, rows: Path | 
 def read_sources(asked: JudgeOptions, some: bool = True) -> list[ReviewSource]:
     """All that was named, in the order of the flags' kinds. `some`: at least one must be."""
     if asked.scores not in get_args(Word):
-        raise UsageError(f"--scores {asked.scores}: unknown; there are {', '.join(get_args(Word))}")
+        raise UsageError(f"--scores {asked.scores}: unknown; choose from {', '.join(get_args(Word))}")
     named = [*asked.reviews, *asked.preferences, *asked.runs]
     if some and not named:
         raise UsageError("name what was judged: --reviews FILE, --preferences FILE or --run RUN")

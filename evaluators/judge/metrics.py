@@ -222,13 +222,13 @@ def ranking_report(
     opponents = list(dict.fromkeys(table.b for table in every))
     judges = list(dict.fromkeys(table.judge for table in every))
     if len(opponents) > 1:
-        raise UsageError(f"rank groups meet one opponent; here are {', '.join(map(repr, opponents))}")
+        raise UsageError(f"all rank groups need the same opponent; found {', '.join(map(repr, opponents))}")
     if len(judges) > 1:
-        raise UsageError(f"rank groups have one judge; here are {', '.join(map(repr, judges))}")
+        raise UsageError(f"all rank groups need the same judge; found {', '.join(map(repr, judges))}")
     if len(tables) < LEAST_RANKS:
-        raise UsageError(f"a ranking needs two or more rank groups; here is {len(tables)}")
+        raise UsageError(f"a ranking needs two or more rank groups; found {len(tables)}")
     if silent := [table.a for table in every if not table.scored]:
-        raise UsageError(f"no score could be read of what was said of {', '.join(map(repr, silent))}")
+        raise UsageError(f"no score could be read in the reviews of {', '.join(map(repr, silent))}")
     # (ranks, questions) of a's scores and of the opponent's; 0 in both where a rank was not judged
     place = {name: n for n, name in enumerate(dict.fromkeys(q for table in tables for q in table.questions))}
     a, b = np.zeros((2, len(tables), len(place)))

@@ -138,9 +138,9 @@ def _fault(row: dict[str, Any]) -> str | None:
     """What is wrong with a line, if anything."""
     text, given, models = row.get("text"), row.get("score"), row.get("models")
     if not _question(row):
-        return "no review: it has no question_id"
+        return "not a review: it has no question_id"
     if text is None and given is None:
-        return "no review: neither text nor score"
+        return "not a review: neither text nor score"
     if not isinstance(text, str | None):
         return f"text is not a string: {text!r:.60}"
     if given not in (None, UNREAD):
@@ -150,7 +150,7 @@ def _fault(row: dict[str, Any]) -> str | None:
     if models is not None:
         names = models if isinstance(models, list) and len(models) == 2 else [None]
         if not all(isinstance(name, str) and name for name in names) or names[0] == names[1]:
-            return f"models are no two names: {models!r:.60}"
+            return f"models must be two names, found: {models!r:.60}"
     return None
 
 
@@ -201,11 +201,13 @@ def _preference(row: dict[str, Any], source: str, line: int, judge: str | None) 
     outputs = [row.get(f"output_{n}") for n in (2, 1)]
     given = row.get("preference")
     if not isinstance(prompt, str) or not all(isinstance(text, str) for text in (*models, *outputs)):
-        return f"no preference: prompt, model_1, model_2, output_1, output_2 must be texts; {columns_of(row)}"
+        return (
+            f"not a preference: prompt, model_1, model_2, output_1, output_2 must be texts; {columns_of(row)}"
+        )
     if models[0] == models[1]:
         return f"both models are called {models[0]!r:.60}"
     if given is not None and not (type(given) in (int, float) and (given == 0 or 1 <= given <= 2)):
-        return f"preference is none of 1, 2, and numbers between: {given!r:.60}"
+        return f"preference must be a number from 1 to 2, found {given!r:.60}"
     return Judgement(
         question=prompt,
         a=str(models[0]),
@@ -237,11 +239,12 @@ def read_run(run: Path, names: list[str], judge: str | None = None) -> list[Revi
             if name not in judged:
                 known = f"stages with judges are: {', '.join(judged)}"
                 raise UsageError(
-                    f"{run}: nobody judged in a stage '{name}'; "
-                    f"{known if judged else 'no stage of it has a judge'}"
+                    f"{run}: no judge in stage '{name}'; {known if judged else 'no stage of it has a judge'}"
                 )
         if not judged:
-            raise UsageError(f"{run}: nobody judged in it; its stages are: {', '.join(there) or 'none yet'}")
+            raise UsageError(
+                f"{run}: no stage of it has a judge; its stages are: {', '.join(there) or 'none yet'}"
+            )
         sources = []
         for name in names or judged:
             number, counted = there[name]

@@ -90,7 +90,7 @@ def notes(report: Figures) -> Iterator[str]:
             f"score is {_two(one['file'])}, but the text {text}; the {word} counts"
         )
     if len(differ) > SHOWN:
-        yield f"and {len(differ) - SHOWN:,} more reviews whose score is not their text's"
+        yield f"and {len(differ) - SHOWN:,} more reviews whose score differs from their text"
     for source in report["sources"]:
         if source["bad_rows"]:
             told = "; ".join(plain(words, 100) for words in source["bad_shown"])

@@ -145,7 +145,7 @@ def build(
     # when it was: by the ledger's own times, so that the same run gives the same page
     if started := [one["started"] for stage in found.stages for one in stage.runs]:
         ended = [stage.runs[-1]["ended"] for stage in found.stages if stage.runs]
-        about.append(("begun", _moment(min(started))))
+        about.append(("started", _moment(min(started))))
         about.append(("ended", "not yet, or killed" if None in ended else _moment(max(ended))))
     about += [("made by", "distill report"), ("rows drawn with seed", str(found.seed))]
     sections = [s for _, s in told if isinstance(s, Section)]
@@ -183,7 +183,7 @@ def evaluate(found: Inputs) -> None:
         try:
             own.extend(one(found))
         except (DistillError, *NOT_THERE) as error:
-            found.unread.append((one.__name__.lstrip("_"), f"could not be told: {error}"))
+            found.unread.append((one.__name__.lstrip("_"), f"could not be read: {error}"))
     found.evaluations[:0] = own
 
 

@@ -54,7 +54,8 @@ def measured(figure: Any, table: FigureTable, wide: bool) -> None:
     reach = max([v for v in (*values, *high) if v == v] or [1.0])
     for place, value, b, words in zip(places, values, high, table.names("words"), strict=True):
         axes.text(max(value, b if b == b else value) + reach * 0.015, place, words, va="center", **BESIDE)
-    axes.set_xlim(0, reach * (1.42 if wide else 1.75))
+    longest = max(map(len, table.names("words")), default=0)
+    axes.set_xlim(0, reach / (1 - min(0.65, max(0.3, longest * (0.0125 if wide else 0.028)))))
     named(axes, names, wide)
     axes.set_xlabel(table.columns[1])
 
@@ -94,7 +95,7 @@ def shares(figure: Any, table: FigureTable, wide: bool) -> None:
     measured(figure, table, wide)
     (axes,) = figure.axes
     axes.axvline(0.5, **EVEN, zorder=0)
-    axes.set_xticks([0, 0.25, 0.5, 0.75, 1])
+    axes.set_xticks([0, 0.25, 0.5, 0.75, 1] if wide else [0, 0.5, 1])
     percents(axes, "x")
 
 
@@ -107,6 +108,7 @@ def counted(figure: Any, table: FigureTable, wide: bool) -> None:
     for place, value in enumerate(values):
         axes.text(value + reach * 0.012, place, f"{value:,.0f}", va="center", fontsize=9)
     axes.set_xlim(0, reach * 1.15)
+    axes.locator_params(axis="x", integer=True)
     named(axes, names, wide)
     axes.set_xlabel(table.columns[1])
 
@@ -257,8 +259,8 @@ def _known(at: list[float], values: list[float]) -> tuple[list[float], list[floa
 
 
 def intervals(figure: Any, table: FigureTable, wide: bool) -> None:
-    """What was expected, as an interval, and what came, as a diamond; columns: name, expected, low, high,
-    came."""
+    """What was expected, as an interval, and the actual value, as a diamond; columns: name, expected, low,
+    high, actual."""
     axes = figure.subplots()
     names = table.names(table.columns[0])
     places = list(range(len(names)))
@@ -269,8 +271,8 @@ def intervals(figure: Any, table: FigureTable, wide: bool) -> None:
     axes.plot(
         table.numbers("expected"), places, marker="|", markersize=13, color=INK, label="expected", **line
     )
-    came = {"marker": "D", "color": COLOURS[3], "markeredgecolor": PAPER, "markersize": 8, "label": "came"}
-    axes.plot(table.numbers("came"), places, **line, **came)
+    actual = {"marker": "D", "color": COLOURS[3], "markeredgecolor": PAPER, "markersize": 8}
+    axes.plot(table.numbers("actual"), places, label="actual", **line, **actual)
     named(axes, names, wide)
     axes.set_xlim(left=0)
     legend(figure, wide, 3)

@@ -47,11 +47,18 @@ def data_section(found: Inputs) -> Section | str:
     shares = [(s.name, *(s.counts["outcomes"].get(o, 0) / ended[s.name] for o in kinds)) for s in stages]
     numbers = table("outcomes", ("stage", *(f"{o}:share" for o in kinds)), shares)
     caption = (
-        "How answers ended: stop is a complete answer, length one that ran into the bound on tokens; "
+        "stop is a complete answer, length one that ran into the bound on tokens; "
         "content_filter and refusal are the provider's own words for it; empty, other and tool_calls hold no "
         "answer. n: " + ", ".join(f"{name} {count:,}" for name, count in ended.items()) + "."
     )
-    drawing = figure("How answers ended", caption, caption, numbers, stacked, height_for(len(stages)) + 0.2)
+    drawing = figure(
+        "How answers ended",
+        caption,
+        f"How answers ended. {caption}",
+        numbers,
+        stacked,
+        height_for(len(stages)) + 0.2,
+    )
     rows: list[Any] = []
     for stage in stages:
         placed, requests = found.reader.execute(SHARED, (stage.number,)).fetchone()
@@ -187,7 +194,7 @@ def _verbs(evaluation: Evaluation, number: int) -> Iterator[Block]:
             yield Words(few, True)
             continue
         caption = (
-            f"{name}: the {len(data['verbs'])} most common root verbs (inner ring) and their direct "
+            f"{name}: the most common root verbs (inner ring, {len(data['verbs'])}) and their direct "
             f"objects (outer ring); {data['with_pair']:,} of {data['texts']:,} texts have such a pair."
         )
         key = f"verbs-{number}-{place}"
@@ -197,7 +204,7 @@ def _verbs(evaluation: Evaluation, number: int) -> Iterator[Block]:
         if not pairs:
             yield Words(f"{name}: no pair of a verb and its noun occurs twice.", True)
             continue
-        caption = f"{name}: the {len(pairs)} most common pairs of a verb and its noun."
+        caption = f"{name}: the most common pairs of a verb and its noun ({len(pairs)})."
         listed = table(f"{key}-pairs", ("verb and noun", "texts:count"), pairs)
         yield Drawing(
             figure("Most common pairs", caption, caption, listed, counted, height_for(len(pairs), 0.24))

@@ -99,7 +99,7 @@ def look(
     for folder in trainings:
         if not _is_training(folder):
             expected = folder / "metrics.jsonl"
-            raise UsageError(f"--training {folder}: no training is there (expected {expected})")
+            raise UsageError(f"--training {folder}: there is no training run (expected {expected})")
     folders = dict.fromkeys([*_below(run, DEEP), *trainings])
     files = dict.fromkeys([*sorted((run / "evaluations").glob("*.json")), *evaluations])
     read = [_evaluation(file, file in evaluations, unread) for file in files]

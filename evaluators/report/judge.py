@@ -74,7 +74,7 @@ def caveats(pairs: Sequence[Json]) -> list[Words]:
     few = ", ".join(f"{name_of(p)} ({p['questions']:,})" for p in pairs if p["questions"] < FEW)
     unread = ", ".join(f"{name_of(p)} {p['unparsed']:,}" for p in pairs if p.get("unparsed"))
     said = [
-        (even, f"No difference is shown, the interval holds equality: {even}.", True),
+        (even, f"No difference is shown, the interval includes equality: {even}.", True),
         (few, f"Few questions: {few}.", True),
         (unread, f"Replies that could not be read, and are in neither sum: {unread}.", False),
     ]
@@ -91,7 +91,7 @@ def _headlines(pairs: Sequence[Json]) -> list[Headline]:
         if measure is not None:
             known = pair.get("low") is not None
             span = f"{pair['low']:.0%} to {pair['high']:.0%}" if known else "unknown"
-            note = f"{pair['sum_a']:g} : {pair['sum_b']:g} {questions}, 95 % {span}"
+            note = f"{pair['sum_a']:g} : {pair['sum_b']:g} {questions}, 95 % interval {span}"
         else:
             measure, note = pair.get("win_rate"), f"win rate {questions}"
         if measure is not None:
@@ -156,11 +156,10 @@ def bars(pairs: Sequence[Json], name: str, title: str) -> Any:
     numbers = table(name, ("model", "relative score:share", "low:share", "high:share", "words"), rows)
     least, most = min(p["questions"] for p in pairs), max(p["questions"] for p in pairs)
     n = f"{least:,}" if least == most else f"{least:,} to {most:,}"
-    caption = f"Relative scores {title}, by sums over n = {n} questions, with bootstrap 95 % intervals; "
+    caption = f"Sums over n = {n} questions, with bootstrap 95 % intervals; "
     caption += "the dashed line is 100 %, where both are equal."
-    return figure(
-        f"Relative scores {title}", caption, caption, numbers, relative, height_for(len(rows), 0.42)
-    )
+    title = f"Relative scores {title}"
+    return figure(title, f"{title}. {caption}", caption, numbers, relative, height_for(len(rows), 0.42))
 
 
 def name_of(pair: Json) -> str:
@@ -278,6 +277,6 @@ def _ranked(evaluation: Evaluation, number: int) -> list[Block]:
     ends = data.get("first_over_last") or {}
     if ends and ends["low"] <= 0:
         blocks.append(
-            Words("The first rank is NOT shown to be better than the last: the interval holds 0.", True)
+            Words("The first rank is NOT shown to be better than the last: the interval includes 0.", True)
         )
     return blocks

@@ -114,8 +114,8 @@ def _teacher(key: tuple[str, str], runs: Runs, numbers: FigureTable, size: float
     sent = sum(v or 0 for v in numbers.numbers("requests a minute")) * size / 60
     refused = sum(numbers.numbers("429s"))
     caption = (
-        f"{sent:,.0f} requests to {model} ({name}), in steps of {size:g} s; {refused:,.0f} were refused with "
-        "a 429. Tokens are counted as billed, when the reply came. Time between runs is left out."
+        f"Requests to {model} ({name}), in steps of {size:g} s: {sent:,.0f}. Refused with a 429: "
+        f"{refused:,.0f}. Tokens are counted as billed, when the reply came. Time between runs is left out."
     )
     drawn = figure(f"{model} over time", caption, caption, numbers, over_time, 3.6)
     used = [run["utilisation"] for _, run in runs if run["utilisation"]]
@@ -207,7 +207,7 @@ def over_time(figure: Any, table: FigureTable, wide: bool) -> None:
     if refused:
         _, top = upper.get_ylim()
         line = {"linestyle": "none", "marker": "v", "color": COLOURS[3], "markersize": 6}
-        upper.plot([t for t, _ in refused], [top * 0.04] * len(refused), label="429s came", **line)
+        upper.plot([t for t, _ in refused], [top * 0.04] * len(refused), label="429s", **line)
         upper.legend(loc="upper right", handles=upper.get_legend_handles_labels()[0][-1:])
     lower.set_xlabel(f"{unit} of asking")
     lower.set_xlim(left=0)
@@ -258,17 +258,17 @@ def failures_section(found: Inputs) -> Section | str:
     total = sum(sum(s.counts["failed"].values()) for s in found.stages)
     done = sum(s.counts["done"] for s in found.stages)
     if not errors and not total:
-        return "nothing failed, and no ask went wrong"
+        return "nothing failed, and no attempt went wrong"
     words = (
-        f"{total:,} rows have failed for good and {done:,} have an answer. On the way "
-        f"{sum(e[3] for e in errors):,} attempts failed; those with a passing cause were sent again."
+        f"Failed for good: {total:,} of {total + done:,} rows that have ended. Failed attempts on the way: "
+        f"{sum(e[3] for e in errors):,}; those with a transient cause were sent again."
     )
     causes: Counter[str] = Counter()
     for _, cause, _, asks, *_ in errors:
         causes[cause] += asks
     by_cause = sorted(causes.items(), key=lambda c: (-c[1], c[0]))
     numbers = table("attempts-by-cause", ("cause", "attempts:count"), by_cause)
-    caption = "Attempts that failed, by cause. After a rate limit or a passing cause the row is sent again."
+    caption = "By cause. After a rate limit or a transient cause the row is sent again."
     drawn = figure("Attempts that failed", caption, caption, numbers, counted, height_for(len(causes)))
     columns = ("stage", "cause", "HTTP status:text", "attempts:count", "requests:count")
     every = table(
@@ -287,7 +287,7 @@ def failures_section(found: Inputs) -> Section | str:
         Words(words),
         Drawing(drawn),
         Listing(every, "Every kind of error. Equal rows share a request."),
-        Listing(messages, "The commonest words."),
+        Listing(messages, "The most common messages."),
     ]
     samples = []
     # failed requests, drawn by their numbers
@@ -306,7 +306,7 @@ def failures_section(found: Inputs) -> Section | str:
         ]
         samples.append(Sample(f"{stage}: {cause}", f"status {status}" if status else "", quotes))
     if samples:
-        about = f"{len(samples)} failed rows, drawn at random (seed {found.seed})"
+        about = f"Failed rows, drawn at random (seed {found.seed}): {len(samples)}"
         blocks.append(Samples(about, samples))
     share = total / (total + done) if total + done else 0.0
     headline = Headline(f"{total:,}", "rows failed", f"{share:.1%} of those that have ended")

@@ -32,7 +32,7 @@ from store.errors import UsageError
 
 VERBS = {
     "generate": "answer each instruction",
-    "translate": "put into another language",
+    "translate": "translate into another language",
     "score": "score the answers of several models, 1-10",
     "compare": "say which of two answers is better, in both orders",
     "judge": "score two models' answers against each other, 1-10",
@@ -47,9 +47,9 @@ def asked_section(found: Inputs) -> Section | str:
     for s in found.stages:
         failed, last = sum(s.counts["failed"].values()), s.runs[-1] if s.runs else None
         if last is None:
-            state = "not begun"
+            state = "not started"
         elif last["ended"] is None:
-            state = "not ended: killed, or still going"
+            state = "not ended: killed, or still running"
         else:
             state = ENDS.get(last["exit_code"], "stopped early")
         counts = (s.counts["total"], s.counts["done"], failed, s.counts["bad_rows"], len(s.runs))
@@ -73,7 +73,7 @@ def _stage_facts(stage: StageInput) -> Iterator[tuple[str, str]]:
     settings = stage.settings
     yield "task", f"{stage.task}: {VERBS.get(stage.task, '')}".rstrip(": ")
     yield "teacher", stage.model
-    yield "asked at", ", ".join(hosts(settings)) or "?"
+    yield "address", ", ".join(hosts(settings)) or "?"
     for name, value in (settings.get("params") or {}).items():
         yield str(name), str(value)
     for name in ("to", "field", "language", "samples", "seed", "both_orders", "structured", "limit"):
@@ -186,7 +186,7 @@ def _cost_facts(found: Inputs, spent: float, risk: float) -> list[tuple[str, str
         usd = sum(s.counts["unusable"]["cost_usd"] for s in found.stages)
         facts.append(("replies without an answer", f"{vain:,}, {dollars(usd)}"))
     if counted := sum(s.counts["billed"]["estimated_replies"] for s in found.stages):
-        facts.append(("replies whose tokens distill counted", f"{counted:,}: the server did not tell them"))
+        facts.append(("replies whose tokens distill counted", f"{counted:,}: the server did not report them"))
     unanswered = sum(s.counts["unanswered"] for s in found.stages)
     if unanswered:
         facts.append(("requests sent that have no answer", f"{unanswered:,}"))
@@ -205,17 +205,18 @@ def _beside(runs: list[dict[str, Any]], paid: bool) -> list[Block]:
         rows.append((run["name"], run["told"]["requests"], run["bill"][4], *spread, came))
     columns = ["run", "requests estimated:count", "answered:count"]
     numbers = table(
-        "estimate", [*columns, *(f"{c}:{unit}" for c in ("expected", "low", "high", "came"))], rows
+        "estimate", [*columns, *(f"{c}:{unit}" for c in ("expected", "low", "high", "actual"))], rows
     )
     drawable = replace(numbers, rows=tuple(r for r in numbers.rows if r[3] is not None)[:DRAWN])
     tokens = Listing(_tokens(runs), "Completion tokens of all replies, with the thinking in them.")
     if not drawable.rows:
         return [Listing(numbers, "No price was known, so no cost was estimated."), tokens]
     inside = sum(r[4] <= r[6] <= r[5] for r in drawable.rows)
+    verb = "is" if inside == 1 else "are"
     name = "Cost in dollars" if paid else "Completion tokens (the price is nothing)"
     caption = (
-        f"{name}: the estimate made before each run, scaled to what it answered, and what came. "
-        f"{inside} of {len(drawable.rows)} came within the interval."
+        f"{name}: the estimate made before each run, scaled to what it answered, and the actual figure. "
+        f"{inside} of {len(drawable.rows)} {verb} within the interval."
     )
     drawn = figure(
         "Estimate and bill", caption, caption, drawable, intervals, height_for(len(drawable.rows), 0.42) + 0.2
@@ -230,7 +231,7 @@ def _beside(runs: list[dict[str, Any]], paid: bool) -> list[Block]:
         )
         for run in runs
     ]
-    heads = ("run", "time expected", "bound by", "took", "answered:count")
+    heads = ("run", "time expected", "limited by", "took", "answered:count")
     words = "Seconds are of the whole run, with pauses."
     return [Drawing(drawn), tokens, Listing(table("times", heads, times), words)]
 
@@ -242,5 +243,5 @@ def _tokens(runs: list[dict[str, Any]]) -> FigureTable:
         spread = [told[k] * run["share"] if told else None for k in ("expected", "low", "high")]
         thinking = thought["expected"] * run["share"] if thought else None
         rows.append((run["name"], *spread, run["bill"][2], thinking, run["bill"][5]))
-    columns = ("expected", "low", "high", "came", "thinking expected", "thinking came")
+    columns = ("expected", "low", "high", "actual", "thinking expected", "actual thinking")
     return table("estimated-tokens", ("run", *(f"{name}:count" for name in columns)), rows)

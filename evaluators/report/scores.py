@@ -85,8 +85,8 @@ def _spread(spread: Spread, name: str, words: str) -> list[Block]:
         shares.append((str(grade), *row))
     numbers = table(name, ("score", *(f"{m}:share" for m in spread)), shares)
     n = ", ".join(f"{m} {c.total():,}" for m, c in spread.items())
-    caption = f"Scores of each model's answers; halves go to the score below. n: {n}.{words}"
-    drawing = figure("Scores", caption, caption, numbers, _bars, 3.0)
+    caption = f"By model; halves go to the score below. n: {n}.{words}"
+    drawing = figure("Scores", f"Scores. {caption}", caption, numbers, _bars, 3.0)
     means = []
     for model, counts in spread.items():
         total = counts.total()
@@ -186,7 +186,7 @@ def _differences(data: Json, groups: list[str], number: int) -> list[Block]:
     unsure = [f"{r[1]} at {r[0]}" for r in rows if r[3] is not None and r[3] <= 0 <= r[4]]
     blocks: list[Block] = [Drawing(drawing)]
     if unsure:
-        blocks.append(Words(f"No difference is shown (the interval holds 0): {', '.join(unsure)}.", True))
+        blocks.append(Words(f"No difference is shown (the interval includes 0): {', '.join(unsure)}.", True))
     return blocks
 
 
@@ -272,7 +272,7 @@ def _votes(evaluation: Evaluation, number: int) -> list[Block]:
         blocks.append(Words(f"Only {data['votes']:,} votes.", True))
     for name, c in voted.items():
         if c["net"]["low"] is not None and c["net"]["low"] <= 0 <= c["net"]["high"]:
-            even = f"{name}: no difference is shown, the interval of wins less losses holds 0."
+            even = f"{name}: no difference is shown, the interval of wins less losses includes 0."
             blocks.append(Words(even, True))
     if len(data.get("annotators") or []) < 2:
         blocks.append(Words("One annotator: whether others would agree is not known.", True))

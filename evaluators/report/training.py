@@ -59,13 +59,13 @@ def recipe_of(training: TrainingInput) -> Json:
 def student_section(found: Inputs) -> Section | str:
     mine = [t for t in found.trainings if not is_reward(t)]
     if not mine:
-        return "no training of a student was found below the run folder; name one with --training"
+        return "no training run of a student was found below the run folder; name one with --training"
     blocks: list[Block] = []
     heads = []
     for place, training in enumerate(mine, 1):
         blocks += [Heading(training.name), *told(training, f"training-{place}"), *_answers(training)]
         if held := _held_out(training):
-            weak = "" if training.finished else "the training has not ended"
+            weak = "" if training.finished else "the training run has not ended"
             first, last = held[0]["held_out_loss"], held[-1]["held_out_loss"]
             note = f"{first:.2f} before, {training.name}" if len(held) > 1 else training.name
             heads.append(Headline(f"{last:.2f}", "held-out loss of the student", note, weak))
@@ -109,7 +109,7 @@ def told(training: TrainingInput, name: str) -> list[Block]:
     drawing = figure(f"Learning curves of {plain(training.name, 60)}", caption, caption, numbers, curves, 3.1)
     blocks.append(Drawing(drawing))
     if not training.finished:
-        blocks.append(Words("This training has not ended: the curves are of what was done so far.", True))
+        blocks.append(Words("This training run has not ended: the curves are of what was done so far.", True))
     losses = [r["held_out_loss"] for r in held]
     if len(losses) > 2 and min(losses) < losses[-1] * 0.99:
         best = held[losses.index(min(losses))]["step"]
@@ -171,7 +171,7 @@ def _answers(training: TrainingInput) -> list[Block]:
         quotes.append(Quote(f"answer at step {held[-1]['step']:,}", str(sample.get("answer", ""))))
         quotes.append(Quote("reference", str(sample.get("reference", ""))))
         samples.append(Sample(f"held-out prompt {place}", "greedy, not chosen", quotes))
-    return [Samples(f"{len(samples)} answers to held-out prompts, as the student learnt", samples)]
+    return [Samples(f"Answers to held-out prompts, as the student learnt: {len(samples)}", samples)]
 
 
 FEW = 100  # pairs, below which an accuracy has a wide interval
@@ -182,7 +182,7 @@ def reward_section(found: Inputs) -> Section | str:
     measures = [(f"{t.name}, held out", t.quality) for t in trained if t.quality]
     measures += [(e.name, e.data) for e in found.evaluated("reward")]
     if not trained and not measures:
-        return "no training of a reward model was found, and no `evaluate reward --json`"
+        return "no training run of a reward model was found, and no `evaluate reward --json`"
     blocks: list[Block] = []
     for place, training in enumerate(trained, 1):
         blocks += [Heading(training.name), *told(training, f"reward-training-{place}")]
@@ -247,10 +247,10 @@ def _buckets(data: Json, key: str, title: str, name: str) -> list[Block]:
         return []
     rows = [(f"{b['of']} (n {b['pairs']:,})", b["accuracy"], b["length_baseline"]) for b in filled]
     columns = (title.lower(), "reward model:share", "longer answer:share")
-    caption = (
-        f"{title}: accuracy of the reward model and of 'the longer answer wins', with the pairs in each."
+    caption = "Accuracy of the reward model and of 'the longer answer wins', with the pairs in each."
+    drawing = figure(
+        title, caption, f"{title}. {caption}", table(name, columns, rows), _side_by_side, 3.2, 4.2
     )
-    drawing = figure(title, caption, caption, table(name, columns, rows), _side_by_side, 3.2, 4.2)
     spans = [(b["of"], b["pairs"], b["accuracy"], b["low"], b["high"], b["length_baseline"]) for b in filled]
     heads = (title.lower(), "pairs:count", "accuracy:share", "low:share", "high:share", "longer answer:share")
     few = [b["of"] for b in filled if b["pairs"] < 30]

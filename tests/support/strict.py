@@ -17,7 +17,7 @@ from typing import Any
 import orjson
 from aiohttp import web
 
-from engine.serve.scripted_replies import reply
+from engine.serve.scripted_teacher import reply
 
 ONLY_ONE = (
     "Unsupported value: '{0}' does not support {1} with this model. Only the default (1) value is supported."

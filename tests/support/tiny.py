@@ -22,6 +22,18 @@ CHATML = (
 )
 
 
+# Files of which no row can be used.
+ODD = {
+    "empty": b"",
+    "blank": b"\n\n",
+    "other columns": b'{"a": 1}\n{"a": 2}\n',
+    "binary": bytes(range(128, 256)),
+    "nul bytes": b"\0" * 200,
+    "no JSON": b"hello\nworld\n",
+    "torn": b'{"instruction": "a", "output": "b',
+}
+
+
 def tokenizer() -> Any:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
@@ -170,7 +182,7 @@ def reward_folder(folder: Path, kind: str = "llama") -> Path:
     """A reward model with random weights, as `train reward` publishes it."""
     from transformers import AutoModelForSequenceClassification
 
-    from trainers.reward_model import About, write_about
+    from trainers.run_folder import About, write_about
 
     student(folder, kind)
     scorer = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=1, pad_token_id=2)

@@ -1,22 +1,32 @@
-"""The replies of the scripted teacher, by simple rules. For tests and demos.
+"""The scripted teacher: replies by simple rules, behind the OpenAI chat API on loopback. For tests and demos.
 
 `reply` is pure: the same messages always get the same text. The task is recognised by marks in our prompts
 and in FastChat's reviewer prompts; anything else gets a plain answer. Translation is into Chinese only,
 word by word from a small glossary, else by sound; it is labelled and not meant to be read. Ratings depend
 on length, on words of the question, on repetition and on broken text. They know nothing about truth.
+
+Everything that leaves it says that it is scripted: the model's name, `system_fingerprint`, a header.
 """
 
+import asyncio
 import hashlib
 import math
 import re
+import time
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from importlib.resources import files
 from typing import Any
 
 import orjson
+from aiohttp import web
 
+from engine.provider.tokens import Tokenizer, tokenizer_for
+from engine.serve import http as chat_api
+from engine.serve.command import check_port
+from engine.serve.http import Refused, body_of, format_of, json_reply, messages_of, most_tokens_of
 from engine.tasks.language_check import UNCHANGED
 from engine.tasks.languages import Language, find_language
 from store.errors import UsageError
@@ -24,33 +34,6 @@ from store.records import Message
 
 CHINESE_LABEL = "（脚本译文）"
 
-# Words that instructions are made of. An empty value: a word that Chinese does without.
-GLOSSARY_LINES = """
-a,an,the,to,of,is,are,be,do,does,was,were=|about=关于|above=以上|advantages=优点|age=年龄|all=所有|and=和
-animal,animals=动物|answer=回答|any=任何|apple=苹果|article=文章|ask=问|at,in,on=在|autumn=秋天|bad=坏
-balcony=阳台|because=因为|best=最好的|better=更好|between=之间|big=大|book,books=书|boat=船|breakfast=早餐
-brief,briefly=简短|but=但是|by=由|can=可以|cannot=不能|cat=猫|change=改变|check=检查|child=孩子|city=城市
-classify=分类|clock=时钟|colleague=同事|colour,color=颜色|command=命令|compare=比较|computer=电脑
-convert=转换|correct=改正|country=国家|create=创建|customer,customers=顾客|data=数据|day,days=天
-decide=判断|define=定义|describe=描述|design=设计|difference=区别|each=每个|easy=容易|edit=编辑|e-mail=邮件
-email=邮件|english=英语|even=偶数|example,examples=例子|explain=解释|false=假|file=文件|find=找出|five=五
-following=以下|food=食物|for=为|four=四|french=法语|friend=朋友|from=从|fruit=水果|function=函数
-generate=生成|given=给定的|give=给出|good=好|group=组|have,has=有|help=帮助|home=家|hour=小时|house=房子
-how=如何|human=人|idea,ideas=想法|if=如果|information=信息|into=成|it=它|item,items=项目|job=工作
-kind=种类|lake=湖|language=语言|large=大|larger=较大|largest=最大|learn=学习|letter,letters=信|life=生活
-light=光|line,lines=行|list=列出|live=住|long=长|loop=循环|make=制作|many=多少|meaning=意思|means=意思是
-message=消息|minutes=分钟|money=钱|more=更多|most=最|music=音乐|my=我的|name=名字|names=名字|negative=消极
-new=新|night=夜|no=没有|not=不|number,numbers=数字|one=一个|or=或|order=顺序|paragraph=段落|people=人们
-person=人|phrase=短语|plants=植物|poem=诗|polite=礼貌|positive=积极|provide=提供|question=问题|rain=雨
-reason,reasons=理由|reply=回复|report=报告|review=评论|rewrite=改写|say=说|school=学校|sea=海|seconds=秒
-sentence,sentences=句子|short=短|shorter=更短|should=应该|simple=简单|sky=天空|sleep=睡觉|so=所以|some=一些
-song=歌|sound=声音|star=星星|state,states=状态|statement=陈述|step=步骤|story=故事|suggest=建议
-summarise,summarize=总结|sunset=日落|table=表|tea=茶|tell=告诉|ten=十|text=文本|that,this=这|them,they=他们
-there=那里|these=这些|three=三|through=通过|time=时间|tips=建议|title=标题|train=火车|translate=翻译
-travel=旅行|tree=树|true=真|turn=变|two=两个|use=使用|vegetable=蔬菜|verb=动词|very=很|water=水|way=方式
-we=我们|weather=天气|weekend=周末|what=什么|when=什么时候|where=哪里|whether=是否|which=哪个|who=谁|why=为什么
-will=将|winter=冬天|with=用|without=没有|word,words=词|work=工作|world=世界|write=写|year=年|you=你|your=你的
-"""
 # What is left is spelt by its consonants, as foreign names are.
 SOUNDS = dict(
     zip("bcdfghjklmnpqrstvwxyz", "布克德弗格赫杰卡尔姆恩普奇罗斯特夫沃西伊兹", strict=True)
@@ -87,7 +70,9 @@ def _piece(match: re.Match[str]) -> str:
 
 @cache
 def _glossary() -> dict[str, str]:
-    entries = (entry.split("=") for entry in GLOSSARY_LINES.replace("\n", "|").strip("|").split("|"))
+    """Words that instructions are made of. An empty meaning: a word that Chinese does without."""
+    lines = (files("engine.serve") / "glossary.txt").read_text(encoding="utf-8")
+    entries = (entry.split("=") for entry in lines.replace("\n", "|").strip("|").split("|"))
     return {word: meaning for words, meaning in entries for word in words.split(",")}
 
 
@@ -208,9 +193,6 @@ def _json(value: object) -> str:
     return orjson.dumps(value).decode()
 
 
-# Score, judge, compare
-
-
 def _contest(asked: str) -> tuple[str, Answers]:
     """The question, and the answers shown to it; none where this is no such prompt."""
     if not QUESTION.match(asked):
@@ -240,9 +222,6 @@ def _verdict(asked: str, question: str, answers: Answers, schema: Mapping[str, A
     return f"{why}\n\n{first}" if SCORES_LAST.search(asked) else f"{first}\n{why}"
 
 
-# Answer
-
-
 def _plain(asked: str) -> str:
     """A short answer out of three of the longest words of the instruction (in Chinese: stretches between
     signs), in their order; how many sentences, its hash decides."""
@@ -268,3 +247,66 @@ def _filled(schema: Mapping[str, Any], text: str) -> Any:
         properties: Mapping[str, Any] = schema.get("properties") or {"answer": {"type": "string"}}
         return {name: _filled(one, text) for name, one in properties.items()}
     return {"string": text, "integer": 1, "number": 1, "boolean": True, "array": []}.get(kind)
+
+
+MODEL = "scripted"
+COUNTED_AS = "gpt-4o"  # whose vocabulary counts the tokens
+HEADERS = {"x-distill-teacher": MODEL}
+
+
+def completion(raw: bytes, tokenizer: Tokenizer) -> dict[str, Any]:
+    """The body of the reply to a request's body. Raises Refused with what is wrong with that."""
+    body = body_of(raw, MODEL)
+    if body.get("stream"):
+        raise Refused(400, "the scripted teacher does not stream", "stream", "unsupported_value")
+    messages, response_format, most = messages_of(body), format_of(body), most_tokens_of(body)
+    text = reply(messages, response_format)
+    tokens = tokenizer.encoding.encode_ordinary(text)
+    cut = most is not None and len(tokens) > most
+    if cut:
+        tokens = tokens[:most]
+        text = tokenizer.encoding.decode(tokens, errors="ignore")
+    prompt = tokenizer.count_messages(messages)
+    return {
+        "id": f"chatcmpl-scripted-{hashlib.sha256(text.encode()).hexdigest()[:16]}",
+        "object": "chat.completion",
+        "created": int(time.time()),
+        "model": MODEL,
+        "system_fingerprint": MODEL,
+        "choices": [
+            {
+                "index": 0,
+                "message": {"role": "assistant", "content": text, "refusal": None},
+                "logprobs": None,
+                "finish_reason": "length" if cut else "stop",
+            }
+        ],
+        "usage": {
+            "prompt_tokens": prompt,
+            "completion_tokens": len(tokens),
+            "total_tokens": prompt + len(tokens),
+        },
+    }
+
+
+def application(latency: float) -> web.Application:
+    """`latency`: seconds that an answer takes."""
+    tokenizer = tokenizer_for(COUNTED_AS)
+
+    async def chat(request: web.Request) -> web.Response:
+        raw = await request.read()
+        await asyncio.sleep(latency)
+        return json_reply(completion(raw, tokenizer))
+
+    return chat_api.application(MODEL, chat, lambda: {"teacher": MODEL}, HEADERS)
+
+
+def run_scripted(port: int, latency: float = 0.0) -> None:
+    """Serves until it is told to stop; prints the address on stdout when it is ready."""
+    import uvloop
+
+    check_port(port)
+    if not 0 <= latency < math.inf:
+        raise UsageError(f"--latency {latency:g}: must be seconds, 0 or more")
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(chat_api.listen(application(latency), port, MODEL))

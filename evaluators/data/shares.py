@@ -1,14 +1,20 @@
-"""Which shares of a run or a data set are cut short, filtered, refused, empty, thought over, and in which
-languages.
+"""Shares of the answers of a run or a data set: of those that are cut short, filtered, refused, empty,
+thought over, and in which languages (`evaluate shares`); and of each score that a judge gave to a model
+(`evaluate scores`, the paper's Figure 2).
 
 A run's outcomes are the provider's, from the ledger; of a file nobody knows them (null), unless its rows say
 `outcome`, as our Parquet export does. `refused_in_words` is a guess for both: an answer that begins with
 one of PHRASES. It misses polite refusals and takes 'I cannot … but' for one.
+
+Scores come from `export --format scores` (a prompt's answers with model and score) or whole lists (`model`
+and `scores`). One outside of the scale 1-10 is no score: published files write 0 where none could be read. It
+is left out of mean and shares, and counted. Scores are counted, not kept.
 """
 
+import math
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,13 +24,15 @@ from engine.collect.other_settings import counting
 from engine.provider.responses import answer_of
 from engine.tasks.language_check import language_of
 from engine.terminal import plain, tell
+from evaluators.data.lengths import spread
 from evaluators.records import data_sets, row_of
-from evaluators.stats import wilson
+from evaluators.stats import Z, wilson
 from evaluators.tables import Sheet, Span, Value, publish
 from store.datasets import stored
-from store.errors import Damages, UsageError, words_of
+from store.errors import Damages, PoolError, UsageError, words_of
+from store.pool import Pool
 from store.queries import connect_reader, stage_of, stage_status, stages
-from store.records import OUTCOMES, BadRow
+from store.records import OUTCOMES, BadRow, columns_of
 
 PHRASES = (
     "i'm sorry, but", "i am sorry, but", "i apologize, but", "sorry, but", "i'm sorry, i can",
@@ -96,30 +104,20 @@ class Tally:
         return {"n": count, "share": share, "low": low, "high": high, "examples": self.examples.get(what, [])}
 
 
-@dataclass(frozen=True)
-class ShareReport:
-    source: str
-    data: Mapping[str, Tally]
-
-    def as_json(self) -> dict[str, Any]:
-        data = {name: tally.as_json() for name, tally in self.data.items()}
-        return {"source": self.source, "data": data, "heuristic": HEURISTIC}
-
-
 def run_shares(source: Path, stage: str | None, json: bool, csv: Path | None) -> int:
     """Raises UsageError, PoolError, RunFolderError."""
-    report = measure(source, stage).as_json()
-    publish(report, sheets(report), json, csv)
+    report = measure_shares(source, stage)
+    publish(report, share_sheets(report), json, csv)
     return 0
 
 
-def measure(source: Path, stage: str | None = None) -> ShareReport:
-    """Of a run folder, all stages or one; of a file, its rows."""
-    if source.is_dir():
-        return ShareReport(str(source), of_run(source, stage))
-    if stage is not None:
+def measure_shares(source: Path, stage: str | None = None) -> dict[str, Any]:
+    """As `--json` prints it. Of a run folder, all stages or one; of a file, its rows."""
+    if stage is not None and not source.is_dir():
         raise UsageError(f"--stage {stage}: {source} is a file; stages are in a run folder")
-    return ShareReport(str(source), of_file(source))
+    found = of_run(source, stage) if source.is_dir() else of_file(source)
+    data = {name: tally.as_json() for name, tally in found.items()}
+    return {"source": str(source), "data": data, "heuristic": HEURISTIC}
 
 
 def of_run(run: Path, stage: str | None = None) -> dict[str, Tally]:
@@ -168,7 +166,7 @@ def refuses(text: str) -> bool:
     return _APOSTROPHE.sub("'", text[:80]).lstrip(" \n\t\"'*").lower().startswith(PHRASES)
 
 
-def sheets(report: dict[str, Any]) -> list[Sheet]:
+def share_sheets(report: dict[str, Any]) -> list[Sheet]:
     columns = ["data", "what", "rows", "share", "examples"]
     rows: list[list[Value]] = []
     notes: list[str] = []
@@ -185,8 +183,120 @@ def sheets(report: dict[str, Any]) -> list[Sheet]:
             f"{name}: {one['rows']:,} answers"
             + (f"; {failed:,} rows failed" if failed else "")
             + (f"; {one['bad_rows']:,} bad rows" if one["bad_rows"] else "")
-            + ("; nobody knows how they ended" if one["outcomes"] is None else "")
+            + ("; it is not known how they ended" if one["outcomes"] is None else "")
             + "."
         )
     notes.append(f"{report['heuristic']}.")
     return [Sheet(f"Shares of {report['source']}", columns, rows, notes)]
+
+
+# Scores, as a judge gave them to each model.
+LOW, HIGH = 1, 10
+MOST = 1e9  # beyond it, and where it is no number, nothing was scored
+
+
+@dataclass
+class ScoreCounts:
+    """What one model got. examples: of each score, the first rows that got it."""
+
+    counts: Counter[float] = field(default_factory=Counter)
+    outside: Counter[float] = field(default_factory=Counter)
+    unscored: int = 0
+    examples: dict[float, list[dict[str, Any]]] = field(default_factory=dict)
+
+    def add(self, score: object, where: dict[str, Any]) -> None:
+        if isinstance(score, bool) or not isinstance(score, (int, float)) or not -MOST <= score <= MOST:
+            self.unscored += 1
+            return
+        kept = self.counts if LOW <= score <= HIGH else self.outside
+        kept[float(score)] += 1
+        shown = self.examples.setdefault(float(score), [])
+        if len(shown) < EXAMPLES:
+            shown.append(where)
+
+    def as_json(self) -> dict[str, Any]:
+        n = self.counts.total()
+        mean = sum(score * count for score, count in self.counts.items()) / n if n else None
+        sd = spread(self.counts, mean) if mean is not None else None
+        # half of the scores are at most the median; between two, it is their mean
+        median = (_nth(self.counts, (n - 1) // 2) + _nth(self.counts, n // 2)) / 2 if n else None
+        reach = Z * sd / math.sqrt(n) if sd is not None else None
+        return {
+            "n": n,
+            "mean": mean,
+            "low": mean - reach if mean is not None and reach is not None else None,
+            "high": mean + reach if mean is not None and reach is not None else None,
+            "sd": sd,
+            "median": median,
+            "outside": {f"{score:g}": count for score, count in sorted(self.outside.items())},
+            "unscored": self.unscored,
+            "shares": {f"{score:g}": count / n for score, count in sorted(self.counts.items())},
+            "histogram": histogram(self.counts),
+            "examples": {f"{score:g}": shown for score, shown in sorted(self.examples.items())},
+        }
+
+
+def run_scores(files: Sequence[Path], json: bool, csv: Path | None) -> int:
+    """Raises UsageError, PoolError."""
+    report = measure_scores(files)
+    publish(report, score_sheets(report), json, csv)
+    return 0
+
+
+def measure_scores(files: Sequence[Path]) -> dict[str, Any]:
+    """As `--json` prints it. Raises PoolError for a file in which nobody has a score."""
+    models: dict[str, ScoreCounts] = {}
+    bad = 0
+    for file in files:
+        found, why = False, ""
+        for line, raw in Pool(file).objects():
+            where, given = {"file": str(file), "line": line}, []  # (model, score, where) of all that it tells
+            row = {} if isinstance(raw, BadRow) else raw
+            if isinstance(row.get("answers"), list):
+                for one in row["answers"]:
+                    if isinstance(one, dict) and isinstance(one.get("model"), str):
+                        given.append((one["model"], one.get("score"), where))
+            elif isinstance(row.get("scores"), list) and isinstance(row.get("model"), str):
+                for place, score in enumerate(row["scores"]):
+                    given.append((row["model"], score, where | {"id": str(place)}))
+            why = why or f"line {line}: {raw.reason if isinstance(raw, BadRow) else columns_of(raw)}"
+            found = found or bool(given)
+            bad += not given
+            for model, score, place_of_it in given:
+                models.setdefault(model, ScoreCounts()).add(score, place_of_it)
+        if not found:
+            raise PoolError(
+                f"no scores in {file}: {why or 'it is empty'}; expected `answers` with model and score, or "
+                "model and scores"
+            )
+    data = {name: scores.as_json() for name, scores in models.items()}
+    return {"scale": [LOW, HIGH], "data": data, "bad_rows": bad}
+
+
+def _nth(counts: Mapping[float, int], place: int) -> float:
+    for score in sorted(counts):
+        place -= counts[score]
+        if place < 0:
+            return score
+    raise IndexError(place)
+
+
+def histogram(counts: Mapping[float, int]) -> list[int]:
+    """Bin k holds scores from k up to, but not, k + 1; half points count with the whole one below."""
+    found = [0] * (HIGH - LOW + 1)
+    for score, count in counts.items():
+        found[math.floor(score) - LOW] += count
+    return found
+
+
+def score_sheets(report: dict[str, Any]) -> list[Sheet]:
+    columns = ["model", "n", "mean", "sd", "median", *map(str, range(LOW, HIGH + 1)), "outside", "unscored"]
+    rows: list[list[Value]] = []
+    for name, one in report["data"].items():
+        shares = [f"{count / one['n']:.1%}" if one["n"] else None for count in one["histogram"]]
+        head = [name, one["n"], Span(one["mean"], one["low"], one["high"]), one["sd"], one["median"]]
+        rows.append([*head, *shares, sum(one["outside"].values()), one["unscored"]])
+    notes = ["Share of each score; half points with the whole one below. Values outside 1-10 are not scores."]
+    if report["bad_rows"]:
+        notes.append(f"{report['bad_rows']:,} rows could not be used.")
+    return [Sheet("Scores", columns, rows, notes)]
