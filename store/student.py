@@ -13,6 +13,7 @@ import json
 import math
 import os
 import re
+import zipfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -243,6 +244,10 @@ def check_weights(folder: Path, wanted: Mapping[str, Shape]) -> None:
     parameters of these names and shapes: transformers would draw what is missing at random."""
     files = _files(folder)
     if not files:
+        pickled = sorted(folder.glob("pytorch_model*.bin"))
+        torn = next((file for file in pickled if not _may_be_pickled(file)), None)
+        if torn is not None:
+            raise UsageError(f"{torn} is incomplete or does not hold weights; save the model as safetensors")
         held = sum(file.stat().st_size for file in folder.glob("*.bin"))  # a parameter has a byte at least
         if not held:
             raise UsageError(f"{folder}: there are no weights beside config.json ({WHOLE})")
@@ -263,6 +268,12 @@ def check_weights(folder: Path, wanted: Mapping[str, Shape]) -> None:
             f"{folder}: {len(missing):,} weights are missing, such as {missing[0]}: config.json describes "
             f"{described:,} parameters, and there are {held:,} at most; it is damaged or not a complete model"
         )
+
+
+def _may_be_pickled(file: Path) -> bool:
+    """PyTorch writes a zip archive, or (before 1.6) a pickle. What is in it is read by torch alone."""
+    with file.open("rb") as content:
+        return zipfile.is_zipfile(content) or (content.seek(0) == 0 and content.read(1) == b"\x80")
 
 
 def _files(folder: Path) -> list[Path]:

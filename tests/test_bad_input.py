@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import signal
 import socket
 import struct
 import sys
@@ -169,6 +171,10 @@ FOLDERS: list[tuple[dict[str, bytes], str]] = [
         "model.safetensors is incomplete or not a safetensors file",
     ),
     (
+        {"config.json": b"{}", "pytorch_model.bin": b"PK\x03\x04 and no more"},
+        "pytorch_model.bin is incomplete or does not hold weights; save the model as safetensors",
+    ),
+    (
         {"config.json": b"{}", "model.safetensors.index.json": b'{"weight_map": {"w": "a.safetensors"}}'},
         "model: a.safetensors is missing, which model.safetensors.index.json names",
     ),
@@ -220,3 +226,46 @@ def test_where_training_and_ranking_go_and_come_from_is_checked_before_libraries
     (Path("model") / "reward.json").write_text('{"template": "alpaca", "max_length": 9}')
     folder = ("rank", "--candidates", "pool.jsonl", "--reward", "model", "--out", "full")
     assert "cannot write full: it is a folder; name a file" in refused(*folder)
+
+
+MEASURES = {
+    "lengths": ("lengths", "odd.jsonl"),
+    "verbs": ("verbs", "odd.jsonl"),
+    "duplicates": ("duplicates", "odd.jsonl"),
+    "scores": ("scores", "odd.jsonl"),
+    "shares": ("shares", "odd.jsonl"),
+    "judge": ("judge", "--reviews", "odd.jsonl"),
+    "overlap": ("overlap", "--train", "pool.jsonl", "--test", "odd.jsonl"),
+    "rouge": ("rouge", "--predictions", "odd.jsonl", "--references", "pool.jsonl"),
+    "references": ("rouge", "--predictions", "pool.jsonl", "--references", "odd.jsonl"),
+}
+
+
+@pytest.mark.skipif(not installed("evaluate"), reason="the extra `evaluate` is not installed")
+@pytest.mark.parametrize("words", MEASURES.values(), ids=MEASURES)
+def test_a_file_of_which_nothing_can_be_measured_is_named_with_what_is_wrong(words: tuple[str, ...]) -> None:
+    Path("pool.jsonl").write_text('{"instruction": "Say a few words of hello.", "output": "Hello."}\n')
+    for holds in tiny.ODD.values():
+        Path("odd.jsonl").write_bytes(holds)
+        said = refused("evaluate", *words)
+        assert "odd.jsonl" in said
+        assert ": it is empty" in said if not holds.strip() else re.search(r"line [12]: \w", said), said
+    Path("odd.jsonl").unlink()
+    assert "odd.jsonl: No such file or directory\n" in refused("evaluate", *words)
+    Path("odd.jsonl").mkdir()
+    assert "odd.jsonl" in refused("evaluate", *words)
+
+
+@pytest.mark.skipif(not installed("evaluate"), reason="the extra `evaluate` is not installed")
+def test_an_interrupted_command_says_so_in_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("evaluators.data.lengths.measure", interrupted)
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        ended = tiny.distill("evaluate", "lengths", "pool.jsonl", "--csv", "table.csv")
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert ended == (130, "", "distill: interrupted; run the same command again\n")
+    assert not Path("table.csv").exists()

@@ -18,7 +18,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.support import tiny
-from trainers import attention, device, preflight, worker
+from trainers import attention, preflight, process, worker
 from trainers.attention import VARLEN, implementation
 from trainers.config import RewardRecipe, SftRecipe
 from trainers.memory import GIB, Machine, ModelSize, need, tokens_that_fit
@@ -171,10 +171,10 @@ def test_liger_replaces_what_it_is_to_and_no_loss(tmp_path: Path, monkeypatch: p
     stand_in = SimpleNamespace(_apply_liger_kernel_to_instance=applied)
     monkeypatch.setitem(sys.modules, "liger_kernel", SimpleNamespace(__spec__=object()))
     monkeypatch.setitem(sys.modules, "liger_kernel.transformers", stand_in)
-    assert device.fused_kernels() == {}  # there is no GPU
+    assert process.fused_kernels() == {}  # there is no GPU
     with monkeypatch.context() as patched:
         patched.setattr(torch.cuda, "is_available", lambda: True)
-        found = device.fused_kernels()
+        found = process.fused_kernels()
     monkeypatch.setattr(worker, "fused_kernels", lambda: found)
     trained(tmp_path, "liger", None)
     whole = {"rope": True, "rms_norm": True, "swiglu": True}

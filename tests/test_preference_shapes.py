@@ -62,10 +62,13 @@ def test_a_number_is_an_answer_and_so_is_nothing(good: object, bad: object, told
     assert as_pairs(ranked, Read()) == ("Q?", [(*told, 1.0)])
 
 
-SEVERAL = "several turns or a system message: one question and its two answers are read"
+SEVERAL = "several turns or a system message: only one question and its two answers can be read"
 OTHER = "chosen and rejected answer different prompts"
 NO_TEXT = "a message of chosen or rejected has no text"
-SHAPES = "neither prompt and answers, nor user_input and completion_a, _b, nor prompt, chosen and rejected"
+SHAPES = (
+    "not a comparison: expected prompt with answers, or prompt with chosen and rejected, or user_input with "
+    "completion_a and completion_b"
+)
 ELSE = "\n\nHuman: c\n\nAssistant: d"
 TALK = "\n\nHuman: a\n\nAssistant: b\n\nHuman: c\n\nAssistant: "
 

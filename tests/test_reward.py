@@ -94,7 +94,7 @@ def test_a_killed_training_goes_on_as_if_nothing_had_been(ground: Path) -> None:
     kill_at_step(tiny.words(*words, kind="reward"), ground / "killed", 5, deaf=True)
     leave_traces_of_a_kill(ground / "killed" / "training")
     said = tiny.train(*words, "--resume", kind="reward")
-    assert "checkpoint-5 is passed over: it was not finished" in said
+    assert "checkpoint-5 is skipped: it was not finished" in said
     assert "continuing from step 4" in said
     same_losses(ground, "killed")
     mine, plain = ((ground / out / "model.safetensors").read_bytes() for out in ("killed", "plain"))
@@ -119,7 +119,9 @@ def test_lora_learns_with_its_head_and_is_merged(ground: Path) -> None:
 
 
 def test_a_file_without_pairs_is_refused(ground: Path, tmp_path: Path) -> None:
-    rows = tiny.write(tmp_path / "rows.jsonl", [{"instruction": "a", "output": "b"}])
+    rows = tiny.write(tmp_path / "rows.jsonl", [{"instruction": "a", "output": "b"}] * 2)
     said = tiny.train(rows, ground / "student", tmp_path / "out", kind="reward", code=2)
     assert "no comparison in" in said
-    assert "neither prompt and answers, nor user_input" in said
+    assert (
+        said.count("not a comparison: expected prompt with answers") == 1
+    )  # what is wrong with all is said once

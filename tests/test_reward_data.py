@@ -59,10 +59,10 @@ def test_pairs_of_one_prompt_are_one_group_wherever_they_stand(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("raw", "reason"),
     [
-        ({"user_input": "p", "completion_a": "a"}, "neither prompt and answers"),
+        ({"user_input": "p", "completion_a": "a"}, "not a comparison: expected prompt with answers"),
         ({"user_input": " ", "completion_a": "a", "completion_b": "b"}, "no prompt"),
-        ({"prompt": "p", "answers": [{"text": "a"}]}, "an answer without a text or a score"),
-        ({"prompt": "p", "answers": [{"text": "a", "score": True}]}, "an answer without a text or a score"),
+        ({"prompt": "p", "answers": [{"text": "a"}]}, "an answer has no text, or its score"),
+        ({"prompt": "p", "answers": [{"text": "a", "score": True}]}, "an answer has no text, or its score"),
         ({"prompt": "p", "answers": "a"}, "answers is not a list"),
     ],
 )

@@ -23,6 +23,7 @@ from store.errors import PoolError, UsageError
 from tests.support import tiny
 from trainers import rank as ranking
 from trainers import reward_model
+from trainers.errors import Stopped
 from trainers.rank import fault, ranked, run_rank, split
 from trainers.reward_model import Precision, Readable, Scorer, planned, precision_for, run_evaluation
 
@@ -102,6 +103,26 @@ def test_a_killed_ranking_goes_on_with_the_next_batch_to_the_same_bytes(
     assert sizes == all_sizes[7:]
     assert out.read_bytes() == whole.read_bytes()
     assert not side.exists()
+
+
+def test_an_interrupted_ranking_says_that_the_same_command_continues(
+    reward: Path, candidates: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, score, done = tmp_path / "out.jsonl", Scorer.rewards, []
+
+    def interrupted(self: Scorer, batch: Any) -> list[float]:
+        if len(done) == 3:
+            raise KeyboardInterrupt
+        done.append(len(batch))
+        return score(self, batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Scorer, "rewards", interrupted)
+        with pytest.raises(Stopped, match="interrupted; the same command continues where it stopped"):
+            run_rank(reward, candidates, out, quiet=True)
+    assert Stopped.exit_code == 130
+    assert not out.exists()
+    assert run_rank(reward, candidates, out, quiet=True) == 0
 
 
 def test_scores_of_another_ranking_are_not_taken(

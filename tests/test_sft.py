@@ -134,7 +134,7 @@ def test_a_killed_training_goes_on_as_if_nothing_had_been(
     leave_traces_of_a_kill(ground / out / "training")
     said = tiny.train(*given(ground, out), *again, "--resume")
     assert ("checkpoint-4 is shared out anew" in said) == (stage == 2)
-    assert "checkpoint-5 is passed over: it was not finished" in said
+    assert "checkpoint-5 is skipped: it was not finished" in said
     assert "continuing from step 4" in said
     same_losses(ground, out)
     assert not (ground / out / "torn.safetensors").exists()

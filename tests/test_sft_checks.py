@@ -168,7 +168,8 @@ def test_a_7b_model_is_refused_with_the_numbers_where_it_cannot_be_held() -> Non
     )
     assert "need about 112.1 GiB of RAM" in words
     assert "23.0 GiB are free" in words
-    assert words.endswith("Use --zero 2 --lora 16 --micro-batch 1 --recompute, which fits")
+    assert "Use --lora 16 --micro-batch 1 --recompute, which fits in 14." in words
+    assert words.endswith("of RAM: adapters learn, about a hundredth of the weights, and steps are fast")
 
 
 @pytest.mark.parametrize("machine", [Machine(ram=23 * GIB), Machine(100 * GIB, gpus=(20 * GIB,) * 2)])
@@ -189,10 +190,28 @@ def test_it_is_let_through_where_it_can_be_held() -> None:
 
 def test_what_would_fit_is_named() -> None:
     gpus = (80 * GIB,) * 4
-    with pytest.raises(TooLarge, match="Use --zero 3 --nproc 4 --micro-batch 1 --recompute, which fits"):
+    with pytest.raises(TooLarge) as refused:
         check_memory(LLAMA_7B, recipe(), None, Machine(400 * GIB, gpus))
+    ways = str(refused.value).partition("Use ")[2].split("; or ")
+    assert ways[0].startswith("--zero 3 --nproc 4 --recompute, which fits in ")
+    assert ways[0].endswith("of a GPU: all weights learn, shared out over 4 GPUs")
+    assert ways[1].startswith("--zero 3 --offload --recompute, which fits in ")
     with pytest.raises(TooLarge, match="2 GPUs, and 1 are here"):
         check_memory(LLAMA_7B, recipe(zero=3, nproc=2), 3, Machine(400 * GIB, (80 * GIB,)))
+
+
+def test_on_one_gpu_a_7b_model_is_told_both_ways_and_what_they_mean() -> None:
+    one = Machine(119 * GIB, gpus=(78 * GIB,))
+    with pytest.raises(TooLarge) as refused:
+        check_memory(LLAMA_7B, recipe(), None, one)
+    ways = str(refused.value).partition("Use ")[2].split("; or ")
+    assert re.match(r"--zero 3 --offload --recompute, which fits in [\d.]+ GiB of a GPU and ", ways[0])
+    assert "all weights learn; the optimizer runs on the CPU" in ways[0]
+    assert re.match(r"--lora 16 --recompute, which fits in 1\d\.\d GiB of a GPU: adapters learn", ways[1])
+    check_memory(LLAMA_7B, recipe(zero=3, offload=True, recompute=True, micro_batch=1), 3, one)
+    less_ram = Machine(40 * GIB, gpus=(24 * GIB,))
+    with pytest.raises(TooLarge, match=r"Use --lora 16 --recompute, which fits in [^;]*$"):
+        check_memory(LLAMA_7B, recipe(), None, less_ram)
 
 
 def test_each_stage_shares_out_more() -> None:

@@ -21,9 +21,11 @@ from store.records import Instruction, alpaca_prompt
 from store.student import TextTokens
 from tests.support import tiny
 from trainers.attention import implementation
+from trainers.comparisons import read_groups
 from trainers.config import SftRecipe
 from trainers.encoding import encode
 from trainers.models import packs_exactly
+from trainers.rank import survey
 from trainers.rows import IGNORED, drawn, example, order, packed, padded, steps_of, token_loss_sum
 from trainers.sft_data import SftCounts, as_lesson, fit, tokenized
 
@@ -150,6 +152,28 @@ def test_a_row_over_the_length_is_left_out_or_cut_and_counted(
 
 def recipe(path: Path, **more: Any) -> SftRecipe:
     return SftRecipe(data=path, model="m", out=path.parent / "out", **more)
+
+
+@pytest.mark.parametrize("holds", tiny.ODD.values(), ids=tiny.ODD)
+def test_a_file_of_which_nothing_can_be_learnt_is_named_with_what_is_wrong(
+    tmp_path: Path, tokenizer: Any, holds: bytes
+) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(holds)
+    wrong = "it is empty" if not holds.strip() else r"line 1: \w"
+    with pytest.raises(PoolError, match=f"no row of .*rows.jsonl can be trained on: {wrong}"):
+        tokenized(recipe(path), tokenizer)
+    with pytest.raises(PoolError, match=f"no comparison in .*rows.jsonl: {wrong}"):
+        read_groups(path)
+    with pytest.raises(PoolError, match=f"nothing to rank in .*rows.jsonl: {wrong}"):
+        survey(path)
+
+
+def test_what_is_wrong_with_all_rows_is_said_once(tmp_path: Path, tokenizer: Any) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b'{"instruction": "a"}\n' * 5 + b"{}\n")
+    with pytest.raises(PoolError, match=r"trained on: line 1: no output; line 6: no instruction\b"):
+        tokenized(recipe(path), tokenizer)
 
 
 def test_a_file_is_read_with_all_that_is_wrong_in_it_counted(tmp_path: Path, tokenizer: Any) -> None:

@@ -13,9 +13,8 @@ import torch
 import torch.distributed as dist
 from transformers import TrainerCallback
 
-from trainers import device
 from trainers.errors import TrainingFailed
-from trainers.process import measured, report
+from trainers.process import finish_on, flops_a_token, measured, peak_memory, product_flops, report
 from trainers.run_folder import Folder, seal
 
 SOON = 1 << 28  # bytes of a checkpoint that is sealed at once: reading it again takes no time
@@ -37,8 +36,8 @@ class Telling(TrainerCallback):
         self.also: dict[str, Any] = {}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any, **_: Any) -> None:
-        flops = device.product_flops(args.device)
-        self._a_token = device.flops_a_token(model)
+        flops = product_flops(args.device)
+        self._a_token = flops_a_token(model)
         if flops is not None:
             self._speed = flops * args.world_size
             if state.is_world_process_zero:
@@ -49,7 +48,7 @@ class Telling(TrainerCallback):
         self._began = time.perf_counter()  # batches are made within the step
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        device.finish(args.device)
+        finish_on(args.device)
         self._seconds = time.perf_counter() - self._began
         asked = torch.tensor(int(self._folder.stop.exists()), device=args.device)
         if args.world_size > 1:
@@ -87,7 +86,7 @@ class Telling(TrainerCallback):
             tokens=tokens,
             seconds=self._seconds,
             micro_batches=self.micro_batches or args.gradient_accumulation_steps,
-            peak_memory=device.peak_memory(args.device),
+            peak_memory=peak_memory(args.device),
             **used,
             **self.also,
         )

@@ -21,8 +21,11 @@ from store.records import BadRow, content_of, text_of
 
 BAD_SHOWN = 3
 PUBLISHED = ("user_input", "completion_a", "completion_b")  # a is the better
-NO_SHAPE = "neither prompt and answers, nor user_input and completion_a, _b, nor prompt, chosen and rejected"
-ONE_QUESTION = "several turns or a system message: one question and its two answers are read"
+NO_SHAPE = (
+    "not a comparison: expected prompt with answers, or prompt with chosen and rejected, or user_input with "
+    "completion_a and completion_b"
+)
+ONE_QUESTION = "several turns or a system message: only one question and its two answers can be read"
 TWO_PROMPTS = "chosen and rejected answer different prompts"
 HUMAN, ASSISTANT = "Human:", "Assistant:"
 Three = tuple[str, str, str]  # prompt, better, worse
@@ -59,11 +62,13 @@ class Read:
     ties: int = 0  # pairs that say nothing: equal scores
     equal: int = 0  # or equal answers
     both_ways: int = 0  # or each better than the other, in different rows
+    reasons: set[str] = field(default_factory=set)  # those that are shown
     bad_shown: list[str] = field(default_factory=list)
 
     def refuse(self, line: int, reason: str) -> None:
         self.bad += 1
-        if len(self.bad_shown) < BAD_SHOWN:
+        if reason not in self.reasons and len(self.reasons) < BAD_SHOWN:
+            self.reasons.add(reason)
             self.bad_shown.append(f"line {line}: {reason}")
 
 
@@ -177,7 +182,7 @@ def _ranked(raw: dict[str, Any], read: Read) -> tuple[str, list[Told]] | str:
         return "answers is not a list of objects"
     texts = [text_of(answer.get("text")) for answer in answers]
     if None in texts or not all(_is_number(answer.get("score")) for answer in answers):
-        return "an answer without a text or a score that is a number"
+        return "an answer has no text, or its score is not a number"
     scored = [(str(text), float(answer["score"])) for text, answer in zip(texts, answers, strict=True)]
     found: list[Told] = []
     for one, other in combinations(scored, 2):

@@ -23,7 +23,7 @@ from trainers.config import Training
 from trainers.display import Display, draw
 from trainers.errors import OutOfMemory, Stopped, TrainingFailed
 from trainers.process import parsed
-from trainers.run_folder import Folder, read_metrics
+from trainers.run_folder import UNIVERSAL, Folder, read_metrics
 
 _PR_SET_PDEATHSIG = 1
 WORKER = "trainers.worker"
@@ -63,6 +63,25 @@ def environment(recipe: Training, given: Mapping[str, str], on_cpu: bool) -> dic
             free.bind(("127.0.0.1", 0))
             found |= ALONE | {"MASTER_PORT": str(free.getsockname()[1])}
     return found
+
+
+def reshared(checkpoint: Path, processes: int, env: Mapping[str, str]) -> bool:
+    """Whether another number of processes wrote it. Then it is written anew beside, in DeepSpeed's universal
+    form, which any number reads. Raises TrainingFailed."""
+    parts = list(checkpoint.glob("global_step*/*zero_pp_rank_*_optim_states.pt"))
+    if len(parts) in (0, processes) or (checkpoint / UNIVERSAL).is_file():
+        return False
+    source = parts[0].parent
+    made = checkpoint / f"{source.name}_universal"
+    shutil.rmtree(made, ignore_errors=True)
+    words = [sys.executable, "-P", "-m", "deepspeed.checkpoint.ds_to_universal", "--inject_missing_state"]
+    words += ["--input_folder", str(source), "--output_folder", str(made)]
+    words += ["--num_extract_workers", "1", "--num_merge_workers", "1"]
+    env = {**env, "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
+    ended = subprocess.run(words, env=env, capture_output=True, text=True, check=False)
+    if ended.returncode:
+        raise TrainingFailed(f"{checkpoint.name} cannot be shared out anew: {ended.stderr[-300:]}")
+    return True
 
 
 class Processes:

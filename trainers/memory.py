@@ -192,9 +192,18 @@ def cpu_has_bf16(cpuinfo: Path = CPUINFO) -> bool:
 
 
 MOST_MACHINES = 64  # that are advised
-SMALLER: dict[str, Any] = {"micro_batch": 1, "recompute": True}
-FLAGS = "--micro-batch 1 --recompute"
 LORA_RANK, LORA_SHARE = 16, 100  # of so many parameters about one is learnt
+SHOWN = 2  # ways out
+
+
+@dataclass(frozen=True)
+class Way:
+    """Out of too little memory. change: to the recipe. why: what it means for the training."""
+
+    flags: str
+    change: dict[str, Any]
+    stage: int | None
+    why: str
 
 
 def check_memory(
@@ -205,15 +214,25 @@ def check_memory(
     wanted = need(size, recipe, stage, tokens)
     if fits(wanted, recipe, machine):
         return wanted
-    # The first of the usual ways out that fits, by the same arithmetic.
-    for flags, change, other in _ways_out(recipe, stage, machine):
-        changed = recipe.model_copy(update=SMALLER | change)
-        trained = size.parameters // LORA_SHARE if changed.lora else size.trained
-        if fits(need(replace(size, trained=trained), changed, other), changed, machine):
-            instead = f"Use {flags} {FLAGS}, which fits".replace("Use  ", "Use ")
+    found: list[tuple[Way, Need]] = []
+    for way in _ways_out(recipe, stage, machine):
+        if found and ("nnodes" in way.change or len(found) == SHOWN or not found[0][0].flags):
             break
-    else:
-        largest = (sum(machine.gpus) or machine.ram) / (20 if stage is None else 24)
+        changed = recipe.model_copy(update={"micro_batch": 1, "recompute": True} | way.change)
+        trained = size.parameters // LORA_SHARE if changed.lora else size.trained
+        needed = need(replace(size, trained=trained), changed, way.stage)
+        if fits(needed, changed, machine):
+            found.append((way, needed))
+            if "nnodes" in way.change:
+                break
+    smaller = "--recompute" if machine.gpus else "--micro-batch 1 --recompute"
+    told = [
+        f"{way.flags} {smaller}".strip() + f", which fits in {_briefly(needed, machine)}: {way.why}"
+        for way, needed in found
+    ]
+    largest = (sum(machine.gpus) or machine.ram) / (20 if stage is None else 24)
+    instead = "Use " + "; or ".join(told)
+    if not told:
         instead = f"Use a model of at most about {largest / 1e9:.1f}B parameters here"
     ways = ["no ZeRO" if stage is None else f"ZeRO-{stage}", str(recipe.precision)]
     ways += ["offload"] * recipe.offload + [f"LoRA {recipe.lora}"] * (recipe.lora is not None)
@@ -223,10 +242,17 @@ def check_memory(
     )
 
 
+def _briefly(needed: Need, machine: Machine) -> str:
+    if not machine.gpus:
+        return f"{gib(needed.device + needed.offloaded + PROCESS)} of RAM"
+    beside = f" and {gib(needed.offloaded)} of RAM" if needed.offloaded else ""
+    return f"{gib(needed.device)} of a GPU{beside}"
+
+
 def in_words(
     size: ModelSize, recipe: Training, wanted: Need, machine: Machine, rows: str, tokens: int | None
 ) -> str:
-    """What a training that fits is. rows: what a batch counts. tokens: that a micro batch holds at first,
+    """What a training run that fits is. rows: what a batch counts. tokens: that a micro batch holds at first,
     None where rows are counted."""
     if tokens is not None:
         pieces = f"{recipe.batch} by {_processes(recipe)}, in micro batches of up to {tokens:,} tokens"
@@ -268,19 +294,24 @@ def _told(wanted: Need, recipe: Training, machine: Machine) -> str:
     return f"{gib(wanted.device)} a GPU ({parts}) with {free} free, and {beside}"
 
 
-def _ways_out(
-    recipe: Training, stage: int | None, machine: Machine
-) -> Iterator[tuple[str, dict[str, Any], int | None]]:
-    """(flags, what they change, ZeRO stage): smaller pieces, all GPUs, offloading, LoRA, more machines."""
+def _ways_out(recipe: Training, stage: int | None, machine: Machine) -> Iterator[Way]:
+    """Smaller pieces; all weights on all GPUs, or with the optimizer in RAM; few weights; more machines."""
     each = len(machine.gpus) or recipe.nproc
-    yield "", {}, stage
+    yield Way("", {}, stage, "the same training in smaller pieces, slower by a quarter")
     if machine.gpus:
-        if recipe.batch % each == 0:
-            yield f"--zero 3 --nproc {each}", {"nproc": each}, 3
-        yield "--zero 3 --offload", {"offload": True}, 3
-    # DeepSpeed keeps the frozen weights in bf16, a plain loop in fp32.
-    yield f"--zero 2 --lora {LORA_RANK}", {"lora": LORA_RANK}, 2
+        if recipe.batch % each == 0 and each > 1:
+            why = f"all weights learn, shared out over {each} GPUs"
+            yield Way(f"--zero 3 --nproc {each}", {"nproc": each}, 3, why)
+        why = "all weights learn; the optimizer runs on the CPU, which takes most of a step's time"
+        yield Way("--zero 3 --offload", {"offload": True}, 3, why)
+    few = "adapters learn, about a hundredth of the weights, and steps are fast"
+    lora: dict[str, Any] = {"lora": LORA_RANK, "offload": False}
+    if recipe.processes == 1:
+        yield Way(f"--lora {LORA_RANK}", lora, None, few)
+    else:
+        yield Way(f"--zero 2 --lora {LORA_RANK}", lora, 2, few)
     for machines in range(2, MOST_MACHINES + 1):
         if recipe.batch % (machines * each) == 0:
             flags = f"{machines} machines like this one, on each --zero 3 --nnodes {machines} --nproc {each}"
-            yield f"{flags} --master HOST:PORT", {"nnodes": machines, "nproc": each}, 3
+            change = {"nnodes": machines, "nproc": each}
+            yield Way(f"{flags} --master HOST:PORT", change, 3, "all weights learn, shared out over them")

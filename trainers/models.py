@@ -9,6 +9,7 @@ import hashlib
 import importlib.util
 import json
 import os
+import pickle
 import shutil
 import tempfile
 from pathlib import Path
@@ -116,6 +117,9 @@ def whole(
         )
     except OSError as error:
         raise UsageError(f"{model}: its weights cannot be read: {first_line(error)}") from error
+    except pickle.UnpicklingError as error:  # it would run code of its own; torch refuses that
+        words = "they hold more than tensors; save the model as safetensors"
+        raise UsageError(f"{model}: its weights cannot be read: {words}") from error
     missing = sorted(name for name in told["missing_keys"] if not (new and name.startswith(new)))
     if missing:
         raise UsageError(f"{model}: {len(missing)} weights are missing, such as {missing[0]}")

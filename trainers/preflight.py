@@ -17,7 +17,7 @@ from store.pool import Pool
 from trainers.config import FREE, Training
 from trainers.display import Display, duration
 from trainers.errors import OutOfMemory
-from trainers.launcher import run
+from trainers.launcher import reshared, run
 from trainers.memory import (
     CPUINFO,
     PROCESS,
@@ -35,7 +35,7 @@ from trainers.memory import (
 from trainers.micro_batches import room_for, shared
 from trainers.models import config_of, fingerprint, linear_shapes, resolve
 from trainers.rows import order, steps_of
-from trainers.run_folder import Folder, forget_after, last_checkpoint, reshared, step_of, write
+from trainers.run_folder import Folder, forget_after, last_checkpoint, step_of, write
 
 R = TypeVar("R", bound=Training)
 LOOKED_AT = 200  # steps, those with the most tokens
@@ -156,7 +156,7 @@ def carry_out(
     fit: Fit | None = None,
     **job: Any,
 ) -> None:
-    """Trains in processes of their own, from the beginning or the last whole checkpoint, which the first
+    """Trains in processes of their own, from the beginning or the last complete checkpoint, which the first
     machine chooses for all. job: what this kind of training wants to know besides what all do. Several
     processes that run out of memory begin again in smaller micro batches: one alone repeats its step. Raises
     NotTheSame, Stopped, TrainingFailed."""
@@ -166,7 +166,7 @@ def carry_out(
     tokens, resume = fit.tokens_at_once if fit else None, setup.resume
     while True:
         checkpoint = _checkpoint(folder, say) if resume and recipe.node_rank == 0 else None
-        if checkpoint and reshared(checkpoint, recipe.processes):
+        if checkpoint and reshared(checkpoint, recipe.processes, setup.env):
             say(f"{checkpoint.name} is shared out anew, for another number of processes")
         told: dict[str, Any] = {
             "recipe": recipe.model_dump(mode="json"), "parent": os.getpid(), "alone": recipe.processes == 1,
@@ -189,7 +189,9 @@ def _checkpoint(folder: Folder, say: Callable[[str], None]) -> Path | None:
     """The one to continue from. What was measured after it comes again."""
     found = last_checkpoint(folder.checkpoints, say)
     step = step_of(found) if found else 0
-    say(f"continuing from step {step}" if found else "no complete checkpoint yet: from the beginning")
+    say(
+        f"continuing from step {step}" if found else "no complete checkpoint yet: starting from the beginning"
+    )
     forget_after(folder.metrics, step if found else -1)
     return found
 

@@ -1,12 +1,14 @@
-"""One training process: joins its group, reports to the command, ends with it.
+"""One training process: joins its group, reports to the command, ends with it; and what its device does.
 
 Reports are JSON records on standard output. Each one follows RFC 7464's separator on its own line, so it
 can be told from anything that libraries print.
 """
 
 import ctypes
+import importlib.util
 import json
 import os
+import resource
 import signal
 import sys
 from collections.abc import Callable
@@ -108,3 +110,59 @@ def run_job(file: str, work: Callable[[dict[str, Any]], None]) -> None:
     sys.stdout.flush()
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+PRODUCT = 8192  # rows and columns of the bf16 matrices whose product is a GPU's speed
+TIMES = 10
+
+
+def fused_kernels() -> dict[str, Any]:
+    """The Trainer's arguments for Liger's kernels (norms, rotary positions, SwiGLU), on a GPU where they are
+    installed. Its cross-entropy is not among them: logits are made only where something is learnt."""
+    if not torch.cuda.is_available() or importlib.util.find_spec("liger_kernel") is None:
+        return {}
+    wanted = {"rope": True, "rms_norm": True, "swiglu": True}
+    without = {"cross_entropy": False, "fused_linear_cross_entropy": False}
+    return {"use_liger_kernel": True, "liger_kernel_config": wanted | without}
+
+
+def finish_on(device: torch.device) -> None:
+    """Returns when all that was asked of the device is done: kernels of a GPU run behind the program."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes: the most that tensors took on a GPU; on a CPU, the most that this process had in RAM."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def product_flops(device: torch.device) -> float | None:
+    """Floating-point operations a second of a large product in bf16, measured. None on a CPU."""
+    if device.type != "cuda":
+        return None
+    one = torch.ones(PRODUCT, PRODUCT, dtype=torch.bfloat16, device=device)
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    one @ one
+    begin.record()
+    for _ in range(TIMES):
+        one @ one
+    end.record()
+    finish_on(device)
+    return 2 * PRODUCT**3 * TIMES / (begin.elapsed_time(end) / 1000)
+
+
+def flops_a_token(model: Any) -> float:
+    """Of a forward and a backward pass: 2 for each weight that multiplies, 2 for the gradient of its input, 2
+    for its own, if it learns. Attention and activations that are computed again are not counted; an input
+    embedding multiplies only where it is the head as well."""
+    found = model.get_input_embeddings().weight
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    looked_up = None if head is not None and head.weight is found else found
+    return sum(
+        (4 + 2 * one.requires_grad) * getattr(one, "ds_numel", one.numel())  # a whole one, under ZeRO-3
+        for one in model.parameters()
+        if one is not looked_up
+    )

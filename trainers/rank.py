@@ -20,6 +20,7 @@ from store.files import is_plain, replacing
 from store.pool import Pool
 from store.records import BadRow, missing
 from trainers.display import Display
+from trainers.errors import Stopped
 from trainers.reward_model import Precision, Scorer, planned
 
 WINDOW = 2000  # questions that are sorted together, and in memory
@@ -48,7 +49,11 @@ def run_rank(reward: Path, candidates: Path, out: Path, quiet: bool, groups: Pat
             with ScoreFile(beside, identity) as scores:
                 if scores.known:
                     display.say(f"continuing after {scores.known:,} batches")
-                short = rank(scorer, candidates, out, scores, display, total)
+                try:
+                    short = rank(scorer, candidates, out, scores, display, total)
+                except KeyboardInterrupt as stop:
+                    kept = "continues where it stopped" if plain else "begins again"
+                    raise Stopped(f"interrupted; the same command {kept}") from stop
                 scores.remove()
         if groups is not None:
             display.say(f"rank groups: {split(out, groups)}")

@@ -16,8 +16,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -237,25 +235,6 @@ def step_of(checkpoint: Path) -> int:
     match = NAME.fullmatch(checkpoint.name)
     assert match is not None
     return int(match[1])
-
-
-def reshared(checkpoint: Path, processes: int) -> bool:
-    """Whether another number of processes wrote it. Then it is written anew beside, in DeepSpeed's universal
-    form, which any number reads. Raises TrainingFailed."""
-    parts = list(checkpoint.glob("global_step*/*zero_pp_rank_*_optim_states.pt"))
-    if len(parts) in (0, processes) or (checkpoint / UNIVERSAL).is_file():
-        return False
-    source = parts[0].parent
-    made = checkpoint / f"{source.name}_universal"
-    shutil.rmtree(made, ignore_errors=True)
-    words = [sys.executable, "-P", "-m", "deepspeed.checkpoint.ds_to_universal", "--inject_missing_state"]
-    words += ["--input_folder", str(source), "--output_folder", str(made)]
-    words += ["--num_extract_workers", "1", "--num_merge_workers", "1"]
-    env = {**os.environ, "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
-    ended = subprocess.run(words, env=env, capture_output=True, text=True, check=False)
-    if ended.returncode:
-        raise TrainingFailed(f"{checkpoint.name} cannot be shared out anew: {ended.stderr[-300:]}")
-    return True
 
 
 def _digest(file: Path) -> str:

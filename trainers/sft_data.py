@@ -62,7 +62,7 @@ class SftCounts:
     def refuse(self, line: int, reason: str) -> None:
         self.bad += 1
         self.reasons[reason] += 1
-        if len(self.bad_shown) < BAD_SHOWN:
+        if self.reasons[reason] == 1 and len(self.bad_shown) < BAD_SHOWN:
             self.bad_shown.append(f"line {line}: {reason}")
 
 

@@ -157,7 +157,7 @@ class Loop(Trainer):
         return float(self.lessons.counts[self.lessons.steps[batch_samples]].sum())
 
     def floating_point_ops(self, inputs: Any) -> int:
-        return 0  # device.py counts them
+        return 0  # process.py counts them
 
     def training_step(self, model: Any, inputs: int, num_items_in_batch: Any = None) -> torch.Tensor:
         """The loss of a step and its gradient; DeepSpeed takes its step, too. A plain loop that runs out of

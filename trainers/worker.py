@@ -20,11 +20,10 @@ import torch
 from trainers.attention import implementation
 from trainers.callbacks import Telling
 from trainers.config import RewardRecipe, SftRecipe, Training
-from trainers.device import fused_kernels
 from trainers.encoding import prompt_length
 from trainers.micro_batches import room_for
 from trainers.models import causal_model, tokenizer_of, with_lora
-from trainers.process import run_job
+from trainers.process import fused_kernels, run_job
 from trainers.reward_data import Parts, template_for
 from trainers.reward_model import padding_of, reward_model
 from trainers.rows import (

@@ -291,8 +291,11 @@ def main() -> None:
     try:
         try:
             app(prog_name="distill")
-        except SystemExit:
+        except SystemExit as ended:
             sys.stdout.flush()  # here, where a broken pipe is still heard of
+            # typer makes an exit of it, in silence
+            if isinstance(getattr(ended.__context__, "__cause__", None), KeyboardInterrupt):
+                raise KeyboardInterrupt from None
             raise
     except DistillError as error:
         if isinstance(error, MissingExtra):
@@ -303,6 +306,7 @@ def main() -> None:
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # what ends already need not be interrupted
+        tell("distill: interrupted; run the same command again\n")
         sys.exit(130)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

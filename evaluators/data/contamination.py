@@ -171,7 +171,7 @@ def sheets(report: dict[str, Any]) -> list[Sheet]:
     train = report["train"]
     note = (
         f"Contained: a {report['n']}-gram of plain words of `{report['field']}` (a shorter row: all of it) "
-        f"stands in `{report['train_field']}` of the {train['rows']:,} rows of {train['file']}. "
+        f"occurs in `{report['train_field']}` of the {train['rows']:,} rows of {train['file']}. "
         f"Too short: under {LEAST_WORDS} words, about which nothing is said."
     )
     tables = [Sheet("Overlap with the training set", columns, rows, [note])]

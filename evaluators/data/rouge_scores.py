@@ -119,7 +119,7 @@ def read_references(pool: Pool) -> References:
 def _why(raw: dict[str, Any] | BadRow, line: int) -> str:
     if isinstance(raw, BadRow):
         return f"line {line}: {raw.reason}"
-    return f"line {line}: none of the fields is there as text; {columns_of(raw)}"
+    return f"line {line}: none of the expected fields holds text; {columns_of(raw)}"
 
 
 def _find(read: References, identity: str | None, prompt: bytes | None) -> Reference | None:
@@ -153,9 +153,7 @@ def joined(pool: Pool, references: References, told: Joining) -> Iterator[Joined
         seen[reference.place] += 1
     if not told.found:
         if told.unmatched:
-            why = (
-                f"none of its {told.unmatched:,} predictions is found there by id or by instruction and input"
-            )
+            why = f"none of its {told.unmatched:,} predictions has a partner there by id or by prompt"
         else:
             why = (
                 f"no prediction: {told.first_bad or 'it is empty'}; expected rows with {', '.join(PREDICTED)}"

@@ -22,6 +22,18 @@ CHATML = (
 )
 
 
+# Files of which no row can be used.
+ODD = {
+    "empty": b"",
+    "blank": b"\n\n",
+    "other columns": b'{"a": 1}\n{"a": 2}\n',
+    "binary": bytes(range(128, 256)),
+    "nul bytes": b"\0" * 200,
+    "no JSON": b"hello\nworld\n",
+    "torn": b'{"instruction": "a", "output": "b',
+}
+
+
 def tokenizer() -> Any:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
