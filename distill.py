@@ -58,14 +58,15 @@ from store.errors import (
 
 if TYPE_CHECKING:
     from engine.recipe.steps import Commands
-    from trainers.config import RewardRecipe, SftRecipe
+    from trainers.config import Training
 
 __all__ = [
     "DistillError", "Estimate", "Imported", "MissingExtra", "PoolError", "Progress", "RecipeResult", "Result",
     "RunFolderError", "StorageError", "UsageError", "__version__", "acompare", "aestimate", "agenerate",
     "ajudge", "answers", "arun", "ascore", "atranslate", "check", "compare", "estimate", "evaluate", "export",
     "failures", "generate", "import_answers", "judge", "plan", "rank", "report", "retry", "run", "score",
-    "settle", "status", "to_dataset", "to_pandas", "train_reward", "train_sft", "translate", "unconfirmed",
+    "settle", "status", "to_dataset", "to_pandas", "train_dpo", "train_reward", "train_sft", "translate",
+    "unconfirmed",
 ]  # fmt: skip
 
 
@@ -219,9 +220,16 @@ def train_reward(
     return _train(RewardRecipe, {"data": data, "model": model, "out": out, **settings}, resume, quiet)
 
 
-def _train(
-    kind: "type[SftRecipe] | type[RewardRecipe]", given: dict[str, Any], resume: bool, quiet: bool
+def train_dpo(
+    data: Name, *, model: str, out: Name, resume: bool = False, quiet: bool = False, **settings: Any
 ) -> Path:
+    """Trains a student on preferences (`loss="dpo"`, ipo, kto, orpo, simpo); returns its folder."""
+    from trainers.trl_config import DpoRecipe
+
+    return _train(DpoRecipe, {"data": data, "model": model, "out": out, **settings}, resume, quiet)
+
+
+def _train(kind: "type[Training]", given: dict[str, Any], resume: bool, quiet: bool) -> Path:
     from trainers.cli import run_training
     from trainers.config import recipe_from
 

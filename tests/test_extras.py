@@ -21,7 +21,7 @@ from tests.support.recipe_files import write_recipe
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = {name: list(map(Requirement, given)) for name, given in PROJECT["optional-dependencies"].items()}
-PINNED = ("train", "evaluate", "browse", "serve", "smollm2", "words", "test")
+PINNED = ("train", "trl", "evaluate", "browse", "serve", "smollm2", "words", "test")
 COMMANDS = commands_of(get_command(app))
 HOW = How(True, True, None, lambda _: True, False, False)
 

@@ -22,6 +22,7 @@ from engine.collect.build_settings import flag_of  # noqa: E402
 from engine.collect.setting_fields import ALL, FLAGGED, PANELS, declared  # noqa: E402
 from engine.recipe.schema import EndpointTable, Recipe, StageTable, TeacherTable  # noqa: E402
 from trainers.config import RewardRecipe, SftRecipe  # noqa: E402
+from trainers.trl_config import DpoRecipe  # noqa: E402
 
 PAGE = ROOT / "docs" / "settings.md"
 HOW = "python tests/test_settings_page.py"
@@ -30,7 +31,7 @@ HEAD = f"""# Settings
 
 All settings for asking and training, with bounds and defaults. `distill COMMAND --help` shows those of one
 command. This page is written by `{HOW}` from `setting_fields.py` in
-`engine/collect/` and `config.py` in `trainers/`: change them, not the page.
+`engine/collect/` and `config.py`, `trl_config.py` in `trainers/`: change them, not the page.
 
 A command refuses flags that it does not use; a stage refuses keys that its task does not use. The keys
 have the flags' names with underscores. They go into `[stage.NAME]`, `[teacher.NAME]` and
@@ -39,9 +40,10 @@ have the flags' names with underscores. They go into `[stage.NAME]`, `[teacher.N
 TRAINING = """
 ## Training
 
-`train sft` and `train reward` take these as flags, as keys of a recipe's step, and as keys of the TOML file
-that `--recipe` names. A flag overrides the file.
+`train sft`, `train reward` and `train dpo` take these as flags, as keys of a recipe's step, and as keys of
+the TOML file that `--recipe` names. A flag overrides the file.
 """
+TRAININGS: dict[str, type[BaseModel]] = {"sft": SftRecipe, "reward": RewardRecipe, "dpo": DpoRecipe}
 
 
 def allowed(model: type[BaseModel], name: str) -> str:
@@ -106,19 +108,20 @@ def page() -> str:
         head = ("flag", "what", "in a recipe", "values", "default", "commands")
         lines += ["", f"## {panel}", *table(head, rows)]
     lines.append(TRAINING.rstrip())
-    lines += table(("flag", "what", "values", "`sft`", "`reward`"), map(training_row, training_fields()))
+    kinds = [f"`{kind}`" for kind in TRAININGS]
+    lines += table(("flag", "what", "values", *kinds), map(training_row, training_fields()))
     return "\n".join(lines) + "\n"
 
 
 def training_fields() -> list[str]:
-    return list(dict.fromkeys([*SftRecipe.model_fields, *RewardRecipe.model_fields]))
+    return list(dict.fromkeys(name for model in TRAININGS.values() for name in model.model_fields))
 
 
 def training_row(name: str) -> Sequence[str]:
-    models = [model for model in (SftRecipe, RewardRecipe) if name in model.model_fields]
+    models = [model for model in TRAININGS.values() if name in model.model_fields]
     found: dict[type[BaseModel], FieldInfo] = {model: model.model_fields[name] for model in models}
     what = dict.fromkeys(str(field.description) for field in found.values())
-    defaults = [usual(name, found[m]) if m in found else "none" for m in (SftRecipe, RewardRecipe)]
+    defaults = [usual(name, found[m]) if m in found else "none" for m in TRAININGS.values()]
     return (f"`{flag_of(name, found[models[0]])}`", "; ".join(what), allowed(models[0], name), *defaults)
 
 
@@ -128,7 +131,7 @@ def test_the_page_of_settings_is_what_the_models_say() -> None:
 
 def test_every_setting_is_on_the_page() -> None:
     text = page()
-    for model in (*FLAGGED, SftRecipe, RewardRecipe):
+    for model in (*FLAGGED, *TRAININGS.values()):
         for name, field in model.model_fields.items():
             assert f"| `{flag_of(name, field)}` |" in text, name
 

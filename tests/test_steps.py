@@ -60,7 +60,7 @@ def test_the_flags_are_those_of_the_command(folder: Path) -> None:
 
 
 CHANGES = {
-    "a command that nobody knows": ('"train sft"', '"train dpo"', 18, "choose from"),
+    "a command that nobody knows": ('"train sft"', '"train ppo"', 18, "choose from"),
     "a command that asks": ('"train sft"', '"generate"', 18, "a step cannot run"),
     "a flag that nobody knows": ("zero = 3", "zeros = 3", 21, "train sft has no such flag"),
     "a flag of ours": ("zero = 3", "resume = true", 21, "distill sets it itself"),

@@ -13,7 +13,8 @@ from engine.cli.options import takes
 from store.errors import needs, require
 from store.files import is_plain
 from store.pool import Pool
-from trainers.config import RewardRecipe, SftRecipe, recipe_from
+from trainers.config import RewardRecipe, SftRecipe, Training, recipe_from
+from trainers.trl_config import DpoRecipe
 
 SMOLLM2 = "smollm2"  # the embedded model, and the extra that brings it
 
@@ -63,6 +64,20 @@ def reward(
     raise typer.Exit(run_training(recipe_from(RewardRecipe, options, recipe), resume, quiet))
 
 
+@app.command()
+@takes(DpoRecipe.model_fields, "options")
+@needs("train", "trl")
+def dpo(
+    recipe: RecipeOption = None,
+    resume: ResumeOption = False,
+    quiet: QuietOption = False,
+    *,
+    options: dict[str, Any],
+) -> None:
+    """Train a student on preferences: DPO, IPO, KTO, ORPO, SimPO."""
+    raise typer.Exit(run_training(recipe_from(DpoRecipe, options, recipe), resume, quiet))
+
+
 @needs("train")
 def rank(
     reward: RewardOption,
@@ -96,11 +111,12 @@ def run_ranking(reward: Path, candidates: Path, out: Path, split: Path | None, q
     return run_rank(reward, candidates, out, quiet, split)
 
 
-def run_training(told: SftRecipe | RewardRecipe, resume: bool, quiet: bool) -> int:
+def run_training(told: Training, resume: bool, quiet: bool) -> int:
     """Returns the exit code. What is missing may be gigabytes, and is told when the settings are known to be
     right. Raises UsageError."""
     quieten()
-    require("train", *([SMOLLM2] if told.model == SMOLLM2 else []), purpose="training a model")
+    extras = ["train"] + ["trl"] * isinstance(told, DpoRecipe) + [SMOLLM2] * (told.model == SMOLLM2)
+    require(*extras, purpose="training a model")
     from trainers.run_folder import Folder, check_model
 
     if not resume:  # is all of it there? Told at once: libraries take their time to load
@@ -113,6 +129,11 @@ def run_training(told: SftRecipe | RewardRecipe, resume: bool, quiet: bool) -> i
         from trainers.sft import run_sft
 
         return run_sft(told, resume, quiet, os.environ)
+    if isinstance(told, DpoRecipe):
+        from trainers.dpo import run_dpo
+
+        return run_dpo(told, resume, quiet, os.environ)
+    assert isinstance(told, RewardRecipe)
     from trainers.reward import run_reward
 
     return run_reward(told, resume, quiet, os.environ)

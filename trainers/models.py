@@ -162,20 +162,26 @@ ALPHA = 2  # times the rank
 DROPOUT = 0.0
 
 
-def with_lora(model: Any, rank: int, recompute: bool, task: str = "CAUSAL_LM") -> Any:
+def lora_config(rank: int, task: str = "CAUSAL_LM") -> Any:
     """task: peft's name for it; with SEQ_CLS the head is learnt whole."""
-    from peft import LoraConfig, get_peft_model
+    from peft import LoraConfig
 
-    config = LoraConfig(
+    return LoraConfig(
         task_type=task,
         r=rank,
         lora_alpha=ALPHA * rank,
         lora_dropout=DROPOUT,
         target_modules="all-linear",
     )
+
+
+def with_lora(model: Any, rank: int, recompute: bool, task: str = "CAUSAL_LM") -> Any:
+    """task: see lora_config."""
+    from peft import get_peft_model
+
     if recompute:
         model.enable_input_require_grads()
-    return get_peft_model(model, config)
+    return get_peft_model(model, lora_config(rank, task))
 
 
 def linear_shapes(model: Any) -> list[tuple[int, int]]:

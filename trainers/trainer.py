@@ -30,14 +30,21 @@ Count = Callable[[Batch], float]
 Measure = Callable[[Any, Batch], dict[str, tuple[float, float]]]
 
 
-def joined(recipe: Training, job: Mapping[str, Any], steps: int) -> tuple[str | None, TrainingArguments]:
+def joined(
+    recipe: Training,
+    job: Mapping[str, Any],
+    steps: int,
+    kind: type[TrainingArguments] = TrainingArguments,
+    **more: Any,
+) -> tuple[str | None, Any]:
     """This process among the others, before any weight is read: the checkpoint that all go on from, and the
-    Trainer's arguments."""
+    Trainer's arguments. kind: those of a trainer that takes more of them."""
     join_processes(recipe)
     set_seed(recipe.seed)
     checkpoint = agreed(job["checkpoint"])
     work = Folder(recipe.out).checkpoints
-    return checkpoint, arguments(recipe, job["deepspeed"], work, steps, fresh=checkpoint is None)
+    fresh = checkpoint is None
+    return checkpoint, arguments(recipe, job["deepspeed"], work, steps, fresh, kind, **more)
 
 
 def weights_dtype(recipe: Training) -> torch.dtype:
@@ -46,11 +53,17 @@ def weights_dtype(recipe: Training) -> torch.dtype:
 
 
 def arguments(
-    recipe: Training, deepspeed: dict[str, Any] | None, work: Path, steps: int, fresh: bool
+    recipe: Training,
+    deepspeed: dict[str, Any] | None,
+    work: Path,
+    steps: int,
+    fresh: bool,
+    kind: type[TrainingArguments] = TrainingArguments,
+    **more: Any,
 ) -> TrainingArguments:
     """The recipe as transformers puts it; to be made before the model is read (ZeRO-3)."""
     often = max(1, math.ceil(steps / SHARE_BETWEEN_SAVES))
-    return TrainingArguments(
+    return kind(
         output_dir=str(work),
         per_device_train_batch_size=recipe.rows_at_once,
         gradient_accumulation_steps=recipe.accumulation,
@@ -80,6 +93,7 @@ def arguments(
         disable_tqdm=True,
         report_to=[],
         log_level="warning",
+        **more,
     )
 
 

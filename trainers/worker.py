@@ -44,7 +44,12 @@ ANSWER_TOKENS = 64
 
 def train(job: dict[str, Any]) -> None:
     """Leaves the result in the folder's `result`, unless it was stopped before its end."""
-    {"sft": train_sft, "reward": train_reward}[job["kind"]](job)
+    if job["kind"] == "dpo":
+        from trainers.trl_worker import train_dpo  # TRL is an extra of its own
+
+        train_dpo(job)
+    else:
+        {"sft": train_sft, "reward": train_reward}[job["kind"]](job)
 
 
 def train_sft(job: dict[str, Any]) -> None:

@@ -32,7 +32,7 @@ FIRST_WORDS = ("train", "rank", "evaluate", "report")
 # What is the recipe's to say: where results go, what is resumed, in which form it is told.
 OURS = ("resume", "quiet", "json", "run")
 WRITTEN = ("out", "csv", "rows", "split")  # flags that name what is written
-NEEDED = {"train sft": ("data", "model"), "train reward": ("data", "model")}  # or a recipe of their own
+NEEDED = {f"train {kind}": ("data", "model") for kind in ("sft", "reward", "dpo")}  # or a recipe of their own
 ONE_OF = {
     "evaluate judge": ("reviews", "preferences", "stage"),
     "evaluate ranking": ("reviews", "stage"),

@@ -1,0 +1,203 @@
+"""`distill train dpo` through the front door: five losses of TRL on our rows, kills, processes, what it
+reports."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("torch", reason="the trainers' packages are not installed (requirements/train.txt)")
+pytest.importorskip("trl", reason="TRL is not installed (requirements/trl.txt)")
+
+import numpy as np
+
+from tests.support import tiny
+from tests.support.killing import kill_at_step, leave_traces_of_a_kill
+
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("default")]
+NEAR = 1e-4
+USUAL = ("--template", "alpaca", "--held-out", 0.2, "--eval-every", 5, "--samples", 4)  # 8 steps
+
+
+@pytest.fixture(scope="module")
+def ground(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a student, preferences, and a plain training on them that nothing disturbed."""
+    folder = tmp_path_factory.mktemp("dpo")
+    tiny.student(folder / "student")
+    tiny.write(folder / "rows.jsonl", mixed(30))
+    tiny.train(*given(folder, "plain"), *USUAL, kind="dpo")
+    return folder
+
+
+def mixed(count: int) -> list[dict[str, Any]]:
+    """Prompts with three pairs, and some with one, in two shapes."""
+    rows = tiny.rankings(count)
+    for row in rows[: count // 2 : 2]:
+        best, _, worst = (answer["text"] for answer in row.pop("answers"))
+        row |= {"chosen": best, "rejected": worst}
+    return rows
+
+
+def given(ground: Path, out: str) -> tuple[Path, Path, Path]:
+    return ground / "rows.jsonl", ground / "student", ground / out
+
+
+def held(ground: Path, out: str) -> list[dict[str, Any]]:
+    lines = map(json.loads, (ground / out / "metrics.jsonl").read_bytes().splitlines())
+    return [line for line in lines if line["kind"] == "held_out"]
+
+
+def same_losses(ground: Path, out: str, near: float = NEAR) -> None:
+    expected, found = tiny.measured(ground / "plain"), tiny.measured(ground / out)
+    assert found.keys() == expected.keys()
+    for key, values in expected.items():
+        assert found[key] == pytest.approx(values[: len(found[key])], rel=near), key
+
+
+def test_it_learns_the_preference_and_says_how_far_it_has_moved(ground: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    measured = held(ground, "plain")
+    assert measured[0]["held_out_loss"] == pytest.approx(np.log(2), abs=1e-6)  # it is its own reference
+    assert measured[0]["held_out_accuracy"] == 0.5
+    assert measured[-1]["held_out_loss"] < measured[0]["held_out_loss"]
+    assert measured[-1]["held_out_accuracy"] > 0.9
+    out = ground / "plain"
+    report = json.loads((out / "report.json").read_text())
+    assert report["accuracy"] == measured[-1]["held_out_accuracy"]
+    assert report["kl"] > 0
+    assert report["answers"] == 4
+    card = (out / "README.md").read_text()
+    assert "| KL to the model as it was (nats an answer, on its own answers) |" in card
+    assert "| length of rejected answers |" in card
+    assert not (out / "training" / "checkpoints").exists()
+    AutoModelForCausalLM.from_pretrained(out)
+    prompt = AutoTokenizer.from_pretrained(out).apply_chat_template(
+        [{"role": "user", "content": "Say sea."}], tokenize=False
+    )
+    assert prompt.endswith("### Instruction:\nSay sea.\n\n### Response:")
+
+
+@pytest.mark.parametrize("loss", ["ipo", "kto", "orpo", "simpo"])
+def test_each_loss_learns(ground: Path, loss: str) -> None:
+    tiny.train(*given(ground, loss), *USUAL, "--loss", loss, kind="dpo")
+    measured = held(ground, loss)
+    assert measured[-1]["held_out_loss"] < measured[0]["held_out_loss"]
+    assert measured[-1]["held_out_accuracy"] > 0.9
+    assert measured[-1]["held_out_margin"] > measured[0]["held_out_margin"]
+    assert f"- {loss}\n" in (ground / loss / "README.md").read_text()
+
+
+@pytest.mark.parametrize("loss", ["dpo", "kto"])
+def test_a_killed_training_goes_on_as_if_nothing_had_been(ground: Path, loss: str) -> None:
+    out, words = f"killed-{loss}", (*USUAL, "--loss", loss)
+    kill_at_step(tiny.words(*given(ground, out), *words, kind="dpo"), ground / out, 5, deaf=True)
+    leave_traces_of_a_kill(ground / out / "training")
+    kept = np.load(ground / out / "training" / "rows-0" / "reference.npy")
+    assert kept.shape[1] == {"dpo": 2, "kto": 4}[loss]
+    said = tiny.train(*given(ground, out), *words, "--resume", kind="dpo")
+    assert "checkpoint-5 is passed over: it was not finished" in said
+    assert "continuing from step 4" in said
+    plain = "plain" if loss == "dpo" else loss
+    mine = (ground / out / "model.safetensors").read_bytes()
+    assert mine == (ground / plain / "model.safetensors").read_bytes()
+
+
+def test_other_settings_are_refused_by_a_resume(ground: Path) -> None:
+    out = "changed"
+    kill_at_step(tiny.words(*given(ground, out), *USUAL, kind="dpo"), ground / out, 3, deaf=True)
+    said = tiny.train(*given(ground, out), *USUAL, "--beta", 0.3, "--resume", kind="dpo", code=2)
+    assert "beta: None -> 0.3" in said
+
+
+@pytest.mark.parametrize(
+    ("out", "flags"),
+    [
+        ("small", ("--micro-batch", 1)),
+        ("zero2", ("--zero", 2, "--nproc", 2)),
+        ("zero3", ("--zero", 3, "--nproc", 2)),
+    ],
+    ids=["in smaller pieces", "ZeRO-2, two processes", "ZeRO-3, two processes"],
+)
+def test_pieces_and_processes_change_no_loss(ground: Path, out: str, flags: tuple[object, ...]) -> None:
+    tiny.train(*given(ground, out), *USUAL, *flags, kind="dpo")
+    same_losses(ground, out, near=1e-3)
+
+
+def test_lora_learns_and_is_merged(ground: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    tiny.train(*given(ground, "lora"), *USUAL, "--lora", 4, "--lr", 1e-2, kind="dpo")
+    measured = held(ground, "lora")
+    assert measured[0]["held_out_loss"] == pytest.approx(np.log(2), abs=1e-6)
+    assert measured[-1]["held_out_loss"] < measured[0]["held_out_loss"]
+    names = set(AutoModelForCausalLM.from_pretrained(ground / "lora").state_dict())
+    assert names == set(AutoModelForCausalLM.from_pretrained(ground / "student").state_dict())
+
+
+def test_each_prompt_weighs_the_same_whatever_its_pairs(ground: Path, tmp_path: Path) -> None:
+    """The gradient of a micro batch is that of the weighted mean of TRL's losses, a pair at a time."""
+    import torch
+
+    from trainers.models import tokenizer_of
+    from trainers.preference_data import prepared
+    from trainers.trl_config import DpoRecipe
+    from trainers.trl_worker import Scaled
+
+    data, student, _ = given(ground, "")
+    recipe = DpoRecipe(data=data, model=str(student), out=tmp_path, template="alpaca", held_out=0.2)
+    rows, counts, groups = prepared(recipe, tokenizer_of(str(student)))
+    weights = rows.weights[rows.trained]
+    of = rows.prompts[rows.trained]
+    assert {*np.bincount(of)[of]} == {1, 3}
+    each = np.bincount(of, weights)
+    assert each[each > 0] == pytest.approx(weights.sum() / len(np.unique(of)), rel=1e-5)
+    assert weights.mean() == pytest.approx(1.0, rel=1e-5)
+    assert counts.held_prompts == len(groups) == 6
+    assert not {*of} & {*rows.prompts[rows.held_out]}
+    values = torch.tensor([[1.0, 2.0], [3.0, 4.0]], requires_grad=True)
+    scaled = Scaled.apply(values, torch.tensor([0.5, 2.0]))
+    assert scaled.equal(values)
+    (scaled**2).sum().backward()
+    assert values.grad is not None
+    assert values.grad.equal(2 * values.detach() * torch.tensor([[0.5], [2.0]]))
+
+
+@pytest.mark.parametrize(
+    ("rows", "flags", "told"),
+    [
+        ([{"instruction": "a", "output": "b"}], (), "no comparison in"),
+        (None, ("--max-length", 20), "prompts have a pair of answers within --max-length 20"),
+        (None, ("--loss", "kto", "--micro-batch", 1), "kto takes its KL over a micro batch"),
+        (None, ("--loss", "ppo"), "--loss"),
+        (None, ("--beta", 0), "--beta"),
+    ],
+    ids=["no pairs", "all too long", "kto of single rows", "an unknown loss", "no beta"],
+)
+def test_bad_input_is_refused(
+    ground: Path, tmp_path: Path, rows: Any, flags: tuple[object, ...], told: str
+) -> None:
+    data = tiny.write(tmp_path / "rows.jsonl", rows) if rows else ground / "rows.jsonl"
+    said = tiny.train(data, ground / "student", tmp_path / "out", *flags, kind="dpo", code=2)
+    assert told in said
+
+
+def test_answers_that_are_too_long_are_left_out_or_cut_and_counted(ground: Path, tmp_path: Path) -> None:
+    from trainers.models import tokenizer_of
+    from trainers.preference_data import prepared
+    from trainers.trl_config import DpoRecipe
+
+    student = str(ground / "student")
+    long = {"prompt": "Say sea.", "chosen": "a" * 400, "rejected": "b"}
+    data = tiny.write(tmp_path / "rows.jsonl", [long, *mixed(9)])
+    told = {"data": data, "model": student, "out": tmp_path, "template": "alpaca", "max_length": 300}
+    rows, counts, _ = prepared(DpoRecipe(**told), tokenizer_of(student))
+    assert (counts.too_long, counts.prompts) == (1, 9)
+    rows, counts, _ = prepared(DpoRecipe(**told, too_long="cut"), tokenizer_of(student))
+    assert (counts.cut, counts.prompts) == (1, 10)
+    asked, answer = rows.answer(int(rows.pairs[0, 0]))
+    assert len(asked) + len(answer) == 300
+    assert answer[-1] != 1  # it teaches no end of sequence
