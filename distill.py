@@ -65,8 +65,8 @@ __all__ = [
     "RunFolderError", "StorageError", "UsageError", "__version__", "acompare", "aestimate", "agenerate",
     "ajudge", "answers", "arun", "ascore", "atranslate", "check", "compare", "estimate", "evaluate", "export",
     "failures", "generate", "import_answers", "judge", "plan", "rank", "report", "retry", "run", "score",
-    "settle", "status", "to_dataset", "to_pandas", "train_dpo", "train_reward", "train_sft", "translate",
-    "unconfirmed",
+    "settle", "status", "to_dataset", "to_pandas", "train_distill", "train_dpo", "train_reward",
+    "train_rl", "train_sft", "translate", "unconfirmed",
 ]  # fmt: skip
 
 
@@ -227,6 +227,32 @@ def train_dpo(
     from trainers.trl_config import DpoRecipe
 
     return _train(DpoRecipe, {"data": data, "model": model, "out": out, **settings}, resume, quiet)
+
+
+def train_rl(
+    data: Name,
+    *,
+    model: str,
+    reward: str,
+    out: Name,
+    resume: bool = False,
+    quiet: bool = False,
+    **settings: Any,
+) -> Path:
+    """Trains a student on a reward (a folder of `train_reward`, or a function's name); returns its folder."""
+    from trainers.trl_config import RlRecipe
+
+    given = {"data": data, "model": model, "reward": reward, "out": out, **settings}
+    return _train(RlRecipe, given, resume, quiet)
+
+
+def train_distill(
+    data: Name, *, model: str, out: Name, resume: bool = False, quiet: bool = False, **settings: Any
+) -> Path:
+    """Trains a student on probabilities (of `teacher=`, or in the rows); returns its folder."""
+    from trainers.trl_config import DistillRecipe
+
+    return _train(DistillRecipe, {"data": data, "model": model, "out": out, **settings}, resume, quiet)
 
 
 def _train(kind: "type[Training]", given: dict[str, Any], resume: bool, quiet: bool) -> Path:

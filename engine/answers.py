@@ -17,7 +17,7 @@ from typing import Any
 from engine.collect.other_settings import counting
 from engine.collect.plan import role
 from engine.collect.settings import Settings
-from engine.provider.responses import stored_answer
+from engine.provider.responses import logprobs_in, stored_answer
 from engine.tasks.datasets import agreed, comparison_line, comparisons, ranking_line, review_line, verdict
 from engine.tasks.task import Task
 from store.datasets import ExportRow, Stored, line_of, question, stored
@@ -27,7 +27,7 @@ from store.records import OUTCOMES
 
 POOLED = ("alpaca", "chat", "parquet")
 SHAPES: Mapping[str, Sequence[str]] = {
-    "generate": (*POOLED, "candidates"),
+    "generate": (*POOLED, "candidates", "logprobs"),
     "translate": POOLED,
     "score": ("comparisons", "scores"),
     "compare": ("comparisons",),
@@ -168,6 +168,15 @@ def _candidate_lines(
         yield {"id": item.id, "prompt": question(item), "candidates": [text for _, text in answers]}
 
 
+def _logprob_lines(found: Iterator[Read], settings: Settings, min_margin: float) -> Iterator[dict[str, Any]]:
+    """Alpaca's rows with what the server told of each token (`--param logprobs=true`), for `train distill`;
+    null where it told nothing."""
+    alpaca = line_of("alpaca", settings.samples, settings.system, False)
+    for read in found:
+        (answer,) = pooled_rows(iter([read]), settings, "drop")
+        yield {**alpaca(answer), "logprobs": logprobs_in(read[0].raw)}
+
+
 def _score_lines(found: Iterator[Read], settings: Settings, min_margin: float) -> Iterator[dict[str, Any]]:
     return (ranking_line(item, record) for _, item, record in found)
 
@@ -181,6 +190,7 @@ LINES: Mapping[str, Callable[[Iterator[Read], Settings, float], Iterator[dict[st
     "comparisons": _comparison_lines,
     "scores": _score_lines,
     "candidates": _candidate_lines,
+    "logprobs": _logprob_lines,
     "reviews": _review_lines,
 }
 

@@ -12,8 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 
 import store.datasets
+from engine.answers import LINES, check_format, clean
 from engine.answers import POOLED as FORMATS
-from engine.answers import check_format, clean
+from engine.collect.settings import Settings
 from engine.provider.responses import text_of
 from engine.tasks.generate import task
 from store.datasets import ExportRow, stored, write
@@ -131,6 +132,24 @@ async def test_a_stage_has_its_own_rows(tmp_path: Path) -> None:
         ledger.place(other.stage, 0, item(9), PLAN, [(0, 1)])
     assert [row.item.id for row in read(tmp_path, stage=1)] == ["row 1"]
     assert [row.item.id for row in read(tmp_path, stage=2)] == ["row 9"]
+
+
+async def test_log_probabilities_are_written_as_the_server_told_them(tmp_path: Path) -> None:
+    told = [{"token": "Hi", "logprob": -0.1, "bytes": [72, 105], "top_logprobs": []}]
+    body = orjson.loads(chat("Hi"))
+    body["choices"][0]["logprobs"] = {"content": told}
+    async with opened(tmp_path) as ledger:
+        book = Book(ledger)
+        book.add(1, Response("stop", "stop", Usage(1, 1), orjson.dumps(body), 0, 0.1))
+        book.add(2, Response("stop", "stop", Usage(1, 1), chat("Ho"), 0, 0.1))
+    reader = connect_reader(tmp_path)
+    role = task(None, None)
+    found = (
+        (row, None, role.record(role.decode(row.item), text_of(row.raw))) for row in stored(reader, 1, USUAL)
+    )
+    lines = list(LINES["logprobs"](found, Settings(model="m", base_url="http://127.0.0.1"), 0.0))
+    reader.close()
+    assert [(line["output"], line["logprobs"]) for line in lines] == [("Hi", told), ("Ho", None)]
 
 
 async def test_lone_surrogates_of_a_reply_become_the_replacement_character(tmp_path: Path) -> None:

@@ -409,6 +409,26 @@ async def test_what_lies_elsewhere_can_be_named(tmp_path: Path) -> None:
         build(tmp_path / "run", [], [write(tmp_path / "odd.json", [1])])
 
 
+async def test_what_learns_from_preferences_or_rewards_is_a_student(tmp_path: Path) -> None:
+    """Though it has an accuracy, or a report, as a reward model has; rewards are drawn against length."""
+    await fill(tmp_path / "run", rows=2)
+    liked, rewarded = (training(tmp_path / name, name, reward=True) for name in ("liked", "rewarded"))
+    write(liked / "training" / "finished.json", {"Recipe": {"loss": "dpo"}})
+    write(liked / "report.json", {"accuracy": 0.75, "margin": 0.5, "kl": 1.25, "policy_tokens": 80.0})
+    write(rewarded / "training" / "finished.json", {"Recipe": {"method": "rloo"}})
+    ends = {"before": {"reward": 0.1, "tokens": 40.0, "kl": None}, "after": {"reward": 0.9, "tokens": 90.0}}
+    write(rewarded / "report.json", ends)
+    with (rewarded / "metrics.jsonl").open("ab") as file:
+        told = {"kind": "step", "loss": -0.5, "tokens": 1, "seconds": 1.0, "answers": [[10, 0.5], [12, 0.7]]}
+        file.write(b"\n" + b"".join(orjson.dumps({**told, "step": n}) + b"\n" for n in range(31, 41)))
+    report = build(tmp_path / "run", [liked, rewarded], [])
+    assert "reward" not in {one.id for one in report.sections}
+    page = html(report)
+    assert "policy tokens" in page
+    assert "0.100 → 0.900" in page
+    assert "Reward against length of rewarded" in page
+
+
 async def test_an_evaluation_that_cannot_be_read_is_named_and_the_rest_is_told(tmp_path: Path) -> None:
     await fill(tmp_path, rows=2)
     folder = tmp_path / "evaluations"

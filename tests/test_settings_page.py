@@ -22,7 +22,7 @@ from engine.collect.build_settings import flag_of  # noqa: E402
 from engine.collect.setting_fields import ALL, FLAGGED, PANELS, declared  # noqa: E402
 from engine.recipe.schema import EndpointTable, Recipe, StageTable, TeacherTable  # noqa: E402
 from trainers.config import RewardRecipe, SftRecipe  # noqa: E402
-from trainers.trl_config import DpoRecipe  # noqa: E402
+from trainers.trl_config import DistillRecipe, DpoRecipe, RlRecipe  # noqa: E402
 
 PAGE = ROOT / "docs" / "settings.md"
 HOW = "python tests/test_settings_page.py"
@@ -40,10 +40,11 @@ have the flags' names with underscores. They go into `[stage.NAME]`, `[teacher.N
 TRAINING = """
 ## Training
 
-`train sft`, `train reward` and `train dpo` take these as flags, as keys of a recipe's step, and as keys of
-the TOML file that `--recipe` names. A flag overrides the file.
+`train sft`, `reward`, `dpo`, `rl` and `distill` take these as flags, as keys of a recipe's step, and as keys
+of the TOML file that `--recipe` names. A flag overrides the file.
 """
 TRAININGS: dict[str, type[BaseModel]] = {"sft": SftRecipe, "reward": RewardRecipe, "dpo": DpoRecipe}
+TRAININGS |= {"rl": RlRecipe, "distill": DistillRecipe}
 
 
 def allowed(model: type[BaseModel], name: str) -> str:

@@ -14,7 +14,7 @@ from store.errors import needs, require
 from store.files import is_plain
 from store.pool import Pool
 from trainers.config import RewardRecipe, SftRecipe, Training, recipe_from
-from trainers.trl_config import DpoRecipe
+from trainers.trl_config import DistillRecipe, DpoRecipe, RlRecipe
 
 SMOLLM2 = "smollm2"  # the embedded model, and the extra that brings it
 
@@ -78,6 +78,34 @@ def dpo(
     raise typer.Exit(run_training(recipe_from(DpoRecipe, options, recipe), resume, quiet))
 
 
+@app.command()
+@takes(DistillRecipe.model_fields, "options")
+@needs("train")
+def distill(
+    recipe: RecipeOption = None,
+    resume: ResumeOption = False,
+    quiet: QuietOption = False,
+    *,
+    options: dict[str, Any],
+) -> None:
+    """Train a student on a teacher's probabilities of the next token."""
+    raise typer.Exit(run_training(recipe_from(DistillRecipe, options, recipe), resume, quiet))
+
+
+@app.command()
+@takes(RlRecipe.model_fields, "options")
+@needs("train", "trl")
+def rl(
+    recipe: RecipeOption = None,
+    resume: ResumeOption = False,
+    quiet: QuietOption = False,
+    *,
+    options: dict[str, Any],
+) -> None:
+    """Train a student on a reward: RLOO, GRPO."""
+    raise typer.Exit(run_training(recipe_from(RlRecipe, options, recipe), resume, quiet))
+
+
 @needs("train")
 def rank(
     reward: RewardOption,
@@ -115,16 +143,29 @@ def run_training(told: Training, resume: bool, quiet: bool) -> int:
     """Returns the exit code. What is missing may be gigabytes, and is told when the settings are known to be
     right. Raises UsageError."""
     quieten()
-    extras = ["train"] + ["trl"] * isinstance(told, DpoRecipe) + [SMOLLM2] * (told.model == SMOLLM2)
+    by_trl = isinstance(told, DpoRecipe | RlRecipe) or (
+        isinstance(told, DistillRecipe) and told.on_policy > 0
+    )
+    embedded = SMOLLM2 in (told.model, getattr(told, "teacher", None))
+    extras = ["train"] + ["trl"] * by_trl + [SMOLLM2] * embedded
     require(*extras, purpose="training a model")
+    from trainers.rl_prompts import check_reward
     from trainers.run_folder import Folder, check_model
 
     if not resume:  # is all of it there? Told at once: libraries take their time to load
         Pool(told.data)
         if told.model != SMOLLM2:
             check_model(told.model)
+        if isinstance(told, DistillRecipe) and told.teacher not in (None, SMOLLM2):
+            check_model(str(told.teacher), "--teacher")
+        if isinstance(told, RlRecipe):
+            check_reward(told.reward)
     if told.node_rank == 0:
         Folder(told.out).check(resume)
+    if isinstance(told, DistillRecipe):
+        from trainers.distill import run_distill
+
+        return run_distill(told, resume, quiet, os.environ)
     if isinstance(told, SftRecipe):
         from trainers.sft import run_sft
 
@@ -133,6 +174,10 @@ def run_training(told: Training, resume: bool, quiet: bool) -> int:
         from trainers.dpo import run_dpo
 
         return run_dpo(told, resume, quiet, os.environ)
+    if isinstance(told, RlRecipe):
+        from trainers.rl import run_rl
+
+        return run_rl(told, resume, quiet, os.environ)
     assert isinstance(told, RewardRecipe)
     from trainers.reward import run_reward
 

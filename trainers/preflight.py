@@ -70,13 +70,16 @@ def check_length(recipe: Training, config: Any) -> None:
         raise UsageError(f"--max-length {recipe.max_length}: this model reads at most {longest} tokens")
 
 
-def check_size(recipe: Training, setup: Setup, skeleton: Any, outputs: int, counted: str) -> int:
+def check_size(
+    recipe: Training, setup: Setup, skeleton: Any, outputs: int, counted: str, beside: int = 0
+) -> int:
     """The parameters of a model, of which the skeleton has the shapes. outputs: numbers that it makes of each
-    token. counted: what a batch counts. Raises TooLarge."""
+    token. counted: what a batch counts. beside: parameters of other models that are only read meanwhile.
+    Raises TooLarge."""
     parameters = trained = sum(p.numel() for p in skeleton.parameters())
     if recipe.lora is not None:
         trained = lora_parameters(recipe.lora, linear_shapes(skeleton))
-    size = ModelSize.of(setup.config, parameters, trained, outputs)
+    size = ModelSize.of(setup.config, parameters + beside, trained, outputs)
     needed = check_memory(size, as_configured(recipe), stage_of(recipe), setup.machine)
     setup.display.say(in_words(size, recipe, needed, setup.machine, counted))
     return parameters

@@ -250,16 +250,16 @@ def _to_disk(path: Path) -> None:
         os.close(descriptor)
 
 
-def check_model(name: str) -> None:
+def check_model(name: str, flag: str = "--model") -> None:
     """Raises UsageError where no model can be read: a file, no folder, a folder that is not a model or whose
     weights are incomplete. A name on a hub passes."""
     path = Path(name)
     if path.is_file():
-        raise UsageError(f"--model {name} is a file; expected a transformers folder, a hub name or smollm2")
+        raise UsageError(f"{flag} {name} is a file; expected a transformers folder, a hub name or smollm2")
     if path.is_dir():
-        _check_files(path, f"--model {name}", "a transformers folder")
+        _check_files(path, f"{flag} {name}", "a transformers folder")
     elif path.is_absolute() or name.startswith((".", "~")) or name.endswith("/") or name.count("/") > 1:
-        raise UsageError(f"--model {name}: there is no such folder")
+        raise UsageError(f"{flag} {name}: there is no such folder")
 
 
 @dataclass(frozen=True)

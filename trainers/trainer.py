@@ -17,6 +17,7 @@ import torch.distributed as dist
 from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
 
 from trainers.config import Training
+from trainers.encoding import alpaca_chat_template
 from trainers.errors import TrainingFailed
 from trainers.models import merged
 from trainers.process import agreed, join_processes, measured, on_cpu, report
@@ -188,10 +189,11 @@ class Telling(TrainerCallback):
     """Reports each step, makes checkpoints complete, and stops when the command asks."""
 
     def __init__(self, tokens: npt.NDArray[np.int64], rows: int, batch: int, folder: Folder) -> None:
-        """tokens: of each step. rows: of one pass over the data."""
+        """tokens: of each step. rows: of one pass over the data. also: what else is told of a step."""
         self._tokens, self._rows, self._batch, self._folder = tokens, rows, batch, folder
         self._began = time.perf_counter()
         self.stopped = False
+        self.also: dict[str, Any] = {}
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._began = time.perf_counter()
@@ -228,6 +230,7 @@ class Telling(TrainerCallback):
             lr=logs.get("learning_rate"),
             tokens=int(self._tokens[step - 1]),
             seconds=self._seconds,
+            **self.also,
         )
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -250,6 +253,15 @@ def save_weights(loop: Loop, recipe: Training, result: Path) -> None:
         model: Any = loop.model
         model.to(torch.bfloat16)
     loop.save_model(str(result))
+
+
+def publish(loop: Any, recipe: Training, tokenizer: Any, template: str, result: Path) -> None:
+    """A model that answers as it was taught to: with the template that it was asked by."""
+    save_weights(loop, recipe, result)
+    if loop.is_world_process_zero():
+        if template == "alpaca":
+            tokenizer.chat_template = alpaca_chat_template(tokenizer)
+        save_tokenizer(tokenizer, result)
 
 
 def save_tokenizer(tokenizer: Any, result: Path) -> None:

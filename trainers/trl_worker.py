@@ -22,14 +22,13 @@ from trl.models.utils import prepare_deepspeed
 from trl.trainer.utils import selective_log_softmax
 
 from store.files import whole
-from trainers.encoding import alpaca_chat_template
 from trainers.models import causal_model, lora_config, tokenizer_of
 from trainers.preference_batches import Ints, Preferences
 from trainers.preference_data import PairRows
 from trainers.process import measured
 from trainers.rows import Batch, Planned, load, order, steps_of
 from trainers.run_folder import Folder
-from trainers.trainer import Telling, joined, save_tokenizer, save_weights, weights_dtype
+from trainers.trainer import Telling, joined, publish, weights_dtype
 from trainers.trl_config import DpoRecipe
 
 
@@ -66,9 +65,18 @@ class Weighted:
         return getattr(self._model, name)
 
 
-class Driven:
-    """Of a trainer of TRL: our order of rows, our evaluation; it tells nobody of the run, and writes no
-    card."""
+class Quiet:
+    """Of a trainer of TRL: it tells nobody of the run, and writes no card."""
+
+    def _send_telemetry(self) -> None:
+        """Nobody is told."""
+
+    def create_model_card(self, *_: Any, **__: Any) -> None:
+        """The command writes one, at the end."""
+
+
+class Driven(Quiet):
+    """Of a trainer for preferences: our order of rows, and our evaluation."""
 
     def __init__(self: Any, preferences: Preferences, planned: Ints, **given: Any) -> None:
         self.preferences, self._order = preferences, planned
@@ -78,12 +86,6 @@ class Driven:
 
     def _collated(self, examples: Sequence[dict[str, int]]) -> Batch:
         return self.preferences.collated([example["place"] for example in examples])
-
-    def _send_telemetry(self) -> None:
-        """Nobody is told."""
-
-    def create_model_card(self, *_: Any, **__: Any) -> None:
-        """The command writes one, at the end."""
 
     def _prepare_dataset(self, dataset: Any, *_: Any) -> Any:
         return dataset
@@ -242,13 +244,4 @@ def train_dpo(job: dict[str, Any]) -> None:
     )  # fmt: skip
     loop.train(resume_from_checkpoint=checkpoint)
     if not telling.stopped:
-        publish(loop, recipe, tokenizer, job["template"], folder)
-
-
-def publish(loop: Any, recipe: Any, tokenizer: Any, template: str, folder: Folder) -> None:
-    """The result, as `train sft` leaves it."""
-    save_weights(loop, recipe, folder.result)
-    if loop.is_world_process_zero():
-        if template == "alpaca":
-            tokenizer.chat_template = alpaca_chat_template(tokenizer)
-        save_tokenizer(tokenizer, folder.result)
+        publish(loop, recipe, tokenizer, job["template"], folder.result)

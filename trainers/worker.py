@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from trainers.config import RewardRecipe, SftRecipe
-from trainers.encoding import alpaca_chat_template, prompt_length
+from trainers.encoding import prompt_length
 from trainers.models import causal_model, tokenizer_of, with_lora
 from trainers.process import run_job
 from trainers.reward_data import Parts, template_for
@@ -37,7 +37,7 @@ from trainers.rows import (
     token_loss_sum,
 )
 from trainers.run_folder import About, Folder, write_about
-from trainers.trainer import Loop, Telling, joined, save_tokenizer, save_weights, weights_dtype
+from trainers.trainer import Loop, Telling, joined, publish, save_tokenizer, save_weights, weights_dtype
 
 ANSWER_TOKENS = 64
 
@@ -48,6 +48,14 @@ def train(job: dict[str, Any]) -> None:
         from trainers.trl_worker import train_dpo  # TRL is an extra of its own
 
         train_dpo(job)
+    elif job["kind"] == "distill":
+        from trainers.distill_worker import train_distill
+
+        train_distill(job, sampled)
+    elif job["kind"] == "rl":
+        from trainers.rl_worker import train_rl
+
+        train_rl(job)
     else:
         {"sft": train_sft, "reward": train_reward}[job["kind"]](job)
 
@@ -80,11 +88,7 @@ def train_sft(job: dict[str, Any]) -> None:
     loop.train(resume_from_checkpoint=checkpoint)
     if telling.stopped:
         return
-    save_weights(loop, recipe, folder.result)
-    if loop.is_world_process_zero():
-        if job["template"] == "alpaca":
-            tokenizer.chat_template = alpaca_chat_template(tokenizer)
-        save_tokenizer(tokenizer, folder.result)
+    publish(loop, recipe, tokenizer, job["template"], folder.result)
 
 
 def sampled(loop: Loop, rows: TokenRows, tokenizer: Any, count: int) -> list[dict[str, Any]]:

@@ -268,6 +268,17 @@ def stored_answer(raw: bytes) -> tuple[str, str] | None:
         return None
 
 
+def logprobs_in(raw: bytes) -> list[Any] | None:
+    """What a stored body tells of each token of its first answer (OpenAI's `logprobs.content`); None where
+    it tells nothing."""
+    body, _ = parse_body(raw)
+    try:
+        found = body["choices"][0]["logprobs"]["content"]
+    except (LookupError, TypeError):
+        return None
+    return found if isinstance(found, list) and found else None
+
+
 def text_of(raw: bytes) -> str:
     """The teacher's words in a stored body; none in one that cannot be read."""
     return (stored_answer(raw) or ("", ""))[0]

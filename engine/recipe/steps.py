@@ -32,7 +32,10 @@ FIRST_WORDS = ("train", "rank", "evaluate", "report")
 # What is the recipe's to say: where results go, what is resumed, in which form it is told.
 OURS = ("resume", "quiet", "json", "run")
 WRITTEN = ("out", "csv", "rows", "split")  # flags that name what is written
-NEEDED = {f"train {kind}": ("data", "model") for kind in ("sft", "reward", "dpo")}  # or a recipe of their own
+NEEDED: dict[str, tuple[str, ...]] = {
+    f"train {kind}": ("data", "model") for kind in ("sft", "reward", "dpo", "distill")
+}
+NEEDED["train rl"] = ("data", "model", "reward")  # these, or a recipe of their own
 ONE_OF = {
     "evaluate judge": ("reviews", "preferences", "stage"),
     "evaluate ranking": ("reviews", "stage"),

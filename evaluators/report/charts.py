@@ -253,6 +253,17 @@ def curves(figure: Any, table: FigureTable, wide: bool) -> None:
     legend(figure, wide)
 
 
+def rewards(figure: Any, table: FigureTable, wide: bool) -> None:
+    """Answers of a training; columns: tokens, reward in the first steps, reward in the last ones."""
+    axes, tokens = figure.subplots(), table.numbers("tokens")
+    for n, when in ((0, "first"), (3, "last")):
+        points = _known(tokens, table.numbers(f"{when} steps"))
+        axes.scatter(*points, s=8, alpha=0.5, linewidths=0, color=COLOURS[n], label=f"{when} steps")
+    axes.set_xlabel("tokens of an answer")
+    axes.set_ylabel("reward")
+    legend(figure, wide)
+
+
 def _known(at: list[float], values: list[float]) -> tuple[list[float], list[float]]:
     pairs = [(x, y) for x, y in zip(at, values, strict=True) if y == y]
     return [x for x, _ in pairs], [y for _, y in pairs]

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from engine.terminal import duration, plain
-from evaluators.report.charts import EVEN, calibration, curves, grouped, height_for, percents, shares
+from evaluators.report.charts import EVEN, calibration, curves, grouped, height_for, percents, rewards, shares
 from evaluators.report.figures import (
     Block,
     Drawing,
@@ -46,7 +46,15 @@ SHOWN = (
 )
 
 
+# A setting of each kind of training, beside `train sft`, whose students are measured as reward models are.
+STUDENTS = {"loss", "teacher", "method"}
+POINTS_DRAWN = 300  # answers, of the first steps and of the last ones
+MOVED = ("accuracy", "margin", "kl", "chosen_tokens", "rejected_tokens", "policy_tokens", "before_tokens")
+
+
 def is_reward(training: TrainingInput) -> bool:
+    if recipe_of(training).keys() & STUDENTS:
+        return False
     held = any("held_out_accuracy" in record for record in training.metrics)
     return held or bool(training.quality) or "answers" in recipe_of(training)
 
@@ -64,13 +72,46 @@ def student_section(found: Inputs) -> Section | str:
     heads = []
     for place, training in enumerate(mine, 1):
         blocks += [Heading(training.name), *told(training, f"training-{place}"), *_answers(training)]
+        blocks += [*_moved(training), *_by_length(training, f"rewards-{place}")]
         if held := _held_out(training):
             weak = "" if training.finished else "the training run has not ended"
             first, last = held[0]["held_out_loss"], held[-1]["held_out_loss"]
             note = f"{first:.2f} before, {training.name}" if len(held) > 1 else training.name
             heads.append(Headline(f"{last:.2f}", "held-out loss of the student", note, weak))
-    about = "Supervised fine-tuning: the loss is on responses only."
+    about = "In supervised fine-tuning the loss is on responses only."
     return Section("training", "The student", about, blocks, heads)
+
+
+def _moved(training: TrainingInput) -> list[Block]:
+    """What learning from preferences or rewards has changed, on held-out prompts."""
+    facts = [(name, _figure(training.quality[name])) for name in MOVED if number(training.quality.get(name))]
+    before, after = (training.quality.get(when) for when in ("before", "after"))
+    if isinstance(before, dict) and isinstance(after, dict):
+        told = [(name, value, after.get(name)) for name, value in before.items()]
+        told = [one for one in told if number(one[1]) and number(one[2])]
+        facts += [(name, f"{_figure(old)} → {_figure(new)}") for name, old, new in told]
+    return [Facts([(name.replace("_", " "), value) for name, value in facts])] if facts else []
+
+
+def _figure(value: Any) -> str:
+    return f"{value:.3f}" if abs(value) < 10 else f"{value:,.0f}"
+
+
+def _by_length(training: TrainingInput, name: str) -> list[Block]:
+    """Reward against length: what a reward model is hacked by most easily."""
+    steps = [r["answers"] for r in training.metrics if isinstance(r.get("answers"), list)]
+    some = max(1, len(steps) // 5)
+    first, last = ([p for part in parts for p in part] for parts in (steps[:some], steps[-some:]))
+    if not steps or not first or not last:
+        return []
+    rows = [(tokens, reward, None) for tokens, reward in first[:POINTS_DRAWN]]
+    rows += [(tokens, None, reward) for tokens, reward in last[-POINTS_DRAWN:]]
+    numbers = table(name, ("tokens:count", "first steps:number", "last steps:number"), rows)
+    words = f"Reward against length of {plain(training.name, 60)}"
+    caption = (
+        "Each point is an answer. If longer answers have the higher reward, the student may learn length."
+    )
+    return [Drawing(figure(words, caption, caption, numbers, rewards, 3.1))]
 
 
 def _held_out(training: TrainingInput) -> list[Json]:
