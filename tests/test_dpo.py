@@ -138,32 +138,67 @@ def test_lora_learns_and_is_merged(ground: Path) -> None:
     assert names == set(AutoModelForCausalLM.from_pretrained(ground / "student").state_dict())
 
 
-def test_each_prompt_weighs_the_same_whatever_its_pairs(ground: Path, tmp_path: Path) -> None:
-    """The gradient of a micro batch is that of the weighted mean of TRL's losses, a pair at a time."""
-    import torch
-
+def prepared_rows(ground: Path, out: Path, **told: Any) -> Any:
     from trainers.models import tokenizer_of
     from trainers.preference_data import prepared
     from trainers.trl_config import DpoRecipe
-    from trainers.trl_worker import Scaled
 
     data, student, _ = given(ground, "")
-    recipe = DpoRecipe(data=data, model=str(student), out=tmp_path, template="alpaca", held_out=0.2)
-    rows, counts, groups = prepared(recipe, tokenizer_of(str(student)))
-    weights = rows.weights[rows.trained]
-    of = rows.prompts[rows.trained]
+    usual = {"data": data, "model": str(student), "out": out, "template": "alpaca", "held_out": 0.2}
+    recipe, tokenizer = DpoRecipe(**(usual | told)), tokenizer_of(str(student))
+    return recipe, tokenizer, *prepared(recipe, tokenizer)
+
+
+def test_each_prompt_weighs_the_same_whatever_its_pairs(ground: Path, tmp_path: Path) -> None:
+    _, _, rows, counts, groups = prepared_rows(ground, tmp_path)
+    weights, of = rows.weights[rows.trained], rows.prompts[rows.trained]
     assert {*np.bincount(of)[of]} == {1, 3}
     each = np.bincount(of, weights)
     assert each[each > 0] == pytest.approx(weights.sum() / len(np.unique(of)), rel=1e-5)
     assert weights.mean() == pytest.approx(1.0, rel=1e-5)
     assert counts.held_prompts == len(groups) == 6
     assert not {*of} & {*rows.prompts[rows.held_out]}
-    values = torch.tensor([[1.0, 2.0], [3.0, 4.0]], requires_grad=True)
-    scaled = Scaled.apply(values, torch.tensor([0.5, 2.0]))
-    assert scaled.equal(values)
-    (scaled**2).sum().backward()
-    assert values.grad is not None
-    assert values.grad.equal(2 * values.detach() * torch.tensor([[0.5], [2.0]]))
+
+
+def test_a_weight_scales_the_gradient_of_its_pair(ground: Path, tmp_path: Path) -> None:
+    """The gradient of a micro batch is that of the weighted mean of TRL's losses of each pair alone."""
+    import torch
+
+    from trainers.models import causal_model
+    from trainers.preference_batches import Preferences
+    from trainers.rows import save
+    from trainers.run_folder import Folder
+    from trainers.trl_worker import trainer_of
+
+    recipe, tokenizer, rows, _, _ = prepared_rows(ground, tmp_path)
+    tokenizer.pad_token = tokenizer.unk_token
+    folder = Folder(tmp_path / "run")
+    save(rows, folder.rows(0))
+    preferences = Preferences(rows, recipe, tokenizer.pad_token_id, folder)
+    kind, configuration, told = trainer_of(recipe)
+    args = configuration(
+        output_dir=str(tmp_path / "x"), use_cpu=True, bf16=False, gradient_checkpointing=False, report_to=[],
+        remove_unused_columns=False, **told,
+    )  # fmt: skip
+    model = causal_model(recipe.model, torch.float32)
+    loop = kind(preferences, rows.trained[None], model=model, args=args, processing_class=tokenizer)
+    of_all = rows.weights[rows.trained]
+    pairs = [int(rows.trained[place]) for place in (of_all.argmin(), of_all.argmax())]
+    weights = torch.tensor(rows.weights[pairs])
+    assert weights[0] != weights[1]
+
+    def gradient(loss: Any) -> Any:
+        loop.model.zero_grad()
+        loss.backward()
+        return torch.cat([p.grad.reshape(-1) for p in loop.model.parameters()])
+
+    def alone(pair: int) -> Any:
+        return loop.compute_loss(loop.model, {**preferences.collated([pair]), "weights": torch.ones(2)})
+
+    mine = gradient(loop.compute_loss(loop.model, preferences.collated(pairs)))
+    expected = gradient(sum(w * alone(pair) for w, pair in zip(weights, pairs, strict=True)) / 2)
+    assert mine.norm() > 0
+    assert torch.allclose(mine, expected, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -186,17 +221,12 @@ def test_bad_input_is_refused(
 
 
 def test_answers_that_are_too_long_are_left_out_or_cut_and_counted(ground: Path, tmp_path: Path) -> None:
-    from trainers.models import tokenizer_of
-    from trainers.preference_data import prepared
-    from trainers.trl_config import DpoRecipe
-
-    student = str(ground / "student")
     long = {"prompt": "Say sea.", "chosen": "a" * 400, "rejected": "b"}
     data = tiny.write(tmp_path / "rows.jsonl", [long, *mixed(9)])
-    told = {"data": data, "model": student, "out": tmp_path, "template": "alpaca", "max_length": 300}
-    rows, counts, _ = prepared(DpoRecipe(**told), tokenizer_of(student))
+    told: dict[str, Any] = {"data": data, "max_length": 300}
+    _, _, _, counts, _ = prepared_rows(ground, tmp_path, **told)
     assert (counts.too_long, counts.prompts) == (1, 9)
-    rows, counts, _ = prepared(DpoRecipe(**told, too_long="cut"), tokenizer_of(student))
+    _, _, rows, counts, _ = prepared_rows(ground, tmp_path, **told, too_long="cut")
     assert (counts.cut, counts.prompts) == (1, 10)
     asked, answer = rows.answer(int(rows.pairs[0, 0]))
     assert len(asked) + len(answer) == 300

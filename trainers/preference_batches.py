@@ -78,15 +78,16 @@ class Preferences:
         collator = DataCollatorForUnpairedPreference(pad_token_id=self.pad, max_length=self.recipe.max_length)
         return dict(collator(rows))
 
-    def held_out(self) -> Iterator[tuple[list[int], int]]:
-        """Micro batches of pairs of one prompt each, and how many pairs that prompt has. Of one pair where
-        several processes share them: TRL gathers what they have, which must be as much of each."""
+    def held_out(self) -> Iterator[tuple[list[int], float]]:
+        """Micro batches of pairs that weigh the same, and how many prompts they are together. Of one pair
+        where several processes share them: TRL gathers what they have, which must be as much of each."""
         size = 1 if self.recipe.processes > 1 else self.recipe.rows_at_once
-        held, of = self.rows.held_out, self.rows.prompts[self.rows.held_out]
-        for prompt in np.unique(of):
-            own = held[of == prompt].tolist()
+        held, pairs = self.rows.held_out, np.bincount(self.rows.prompts)[self.rows.prompts]
+        for number in np.unique(pairs[held]):
+            own = held[pairs[held] == number].tolist()
             for first in range(0, len(own), size):
-                yield own[first : first + size], len(own)
+                group = own[first : first + size]
+                yield group, len(group) / float(number)
 
 
 def partners(rows: PairRows) -> Ints:

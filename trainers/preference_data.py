@@ -51,6 +51,11 @@ class PairRows:
         return np.diff(self.starts)[self.pairs].sum(1)
 
     @property
+    def answered(self) -> Ints:
+        """(answers,) tokens of each answer."""
+        return np.diff(self.starts) - self.asked
+
+    @property
     def trained(self) -> Ints:
         return np.setdiff1d(np.arange(len(self)), self.held_out)
 

@@ -26,10 +26,10 @@ from trainers.models import causal_model, lora_config, tokenizer_of
 from trainers.preference_batches import Ints, Preferences
 from trainers.preference_data import PairRows
 from trainers.process import measured
-from trainers.rows import Batch, Planned, load, order, steps_of
+from trainers.rows import IGNORED, Batch, Planned, load, order, steps_of
 from trainers.run_folder import Folder
 from trainers.trainer import Telling, joined, publish, weights_dtype
-from trainers.trl_config import DpoRecipe
+from trainers.trl_config import REFERENCED, DpoRecipe
 
 
 class Scaled(torch.autograd.Function):
@@ -48,13 +48,14 @@ class Scaled(torch.autograd.Function):
 
 class Weighted:
     """A model as TRL calls it, whose rows have weights: what TRL makes of its output has gradients that are
-    scaled by them, whatever the loss."""
+    scaled by them, whatever the loss. output: the last one."""
 
     def __init__(self, model: Any, weights: torch.Tensor) -> None:
         self._model, self._weights = model, weights
+        self.output: Any = None
 
     def __call__(self, *given: Any, **named: Any) -> Any:
-        found = self._model(*given, **named)
+        self.output = found = self._model(*given, **named)
         for name in ("log_probs", "logits"):
             values = getattr(found, name, None)
             if values is not None and values.requires_grad:
@@ -97,9 +98,13 @@ class Driven(Quiet):
         return Planned(self._order)
 
     def compute_loss(self: Any, model: Any, inputs: Batch, *_: Any, **__: Any) -> torch.Tensor:
-        weights = inputs.pop("weights")
-        loss: torch.Tensor = super().compute_loss(Weighted(model, weights), inputs)  # type: ignore[misc]
+        loss, _ = self._loss_and_output(model, inputs)
         return loss
+
+    def _loss_and_output(self: Any, model: Any, inputs: Batch) -> tuple[torch.Tensor, Any]:
+        weighted = Weighted(model, inputs.pop("weights"))
+        loss: torch.Tensor = super().compute_loss(weighted, inputs)  # type: ignore[misc]
+        return loss, weighted.output
 
     def _precompute_ref_logps(self: Any, dataset: Any, name: str, batch_size: int) -> Any:
         """Once, of all pairs, by all processes together; kept in the run's folder."""
@@ -144,10 +149,10 @@ class Driven(Quiet):
         model.eval()
         for first in range(0, len(groups), ranks):
             place = first + self.args.process_index
-            pairs, of_prompt = groups[min(place, len(groups) - 1)]
+            pairs, prompts = groups[min(place, len(groups) - 1)]
             with torch.no_grad(), self._in_bf16():
                 figures = self._figures(model, pairs)
-            share = len(pairs) / of_prompt if place < len(groups) else 0.0
+            share = prompts if place < len(groups) else 0.0
             for name, value in figures.items():
                 total[name] = total.get(name, 0.0) + value * share
             total["prompts"] = total.get("prompts", 0.0) + share
@@ -169,24 +174,27 @@ class Driven(Quiet):
         return torch.autocast(self.args.device.type, torch.bfloat16, enabled=wanted)
 
     def _figures(self: Any, model: Any, pairs: list[int]) -> dict[str, float]:
-        """Means over these pairs."""
+        """Means over these pairs, of one forward."""
         own: Preferences = self.preferences
-        loss = self.compute_loss(model, self._prepare_inputs(own.collated(pairs)))
-        batch = self._prepare_inputs(own.both(pairs))
-        logits = model(
-            input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False
-        ).logits[:, :-1]
-        mask = batch["completion_mask"][:, 1:]
-        lengths = mask.sum(1)
-        found = (selective_log_softmax(logits, batch["input_ids"][:, 1:]).float() * mask).sum(1)
-        if own.reference is not None:
-            found = found - torch.tensor(own.reference[pairs, :2].T.reshape(-1)).to(found.device)
+        batch = self._prepare_inputs(own.collated(pairs))
+        loss, output = self._loss_and_output(model, batch)
+        if own.recipe.loss not in REFERENCED:
+            labels = torch.cat([batch["chosen_labels"], batch["rejected_labels"]])[:, 1:]
+            found = selective_log_softmax(output.logits[:, :-1], labels.clamp(min=0))
+            found = found.masked_fill(labels == IGNORED, 0)
         else:
-            found = found / lengths
-        chosen, rejected = (own.recipe.strength * found).chunk(2)
-        right = (chosen > rejected).double() + (chosen == rejected).double() / 2
-        longer, shorter = lengths.chunk(2)
-        figures = {"loss": loss, "accuracy": right, "margin": chosen - rejected}
+            found = output.log_probs
+        logs = found.float().sum(1)
+        chosen, rejected = (logs[0::2], logs[1::2]) if own.recipe.loss == "kto" else logs.chunk(2)
+        longer, shorter = (torch.tensor(own.rows.answered[own.rows.pairs[pairs]]).to(logs)).unbind(1)
+        if own.reference is None:
+            chosen, rejected = chosen / longer, rejected / shorter
+        else:
+            before = torch.tensor(own.reference[pairs, :2]).to(logs)
+            chosen, rejected = chosen - before[:, 0], rejected - before[:, 1]
+        margin = own.recipe.strength * (chosen - rejected)
+        right = (margin > 0).double() + (margin == 0).double() / 2
+        figures = {"loss": loss, "accuracy": right, "margin": margin}
         figures |= {"chosen_tokens": longer, "rejected_tokens": shorter}
         return {f"held_out_{name}": value.double().mean().item() for name, value in figures.items()}
 
