@@ -99,7 +99,7 @@ def test_a_killed_training_goes_on_as_if_nothing_had_been(ground: Path, loss: st
     kept = np.load(ground / out / "training" / "rows-0" / "reference.npy")
     assert kept.shape[1] == {"dpo": 2, "kto": 4}[loss]
     said = tiny.train(*given(ground, out), *words, "--resume", kind="dpo")
-    assert "checkpoint-5 is passed over: it was not finished" in said
+    assert "it was not finished" in said
     assert "continuing from step 4" in said
     plain = "plain" if loss == "dpo" else loss
     mine = (ground / out / "model.safetensors").read_bytes()
