@@ -208,8 +208,8 @@ class Loop(Trainer):
         report("notice", text=text)
 
     def _measure_memory(self, tokens: int) -> None:
-        """Micro batches as large as memory has room for, after what the second step took. All processes agree:
-        they must keep step."""
+        """Micro batches as large as memory has room for, by what the second step took. All processes agree,
+        for they must keep step."""
         room, done = self.lessons.room, self.state.global_step - self._initial_global_step
         if room.tokens is None or self.args.device.type != "cuda" or done != MEASURED_AFTER:
             return
