@@ -92,6 +92,7 @@ def main() -> None:
     parser.add_argument("--precision")
     parser.add_argument("--model", metavar="FOLDER")
     parser.add_argument("--shape", choices=list(SHAPES))
+    parser.add_argument("--tokenizer", metavar="FOLDER", help="for a shape; SmolLM2's, unless said")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--lora", type=int, metavar="RANK")
     parser.add_argument("--dry-run", action="store_true")
@@ -103,7 +104,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         shape = "tiny" if told.dry_run else told.shape
-        told.model = made(folder, shape) if shape else told.model or unpacked(folder)
+        told.model = made(folder, shape, told.tokenizer) if shape else told.model or unpacked(folder)
         ours, theirs = (sft_rows if told.what == "sft" else reward_rows)(data, folder, told.model, told.plan)
         for number in range(told.rounds):
             found["distill"].append(our_run(told, ours, folder / f"run-{number}"))
@@ -113,8 +114,8 @@ def main() -> None:
     show(told.what, told.precision, found)
 
 
-def made(folder: Path, shape: str) -> str:
-    """A folder with random weights in bf16 and SmolLM2's tokenizer."""
+def made(folder: Path, shape: str, tokenizer: str | None) -> str:
+    """A folder with random weights in bf16."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalLM
 
@@ -127,7 +128,7 @@ def made(folder: Path, shape: str) -> str:
         model: Any = kind(config(**WORDS, **SHAPES[shape], bos_token_id=1, eos_token_id=2, pad_token_id=2))
     torch.set_default_dtype(torch.float32)
     model.save_pretrained(folder / shape)
-    tokenizer_of(unpacked(folder)).save_pretrained(folder / shape)
+    tokenizer_of(tokenizer or unpacked(folder)).save_pretrained(folder / shape)
     return str(folder / shape)
 
 

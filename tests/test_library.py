@@ -427,7 +427,7 @@ def test_the_examples_of_the_documentation_run(
         asyncio.run(cells())
     assert said["result"].done == said["english"].done == 2
     assert said["compared"].done == 4
-    assert (said["told"].already_answered, said["ran"].steps["shares"].state) == (1, "done")
+    assert (said["forecast"].already_answered, said["ran"].steps["shares"].state) == (1, "done")
     assert "--rpm 0: must be greater than 0" in capsys.readouterr().out
     assert (tmp_path / "report.html").exists()
 

@@ -23,6 +23,7 @@ from trainers.attention import VARLEN, implementation
 from trainers.config import RewardRecipe, SftRecipe
 from trainers.memory import GIB, Machine, ModelSize, need, tokens_that_fit
 from trainers.micro_batches import Room, room_for, shared, split
+from trainers.models import flat_part
 from trainers.preflight import check_size
 from trainers.rows import TokenRows, example, gathered, packed, padded, save, token_loss_sum
 from trainers.run_folder import Folder, read_metrics
@@ -181,6 +182,37 @@ def test_liger_replaces_what_it_is_to_and_no_loss(tmp_path: Path, monkeypatch: p
     assert asked == [
         ("LlamaForCausalLM", whole | {"cross_entropy": False, "fused_linear_cross_entropy": False})
     ]
+
+
+# What a process reads of a model that is shared out.
+
+
+class Watched:
+    """A slice of safetensors that tells how many rows are read at once."""
+
+    def __init__(self, one: Any, read: list[int]) -> None:
+        self._one, self._read = one, read
+        self.get_shape = one.get_shape
+
+    def __getitem__(self, rows: slice) -> Any:
+        self._read.append(rows.stop - rows.start)
+        return self._one[rows]
+
+
+def test_each_process_reads_its_own_rows_of_a_weight(tmp_path: Path) -> None:
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+
+    weights = {"matrix": torch.arange(35.0).reshape(7, 5), "bias": torch.arange(7.0)}
+    save_file(weights, tmp_path / "w.safetensors")
+    with safe_open(tmp_path / "w.safetensors", "pt") as file:
+        for name, whole in weights.items():
+            one, read = file.get_slice(name), list[int]()
+            watched = Watched(one, read)
+            share = -(-whole.numel() // 4) + 1  # aligned: the last process may have less, or nothing
+            parts = [flat_part(watched, rank * share, share) for rank in range(4)]
+            assert torch.equal(torch.cat(parts), whole.reshape(-1))
+            assert max(read) < len(whole)  # no process reads all of it
 
 
 # The same loss in any.

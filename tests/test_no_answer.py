@@ -106,7 +106,7 @@ async def test_filtered_and_cut_answers_are_asked_again_only_when_they_are_named
         assert ended.code == 0, ended.err
     assert teacher.asked == {"easy": 1, "bad": 2, "long": 2}
     assert (await stage(run))["outcomes"] == {"stop": 3}
-    assert "there are" in (await distill("retry", run, "--cause", "stop")).err
+    assert "choose from" in (await distill("retry", run, "--cause", "stop")).err
 
 
 async def test_a_call_of_a_tool_is_asked_for_once(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -192,3 +193,38 @@ def test_lora_is_merged_into_a_plain_folder(ground: Path) -> None:
     names = set(AutoModelForCausalLM.from_pretrained(ground / "lora").state_dict())
     assert names == set(AutoModelForCausalLM.from_pretrained(ground / "student").state_dict())
     assert not (ground / "lora" / "adapter_config.json").exists()
+
+
+SCRIPT = """
+import asyncio, sys
+import distill
+
+print("the script began")
+data, model, out = sys.argv[1:]
+
+
+async def cell():
+    return await asyncio.to_thread(
+        distill.train_sft, data, model=model, out=out, epochs=1, batch=8, limit=9, samples=0,
+        max_length=300, precision="fp32",
+    )
+
+
+print(asyncio.run(cell()))
+"""
+
+
+def test_a_script_without_a_main_guard_trains_in_a_thread_beside_a_running_loop(
+    ground: Path, tmp_path: Path
+) -> None:
+    """As a notebook does: its kernel's loop runs, and FORCE_COLOR is set for all that it starts."""
+    script, out = tmp_path / "script.py", tmp_path / "out"
+    script.write_text(SCRIPT)
+    words = [sys.executable, str(script), *map(str, (ground / "rows.jsonl", ground / "student", out))]
+    env = tiny.env() | {"PYTHONPATH": str(ROOT), "FORCE_COLOR": "1"}
+    ended = subprocess.run(words, env=env, capture_output=True, text=True, timeout=tiny.SECONDS, check=False)
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    assert ended.stdout.splitlines() == ["the script began", str(out)]  # no process of it ran it again
+    assert "step 1 of 1: loss" in ended.stderr
+    assert "\x1b" not in ended.stderr
+    assert (out / "model.safetensors").exists()

@@ -22,7 +22,7 @@ from trainers import preflight
 from trainers.config import SftRecipe, recipe_from
 from trainers.display import Display
 from trainers.errors import NotTheSame, TooLarge, TrainingFailed
-from trainers.launcher import Processes
+from trainers.launcher import Processes, environment
 from trainers.memory import GIB, Machine, ModelSize, check_memory, free_ram, need
 from trainers.preflight import as_configured, deepspeed_config, stage_of, with_precision
 from trainers.run_folder import Folder, forget_after, held_by, last_checkpoint, read_metrics, seal
@@ -285,6 +285,16 @@ def test_a_folder_that_cannot_be_written_ends_in_a_sentence(tmp_path: Path) -> N
         held_by(Folder(tmp_path), 0),
     ):
         raise OSError(errno.ENOSPC, "No space left on device", "metrics.jsonl")
+
+
+def test_one_process_sees_one_gpu_and_several_see_all() -> None:
+    """transformers would split a batch of one process over all GPUs that it sees."""
+    for given, seen in (({}, "0"), ({"CUDA_VISIBLE_DEVICES": "3,1"}, "3")):
+        assert environment(recipe(), given, on_cpu=False)["CUDA_VISIBLE_DEVICES"] == seen
+    assert (
+        environment(recipe(nproc=2), {"CUDA_VISIBLE_DEVICES": "3,1"}, False)["CUDA_VISIBLE_DEVICES"] == "3,1"
+    )
+    assert environment(recipe(), {}, on_cpu=True)["CUDA_VISIBLE_DEVICES"] == ""
 
 
 # Folders.

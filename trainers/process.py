@@ -91,6 +91,15 @@ def agreed(checkpoint: str | None) -> str | None:
     return box[0]
 
 
+def least_of_all(tokens: int | None) -> int | None:
+    """What fits on every machine's devices: all processes must make the same micro batches."""
+    if tokens is None or not dist.is_initialized() or dist.get_world_size() == 1:
+        return tokens
+    found = [tokens] * dist.get_world_size()
+    dist.all_gather_object(found, tokens)
+    return min(found)
+
+
 def run_job(file: str, work: Callable[[dict[str, Any]], None]) -> None:
     """Does the job of a file. Ends the process: 0 done or stopped as asked, 1 on an error, which is
     reported."""

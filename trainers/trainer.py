@@ -27,7 +27,7 @@ from trainers.run_folder import UNIVERSAL, Folder
 
 SHARE_BETWEEN_SAVES = 10  # of all steps, unless said
 LR_SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
-MEASURED_STEPS = 2  # the first of a process, in which memory is measured
+MEASURED_AFTER = 1  # step of a process: from then on the optimizer has its states
 GROWS_BY = 1.3  # that a micro batch grows at least, if it does
 LossSum = Callable[[Any, Batch], torch.Tensor]
 Count = Callable[[Batch], float]
@@ -209,10 +209,10 @@ class Loop(Trainer):
         report("notice", text=text)
 
     def _measure_memory(self, tokens: int) -> None:
-        """Micro batches as large as memory has room for, after what the first steps took. All processes
-        agree: they must keep step."""
+        """Micro batches as large as memory has room for, by what the second step took. All processes agree,
+        for they must keep step."""
         room, done = self.lessons.room, self.state.global_step - self._initial_global_step
-        if room.tokens is None or self.args.device.type != "cuda" or done >= MEASURED_STEPS:
+        if room.tokens is None or self.args.device.type != "cuda" or done != MEASURED_AFTER:
             return
         free, _ = torch.cuda.mem_get_info()
         held, kept = torch.cuda.memory_reserved(), torch.cuda.memory_allocated()

@@ -23,7 +23,7 @@ from trainers.config import RewardRecipe, SftRecipe, Training
 from trainers.encoding import prompt_length
 from trainers.micro_batches import room_for
 from trainers.models import causal_model, tokenizer_of, with_lora
-from trainers.process import fused_kernels, run_job
+from trainers.process import fused_kernels, least_of_all, run_job
 from trainers.reward_data import Parts, template_for
 from trainers.reward_model import padding_of, reward_model
 from trainers.rows import (
@@ -75,7 +75,7 @@ def train_sft(job: dict[str, Any]) -> None:
     if recipe.lora is not None:
         model = with_lora(model, recipe.lora, recipe.recompute)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    room = room_for(job["tokens_at_once"], recipe.rows_at_once, packs, recipe.max_length)
+    room = room_for(least_of_all(job["tokens_at_once"]), recipe.rows_at_once, packs, recipe.max_length)
 
     def batch_of(group: Sequence[int]) -> Batch:
         examples = [example(*rows.row(i)) for i in group]
@@ -133,7 +133,7 @@ def train_reward(job: dict[str, Any]) -> None:
     def batch_of(group: Sequence[int]) -> Batch:
         return collated([part_of(parts, i) for i in group])
 
-    room = room_for(job["tokens_at_once"], recipe.rows_at_once, True, recipe.max_length)
+    room = room_for(least_of_all(job["tokens_at_once"]), recipe.rows_at_once, True, recipe.max_length)
     telling = Telling(parts.lengths[planned].sum(1), len(trained), recipe.batch, folder)
     lessons = Lessons(planned, parts.held_out, parts.lengths, parts.weights, batch_of, room)
     loop = Loop(

@@ -17,6 +17,7 @@ from engine.collect.other_settings import counting, differences
 from engine.terminal import (
     Cell,
     Column,
+    counted,
     dollars,
     duration,
     plain,
@@ -216,13 +217,14 @@ def _status_lines(
     for name, changes in status["changed"].items():
         yield f"{plain(name, 40)}: keys differ from the run before: {plain('; '.join(changes), 400)}"
     for name, count in status["other_settings"].items():
-        words = f"{count:,} rows have an answer under other settings than the last run's"
+        rows = "1 row has" if count == 1 else f"{count:,} rows have"
+        words = f"{rows} an answer under other settings than the last run's"
         yield f"{plain(name, 40)}: {words}; an export leaves them out"
     for name, s in status["stages"].items():
         if s["damaged"]:
-            yield f"{plain(name, 40)}: {s['damaged']:,} answers are damaged (distill check says more)"
+            yield f"{plain(name, 40)}: {counted(s['damaged'], 'damaged answer')} (distill check says more)"
     if bad := sum(s["bad_rows"] for s in status["stages"].values()):
-        yield f"{bad:,} pool rows could not be used"
+        yield f"{counted(bad, 'pool row')} could not be used"
 
 
 def _how_stopped(status: Mapping[str, Any]) -> Iterator[str]:

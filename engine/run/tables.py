@@ -88,7 +88,7 @@ def print_estimate(told: Estimate, settings: Settings, to_stdout: bool = False, 
     done = f", {told.already_answered:,} stored already" if told.already_answered else ""
     bad = f", {counted(told.bad_rows, 'bad row')}" if told.bad_rows else ""
     tokens = told.completion_tokens
-    count = "exact" if told.exact_tokens else "counted with o200k_base; this model's own differ"
+    count = "exact" if told.exact_tokens else "counted with o200k_base; this model counts differently"
     table = grid()
     for label, words in _asked(told, settings):
         table.add_row(label, Text(words))
@@ -109,7 +109,7 @@ def print_estimate(told: Estimate, settings: Settings, to_stdout: bool = False, 
             table.add_row(label, _money(cost))
     s = told.seconds
     between = f"{duration(s.low)} to {duration(s.high)}; " if s.high > s.low else ""
-    online = f"{duration(s.expected)}  ({between}bound by {told.bound_by})"
+    online = f"{duration(s.expected)}  ({between}limited by {told.bound_by})"
     table.add_row("time", "up to a day for each batch" if batch else online)
     show(table, stderr=not to_stdout)
 
