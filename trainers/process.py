@@ -152,7 +152,7 @@ def product_flops(device: torch.device) -> float | None:
     """Floating-point operations a second of a large product in bf16, measured. None on a CPU."""
     if device.type != "cuda":
         return None
-    one = torch.ones(PRODUCT, PRODUCT, dtype=torch.bfloat16, device=device)
+    one = torch.randn(PRODUCT, PRODUCT, dtype=torch.bfloat16, device=device)
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     one @ one
     begin.record()
