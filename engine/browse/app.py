@@ -6,6 +6,7 @@ the start. Readers hold no transaction between two queries, so the writer can al
 """
 
 import asyncio
+import contextlib
 import csv
 import errno
 import io
@@ -151,7 +152,8 @@ def run_browse(run: Path, port: int) -> None:
         config = uvicorn.Config(
             datasette.app(), log_level="warning", lifespan="on", timeout_graceful_shutdown=DRAIN_SECONDS
         )
-        uvicorn.Server(config).run(sockets=[bound])
+        with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises again what has ended it
+            uvicorn.Server(config).run(sockets=[bound])
         sys.stdout.flush()
     finally:
         bound.close()
