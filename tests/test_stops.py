@@ -6,9 +6,10 @@ import asyncio
 import random
 import re
 import signal
+import sqlite3
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -316,6 +317,25 @@ async def test_a_second_interrupt_waits_for_nothing(run: Path, tmp_path: Path) -
         found = await status(run)
         assert found["unanswered"] == 8
         assert found["stages"]["generate"]["done"] == p.counts.billed - p.counts.faults["abandoned"]
+
+
+async def test_a_second_interrupt_counts_what_is_on_its_way_to_the_disk(run: Path, tmp_path: Path) -> None:
+    pool = write_pool(tmp_path / "pool.jsonl", rows(60))
+    async with Provider(Config(latency=0.5)).running() as p:
+        async with started(*asking(pool, run, p.base_url, "--concurrency", 8)) as command:
+            await until(lambda: p.counts.in_flight == 8)
+            with closing(sqlite3.connect(run / "ledger.db", isolation_level=None)) as writer:
+                writer.execute("BEGIN IMMEDIATE")  # the disk takes nothing
+                await until(lambda: p.counts.billed == 9)
+                await asyncio.sleep(0.3)
+                for _ in range(2):
+                    command.send(signal.SIGINT)
+                    await asyncio.sleep(0.3)
+                writer.execute("ROLLBACK")
+            ended = await command.ended(10)
+        assert ended.code == 130
+        assert ledger(run, REPLIES) == [(p.counts.billed,)]
+        assert re.search(r"done +9 of 60\n", ended.err), ended.err
 
 
 @pytest.mark.parametrize("times", [1, 2])

@@ -88,7 +88,9 @@ class Runner:
             if self._stopped:
                 self._producer.cancel()
             await asyncio.wait([self._producer])
-            await landed(self._tasks, self._changed, lambda: self._drain)
+            await landed(
+                self._tasks, self._changed, lambda: self._drain, lambda task: self._tasks[task].has_reply
+            )
             # Refusals with which a run ends may be meant for everybody, unless an earlier run has seen these
             # rows refused already and others answered.
             last = [failed for _, failed in self._refused]
@@ -238,6 +240,7 @@ class Runner:
                 # An answer takes no slot any more; what may stop the run keeps its own until it is judged.
                 landing = isinstance(verdict, Answered)
                 self._landing += landing
+                effort.has_reply = reply is not None
                 try:
                     if reply or not isinstance(verdict, Again):
                         await self.ledger.committed()
@@ -247,7 +250,7 @@ class Runner:
                     self.state.count(reply, request.prompt_tokens, isinstance(verdict, Answered))
                     self.state.latencies.append(reply.latency)
                     self.state.spread.add(reply.latency)
-                effort.in_flight = False
+                effort.in_flight = effort.has_reply = False
                 if not isinstance(verdict, Again):
                     break
                 if self._stopped:

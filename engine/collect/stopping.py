@@ -144,9 +144,13 @@ async def asking(
 
 
 async def landed(
-    tasks: Collection[asyncio.Task[None]], changed: asyncio.Event, drain: Callable[[], float | None]
+    tasks: Collection[asyncio.Task[None]],
+    changed: asyncio.Event,
+    drain: Callable[[], float | None],
+    has_reply: Callable[[asyncio.Task[None]], bool] = lambda _task: False,
 ) -> None:
-    """Waits until no task is left; once `drain` says so many seconds, for no longer than that."""
+    """Waits until no task is left; once `drain` says so many seconds, for no longer than that. A task that
+    has its reply waits for the disk alone, as the ledger does before it closes: it may end."""
     deadline: float | None = None
     loop = asyncio.get_running_loop()
     while tasks:
@@ -158,7 +162,8 @@ async def landed(
                 await changed.wait()
         except TimeoutError:
             for task in list(tasks):
-                task.cancel()
+                if not has_reply(task):
+                    task.cancel()
             await asyncio.wait(list(tasks))
 
 

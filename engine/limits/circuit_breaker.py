@@ -36,6 +36,7 @@ class Effort:
     unparsed: int = 0  # replies that the task could not read
     unusable: int = 0  # replies that hold no answer
     in_flight: bool = False
+    has_reply: bool = False  # which is on its way to the disk
     refused_by: tuple[int, ...] = ()  # endpoints that would not take it, while others may
 
     @property
