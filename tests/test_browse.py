@@ -423,11 +423,14 @@ async def test_a_csv_holds_every_row_of_a_view_and_not_the_first_2000(tmp_path: 
 async def test_sql_as_csv_reads_only_and_says_what_is_wrong_with_it(site: Any) -> None:
     asked = "/ledger.csv?sql=select+%3Aname+as+name,+x'c3bc'+as+bytes&name=a,+b"
     assert await page(site, asked) == 'name,bytes\r\n"a, b",ü\r\n'
+    assert await page(site, f"{asked}&_header=off") == '"a, b",ü\r\n'
+    assert await page(site, "/ledger.csv?sql=select+x'00ff'+as+key") == "key\r\n00ff\r\n"
     saved = await site.client.get(f"{asked}&_dl=1")
     assert saved.headers["content-disposition"] == 'attachment; filename="ledger.csv"'
     for sql, told in (
         ("delete from rows", "must be a SELECT"),
         ("select nix", "no such column: nix"),
+        ("select 1; select 2", "one statement at a time"),
         ("", "SELECT"),
     ):
         refused = await site.client.get("/ledger.csv", params={"sql": sql})

@@ -34,6 +34,8 @@ from store.errors import UsageError
 from store.queries import connect_reader
 
 CSV_ROWS = 1000  # read at once
+# What is wrong with the user's own SQL; a warning: more than one statement (an error from Python 3.12 on).
+OF_THE_SQL = (InvalidSql, sqlite3.OperationalError, sqlite3.ProgrammingError, sqlite3.Warning)
 COUNT_MS = 400  # for `count(*)` of a view with millions of rows, which nobody waits for
 
 
@@ -222,15 +224,18 @@ async def sql_as_csv(request: Any, receive: Any, datasette: Any) -> AsgiStream:
         sql = request.args.get("sql") or ""
         validate_sql_select(sql)
         rows = await asyncio.to_thread(batch)  # an error of the SQL is told before the first byte is sent
-    except (InvalidSql, sqlite3.OperationalError) as error:
+    except Exception as error:
         connection.close()
+        if not isinstance(error, OF_THE_SQL):
+            raise  # such as a damaged ledger
         raise DatasetteError(str(error), title="Invalid SQL", status=400) from error
 
     async def stream(writer: Any) -> None:
         nonlocal rows
         gone = asyncio.ensure_future(_disconnected(receive))
         try:
-            await writer.write(_csv([[column[0] for column in cursor.description]]))
+            if request.args.get("_header") != "off":
+                await writer.write(_csv([[column[0] for column in cursor.description]]))
             while rows and not gone.done():
                 await writer.write(_csv(rows))
                 rows = await asyncio.to_thread(batch)
@@ -250,11 +255,19 @@ async def _disconnected(receive: Any) -> None:
 
 
 def _csv(rows: list[Any]) -> str:
+    """Bytes are text where they can be read as text, and else hexadecimal, as on the pages."""
     text = io.StringIO()
     write = csv.writer(text).writerow
     for row in rows:
-        write([cell.decode(errors="replace") if isinstance(cell, bytes) else cell for cell in row])
+        write([_decoded(cell) if isinstance(cell, bytes) else cell for cell in row])
     return text.getvalue()
+
+
+def _decoded(cell: bytes) -> str:
+    try:
+        return cell.decode()
+    except UnicodeDecodeError:
+        return cell.hex()
 
 
 @hookimpl  # type: ignore[untyped-decorator]
