@@ -1,7 +1,7 @@
 """The types that flow: what goes in, what is asked, what came back, what goes out; Alpaca's two prompts, and
 the columns of data sets.
 
-The types are frozen dataclasses without behaviour. Money is integer micro-dollars, times are Unix seconds.
+The types are frozen, without behaviour. Money is integer micro-dollars, times are Unix seconds.
 
 Names of columns are matched in any case (`Instruction`). An instruction must be text. Elsewhere a number is
 its text (`0` is "0"): programs that write JSON or Parquet turn an answer like `42` into a number. true and
@@ -111,8 +111,7 @@ class BadRow:
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(NamedTuple):
     """One question to the teacher, ready to be sent.
 
     key: SHA-256 of the canonical JSON of what is sent and the sample's index (32 bytes).

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from engine.collect.outcomes import (
+    ANSWERED,
     NO_HEADERS,
     Again,
-    Answered,
     Booking,
     Failed,
     Measure,
@@ -176,7 +176,7 @@ class Asker:
         if endpoint.adaptive:
             endpoint.adaptive.replied(answer.latency)
         if final:
-            return Answered(), response
+            return ANSWERED, response
         if outcome == "unparsed":
             return self._unparsed(sent, effort, reply), response
         # Stored and billed, and no answer in it. Another is bought, a few times; a call of a tool is not

@@ -24,6 +24,9 @@ class Answered:
     """The request has its answer on the disk."""
 
 
+ANSWERED = Answered()
+
+
 @dataclass(frozen=True, slots=True)
 class Again:
     """Ask again after so many seconds."""
