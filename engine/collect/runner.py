@@ -197,7 +197,9 @@ class Runner:
 
     def _has_room(self) -> bool:
         active = len(self._tasks) - self._sleeping - self._landing
-        slots = sum(endpoint.gate.limit for endpoint in self.teacher.endpoints)
+        slots = 0
+        for endpoint in self.teacher.endpoints:  # for every row: a loop is faster than sum()
+            slots += endpoint.gate.limit
         return active < slots and len(self._tasks) < OUTSTANDING * slots
 
     async def _next_due(self) -> Request | None:
