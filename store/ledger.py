@@ -95,9 +95,12 @@ class Ledger:
         `plan` is a fingerprint of all that decides a key beside the item.
         `new` requests go into the same commit, so that no row ever points at nothing.
         """
-        self._batch.requests.extend((each.id, each.key, each.sample, each.prompt_tokens) for each in new)
-        self._batch.rows.append(((stage << STAGE_SHIFT) + position, item, plan, zlib.crc32(item)))
-        self._batch.samples.extend((stage, position, sample, r) for sample, r in requests)
+        batch = self._batch
+        for each in new:
+            batch.requests.append((each.id, each.key, each.sample, each.prompt_tokens))
+        batch.rows.append(((stage << STAGE_SHIFT) + position, item, plan, zlib.crc32(item)))
+        for sample, request in requests:
+            batch.samples.append((stage, position, sample, request))
         if self._idle:
             self._schedule()
 
