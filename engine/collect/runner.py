@@ -184,7 +184,14 @@ class Runner:
             request = self._due.popleft() if self._due else await self._next_due()
             if request is None:
                 break
-            while not (self._stopped or self._has_room()):
+            while not self._stopped:
+                slots = 0
+                for endpoint in self.teacher.endpoints:  # for every row: a loop is faster than sum()
+                    slots += endpoint.gate.limit
+                outstanding = len(self._tasks)
+                active = outstanding - self._sleeping - self._landing
+                if active < slots and outstanding < OUTSTANDING * slots:
+                    break
                 if self.teacher.wants_another:
                     self._due.appendleft(request)
                     self._canaries = max(self._canaries, FAR)
@@ -194,13 +201,6 @@ class Runner:
                 await self._changed.wait()
             if request and not self._stopped:
                 self._spawn(request)
-
-    def _has_room(self) -> bool:
-        active = len(self._tasks) - self._sleeping - self._landing
-        slots = 0
-        for endpoint in self.teacher.endpoints:  # for every row: a loop is faster than sum()
-            slots += endpoint.gate.limit
-        return active < slots and len(self._tasks) < OUTSTANDING * slots
 
     async def _next_due(self) -> Request | None:
         while not (self._due or self.intake.ended or self._stopped):

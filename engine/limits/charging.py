@@ -47,6 +47,7 @@ class Charging:
         self.mean_completion: float | None = None
         self._weight = 0.0  # of what the mean was made of, in replies
         self._limited = 0
+        self.hears = False  # whether a header has told a level
         self._levels: Levels | None = None  # None: no header has been heard
         self._ceiling = self._rate = self._at = self._heard_at = 0.0
         self._errors = [0.0] * len(WAYS)
@@ -120,7 +121,7 @@ class Charging:
     ) -> None:
         """A header: what remains of `ceiling` tokens that refill by `rate` a second. `at_admission`: what
         `sent` returned for its request."""
-        self._ceiling, self._rate = ceiling, rate
+        self._ceiling, self._rate, self.hears = ceiling, rate, True
         self._advance(now)
         if self._levels is None or at_admission is None:
             self._levels = self._levels or (remaining,) * len(WAYS)

@@ -52,7 +52,7 @@ class Endpoint:
         says while it rests was asked before: that is no sign of recovery."""
         if not self.rested_until or self.limiter.now >= self.rested_until:
             self.proven, self.refusals, self.rest, self.refusal = True, 0, 0.0, ""
-        if self.adaptive and self.limiter.knows_limits:
+        if self.adaptive and (self.limiter.requests.limit or self.limiter.tokens.limit):
             self.adaptive = None
             self.gate.resize(self.most)
 

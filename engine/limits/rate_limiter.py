@@ -94,13 +94,16 @@ class Limiter:
         self.requests.settle(ticket.requests, 0.0)
         if self._has_day_limits:
             self.day_requests.add(-1, ticket.at)
-        self._settle_tokens(ticket, 0.0)
+        self._uncharge(ticket)
         self._wake()
 
     def settle(self, ticket: Ticket, usage: Usage | None, headers: Mapping[str, str]) -> None:
         """A request has ended (`usage` None: without an answer); headers correct the picture."""
         used = usage.prompt_tokens + usage.completion_tokens if usage else None
-        self._settle_tokens(ticket, self.charging.final(ticket.size, used))
+        charged = self.charging.final(ticket.size, used)
+        if self._has_day_limits:
+            self.day_tokens.add(charged - ticket.tokens.cost, ticket.at)
+        self.tokens.settle(ticket.tokens, charged)
         if usage and used is not None:
             self.charging.replied(ticket.size, used, usage.completion_tokens)
             if ticket.at >= self._paused_at:
@@ -112,7 +115,7 @@ class Limiter:
     def refused(self, ticket: Ticket, headers: Mapping[str, str]) -> None:
         """The server would not take the row: it was charged no tokens, however many it has."""
         self.charging.refused(ticket.size)
-        self._settle_tokens(ticket, 0.0)
+        self._uncharge(ticket)
         self._observe(ticket, headers)
         self._wake()
 
@@ -122,7 +125,7 @@ class Limiter:
         now = self._clock()
         self.limited_count += 1
         self.charging.refused(ticket.size)
-        self._settle_tokens(ticket, 0.0)
+        self._uncharge(ticket)
         self._observe(ticket, headers)
         if ticket.at >= self._paused_at:
             self._paused_at = now
@@ -135,10 +138,11 @@ class Limiter:
             self._pause_until(now + wait)
         self._wake()
 
-    def _settle_tokens(self, ticket: Ticket, charged: float) -> None:
+    def _uncharge(self, ticket: Ticket) -> None:
+        """The request was charged no tokens."""
         if self._has_day_limits:
-            self.day_tokens.add(charged - ticket.tokens.cost, ticket.at)
-        self.tokens.settle(ticket.tokens, charged)
+            self.day_tokens.add(-ticket.tokens.cost, ticket.at)
+        self.tokens.settle(ticket.tokens, 0.0)
 
     @property
     def paused_seconds(self) -> float:
@@ -202,7 +206,8 @@ class Limiter:
             self.day_requests.add(1, now)
             self.day_tokens.add(cost, now)
         requests, tokens = self.requests.take(1, now), self.tokens.take(cost, now)
-        return Ticket(size, now, requests, tokens, self.charging.sent(size, now))
+        levels = self.charging.sent(size, now) if self.charging.hears else None
+        return Ticket(size, now, requests, tokens, levels)
 
     def _wake(self) -> None:
         """Lets go whoever may go now, and sets the timer for the head of the queue."""
