@@ -128,6 +128,7 @@ def test_lora_is_merged(ground: Path) -> None:
         ("{ground}/student", (), "no reward.json that says how it reads"),
         ("{ground}/letters.py:digits", (), "has no function digits"),
         ("no_such_module:f", (), "no_such_module cannot be imported"),
+        ("no_such_file.py:f", (), "there is no file no_such_file.py"),
         ("{ground}/reward", ("--group", 3), "batch 8 must hold all 3 answers of a prompt"),
         ("{ground}/reward", ("--answer-tokens", 400), "leave no room for a prompt"),
         ("{ground}/reward", ("--batch", 600), "prompts to learn from, and a step takes"),

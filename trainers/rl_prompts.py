@@ -78,6 +78,8 @@ def check_reward(reward: str) -> None:
 def function_of(name: str) -> Scores:
     """A Python function of (prompts, answers) that returns a number for each. Raises UsageError."""
     where, _, attribute = name.rpartition(":")
+    if where.endswith(".py") and not Path(where).is_file():
+        raise UsageError(f"--reward {name}: there is no file {where}")
     try:
         if where.endswith(".py"):
             spec = importlib.util.spec_from_file_location(Path(where).stem, where)
