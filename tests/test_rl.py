@@ -133,7 +133,16 @@ def test_lora_is_merged(ground: Path) -> None:
         ("{ground}/reward", ("--answer-tokens", 400), "leave no room for a prompt"),
         ("{ground}/reward", ("--batch", 600), "prompts to learn from, and a step takes"),
     ],
-    ids=["no folder", "no reward model", "no function", "no module", "groups", "no room", "few prompts"],
+    ids=[
+        "no folder",
+        "no reward model",
+        "no function",
+        "no module",
+        "no file",
+        "groups",
+        "no room",
+        "few prompts",
+    ],
 )
 def test_bad_input_is_refused(
     ground: Path, tmp_path: Path, reward: str, flags: tuple[object, ...], told: str
