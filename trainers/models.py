@@ -70,7 +70,6 @@ def _unpack(package: Path, folder: Path) -> None:
 # Architectures that take positions which begin anew, and tell attention where rows end (attention.py).
 EXACT_WHEN_PACKED = {"llama", "mistral", "qwen2", "qwen3", "smollm3", "olmo2", "phi3", "opt"}
 SAMPLED_BYTES = 1 << 20
-SHOWN_BY_NAME = 4
 
 
 def resolve(name: str, cache: Path) -> str:

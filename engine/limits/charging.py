@@ -47,8 +47,7 @@ class Charging:
         self.mean_completion: float | None = None
         self._weight = 0.0  # of what the mean was made of, in replies
         self._limited = 0
-        self.hears = False  # whether a header has told a level
-        self._levels: Levels | None = None  # None: no header has been heard
+        self.levels: Levels | None = None  # None: no header has been heard
         self._ceiling = self._rate = self._at = self._heard_at = 0.0
         self._errors = [0.0] * len(WAYS)
 
@@ -77,43 +76,43 @@ class Charging:
             self.mean_completion, self._weight = float(max(size.max_tokens, completion)), 1.0
         self._weight = min(self._weight + 1, 1 / MEAN_WEIGHT)
         self.mean_completion += (completion - self.mean_completion) / self._weight
-        if self._levels is not None:
+        if self.levels is not None:
             self._charge(0.0, 0.0, used)
 
     def sent(self, size: RequestSize, now: float) -> Levels | None:
         """A request has gone; the levels at its admission, to be given back with its header."""
-        if self._levels is None:
+        if self.levels is None:
             self._at = now
             return None
         self._advance(now)
         self._charge(*(self.expected(size, way) for way in (Charge.UPFRONT, Charge.LARGER)), 0.0)
-        return self._levels
+        return self.levels
 
     def refused(self, size: RequestSize) -> None:
         """What was counted as sent was refused: it was never charged."""
-        if self._levels is None:
+        if self.levels is None:
             return
         self._charge(*(-self.expected(size, way) for way in (Charge.UPFRONT, Charge.LARGER)), 0.0)
 
     def _charge(self, *costs: float) -> None:
-        assert self._levels is not None
-        self._levels = tuple(level - cost for level, cost in zip(self._levels, costs, strict=True))
+        assert self.levels is not None
+        self.levels = tuple(level - cost for level, cost in zip(self.levels, costs, strict=True))
 
     def _advance(self, now: float) -> None:
-        if self._levels is not None:
+        if self.levels is not None:
             refill = self._rate * (now - self._at)
-            self._levels = tuple(min(self._ceiling, level + refill) for level in self._levels)
+            self.levels = tuple(min(self._ceiling, level + refill) for level in self.levels)
         self._at = now
 
     def silent(self) -> None:
         """Replies come without headers: assume real usage until 429s say otherwise."""
-        if self._levels is None and self._limited < LIMITED_BEFORE_DEARER:
+        if self.levels is None and self._limited < LIMITED_BEFORE_DEARER:
             self.way = Charge.ACTUAL
 
     def limited(self) -> None:
         """A 429 for tokens although there should have been room."""
         self._limited += 1
-        if self._levels is None and self._limited % LIMITED_BEFORE_DEARER == 0:
+        if self.levels is None and self._limited % LIMITED_BEFORE_DEARER == 0:
             self.way = Charge.LARGER if self.way is Charge.ACTUAL else Charge.UPFRONT
 
     def heard(
@@ -121,13 +120,13 @@ class Charging:
     ) -> None:
         """A header: what remains of `ceiling` tokens that refill by `rate` a second. `at_admission`: what
         `sent` returned for its request."""
-        self._ceiling, self._rate, self.hears = ceiling, rate, True
+        self._ceiling, self._rate = ceiling, rate
         self._advance(now)
-        if self._levels is None or at_admission is None:
-            self._levels = self._levels or (remaining,) * len(WAYS)
+        if self.levels is None or at_admission is None:
+            self.levels = self.levels or (remaining,) * len(WAYS)
             self._heard_at = now
             return
-        pairs = zip(self._levels, at_admission, strict=True)
+        pairs = zip(self.levels, at_admission, strict=True)
         for i, (late, early) in enumerate(pairs):
             error = min(abs(remaining - late), abs(remaining - early)) / ceiling
             self._errors[i] = FORGET * self._errors[i] + (1 - FORGET) * error
@@ -135,5 +134,5 @@ class Charging:
         if self._errors[least] < LESS * (self._errors[WAYS.index(self.way)] - NOISE):
             self.way = WAYS[least]
         pull = 1 - math.exp((self._heard_at - now) / MEMORY_SECONDS)
-        self._levels = tuple(level + pull * (remaining - level) for level in self._levels)
+        self.levels = tuple(level + pull * (remaining - level) for level in self.levels)
         self._heard_at = now

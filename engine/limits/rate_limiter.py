@@ -94,16 +94,13 @@ class Limiter:
         self.requests.settle(ticket.requests, 0.0)
         if self._has_day_limits:
             self.day_requests.add(-1, ticket.at)
-        self._uncharge(ticket)
+        self._settle_tokens(ticket, 0.0)
         self._wake()
 
     def settle(self, ticket: Ticket, usage: Usage | None, headers: Mapping[str, str]) -> None:
         """A request has ended (`usage` None: without an answer); headers correct the picture."""
         used = usage.prompt_tokens + usage.completion_tokens if usage else None
-        charged = self.charging.final(ticket.size, used)
-        if self._has_day_limits:
-            self.day_tokens.add(charged - ticket.tokens.cost, ticket.at)
-        self.tokens.settle(ticket.tokens, charged)
+        self._settle_tokens(ticket, self.charging.final(ticket.size, used))
         if usage and used is not None:
             self.charging.replied(ticket.size, used, usage.completion_tokens)
             if ticket.at >= self._paused_at:
@@ -115,7 +112,7 @@ class Limiter:
     def refused(self, ticket: Ticket, headers: Mapping[str, str]) -> None:
         """The server would not take the row: it was charged no tokens, however many it has."""
         self.charging.refused(ticket.size)
-        self._uncharge(ticket)
+        self._settle_tokens(ticket, 0.0)
         self._observe(ticket, headers)
         self._wake()
 
@@ -125,7 +122,7 @@ class Limiter:
         now = self._clock()
         self.limited_count += 1
         self.charging.refused(ticket.size)
-        self._uncharge(ticket)
+        self._settle_tokens(ticket, 0.0)
         self._observe(ticket, headers)
         if ticket.at >= self._paused_at:
             self._paused_at = now
@@ -138,11 +135,10 @@ class Limiter:
             self._pause_until(now + wait)
         self._wake()
 
-    def _uncharge(self, ticket: Ticket) -> None:
-        """The request was charged no tokens."""
+    def _settle_tokens(self, ticket: Ticket, charged: float) -> None:
         if self._has_day_limits:
-            self.day_tokens.add(-ticket.tokens.cost, ticket.at)
-        self.tokens.settle(ticket.tokens, 0.0)
+            self.day_tokens.add(charged - ticket.tokens.cost, ticket.at)
+        self.tokens.settle(ticket.tokens, charged)
 
     @property
     def paused_seconds(self) -> float:
@@ -206,7 +202,7 @@ class Limiter:
             self.day_requests.add(1, now)
             self.day_tokens.add(cost, now)
         requests, tokens = self.requests.take(1, now), self.tokens.take(cost, now)
-        levels = self.charging.sent(size, now) if self.charging.hears else None
+        levels = self.charging.sent(size, now) if self.charging.levels else None
         return Ticket(size, now, requests, tokens, levels)
 
     def _wake(self) -> None:
